@@ -1,0 +1,1 @@
+"""datastore: to be written."""

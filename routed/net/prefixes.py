@@ -1,0 +1,55 @@
+"""Wire prefixes: the canonical NLRI octets that key every table (see the room's docstring)."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from routed.net.addresses import format_address
+from routed.net.families import Family
+
+#: For a prefix length modulo 8, the mask of the bits that count in its last octet.
+_LAST_OCTET_MASK = bytes([0xFF, 0x80, 0xC0, 0xE0, 0xF0, 0xF8, 0xFC, 0xFE])
+
+DEFAULT_ROUTE = b"\x00"
+"""The wire prefix of 0.0.0.0/0 and ::/0."""
+
+
+def make_prefix(address: bytes, length: int) -> bytes:
+    """The wire prefix that covers `length` bits of a packed address; host bits are cleared."""
+    octets = (length + 7) >> 3
+    body = address[:octets]
+    rest = length & 7
+    if rest:
+        body = body[:-1] + bytes((body[-1] & _LAST_OCTET_MASK[rest],))
+    return bytes((length,)) + body
+
+
+def prefix_address(family: Family, prefix: bytes) -> bytes:
+    """The packed network address of a wire prefix, padded with zeros to the family's length."""
+    return prefix[1:].ljust(family.address_length, b"\x00")
+
+
+def parse_prefix(text: str) -> tuple[Family, bytes]:
+    """Family and wire prefix of `a.b.c.d/n` or `x::/n`; host bits are cleared, a bare address is a host prefix.
+
+    Raises ValueError.
+    """
+    network = ipaddress.ip_network(text, strict=False)
+    family = Family.IPV4_UNICAST if network.version == 4 else Family.IPV6_UNICAST
+    return family, make_prefix(network.network_address.packed, network.prefixlen)
+
+
+def format_prefix(family: Family, prefix: bytes) -> str:
+    """`10.244.1.0/26` or `fd00::/122`."""
+    return f"{format_address(prefix_address(family, prefix))}/{prefix[0]}"
+
+
+def covers(outer: bytes, inner: bytes) -> bool:
+    """Whether wire prefix `inner` lies within `outer` (equal counts). Both of one family."""
+    length = outer[0]
+    if inner[0] < length:
+        return False
+    whole, rest = divmod(length, 8)
+    if outer[1 : 1 + whole] != inner[1 : 1 + whole]:
+        return False
+    return not rest or (outer[1 + whole] ^ inner[1 + whole]) & _LAST_OCTET_MASK[rest] == 0

@@ -1,0 +1,1 @@
+"""rib: to be written."""

@@ -1,0 +1,78 @@
+"""Paths: who told us about a prefix, with which attributes, through which next hop.
+
+A `Path` is shared by every prefix one source announced with one attribute set; the tables hold references to it, never
+an object per prefix. Caches that follow from a path alone (its export encodings, its kernel route) live on it and die
+with it. Paths and sources compare by identity.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING
+
+from routed.bgp.attributes import AttributeSet
+
+if TYPE_CHECKING:
+    from routed.desired import KernelRoute
+    from routed.rib.nexthops import NextHop
+
+DEFAULT_LOCAL_PREF = 100
+"""Degree of preference of a route that carries no LOCAL_PREF (RFC 4271 9.1.1 leaves it to us; BIRD and FRR use 100)."""
+
+
+class SourceKind(enum.IntEnum):
+    """Where a path came from, as route propagation rules ask it (RFC 4271 9.2, RFC 4456 6)."""
+
+    LOCAL = 0
+    EBGP = 1
+    IBGP = 2
+    """An internal peer that is not our route-reflection client."""
+    IBGP_CLIENT = 3
+
+
+class Source:
+    """One session's worth of a neighbour (or this node itself): the identity its paths are judged by."""
+
+    __slots__ = ("address", "kind", "name", "peer_as", "prefixes_best", "router_id")
+
+    def __init__(self, name: str, kind: SourceKind, router_id: int, address: bytes, peer_as: int) -> None:
+        self.name = name
+        self.kind = kind
+        self.router_id = router_id
+        """BGP identifier from its OPEN; ours for LOCAL."""
+        self.address = address
+        """Packed peer address; empty for LOCAL."""
+        self.peer_as = peer_as
+        self.prefixes_best = 0
+        """How many prefixes have a path of this source as their best one, over all families. Kept by the RIB."""
+
+    @property
+    def is_external(self) -> bool:
+        return self.kind is SourceKind.EBGP
+
+
+class Path:
+    """One (source, attributes, next hop), see the module's docstring."""
+
+    __slots__ = ("attrs", "epoch", "exports", "kernel_route", "next_hop", "rejected", "source", "usable")
+
+    def __init__(self, source: Source, attrs: AttributeSet, next_hop: NextHop | None, epoch: int = 0) -> None:
+        self.source = source
+        self.attrs = attrs
+        self.next_hop = next_hop
+        """None for local paths."""
+        self.epoch = epoch
+        """Which session of the source announced it; one older than its Adj-RIB-In's is stale (RFC 4724) or about to go."""
+        self.rejected = ""
+        """Why it can't be chosen whatever its next hop ("AS path holds our own AS 64512"), or empty."""
+        self.usable = True
+        """Whether the decision may choose it: not rejected, and its next hop resolved. Kept by the RIB."""
+        self.exports: dict[int, bytes | None] = {}
+        """Encoded attributes by update-group number; None where the group's rules refuse the path. Kept by the groups."""
+        self.kernel_route: KernelRoute | None = None
+        """The route it stands for in the kernel, from its next hop's resolution; cache of the RIB."""
+
+    @property
+    def local_pref(self) -> int:
+        value = self.attrs.local_pref
+        return DEFAULT_LOCAL_PREF if value is None else value

@@ -1,0 +1,406 @@
+"""One family's routes: Adj-RIB-In per peer, and the Loc-RIB they compete in (RFC 4271 sections 3.2 and 9.1).
+
+What makes it fast (measured, see docs/benchmarks.md): prefixes stay wire bytes and are handled a message at a time with
+whole-dictionary operations; a path is shared by all prefixes announced with it; a prefix with one candidate *is* that
+path in the table, and only where there is a choice does a `Candidates` hold several and the decision run.
+
+Invariants:
+- `AdjRibIn.routes` holds what the peer announced, before our filter; `FamilyRib.table` what the filter let in.
+- Every change of a best path is appended once to `changes`, of a kernel route once to `kernel_changes`, in order; the
+  owner drains both once per turn. A re-announcement that changes nothing appends nothing.
+- A session that ends bumps its Adj-RIB-In's epoch; paths of an older epoch are stale, and `sweep` removes them in slices.
+- The outcome depends only on the set of candidates, never on arrival order.
+
+Not here: encoding and who hears about a change (`adj_out`), how next hops resolve (`nexthops`), comparing (`decide`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from routed.bgp.attributes import AttributeSet
+from routed.desired import Gateway, KernelRoute, RouteKind
+from routed.net.families import Family
+from routed.net.prefixes import DEFAULT_ROUTE
+from routed.rib.decide import best as decide_best
+from routed.rib.filters import RouteFilter
+from routed.rib.nexthops import NextHop
+from routed.rib.path import Path, Source
+
+#: Prefixes handled between two looks at the clock when a whole table is walked (about 2 ms of work).
+SLICE = 4000
+
+#: Attribute sets a session's path cache may hold before it is emptied (the paths in use stay alive in the tables).
+PATH_CACHE = 65536
+
+
+class Candidates:
+    """A prefix that several sources announced (or once did): the choice, and what came of it."""
+
+    __slots__ = ("best", "multipath", "paths", "route")
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.paths = paths
+        """One a source, usable or not, in no meaningful order."""
+        self.best: Path | None = None
+        self.multipath: tuple[Path, ...] = ()
+        self.route: KernelRoute | None = None
+
+
+class Change:
+    """Prefixes whose best path went from `old` to `new`; either may be None."""
+
+    __slots__ = ("new", "old", "prefixes")
+
+    def __init__(self, old: Path | None, new: Path | None, prefixes: Sequence[bytes]) -> None:
+        self.old = old
+        self.new = new
+        self.prefixes = prefixes
+
+
+class AdjRibIn:
+    """What one peer announced in one family, before our import filter."""
+
+    __slots__ = ("epoch", "import_filter", "imported", "next_hops", "paths", "routes", "source")
+
+    def __init__(self, source: Source, import_filter: RouteFilter) -> None:
+        self.source = source
+        self.import_filter = import_filter
+        self.routes: dict[bytes, Path] = {}
+        self.paths: dict[AttributeSet, Path] = {}
+        """This session's paths by attribute set."""
+        self.imported: dict[tuple[Path, AttributeSet], Path] = {}
+        """Paths whose attributes the import filter changed, by what they were made from."""
+        self.next_hops: set[NextHop] = set()
+        """Next hops of any path made since the last session began."""
+        self.epoch = 0
+
+    def new_epoch(self) -> None:
+        """From here on what was announced before is stale."""
+        self.epoch += 1
+        self.paths.clear()
+        self.imported.clear()
+
+    def stale_count(self) -> int:
+        """Prefixes still held from an earlier session."""
+        return sum(1 for path in self.routes.values() if path.epoch != self.epoch)
+
+
+class FamilyRib:
+    """The Loc-RIB of one family and the machinery around it. See the module's docstring."""
+
+    def __init__(self, family: Family, *, program_routes: bool, maximum_paths: int = 16) -> None:
+        self.family = family
+        self.program_routes = program_routes
+        self.maximum_paths = maximum_paths
+        self.table: dict[bytes, Path | Candidates] = {}
+        self.changes: list[Change] = []
+        self.kernel_changes: list[tuple[KernelRoute | None, Sequence[bytes]]] = []
+        self.default_route_seen = False
+        """A default route was in the table at some time: exports must look out for it."""
+        self._open: Change | None = None
+        """The last of `changes` while single prefixes may still be added to it."""
+        self._open_kernel: list[bytes] | None = None
+        self._kernel_routes: dict[tuple[Gateway, ...], KernelRoute] = {}
+
+    # ---- what peers say
+
+    def announce(self, adj_in: AdjRibIn, path: Path, prefixes: Sequence[bytes]) -> None:
+        """`prefixes` are now reachable by `path`, one of `adj_in`'s. Replaces what the source said of them before."""
+        table = self.table
+        if adj_in.import_filter.accepts_all and not path.rejected and table.keys().isdisjoint(prefixes):
+            entries = dict.fromkeys(prefixes, path)
+            if len(entries) != len(prefixes):
+                prefixes = list(entries)
+            adj_in.routes.update(entries)
+            table.update(entries)
+            if DEFAULT_ROUTE in entries:
+                self.default_route_seen = True
+            if path.usable:
+                self.changes.append(Change(None, path, prefixes))
+                self._open = None
+                if self.program_routes:
+                    self.kernel_changes.append((path.kernel_route, prefixes))
+                    self._open_kernel = None
+            return
+        routes = adj_in.routes
+        for prefix in prefixes:
+            if routes.get(prefix) is path:
+                continue
+            routes[prefix] = path
+            self._put(prefix, adj_in.source, self.imported(adj_in, prefix, path))
+
+    def withdraw(self, adj_in: AdjRibIn, prefixes: Iterable[bytes]) -> None:
+        """The source no longer reaches `prefixes`. Unknown ones are ignored (RFC 4271 9)."""
+        routes = adj_in.routes
+        source = adj_in.source
+        for prefix in prefixes:
+            if routes.pop(prefix, None) is not None:
+                self._put(prefix, source, None)
+
+    def sweep(self, adj_in: AdjRibIn) -> Iterator[None]:
+        """Remove what the source announced before its current epoch, a slice at a time."""
+        routes, table, source = adj_in.routes, self.table, adj_in.source
+        keys = list(routes)
+        for start in range(0, len(keys), SLICE):
+            epoch = adj_in.epoch
+            run: list[bytes] = []
+            old: Path | None = None
+            for prefix in keys[start : start + SLICE]:
+                path = routes.get(prefix)
+                if path is None or path.epoch == epoch:
+                    continue
+                del routes[prefix]
+                entry = table.get(prefix)
+                if entry is None:
+                    continue
+                if entry.__class__ is Path and entry.source is source:  # the only candidate goes: no choice to make
+                    del table[prefix]
+                    if entry.usable:
+                        if entry is not old:
+                            self._gone(old, run)
+                            run, old = [], entry
+                        run.append(prefix)
+                else:
+                    self._gone(old, run)
+                    run, old = [], None
+                    self._put(prefix, source, None)
+            self._gone(old, run)
+            yield
+
+    def reimport(self, adj_in: AdjRibIn) -> Iterator[None]:
+        """Judge again what a source announced, after its import filter changed, a slice at a time."""
+        adj_in.imported.clear()
+        keys = list(adj_in.routes)
+        for start in range(0, len(keys), SLICE):
+            for prefix in keys[start : start + SLICE]:
+                path = adj_in.routes.get(prefix)
+                if path is not None:
+                    self._put(prefix, adj_in.source, self.imported(adj_in, prefix, path))
+            yield
+
+    def originate(self, prefix: bytes, path: Path) -> None:
+        """A path of our own; replaces an earlier one of the same source."""
+        self._put(prefix, path.source, path)
+
+    def withdraw_origin(self, prefix: bytes, source: Source) -> None:
+        self._put(prefix, source, None)
+
+    # ---- what the kernel's table says
+
+    def next_hops_changed(self, changed: set[NextHop], adj_ins: Iterable[AdjRibIn]) -> None:
+        """Next hops resolve differently now (or no longer): judge again every path that uses one of them."""
+        before: dict[Path, tuple[bool, KernelRoute | None]] = {}
+        for adj_in in adj_ins:
+            if adj_in.next_hops.isdisjoint(changed):
+                continue
+            for prefix in [key for key, path in adj_in.routes.items() if path.next_hop in changed]:
+                entry = self.table.get(prefix)
+                if entry is None:
+                    continue
+                if isinstance(entry, Candidates):
+                    for path in entry.paths:
+                        self._refresh_once(path, changed, before)
+                    self._decide(prefix, entry)
+                else:
+                    self._refresh_once(entry, changed, before)
+                    was_usable, was_route = before.get(entry, (entry.usable, entry.kernel_route))
+                    if was_usable != entry.usable:
+                        self._best_changed(prefix, entry if was_usable else None, entry if entry.usable else None)
+                    if was_route is not entry.kernel_route:
+                        self._kernel_changed(prefix, entry.kernel_route)
+            for path in (*adj_in.paths.values(), *adj_in.imported.values()):  # not in use now, but found again by attributes
+                self._refresh_once(path, changed, before)
+
+    def refresh(self, path: Path) -> None:
+        """Derive `usable` and `kernel_route` of a path from its next hop."""
+        next_hop = path.next_hop
+        if next_hop is None:
+            path.usable = not path.rejected
+            return
+        gateways = next_hop.gateways
+        path.usable = bool(gateways) and not path.rejected
+        path.kernel_route = self._kernel_route(gateways) if path.usable else None
+
+    # ---- reading
+
+    def best(self, prefix: bytes) -> Path | None:
+        entry = self.table.get(prefix)
+        if isinstance(entry, Candidates):
+            return entry.best
+        return entry if entry is not None and entry.usable else None
+
+    def candidates(self, prefix: bytes) -> list[Path]:
+        """All paths the filters let in for a prefix, usable or not."""
+        entry = self.table.get(prefix)
+        if entry is None:
+            return []
+        return list(entry.paths) if isinstance(entry, Candidates) else [entry]
+
+    def multipath(self, prefix: bytes) -> tuple[Path, ...]:
+        """The paths that share the prefix's traffic."""
+        entry = self.table.get(prefix)
+        if isinstance(entry, Candidates):
+            return entry.multipath
+        return (entry,) if entry is not None and entry.usable else ()
+
+    def kernel_route(self, prefix: bytes) -> KernelRoute | None:
+        """What the prefix should be in the kernel."""
+        entry = self.table.get(prefix)
+        if isinstance(entry, Candidates):
+            return entry.route
+        return entry.kernel_route if entry is not None and entry.usable else None
+
+    def imported(self, adj_in: AdjRibIn, prefix: bytes, path: Path) -> Path | None:
+        """The path a filter makes of an announced one, or None where it (or a loop check) refuses it."""
+        if path.rejected:
+            return None
+        route_filter = adj_in.import_filter
+        if route_filter.accepts_all:
+            return path
+        verdict = route_filter.evaluate(self.family, prefix, path)
+        if not verdict.accept:
+            return None
+        if verdict.attrs is path.attrs:
+            return path
+        key = (path, verdict.attrs)
+        made = adj_in.imported.get(key)
+        if made is None:
+            if len(adj_in.imported) >= PATH_CACHE:
+                adj_in.imported.clear()
+            made = adj_in.imported[key] = Path(path.source, verdict.attrs, path.next_hop, path.epoch)
+            self.refresh(made)
+        return made
+
+    # ---- inside
+
+    def _put(self, prefix: bytes, source: Source, path: Path | None) -> None:
+        """`source`'s candidate for a prefix becomes `path` (None: it has none)."""
+        table = self.table
+        entry = table.get(prefix)
+        if entry is None:
+            if path is not None:
+                table[prefix] = path
+                if prefix == DEFAULT_ROUTE:
+                    self.default_route_seen = True
+                if path.usable:
+                    self._best_changed(prefix, None, path)
+                    if path.kernel_route is not None:
+                        self._kernel_changed(prefix, path.kernel_route)
+            return
+        if isinstance(entry, Candidates):
+            paths = [p for p in entry.paths if p.source is not source]
+            if path is not None:
+                paths.append(path)
+            entry.paths = paths
+            self._decide(prefix, entry)
+            if len(paths) == 1:
+                table[prefix] = paths[0]
+            elif not paths:
+                del table[prefix]
+            return
+        if entry.source is source:
+            if path is entry:
+                return
+            if path is None:
+                del table[prefix]
+            else:
+                table[prefix] = path
+            old = entry if entry.usable else None
+            new = path if path is not None and path.usable else None
+            self._best_changed(prefix, old, new)
+            old_route = old.kernel_route if old is not None else None
+            new_route = new.kernel_route if new is not None else None
+            if old_route is not new_route:
+                self._kernel_changed(prefix, new_route)
+            return
+        if path is not None:
+            choice = Candidates([entry, path])
+            if entry.usable:
+                choice.best, choice.multipath, choice.route = entry, (entry,), entry.kernel_route
+            table[prefix] = choice
+            self._decide(prefix, choice)
+
+    def _decide(self, prefix: bytes, entry: Candidates) -> None:
+        usable = [path for path in entry.paths if path.usable]
+        if len(usable) > 1:
+            decision = decide_best(usable, maximum_paths=self.maximum_paths)
+            new, multipath = decision.best, decision.multipath
+        elif usable:
+            new, multipath = usable[0], (usable[0],)
+        else:
+            new, multipath = None, ()
+        old, old_route = entry.best, entry.route
+        entry.best, entry.multipath = new, multipath
+        if new is None:
+            entry.route = None
+        elif len(multipath) > 1:
+            gateways = {gateway for path in multipath if path.next_hop is not None for gateway in path.next_hop.gateways}
+            entry.route = self._kernel_route(tuple(sorted(gateways))) if gateways else new.kernel_route
+        else:
+            entry.route = new.kernel_route
+        if new is not old:
+            self._best_changed(prefix, old, new)
+        if entry.route is not old_route:
+            self._kernel_changed(prefix, entry.route)
+
+    def _refresh_once(
+        self, path: Path, changed: set[NextHop], before: dict[Path, tuple[bool, KernelRoute | None]]
+    ) -> None:
+        if path not in before and path.next_hop in changed:
+            before[path] = (path.usable, path.kernel_route)
+            self.refresh(path)
+
+    def _kernel_route(self, gateways: tuple[Gateway, ...]) -> KernelRoute:
+        route = self._kernel_routes.get(gateways)
+        if route is None:
+            if len(self._kernel_routes) >= PATH_CACHE:
+                self._kernel_routes.clear()
+            route = self._kernel_routes[gateways] = KernelRoute(RouteKind.UNICAST, gateways)
+        return route
+
+    def _gone(self, old: Path | None, prefixes: list[bytes]) -> None:
+        if old is not None:
+            self.changes.append(Change(old, None, prefixes))
+            self._open = None
+            if self.program_routes and old.kernel_route is not None:
+                self.kernel_changes.append((None, prefixes))
+                self._open_kernel = None
+
+    def _best_changed(self, prefix: bytes, old: Path | None, new: Path | None) -> None:
+        last = self._open
+        if last is not None and last.old is old and last.new is new:
+            last.prefixes.append(prefix)  # type: ignore[attr-defined]  # an open change holds a list of its own
+            return
+        if old is new:
+            return
+        if old is not None and new is not None and old.attrs is new.attrs and old.source is new.source:
+            # said again in a new session: nothing that we tell others differs, and the count of best paths neither
+            return
+        self._open = Change(old, new, [prefix])
+        self.changes.append(self._open)
+
+    def _kernel_changed(self, prefix: bytes, route: KernelRoute | None) -> None:
+        if not self.program_routes:
+            return
+        if self._open_kernel is not None and self.kernel_changes[-1][0] is route:
+            self._open_kernel.append(prefix)
+            return
+        self._open_kernel = [prefix]
+        self.kernel_changes.append((route, self._open_kernel))
+
+    def take_changes(self) -> list[Change]:
+        """The best-path changes since the last call, in order."""
+        changes, self.changes, self._open = self.changes, [], None
+        for change in changes:
+            count = len(change.prefixes)
+            if change.old is not None:
+                change.old.source.prefixes_best -= count
+            if change.new is not None:
+                change.new.source.prefixes_best += count
+        return changes
+
+    def take_kernel_changes(self) -> list[tuple[KernelRoute | None, Sequence[bytes]]]:
+        """The kernel-route changes since the last call, in order: (route or None, prefixes)."""
+        changes, self.kernel_changes, self._open_kernel = self.kernel_changes, [], None
+        return changes
