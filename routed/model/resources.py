@@ -18,7 +18,7 @@ from routed.model.selector import Selector
 from routed.net.families import Family
 from routed.net.prefixes import format_prefix
 
-JsonValue: TypeAlias = "None | bool | int | float | str | list[JsonValue] | dict[str, JsonValue]"
+JsonValue: TypeAlias = "bool | int | float | str | list[JsonValue] | dict[str, JsonValue] | None"
 """Any JSON value."""
 JsonObject: TypeAlias = dict[str, JsonValue]
 """A JSON object. Never changed once it is part of a resource."""
@@ -53,7 +53,6 @@ class LogSeverity(enum.StrEnum):
     WARNING = "Warning"
     ERROR = "Error"
     FATAL = "Fatal"
-    PANIC = "Panic"
 
 
 class NextHopMode(enum.StrEnum):
@@ -264,13 +263,12 @@ class PrefixAdvertisement:
 
     cidr: Cidr
     communities: tuple[bytes, ...]
-    """Packed: 4 octets (standard) or 12 (large). A name the configuration does not define is in `unresolved`."""
-    unresolved: tuple[str, ...] = ()
+    """Packed: 4 octets (standard) or 12 (large)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BGPConfiguration(Resource):
-    """`default` is the cluster's; `node.<name>` may override listen_port, prefix_advertisements and log_severity_screen."""
+    """`default` is the cluster's; `node.<name>` may override its listen port, advertisements and log severity."""
 
     kind: ClassVar[str] = "BGPConfiguration"
 
