@@ -1,0 +1,331 @@
+"""Next-hop tracking: which on-link gateways a BGP next hop stands for right now (RFC 4271 section 9.1.2.1).
+
+A next hop resolves through the longest match among foreign routes (connected, static, another daemon's; the default
+route counts) and our own best routes, recursively, until legs that are on-link are found. The outcome is a function of
+the foreign table, the interfaces and our own best routes.
+
+Invariants:
+- `NextHop` objects are interned: one per (address, interface). They are updated in place, and whoever holds one is
+  told through the returned lists.
+- At equal length a foreign route goes before ours, since we never replace one: our own doing then can't change how a
+  next hop resolves.
+- A route of ours whose next hop leads back to the one being resolved is skipped. Where that alone made a match
+  unusable, the match stays skipped until it leaves our table or the kernel's routes around the next hop change:
+  otherwise a prefix that is best through A only while A resolves, and by which A resolves, would flap forever.
+
+Not here: watching the kernel (`dataplane/watch`), choosing between paths (`decide`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from routed.desired import Gateway
+from routed.net.addresses import format_address
+from routed.net.families import Family
+from routed.net.prefixes import DEFAULT_ROUTE, format_prefix, make_prefix
+from routed.net.trie import PrefixTable
+from routed.observed import ForeignRoute, Interface, KernelChange
+from routed.rib.path import Path
+
+#: How many routes of ours a next hop may be followed through. One or two are usual; a longer chain is a mistake.
+MAX_DEPTH = 8
+
+_UNICAST = 1
+_THROW = 9
+#: rtm_type of routes that end a lookup without a way out, in the words of `ip route`.
+_DEAD_ENDS = {2: "local", 3: "broadcast", 5: "multicast", 6: "blackhole", 7: "unreachable", 8: "prohibit"}
+
+#: rtm_protocol, as /etc/iproute2/rt_protos names the common ones.
+PROTOCOL_NAMES = {
+    1: "redirect", 2: "kernel", 3: "boot", 4: "static", 9: "ra", 11: "zebra", 12: "bird", 16: "dhcp", 18: "keepalived",
+    80: "felix", 186: "bgp", 187: "isis", 188: "ospf", 189: "rip", 192: "eigrp",
+}  # fmt: skip
+
+
+class NextHop:
+    """Where a BGP next hop leads. Compares by identity; read-only for everybody but its table."""
+
+    __slots__ = (
+        "_barred",
+        "_covering",
+        "_interfaces",
+        "_recursive",
+        "address",
+        "gateways",
+        "interface",
+        "metric",
+        "text",
+    )
+
+    def __init__(self, address: bytes, interface: int) -> None:
+        self.address = address
+        """Packed."""
+        self.interface = interface
+        """Interface index a link-local address belongs to; 0 otherwise."""
+        self.gateways: tuple[Gateway, ...] = ()
+        """On-link legs, sorted; more than one is ECMP; empty means unreachable."""
+        self.metric = 0
+        """Cost of reaching it: 0 on a connected network, otherwise the metric of the kernel's route it resolves by."""
+        self.text = ""
+        """`via 10.0.0.254 dev eth0 (default route)`, or why it is unreachable."""
+        bits = len(address) * 8
+        self._covering = tuple(make_prefix(address, length) for length in range(bits, -1, -1))
+        self._recursive = False
+        self._interfaces: frozenset[int] = frozenset()
+        self._barred: set[bytes] = set()
+
+    def __repr__(self) -> str:
+        return f"<NextHop {format_address(self.address)} {self.text}>"
+
+
+@dataclass(slots=True)
+class _Resolution:
+    gateways: tuple[Gateway, ...]
+    metric: int
+    text: str
+
+
+class _Walk:
+    """What one resolution looked at, so that changes elsewhere need not repeat it."""
+
+    __slots__ = ("interfaces", "led_back", "recursive")
+
+    def __init__(self) -> None:
+        self.interfaces: set[int] = set()
+        self.recursive = False
+        self.led_back = False
+        """A route of ours was skipped because its next hop leads back."""
+
+
+class NextHopTable:
+    """All next hops in use. Pure; `own_route` gives our best path for exactly one prefix, or None."""
+
+    def __init__(self, own_route: Callable[[Family, bytes], Path | None]) -> None:
+        self.watched: dict[Family, set[bytes]] = {family: set() for family in Family}
+        """Every prefix that covers a tracked next hop: only these can matter to one."""
+        self._own_route = own_route
+        self._next_hops: dict[tuple[bytes, int], NextHop] = {}
+        self._foreign: dict[Family, PrefixTable[dict[int, ForeignRoute]]] = {family: PrefixTable() for family in Family}
+        """By prefix, then metric."""
+        self._interfaces: dict[int, Interface] = {}
+        self._own_addresses: set[bytes] = set()
+
+    def track(self, address: bytes, interface: int = 0) -> NextHop:
+        """The next hop for a packed address, resolved. `interface` is needed for link-local addresses only."""
+        key = (address, interface)
+        next_hop = self._next_hops.get(key)
+        if next_hop is None:
+            next_hop = self._next_hops[key] = NextHop(address, interface)
+            self.watched[Family.of_address(address)].update(next_hop._covering)
+            self._resolve(next_hop)
+        return next_hop
+
+    def forget_unused(self, live: set[NextHop]) -> None:
+        """Stop tracking every next hop that is not in `live`."""
+        self._next_hops = {key: next_hop for key, next_hop in self._next_hops.items() if next_hop in live}
+        for watched in self.watched.values():
+            watched.clear()
+        for next_hop in self._next_hops.values():
+            self.watched[Family.of_address(next_hop.address)].update(next_hop._covering)
+
+    def apply(self, change: KernelChange) -> list[NextHop]:
+        """Take in what the kernel was seen to hold; the next hops whose gateways or metric changed."""
+        if change.full:
+            touched_prefixes = None
+            for table in self._foreign.values():
+                for prefix, _ in list(table.items()):
+                    table.pop(prefix)
+            self._interfaces = {}
+            touched_interfaces: set[int] = set()
+        else:
+            touched_prefixes = {
+                (route.family, route.prefix)
+                for routes in (change.routes_added, change.routes_removed)
+                for route in routes
+            }
+            touched_interfaces = {interface.index for interface in change.interfaces} | set(change.interfaces_removed)
+        for route in change.routes_removed:
+            by_metric = self._foreign[route.family].get(route.prefix)
+            if by_metric is not None:
+                by_metric.pop(route.metric, None)
+                if not by_metric:
+                    self._foreign[route.family].pop(route.prefix)
+        for route in change.routes_added:
+            by_metric = self._foreign[route.family].get(route.prefix)
+            if by_metric is None:
+                by_metric = self._foreign[route.family][route.prefix] = {}
+            by_metric[route.metric] = route
+        for index in change.interfaces_removed:
+            self._interfaces.pop(index, None)
+        for interface in change.interfaces:
+            self._interfaces[interface.index] = interface
+        touched_addresses: set[bytes] = set()
+        if change.full or touched_interfaces:
+            own = {address for interface in self._interfaces.values() for address, _ in interface.addresses}
+            touched_addresses = own ^ self._own_addresses
+            self._own_addresses = own
+
+        if touched_prefixes is None:
+            return self._resolve_all(list(self._next_hops.values()), kernel_changed=True)
+        prefixes: dict[Family, set[bytes]] = {family: set() for family in Family}
+        for family, prefix in touched_prefixes:
+            if prefix in self.watched[family]:
+                prefixes[family].add(prefix)
+        touched = [
+            next_hop
+            for next_hop in self._next_hops.values()
+            if not prefixes[Family.of_address(next_hop.address)].isdisjoint(next_hop._covering)
+            or not touched_interfaces.isdisjoint(next_hop._interfaces)
+            or next_hop.address in touched_addresses
+        ]
+        if not touched:
+            return []
+        return self._resolve_all(self._with_recursive(touched), kernel_changed=True)
+
+    def routes_changed(self, family: Family, prefixes: Iterable[bytes]) -> list[NextHop]:
+        """Our own best paths for `prefixes` changed; the next hops that resolve differently now."""
+        hits = self.watched[family].intersection(prefixes)
+        if not hits:
+            return []
+        touched = [
+            next_hop
+            for next_hop in self._next_hops.values()
+            if len(next_hop.address) == family.address_length and not hits.isdisjoint(next_hop._covering)
+        ]
+        return self._resolve_all(self._with_recursive(touched), kernel_changed=False)
+
+    def _interface_name(self, index: int) -> str:
+        """`eth0`, or `interface 7` for one we have not seen."""
+        interface = self._interfaces.get(index)
+        return interface.name if interface is not None else f"interface {index}"
+
+    # ---- inside
+
+    def _with_recursive(self, touched: list[NextHop]) -> list[NextHop]:
+        """`touched` and every next hop that depends on others by recursion."""
+        seen = set(touched)
+        return touched + [nh for nh in self._next_hops.values() if nh._recursive and nh not in seen]
+
+    def _resolve_all(self, next_hops: list[NextHop], *, kernel_changed: bool) -> list[NextHop]:
+        if kernel_changed:
+            for next_hop in next_hops:
+                next_hop._barred.clear()
+        return [next_hop for next_hop in next_hops if self._resolve(next_hop)]
+
+    def _resolve(self, next_hop: NextHop) -> bool:
+        """Update one next hop; whether its gateways or metric changed."""
+        walk = _Walk()
+        found = self._follow(next_hop, (), walk)
+        changed = found.gateways != next_hop.gateways or found.metric != next_hop.metric
+        next_hop.gateways = found.gateways
+        next_hop.metric = found.metric
+        next_hop.text = found.text
+        next_hop._recursive = walk.recursive
+        next_hop._interfaces = frozenset(walk.interfaces)
+        return changed
+
+    def _follow(self, next_hop: NextHop, stack: tuple[NextHop, ...], walk: _Walk) -> _Resolution:
+        address = next_hop.address
+        if next_hop.interface:
+            return self._through(next_hop.interface, address, walk)
+        if address in self._own_addresses:
+            return _unreachable(f"{format_address(address)} is this node's own address")
+        if len(address) == 16 and address[0] == 0xFE and address[1] & 0xC0 == 0x80:
+            return _unreachable(f"{format_address(address)} is link-local and its interface is not known")
+        family = Family.of_address(address)
+        foreign = self._foreign[family]
+        own_route = self._own_route
+        stack = (*stack, next_hop)
+        for prefix in next_hop._covering:
+            by_metric = foreign.get(prefix)
+            if by_metric is not None:
+                result = self._by_foreign(address, prefix, by_metric, walk)
+                if result is not None:
+                    return result
+            path = own_route(family, prefix)
+            if path is None:
+                next_hop._barred.discard(prefix)
+                continue
+            walk.recursive = True
+            if prefix in next_hop._barred:
+                continue
+            inner = path.next_hop
+            if inner is None:
+                if path.kernel_route is None:
+                    continue
+                return _unreachable(
+                    f"{format_address(address)} lies in our own block {format_prefix(family, prefix)} and is not in use"
+                )
+            if inner in stack:
+                walk.led_back = True
+                if inner is next_hop:
+                    next_hop._barred.add(prefix)
+                continue
+            if len(stack) > MAX_DEPTH:
+                continue
+            outer_led_back, walk.led_back = walk.led_back, False
+            found = self._follow(inner, stack, walk)
+            if found.gateways:
+                walk.led_back = walk.led_back or outer_led_back
+                way = f"BGP route {format_prefix(family, prefix)} through {format_address(inner.address)}"
+                return _Resolution(found.gateways, found.metric, f"{self._legs(found.gateways)} ({way})")
+            if walk.led_back and len(stack) == 1:
+                next_hop._barred.add(prefix)
+            walk.led_back = walk.led_back or outer_led_back
+        return _unreachable(f"no route to {format_address(address)}")
+
+    def _by_foreign(
+        self, address: bytes, prefix: bytes, by_metric: dict[int, ForeignRoute], walk: _Walk
+    ) -> _Resolution | None:
+        """Resolve by one prefix's foreign routes, the lowest metric that has a living leg; None to look further."""
+        family = Family.of_address(address)
+        where = "default route" if prefix == DEFAULT_ROUTE else format_prefix(family, prefix)
+        down: str | None = None
+        for metric in sorted(by_metric):
+            route = by_metric[metric]
+            if route.kind == _THROW:
+                continue
+            if route.kind != _UNICAST:
+                if down is not None:
+                    break
+                return _unreachable(f"the route to it is of type {_DEAD_ENDS.get(route.kind, route.kind)} ({where})")
+            legs = set()
+            connected = False
+            for leg in route.gateways:
+                walk.interfaces.add(leg.interface)
+                interface = self._interfaces.get(leg.interface)
+                if interface is None or not interface.up:
+                    down = self._interface_name(leg.interface)
+                elif leg.address:
+                    legs.add(leg)
+                else:
+                    connected = True
+                    legs.add(Gateway(address, leg.interface, leg.onlink))
+            if legs:
+                gateways = tuple(sorted(legs))
+                protocol = PROTOCOL_NAMES.get(route.protocol, f"protocol {route.protocol}")
+                way = (
+                    f"{where}, connected" if connected else where if prefix == DEFAULT_ROUTE else f"{where}, {protocol}"
+                )
+                return _Resolution(gateways, 0 if connected else metric, f"{self._legs(gateways)} ({way})")
+        return _unreachable(f"{down} is down ({where})") if down is not None else None
+
+    def _through(self, index: int, address: bytes, walk: _Walk) -> _Resolution:
+        """An address known to be on the link of one interface."""
+        walk.interfaces.add(index)
+        interface = self._interfaces.get(index)
+        if interface is None or not interface.up:
+            return _unreachable(f"{self._interface_name(index)} is {'gone' if interface is None else 'down'}")
+        if any(address == own for own, _ in interface.addresses):
+            return _unreachable(f"{format_address(address)} is this node's own address")
+        gateways = (Gateway(address, index),)
+        return _Resolution(gateways, 0, f"{self._legs(gateways)} (on link)")
+
+    def _legs(self, gateways: tuple[Gateway, ...]) -> str:
+        return ", ".join(f"via {format_address(g.address)} dev {self._interface_name(g.interface)}" for g in gateways)
+
+
+def _unreachable(why: str) -> _Resolution:
+    return _Resolution((), 0, f"unreachable: {why}")
