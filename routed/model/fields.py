@@ -25,11 +25,11 @@ from routed.net.prefixes import make_prefix
 E = TypeVar("E", bound=enum.StrEnum)
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_./-]{1,64}")
-_DURATION_PART = re.compile(r"(\d{1,12}(?:\.\d{0,9})?|\.\d{1,9})(ns|us|µs|ms|s|m|h)")
+_DURATION_PART = re.compile(r"([0-9]{1,12}(?:\.[0-9]{0,9})?|\.[0-9]{1,9})(ns|us|µs|ms|s|m|h)")
 _UNIT_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_NUMBER = re.compile(r"\d{1,10}")
+_NUMBER = re.compile(r"[0-9]{1,10}")
 _MAC = re.compile(r"[0-9A-Fa-f]{2}(?:[:-][0-9A-Fa-f]{2}){5}")
-_HOST_AND_PORT = re.compile(r"(?:(\d+\.\d+\.\d+\.\d+)|\[([0-9A-Fa-f:.]+)\]):(\d{1,5})")
+_HOST_AND_PORT = re.compile(r"(?:([0-9]+(?:\.[0-9]+){3})|\[([0-9A-Fa-f:.]+)\]):([0-9]{1,5})")
 
 
 def field_path(parent: str, name: str | int) -> str:
@@ -203,7 +203,7 @@ class Fields:
                 raise self.error(name, f"has port {port} in {shown(text)}; a port is 1 to 65535")
             address = as_address(match[1] or match[2], self.at(name), Family.IPV4_UNICAST if match[1] else None)
             return _usable(address, text, self.at(name)), port
-        address = as_address(text, self.at(name), None, "an address, with a port as 10.0.0.254:1790 or [fd00::1]:179,")
+        address = as_address(text, self.at(name), None, "an address, with a port as 10.0.0.254:1790 or [fd00::1]:179")
         return _usable(address, text, self.at(name)), None
 
 
@@ -215,12 +215,15 @@ def as_text(value: JsonValue, path: str) -> str:
 
 
 def as_choice(value: JsonValue, path: str, kind: type[E]) -> E:
-    try:
-        return kind(value)
-    except ValueError:
-        allowed = [str(one) for one in kind]
-        hint = nearest(value, allowed) if isinstance(value, str) else ""
-        raise ConfigError(path, f"must be {one_of(allowed)}, not {shown(value)}{hint}") from None
+    """A member of an enumeration, by its exact spelling."""
+    if isinstance(value, str):
+        try:
+            return kind(value)
+        except ValueError:
+            pass
+    allowed = [str(one) for one in kind]
+    hint = nearest(value, allowed) if isinstance(value, str) else ""
+    raise ConfigError(path, f"must be {one_of(allowed)}, not {shown(value)}{hint}")
 
 
 def as_as_number(value: JsonValue, path: str) -> int:
@@ -243,22 +246,22 @@ def as_address(text: str, path: str, family: Family | None = None, what: str = "
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
-        raise ConfigError(path, f"must be {what} not {shown(text)}") from None
+        raise ConfigError(path, f"must be {what}, not {shown(text)}") from None
     packed = address.packed
     if "%" in text or (family is not None and Family.of_address(packed) is not family):
-        raise ConfigError(path, f"must be {what} not {shown(text)}")
+        raise ConfigError(path, f"must be {what}, not {shown(text)}")
     return packed
 
 
 def as_node_address(text: str, path: str, family: Family | None) -> NodeAddress:
     """`10.0.0.1/24` or `10.0.0.1`: an address and the subnet it is in."""
     address_text, slash, length_text = text.partition("/")
-    what = f"an {_family_name(family)} address with its subnet's length, as {_example(family)},"
+    what = f"an {_family_name(family)} address with its subnet's length, as {_example(family)}"
     address = as_address(address_text, path, family, what)
     length = len(address) * 8
     if slash:
         if not _NUMBER.fullmatch(length_text) or int(length_text) > length:
-            raise ConfigError(path, f"must be {what} not {shown(text)}")
+            raise ConfigError(path, f"must be {what}, not {shown(text)}")
         length = int(length_text)
     return NodeAddress(_usable(address, text, path), make_prefix(address, length))
 
@@ -271,10 +274,14 @@ def as_cidr(text: str, path: str, family: Family | None = None) -> Cidr:
         network = None
     found = None if network is None or "%" in text else Family.of_address(network.network_address.packed)
     if network is None or found is None or (family is not None and found is not family):
-        raise ConfigError(path, f"must be an {_family_name(family)} prefix such as {_network(family)}, not {shown(text)}")
+        raise ConfigError(
+            path, f"must be an {_family_name(family)} prefix such as {_network(family)}, not {shown(text)}"
+        )
     host, _, length = text.partition("/")
     if length and not _NUMBER.fullmatch(length):  # the netmask form is no CIDR
-        raise ConfigError(path, f"must be an {_family_name(family)} prefix such as {_network(family)}, not {shown(text)}")
+        raise ConfigError(
+            path, f"must be an {_family_name(family)} prefix such as {_network(family)}, not {shown(text)}"
+        )
     if ipaddress.ip_address(host) != network.network_address:
         raise ConfigError(path, f"has bits set past its length in {shown(text)}; the prefix is {network}")
     return Cidr(found, make_prefix(network.network_address.packed, network.prefixlen))

@@ -6,7 +6,8 @@
                  | L "starts with" S | L "ends with" S | L "in" "{" S, ... "}" | L "not in" "{" S, ... "}" )
 
 L is a label of [A-Za-z0-9_./-], at most 512 characters; S is a string in single or double quotes, without escapes;
-white space is space and tab, and may be left out of "not in", "starts with" and "ends with". An empty selector is all().
+white space is space and tab, and may be left out of "not in", "starts with" and "ends with". An empty selector is
+all().
 
 Invariants: a tree is immutable, hashable and compares by structure; `parse_selector(str(s)) == s` for every s this
 module parsed; `!=` and `not in` hold where the label is absent, the other comparisons do not. Text is hostile: nesting
@@ -229,7 +230,7 @@ class _Parser:
         self.at = 0
 
     def error(self, expected: str) -> ValueError:
-        found = f"{self.text[self.at : self.at + 20]!r}" if self.at < len(self.text) else "the end"
+        found = f"{self.text[self.at : self.at + 20]!a}" if self.at < len(self.text) else "the end"
         return ValueError(f"expected {expected} at character {self.at + 1}, found {found}")
 
     def skip_space(self) -> None:
@@ -284,8 +285,8 @@ class _Parser:
         match = _OPERATOR.match(self.text, self.at)
         if not match:
             raise self.error(
-                f'an operator after the label {label[:64]} (one of "==", "!=", "in", "not in", "contains", "starts with",'
-                ' "ends with")'
+                f'an operator after the label {label[:64]} (one of "==", "!=", "in", "not in", "contains",'
+                ' "starts with", "ends with")'
             )
         self.at = match.end()
         self.skip_space()
