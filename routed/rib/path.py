@@ -1,8 +1,7 @@
 """Paths: who told us about a prefix, with which attributes, through which next hop.
 
 A `Path` is shared by every prefix one source announced with one attribute set; the tables hold references to it, never
-an object per prefix. Caches that follow from a path alone (its export encodings, its kernel route) live on it and die
-with it. Paths and sources compare by identity.
+an object per prefix. What follows from a path alone (its kernel route) lives on it and dies with it. Paths and sources compare by identity.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ class Source:
 class Path:
     """One (source, attributes, next hop), see the module's docstring."""
 
-    __slots__ = ("attrs", "epoch", "exports", "kernel_route", "next_hop", "rejected", "source", "usable")
+    __slots__ = ("attrs", "epoch", "kernel_route", "next_hop", "rejected", "source", "usable")
 
     def __init__(self, source: Source, attrs: AttributeSet, next_hop: NextHop | None, epoch: int = 0) -> None:
         self.source = source
@@ -67,8 +66,6 @@ class Path:
         """Why it can't be chosen whatever its next hop ("AS path holds our own AS 64512"), or empty."""
         self.usable = True
         """Whether the decision may choose it: not rejected, and its next hop resolved. Kept by the RIB."""
-        self.exports: dict[int, bytes | None] = {}
-        """Encoded attributes by update-group number; None where the group's rules refuse the path. Kept by the groups."""
         self.kernel_route: KernelRoute | None = None
         """The route it stands for in the kernel, from its next hop's resolution; cache of the RIB."""
 

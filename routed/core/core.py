@@ -1,0 +1,648 @@
+"""The engine of one node: resources, sessions and the kernel's table in; bytes, kernel routes and log lines out.
+
+A `Core` is a deterministic function of its inputs: every method that takes `now` is one, the recorder writes each down,
+and replaying them gives the same outputs byte for byte. Nothing here waits, opens or measures; randomness is a seeded
+generator. Calls are bounded: work over whole tables is cut into slices that `flush` runs one at a time, so a keepalive
+never waits for a table walk.
+
+Order of a turn, as the daemon drives it: feed inputs; then `flush(now)` once, again in later turns while it returns
+True; carry out `effects`; for every connection in `writable`, `take` and write.
+
+Restart (RFC 4724 4.1): when the kernel held routes of ours at start, what we choose is neither advertised nor programmed
+until the peers have sent their End-of-RIB (or `DEFERRAL_MAX` has passed), and what the kernel holds beyond it is swept
+only after that. A start without such routes defers nothing.
+
+Not here: wire formats and session rules (`bgp`), choosing (`rib`), what resources mean (`plan`), sockets (`daemon`).
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from routed.bgp.attributes import AttributeSet
+from routed.bgp.iana import CeaseSubcode, NotificationCode
+from routed.bgp.messages import Notification
+from routed.bgp.neighbor import (
+    CloseRequested,
+    ConnectRequested,
+    Established,
+    Neighbor,
+    RefreshReceived,
+    SessionDown,
+    StaleExpired,
+    State,
+    StateChanged,
+)
+from routed.bgp.update import AttributePool, Update
+from routed.core.effects import Close, Connect, Effect, Level, Listen, Log, Routes, Sweep
+from routed.core.peer import Peer
+from routed.desired import KernelRoute, RouteBatch, RouteKind
+from routed.model import Update as ResourceUpdate
+from routed.net.addresses import format_address, format_router_id
+from routed.net.families import Family
+from routed.observed import Interface, KernelChange, RouteFailure
+from routed.plan.planner import Planner
+from routed.plan.types import EMPTY_PLAN, PeerPlan, Plan, diff
+from routed.rib.adj_out import AdjRibOut, ExportPolicy, UpdateGroup
+from routed.rib.nexthops import NextHop, NextHopTable
+from routed.rib.path import Path, Source, SourceKind
+from routed.rib.table import PATH_CACHE, SLICE, FamilyRib
+
+#: Seconds a restarting speaker at least waits for peers that are not up yet, and at most for anything (RFC 4724 4.1).
+DEFERRAL_SETTLE = 10.0
+DEFERRAL_MAX = 30.0
+
+#: Seconds after which routes found at start are swept even if a peer never came back: our own restart time.
+SWEEP_MAX = 120.0
+
+#: Seconds stale routes are kept for a restarted peer whose End-of-RIB does not come.
+STALE_MAX = 360.0
+
+BLACKHOLE = KernelRoute(RouteKind.BLACKHOLE)
+
+
+@dataclass(frozen=True, slots=True)
+class CoreSettings:
+    """What a core is told once, at start."""
+
+    node_name: str
+    router_id: int | None = None
+    """From the configuration; None takes the Node's IPv4 address."""
+    program_routes: bool = True
+    routes_found: frozenset[Family] = field(default_factory=frozenset)
+    """Families in which the kernel held routes of ours at start: this is a restart."""
+    maximum_paths: int = 16
+
+
+class Core:
+    """See the module's docstring."""
+
+    def __init__(self, settings: CoreSettings, seed: int) -> None:
+        self.settings = settings
+        self.effects: list[Effect] = []
+        """To be carried out by the owner, who takes the list and leaves an empty one."""
+        self.writable: set[int] = set()
+        """Connections `take` may have bytes for; the owner removes what it served."""
+        self.peers: dict[str, Peer] = {}
+        self.plan: Plan = EMPTY_PLAN
+        self.interfaces: dict[int, Interface] = {}
+        self.route_failures: dict[tuple[Family, bytes], RouteFailure] = {}
+        self.ribs: dict[Family, FamilyRib] = {
+            family: FamilyRib(family, program_routes=settings.program_routes, maximum_paths=settings.maximum_paths)
+            for family in Family
+        }
+        self.next_hops = NextHopTable(lambda family, prefix: self.ribs[family].best(prefix))
+        self.local = Source("local", SourceKind.LOCAL, 0, b"", 0)
+        self.deferring = bool(settings.routes_found)
+        """Route selection is deferred: nothing is advertised or programmed yet."""
+        self.sweep_pending = bool(settings.routes_found)
+        self.in_sync_at: float | None = None
+        self.stopping = False
+        self._random = random.Random(seed)
+        self._pool = AttributePool()
+        self._planner = Planner(settings.node_name, router_id=settings.router_id, interface_of=self._interface_of)
+        self._replan_needed = False
+        self._conns: dict[int, Peer] = {}
+        self._local_address: dict[int, bytes] = {}
+        self._last_conn = 0
+        self._groups: dict[ExportPolicy, UpdateGroup] = {}
+        self._jobs: deque[Iterator[None]] = deque()
+        self._timers: list[tuple[float, str]] = []
+        self._listening = 0
+        self._restart_checked = float("-inf")
+
+    # ================================================================ inputs: the datastore
+
+    def resource(self, update: ResourceUpdate, now: float) -> None:  # noqa: ARG002 - every input carries its time
+        """A resource exists with this value, or (None) does not."""
+        self._planner.update(update)
+        self._replan_needed = True
+
+    def in_sync(self, now: float) -> None:
+        """The datastore's first snapshot is complete: act on it from here on."""
+        if self.in_sync_at is None:
+            self.in_sync_at = now
+            self._replan_needed = True
+
+    # ================================================================ inputs: connections
+
+    def connected(self, conn: int, local: bytes, now: float) -> None:
+        """A `Connect` succeeded; `local` is the packed address it was made from."""
+        peer = self._conns.get(conn)
+        if peer is None:
+            self.effects.append(Close(conn))
+            return
+        self._local_address[conn] = local
+        peer.neighbor.connected(conn, now)
+        self._after(peer, conn, now)
+
+    def connect_failed(self, conn: int, reason: str, now: float) -> None:
+        peer = self._conns.pop(conn, None)
+        if peer is not None:
+            peer.neighbor.connect_failed(conn, now, reason)
+            self._after(peer, 0, now)
+
+    def accepted(self, remote: bytes, local: bytes, interface: str, now: float) -> int:
+        """Somebody connected to us: the id of the new connection, or 0 to close it at once."""
+        refusal = "it is not the address of a configured peer"
+        for peer in list(self.peers.values()):
+            config = peer.neighbor.config
+            if config.address != remote or (config.interface and interface and config.interface != interface):
+                continue
+            answer = peer.neighbor.accept(now)
+            if isinstance(answer, int):
+                self._conns[answer] = peer
+                self._local_address[answer] = local
+                self._after(peer, answer, now)
+                return answer
+            refusal = answer
+        self._log(Level.WARNING, "listen", f"refused a connection from {format_address(remote)}: {refusal}")
+        return 0
+
+    def received(self, conn: int, data: bytes, now: float) -> None:
+        peer = self._conns.get(conn)
+        if peer is not None:
+            peer.neighbor.receive_data(conn, data, now)
+            self._after(peer, conn, now)
+
+    def closed(self, conn: int, reason: str, now: float) -> None:
+        """The connection ended without our asking."""
+        peer = self._conns.pop(conn, None)
+        if peer is not None:
+            peer.neighbor.closed(conn, now, reason)
+            self._after(peer, 0, now)
+            self._local_address.pop(conn, None)
+
+    def writing_paused(self, conn: int, now: float) -> None:
+        """The connection's socket buffer is full."""
+        peer = self._conns.get(conn)
+        if peer is not None:
+            peer.neighbor.writing_paused(conn, now)
+            self._rearm(peer)
+
+    def writing_resumed(self, conn: int, now: float) -> None:
+        peer = self._conns.get(conn)
+        if peer is not None:
+            peer.neighbor.writing_resumed(conn, now)
+            self.writable.add(conn)
+            self._rearm(peer)
+
+    # ================================================================ inputs: the kernel
+
+    def kernel(self, change: KernelChange, now: float) -> None:  # noqa: ARG002
+        """Foreign routes, links or addresses changed."""
+        if change.full:
+            self.interfaces = {}
+        for index in change.interfaces_removed:
+            self.interfaces.pop(index, None)
+        for interface in change.interfaces:
+            self.interfaces[interface.index] = interface
+        self._next_hops_changed(set(self.next_hops.apply(change)))
+
+    def route_failures_changed(
+        self, failures: tuple[RouteFailure, ...], cleared: tuple[tuple[Family, bytes], ...], now: float  # noqa: ARG002
+    ) -> None:
+        """The kernel refused routes, or took ones it had refused before."""
+        for key in cleared:
+            self.route_failures.pop(key, None)
+        for failure in failures:
+            self.route_failures[failure.family, failure.prefix] = failure
+
+    # ================================================================ inputs: time and people
+
+    def timer(self, now: float) -> None:
+        """The time `next_timer` gave has come."""
+        while self._timers and self._timers[0][0] <= now:
+            at, name = heapq.heappop(self._timers)
+            peer = self.peers.get(name)
+            if peer is None or peer.timer_at != at:
+                continue
+            peer.timer_at = None
+            peer.neighbor.handle_timer(now)
+            if peer.stale_until is not None and peer.stale_until <= now:
+                self._log(Level.WARNING, name, f"no End-of-RIB within {STALE_MAX:.0f} s: its stale routes are removed")
+                self._sweep(peer)
+            self._after(peer, peer.neighbor.connection, now)
+        if self.deferring or self.sweep_pending:
+            self._check_restart(now)
+
+    def shutdown(self, mode: str, reason: str, now: float) -> None:
+        """End all sessions: `restart` closes TCP so that helpers keep our routes, `shutdown` sends Cease/2 with `reason`."""
+        self.stopping = True
+        for peer in self.peers.values():
+            notification = (
+                Notification.cease(CeaseSubcode.ADMINISTRATIVE_SHUTDOWN, reason) if mode == "shutdown" else None
+            )
+            peer.neighbor.stop(now, notification, admin_down=True)
+            self._after(peer, 0, now)
+
+    def clear(self, address: bytes, mode: str, now: float) -> bool:
+        """Reset a peer's session (`hard`), or ask for (`in`) or give (`out`) its routes again. False: no such peer."""
+        found = False
+        for peer in self.peers.values():
+            if peer.neighbor.config.address != address:
+                continue
+            found = True
+            if mode == "hard":
+                peer.neighbor.stop(now, Notification.cease(CeaseSubcode.ADMINISTRATIVE_RESET, ""), admin_down=False)
+                peer.neighbor.start(now)
+            elif mode == "in":
+                for family in peer.adj_in:
+                    peer.neighbor.refresh(family)
+            else:
+                for adj_out in peer.adj_out.values():
+                    adj_out.refresh()
+            self._after(peer, peer.neighbor.connection, now)
+        return found
+
+    # ================================================================ outputs
+
+    def flush(self, now: float) -> bool:
+        """Do what the inputs of this turn led to, one slice of it; True where another call has more to do."""
+        if self._replan_needed and self.in_sync_at is not None and not self.stopping:
+            self._replan_needed = False
+            self._apply_plan(self._planner.plan(), now)
+        if self._jobs:
+            job = self._jobs[0]
+            if next(job, True):  # a slice yields None
+                self._jobs.popleft()
+        for family, rib in self.ribs.items():
+            if rib.changes:
+                self._best_paths_changed(family, rib)
+            if rib.kernel_changes:
+                kernel_changes = rib.take_kernel_changes()
+                if not self.deferring:
+                    self.effects.append(
+                        Routes(tuple(RouteBatch(family, prefixes, route) for route, prefixes in kernel_changes))
+                    )
+        if self.deferring or self.sweep_pending:
+            self._check_restart(now)
+        return bool(self._jobs) or any(rib.changes for rib in self.ribs.values())
+
+    def take(self, conn: int, limit: int) -> bytes:
+        """The next octets to write on a connection, about `limit` of them; empty when there is nothing to say."""
+        peer = self._conns.get(conn)
+        if peer is None:
+            return b""
+        data = peer.neighbor.control_output(conn)
+        if peer.neighbor.connection == conn:
+            for adj_out in peer.adj_out.values():
+                if len(data) >= limit:
+                    break
+                data += adj_out.take(limit - len(data))
+        return data
+
+    def next_timer(self) -> float | None:
+        """When `timer` wants to be called, or None."""
+        at = self._timers[0][0] if self._timers else None
+        if (self.deferring or self.sweep_pending) and self.in_sync_at is not None:
+            for seconds in (DEFERRAL_SETTLE, DEFERRAL_MAX) if self.deferring else (SWEEP_MAX,):
+                due = self.in_sync_at + seconds
+                if self._restart_checked < due:
+                    return due if at is None or due < at else at
+        return at
+
+    # ================================================================ sessions
+
+    def _after(self, peer: Peer, conn: int, now: float) -> None:
+        """Act on what a neighbour reports, and note that it may have something to write."""
+        neighbor = peer.neighbor
+        events = neighbor.events
+        if events:
+            neighbor.events = []
+            for event in events:
+                if event.__class__ is Update:
+                    self._update(peer, event, now)
+                elif isinstance(event, ConnectRequested):
+                    self._connect(peer, event.conn)
+                elif isinstance(event, CloseRequested):
+                    self.writable.discard(event.conn)
+                    self.effects.append(Close(event.conn))
+                elif isinstance(event, Established):
+                    self._established(peer, event, now)
+                elif isinstance(event, SessionDown):
+                    self._down(peer, event)
+                elif isinstance(event, StaleExpired):
+                    self._log(Level.WARNING, peer.plan.name, "did not come back in its restart time: its routes are removed")
+                    self._sweep(peer)
+                elif isinstance(event, RefreshReceived):
+                    if event.family in peer.adj_out:
+                        peer.adj_out[event.family].refresh()
+                elif isinstance(event, StateChanged):
+                    level = Level.INFO if State.ESTABLISHED in (event.old, event.new) else Level.DEBUG
+                    self._log(level, peer.plan.name, f"{event.old.name} -> {event.new.name}: {event.reason}")
+        for each in (conn, neighbor.connection):
+            if each:
+                self.writable.add(each)
+        self._rearm(peer)
+
+    def _rearm(self, peer: Peer) -> None:
+        at = peer.neighbor.next_timer()
+        if peer.stale_until is not None and (at is None or peer.stale_until < at):
+            at = peer.stale_until
+        if at is not None and (peer.timer_at is None or at < peer.timer_at):
+            peer.timer_at = at
+            heapq.heappush(self._timers, (at, peer.plan.name))
+
+    def _connect(self, peer: Peer, conn: int) -> None:
+        config = peer.neighbor.config
+        self._conns[conn] = peer
+        self.effects.append(Connect(conn, config.address, config.port, config.local_address, config.interface))
+
+    def _allocate(self) -> int:
+        self._last_conn += 1
+        return self._last_conn
+
+    def _established(self, peer: Peer, event: Established, now: float) -> None:
+        negotiated = event.negotiated
+        peer.source.router_id = negotiated.peer_router_id
+        peer.end_of_rib.clear()
+        restart = negotiated.graceful_restart
+        for family, adj_in in peer.adj_in.items():
+            adj_in.new_epoch()
+            adj_in.next_hops = {path.next_hop for path in adj_in.routes.values() if path.next_hop is not None}
+            kept = family in negotiated.families and restart is not None and restart.families.get(family, False)
+            if adj_in.routes and not kept:
+                self._jobs.append(self.ribs[family].sweep(adj_in))
+            elif adj_in.routes:
+                peer.stale_until = now + STALE_MAX
+            if family in negotiated.families:
+                adj_out = AdjRibOut(peer.source, self._group(self._export_policy(peer, family)))
+                adj_out.held = self.deferring
+                peer.adj_out[family] = adj_out
+
+    def _export_policy(self, peer: Peer, family: Family) -> ExportPolicy:
+        plan = peer.plan
+        negotiated = peer.neighbor.negotiated
+        return ExportPolicy(
+            family=family,
+            kind=plan.kind,
+            local_as=plan.session.local_as,
+            cluster_id=plan.cluster_id,
+            local_address=self._local_address.get(peer.neighbor.connection, b""),
+            next_hop_mode=plan.next_hop_mode,
+            four_octet_as=negotiated is not None and negotiated.four_octet_as,
+            export_filter=plan.export_filter[family],
+        )
+
+    def _group(self, policy: ExportPolicy) -> UpdateGroup:
+        group = self._groups.get(policy)
+        if group is None:
+            for known in [policy for policy, group in self._groups.items() if not group.members]:
+                del self._groups[known]
+            group = self._groups[policy] = UpdateGroup(policy, self.ribs[policy.family])
+        return group
+
+    def _down(self, peer: Peer, event: SessionDown) -> None:
+        for adj_out in peer.adj_out.values():
+            adj_out.close()
+        peer.adj_out = {}
+        peer.end_of_rib.clear()
+        if event.keep_routes:
+            for adj_in in peer.adj_in.values():
+                adj_in.new_epoch()
+        else:
+            self._sweep(peer)
+
+    def _sweep(self, peer: Peer) -> None:
+        """Remove all routes of a peer that its current session did not announce."""
+        peer.stale_until = None
+        for family, adj_in in peer.adj_in.items():
+            if State.ESTABLISHED is not peer.neighbor.state:
+                adj_in.new_epoch()
+            if adj_in.routes:
+                self._jobs.append(self.ribs[family].sweep(adj_in))
+
+    # ================================================================ routes
+
+    def _update(self, peer: Peer, update: Update, now: float) -> None:
+        for family, prefixes in update.withdrawn:
+            adj_in = peer.adj_in.get(family)
+            if adj_in is not None:
+                self.ribs[family].withdraw(adj_in, prefixes)
+        for reach in update.reach:
+            adj_in = peer.adj_in.get(reach.family)
+            if adj_in is not None:
+                path = adj_in.paths.get(reach.attrs)
+                if path is None:
+                    path = self._new_path(peer, reach.family, reach.attrs)
+                self.ribs[reach.family].announce(adj_in, path, reach.prefixes)
+        if update.end_of_rib is not None:
+            self._end_of_rib(peer, update.end_of_rib, now)
+
+    def _new_path(self, peer: Peer, family: Family, attrs: AttributeSet) -> Path:
+        adj_in = peer.adj_in[family]
+        address = attrs.next_hop
+        scope = self._scope(peer) if address[:1] == b"\xfe" and address[1] & 0xC0 == 0x80 else 0
+        next_hop = self.next_hops.track(address, scope)
+        path = Path(peer.source, attrs, next_hop, adj_in.epoch)
+        path.rejected = self._loop(peer, attrs)
+        if len(adj_in.paths) >= PATH_CACHE:
+            adj_in.paths.clear()
+        adj_in.paths[attrs] = path
+        adj_in.next_hops.add(next_hop)
+        self.ribs[family].refresh(path)
+        return path
+
+    def _scope(self, peer: Peer) -> int:
+        """The interface of a link-local next hop: the session's."""
+        name = peer.neighbor.config.interface
+        local = self._local_address.get(peer.neighbor.connection, b"")
+        for interface in self.interfaces.values():
+            if interface.name == name or (not name and any(address == local for address, _ in interface.addresses)):
+                return interface.index
+        return 0
+
+    def _loop(self, peer: Peer, attrs: AttributeSet) -> str:
+        """Why a path must be a loop, or empty (RFC 4271 9.1.2, RFC 4456 8)."""
+        plan = peer.plan
+        local_as = plan.session.local_as
+        if local_as in attrs.as_numbers and attrs.count_as(local_as) > plan.allowed_own_as:
+            return f"its AS_PATH holds our own AS {local_as}"
+        if plan.kind is not SourceKind.EBGP:
+            if attrs.originator_id is not None and attrs.originator_id == plan.session.router_id:
+                return "its ORIGINATOR_ID is our router id: it was reflected back to us"
+            if attrs.cluster_list and plan.cluster_id:
+                own = plan.cluster_id.to_bytes(4, "big")
+                clusters = attrs.cluster_list
+                if any(clusters[index : index + 4] == own for index in range(0, len(clusters), 4)):
+                    return f"its CLUSTER_LIST holds our cluster id {format_router_id(plan.cluster_id)}"
+        return ""
+
+    def _end_of_rib(self, peer: Peer, family: Family, now: float) -> None:
+        peer.end_of_rib.add(family)
+        adj_in = peer.adj_in.get(family)
+        if adj_in is not None and peer.stale_until is not None:
+            self._jobs.append(self.ribs[family].sweep(adj_in))
+            if peer.end_of_rib >= set(peer.adj_out):
+                peer.stale_until = None
+        if self.deferring or self.sweep_pending:
+            self._check_restart(now)
+
+    def _best_paths_changed(self, family: Family, rib: FamilyRib) -> None:
+        changes = rib.take_changes()
+        watched = self.next_hops.watched[family]
+        if watched:
+            hits = [
+                prefix
+                for change in changes
+                if not watched.isdisjoint(change.prefixes)
+                for prefix in change.prefixes
+                if prefix in watched
+            ]
+            if hits:
+                self._next_hops_changed(set(self.next_hops.routes_changed(family, hits)))
+        for policy, group in self._groups.items():
+            if policy.family is family and group.append(changes):
+                group.trim()
+                for member in group.members:
+                    peer = self.peers.get(member.source.name)
+                    if peer is not None and peer.neighbor.connection:
+                        self.writable.add(peer.neighbor.connection)
+
+    def _next_hops_changed(self, changed: set[NextHop]) -> None:
+        if not changed:
+            return
+        for family, rib in self.ribs.items():
+            rib.next_hops_changed(changed, [peer.adj_in[family] for peer in self.peers.values() if family in peer.adj_in])
+
+    def _interface_of(self, path: Path) -> str:
+        """The name of the interface a path leaves by, for filters."""
+        if path.next_hop is None or not path.next_hop.gateways:
+            return ""
+        interface = self.interfaces.get(path.next_hop.gateways[0].interface)
+        return interface.name if interface is not None else ""
+
+    # ================================================================ the plan
+
+    def _apply_plan(self, plan: Plan, now: float) -> None:
+        old, self.plan = self.plan, plan
+        delta = diff(old, plan)
+        for problem in plan.problems:
+            if problem not in old.problems:
+                self._log(Level.WARNING, "plan", problem)
+        if plan.speaker is not None:
+            self.local.router_id = plan.speaker.router_id
+        for name in delta.removed:
+            self._remove_peer(name, now)
+        for change in delta.changed:
+            self._change_peer(change.new, change.reset, now)
+        for peer_plan in delta.added:
+            self._add_peer(peer_plan, now)
+        for key in delta.origins_removed:
+            self.ribs[key[0]].withdraw_origin(key[1], self.local)
+        for (family, prefix), origin in delta.origins_changed.items():
+            path = Path(self.local, self._pool.intern(AttributeSet()), None)
+            path.kernel_route = BLACKHOLE if origin.blackhole else None
+            self.ribs[family].originate(prefix, path)
+        if plan.speaker is not None and plan.speaker.listen_port != self._listening:
+            self._listening = plan.speaker.listen_port
+            self.effects.append(Listen(self._listening))
+
+    def _add_peer(self, plan: PeerPlan, now: float) -> None:
+        neighbor = Neighbor(plan.session, rng=self._random, pool=self._pool, allocate=self._allocate)
+        peer = self.peers[plan.name] = Peer(plan, neighbor)
+        if self.settings.routes_found:
+            neighbor.restarting(self.settings.routes_found, flag=self.deferring)
+        self._log(Level.INFO, plan.name, f"peer added: {plan.why}")
+        neighbor.start(now)
+        self._after(peer, 0, now)
+
+    def _remove_peer(self, name: str, now: float) -> None:
+        peer = self.peers[name]
+        peer.neighbor.stop(now, Notification.cease(CeaseSubcode.PEER_DECONFIGURED, ""), admin_down=True)
+        self._after(peer, 0, now)
+        self._sweep(peer)
+        del self.peers[name]
+        self._log(Level.INFO, name, "peer removed: no resource asks for it any more")
+
+    def _change_peer(self, plan: PeerPlan, reset: bool, now: float) -> None:
+        if reset:
+            old = self.peers[plan.name]
+            old.neighbor.stop(now, Notification.cease(CeaseSubcode.OTHER_CONFIGURATION_CHANGE, ""), admin_down=True)
+            self._after(old, 0, now)
+            self._sweep(old)
+            del self.peers[plan.name]
+            self._add_peer(plan, now)
+            return
+        peer = self.peers[plan.name]
+        old_plan, peer.plan = peer.plan, plan
+        peer.neighbor.reconfigure(plan.session, now)
+        for family, adj_in in peer.adj_in.items():
+            if plan.import_filter[family] != old_plan.import_filter[family]:
+                adj_in.import_filter = plan.import_filter[family]
+                self._jobs.append(self.ribs[family].reimport(adj_in))
+            if plan.allowed_own_as != old_plan.allowed_own_as:
+                for path in {id(path): path for path in adj_in.routes.values()}.values():
+                    path.rejected = self._loop(peer, path.attrs)
+                    self.ribs[family].refresh(path)
+                adj_in.paths.clear()
+                self._jobs.append(self.ribs[family].reimport(adj_in))
+            adj_out = peer.adj_out.get(family)
+            if adj_out is not None:
+                policy = self._export_policy(peer, family)
+                if policy != adj_out.group.policy:
+                    adj_out.move(self._group(policy))
+        self._after(peer, peer.neighbor.connection, now)
+
+    # ================================================================ restart
+
+    def _check_restart(self, now: float) -> None:
+        """End the deferral of route selection, and the keeping of routes found at start, when it is time."""
+        if self.in_sync_at is None or self._replan_needed:
+            return
+        self._restart_checked = now
+        elapsed = now - self.in_sync_at
+        waiting = [peer for peer in self.peers.values() if self._awaited(peer)]
+        if self.deferring:
+            up = [peer for peer in waiting if peer.neighbor.state is State.ESTABLISHED]
+            if not waiting or elapsed >= DEFERRAL_MAX or (not up and elapsed >= DEFERRAL_SETTLE):
+                self._select(waiting)
+        if self.sweep_pending and not self.deferring and (not waiting or elapsed >= SWEEP_MAX):
+            self.sweep_pending = False
+            self.effects.append(Sweep(tuple(sorted(self.settings.routes_found))))
+
+    def _awaited(self, peer: Peer) -> bool:
+        """Whether a restarting speaker still waits for this peer's End-of-RIB (RFC 4724 4.1)."""
+        negotiated = peer.neighbor.negotiated
+        if peer.neighbor.state is not State.ESTABLISHED or negotiated is None:
+            return not peer.neighbor.config.admin_down
+        restart = negotiated.graceful_restart
+        if restart is None or restart.restarting:
+            return False
+        return not peer.end_of_rib >= set(peer.adj_out)
+
+    def _select(self, waiting: list[Peer]) -> None:
+        """Route selection begins: program and advertise what was learned so far."""
+        self.deferring = False
+        missing = f", without {', '.join(peer.plan.name for peer in waiting[:5])}" if waiting else ""
+        self._log(Level.INFO, "restart", f"route selection begins{missing}")
+        for peer in self.peers.values():
+            peer.neighbor.restarting(self.settings.routes_found, flag=False)
+            for adj_out in peer.adj_out.values():
+                adj_out.release()
+            if peer.adj_out:
+                self.writable.add(peer.neighbor.connection)
+        self._jobs.extend(self._program_all(family) for family in self.ribs)
+
+    def _program_all(self, family: Family) -> Iterator[None]:
+        """Put a family's chosen routes into the kernel, a slice at a time."""
+        rib = self.ribs[family]
+        prefixes = list(rib.table) if rib.program_routes else []
+        for start in range(0, len(prefixes), SLICE):
+            wanted: dict[KernelRoute, list[bytes]] = {}
+            for prefix in prefixes[start : start + SLICE]:
+                route = rib.kernel_route(prefix)
+                if route is not None:
+                    wanted.setdefault(route, []).append(prefix)
+            self.effects.append(Routes(tuple(RouteBatch(family, batch, route) for route, batch in wanted.items())))
+            yield
+
+    # ================================================================ log
+
+    def _log(self, level: Level, subject: str, text: str) -> None:
+        self.effects.append(Log(level, subject, text))

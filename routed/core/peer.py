@@ -1,0 +1,32 @@
+"""One neighbour as the core holds it: its plan, its sessions, and its places in the RIBs."""
+
+from __future__ import annotations
+
+from routed.bgp.neighbor import Neighbor
+from routed.net.families import Family
+from routed.plan.types import PeerPlan
+from routed.rib.adj_out import AdjRibOut
+from routed.rib.path import Source
+from routed.rib.table import AdjRibIn
+
+
+class Peer:
+    """Mutable state of one planned peer."""
+
+    __slots__ = ("adj_in", "adj_out", "end_of_rib", "neighbor", "plan", "source", "stale_until", "timer_at")
+
+    def __init__(self, plan: PeerPlan, neighbor: Neighbor) -> None:
+        self.plan = plan
+        self.neighbor = neighbor
+        self.source = Source(plan.name, plan.kind, 0, plan.session.address, plan.session.peer_as)
+        self.adj_in: dict[Family, AdjRibIn] = {
+            family: AdjRibIn(self.source, plan.import_filter[family]) for family in plan.session.families
+        }
+        self.adj_out: dict[Family, AdjRibOut] = {}
+        """Only while Established."""
+        self.end_of_rib: set[Family] = set()
+        """Families whose End-of-RIB arrived in this session."""
+        self.stale_until: float | None = None
+        """When stale routes go even if the peer's End-of-RIB never comes (RFC 4724 4.2)."""
+        self.timer_at: float | None = None
+        """The wake-up the core holds for the neighbour's timers."""

@@ -1,0 +1,511 @@
+"""Adj-RIB-Out: what each peer hears, encoded once for all peers that hear the same (RFC 4271 sections 3.2 and 9.2).
+
+Peers whose export rules, capabilities and next hop are alike form an `UpdateGroup`. The group turns best-path changes
+into finished messages once and keeps them in a log of chunks; each peer (`AdjRibOut`) has a position in the log and
+copies from there when its socket can take more. Split horizon is a property of a chunk: its source hears `instead` of
+it the withdrawal of what it had heard before from another source, or nothing.
+
+There is no per-prefix record of what was advertised: an export rule is a function of (prefix, path), so what a peer has
+been told about the old best path follows from applying the same rule to it.
+
+A peer that is new, or falls behind by more than `LOG_LIMIT`, leaves the log: it gets a queue of the prefixes it must
+still hear about, each looked up in the Loc-RIB only when it is sent, so what changed twice is sent once and the queue is
+bounded by the table. When the queue is empty it rejoins the log at its head. Nothing is ever queued as bytes per peer.
+
+Export rules kept here: RFC 4271 9.2 (internal routes to internal peers), RFC 4456 (reflection, ORIGINATOR_ID,
+CLUSTER_LIST), RFC 1997 and 8642 (well-known communities), 5.1 (which attributes travel). Route filters: `filters`.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from routed.bgp.attributes import AttributeSet, encode_attributes, prepend
+from routed.bgp.iana import MAX_MESSAGE
+from routed.bgp.update import end_of_rib, nlri_room, reach_message, withdraw_message
+from routed.net.families import Family
+from routed.net.prefixes import DEFAULT_ROUTE
+from routed.rib.filters import RouteFilter
+from routed.rib.path import Path, Source, SourceKind
+from routed.rib.table import Change, FamilyRib
+
+#: Octets of finished messages a peer may be behind before it leaves the group's log for a queue of its own.
+LOG_LIMIT = 16 * 1024 * 1024
+
+#: Prefixes a queue looks up and encodes at a time: enough to pack messages well, and about 2 ms of work.
+QUEUE_SLICE = 4000
+
+#: Paths whose encoding a group remembers.
+ENCODED_CACHE = 65536
+
+NO_EXPORT = b"\xff\xff\xff\x01"
+NO_ADVERTISE = b"\xff\xff\xff\x02"
+NO_EXPORT_SUBCONFED = b"\xff\xff\xff\x03"
+
+
+class NextHopMode(enum.Enum):
+    """What NEXT_HOP a peer is told (Calico's nextHopMode)."""
+
+    AUTO = "Auto"
+    """RFC 4271 5.1.3: ourselves to external peers and for our own routes, unchanged to internal peers."""
+    SELF = "Self"
+    KEEP = "Keep"
+
+
+@dataclass(frozen=True, slots=True)
+class ExportPolicy:
+    """All that decides what a peer is told. Equal policies share an update group."""
+
+    family: Family
+    kind: SourceKind
+    local_as: int
+    cluster_id: int
+    local_address: bytes
+    """Our packed address of the family, for NEXT_HOP."""
+    next_hop_mode: NextHopMode
+    four_octet_as: bool
+    export_filter: RouteFilter
+
+
+class Chunk:
+    """Finished messages, for everybody in the group but `source`, which hears `instead`."""
+
+    __slots__ = ("data", "instead", "prefixes", "source")
+
+    def __init__(self, source: Source | None, data: bytes, instead: bytes, prefixes: list[Sequence[bytes]]) -> None:
+        self.source = source
+        self.data = data
+        self.instead = instead
+        self.prefixes = prefixes
+
+
+class UpdateGroup:
+    """The peers that hear the same, and the log of what they hear."""
+
+    __slots__ = ("_encoded", "_encoded_attrs", "_whole", "advertised", "base", "log", "log_bytes", "members", "policy", "rib")
+
+    def __init__(self, policy: ExportPolicy, rib: FamilyRib) -> None:
+        self.policy = policy
+        self.rib = rib
+        self.members: set[AdjRibOut] = set()
+        self.log: deque[Chunk] = deque()
+        self.base = 0
+        """How many chunks were ever dropped from the front of the log."""
+        self.log_bytes = 0
+        self._whole = policy.export_filter.accepts_all or policy.export_filter.prefix_free
+        """The filter judges a path alike for all its prefixes (the default route aside)."""
+        self._encoded: dict[Path, bytes | None] = {}
+        """What `_exported_whole` found (only `_whole` groups use it). Both caches hold paths alive, so both are bounded."""
+        self._encoded_attrs: dict[tuple[Path, AttributeSet], bytes] = {}
+        """Encoded attributes by path and what the filter made of its attributes."""
+        self.advertised: dict[Source, int] = {}
+        """How many prefixes the group holds advertised, by the source of their best path."""
+        for prefix in rib.table:
+            path = rib.best(prefix)
+            if path is not None and self.exported(prefix, path) is not None:
+                self.advertised[path.source] = self.advertised.get(path.source, 0) + 1
+
+    # ---- the rules
+
+    def exported(self, prefix: bytes, path: Path) -> bytes | None:
+        """Encoded attributes with which the group announces `prefix`, or None where a rule keeps it from the group."""
+        if self._whole and prefix != DEFAULT_ROUTE:
+            return self._exported_whole(path)
+        if refusal(path, self.policy) is not None:
+            return None
+        verdict = self.policy.export_filter.evaluate(self.policy.family, prefix, path)
+        if not verdict.accept:
+            return None
+        if len(self._encoded_attrs) >= ENCODED_CACHE:
+            self._encoded_attrs.clear()
+        key = (path, verdict.attrs)
+        encoded = self._encoded_attrs.get(key)
+        if encoded is None:
+            encoded = self._encoded_attrs[key] = _encode(export_attributes(path, verdict.attrs, self.policy), self.policy)
+        return encoded
+
+    def _exported_whole(self, path: Path) -> bytes | None:
+        """The same for all prefixes of a path, where the filter does not look at the prefix."""
+        encoded = self._encoded
+        if path in encoded:
+            return encoded[path]
+        if len(encoded) >= ENCODED_CACHE:
+            encoded.clear()
+        result: bytes | None = None
+        if refusal(path, self.policy) is None:
+            verdict = self.policy.export_filter.evaluate(self.policy.family, _SOME_PREFIX, path)
+            if verdict.accept:
+                result = _encode(export_attributes(path, verdict.attrs, self.policy), self.policy)
+        encoded[path] = result
+        return result
+
+    # ---- the log
+
+    def append(self, changes: list[Change]) -> bool:
+        """Encode best-path changes for the members in the log; True where there is something new to send."""
+        writer = _ChunkWriter(self.policy.family)
+        for change in changes:
+            old, new, prefixes = change.old, change.new, change.prefixes
+            if self._whole and not (self.rib.default_route_seen and DEFAULT_ROUTE in prefixes):
+                attributes = None if new is None else self._exported_whole(new)
+                was = old is not None and self._exported_whole(old) is not None
+                self._count(old if was else None, new if attributes is not None else None, len(prefixes))
+                if attributes is not None and new is not None:
+                    writer.announce(new.source, attributes, prefixes)
+                    if was and old is not None and old.source is not new.source:
+                        writer.withdraw_from_source(prefixes)
+                elif was and old is not None:
+                    writer.withdraw(old.source, prefixes)
+                continue
+            for prefix in prefixes:
+                one = (prefix,)
+                attributes = None if new is None else self.exported(prefix, new)
+                was = old is not None and self.exported(prefix, old) is not None
+                self._count(old if was else None, new if attributes is not None else None, 1)
+                if attributes is not None and new is not None:
+                    writer.announce(new.source, attributes, one)
+                    if was and old is not None and old.source is not new.source:
+                        writer.withdraw_from_source(one)
+                elif was and old is not None:
+                    writer.withdraw(old.source, one)
+        chunks = writer.finish()
+        if not chunks:
+            return False
+        if any(member.in_log for member in self.members):
+            for chunk in chunks:
+                self.log.append(chunk)
+                self.log_bytes += len(chunk.data)
+        for member in self.members:
+            if not member.in_log:
+                for chunk in chunks:
+                    member.enqueue(chunk)
+        return True
+
+    def _count(self, old: Path | None, new: Path | None, count: int) -> None:
+        if old is not None:
+            self.advertised[old.source] -= count
+        if new is not None:
+            self.advertised[new.source] = self.advertised.get(new.source, 0) + count
+
+    @property
+    def head(self) -> int:
+        """The position behind the newest chunk."""
+        return self.base + len(self.log)
+
+    def trim(self) -> None:
+        """Forget chunks everybody has; put members that are too far behind on a queue of their own."""
+        while self.log:
+            slowest = min((member.position for member in self.members if member.in_log), default=self.head)
+            while self.base < slowest:
+                self.log_bytes -= len(self.log.popleft().data)
+                self.base += 1
+            if self.log_bytes <= LOG_LIMIT:
+                return
+            for member in self.members:
+                if member.in_log and member.position == slowest:
+                    member.leave_log()
+
+
+class _ChunkWriter:
+    """Packs consecutive changes into as few messages and chunks as order allows."""
+
+    __slots__ = ("_announced", "_attributes", "_chunks", "_data", "_family", "_instead", "_next_hop", "_source", "_touched", "_withdrawn")
+
+    def __init__(self, family: Family) -> None:
+        self._family = family
+        self._chunks: list[Chunk] = []
+        self._source: Source | None = None
+        self._attributes = b""
+        self._announced: list[Sequence[bytes]] = []
+        self._withdrawn: list[Sequence[bytes]] = []
+        self._instead: list[Sequence[bytes]] = []
+        self._data: list[bytes] = []
+        self._touched: list[Sequence[bytes]] = []
+
+    def announce(self, source: Source, attributes: bytes, prefixes: Sequence[bytes]) -> None:
+        if attributes != self._attributes or source is not self._source or self._withdrawn:
+            if self._announced or self._withdrawn:
+                self._close_message()
+            if source is not self._source:
+                self._close_chunk()
+                self._source = source
+            self._attributes = attributes
+        self._announced.append(prefixes)
+
+    def withdraw(self, source: Source, prefixes: Sequence[bytes]) -> None:
+        if source is not self._source or self._announced:
+            self._close_message()
+            if source is not self._source:
+                self._close_chunk()
+                self._source = source
+        self._withdrawn.append(prefixes)
+
+    def withdraw_from_source(self, prefixes: Sequence[bytes]) -> None:
+        """The source of the announcement just made loses what it had heard of the same prefixes from another."""
+        self._instead.append(prefixes)
+
+    def _close_message(self) -> None:
+        if self._announced:
+            self._data += announcements(self._family, self._attributes, self._announced)
+            self._touched += self._announced
+            self._announced = []
+        if self._withdrawn:
+            self._data += withdrawals(self._family, self._withdrawn)
+            self._touched += self._withdrawn
+            self._withdrawn = []
+
+    def _close_chunk(self) -> None:
+        if self._data:
+            instead = b"".join(withdrawals(self._family, self._instead)) if self._instead else b""
+            self._chunks.append(Chunk(self._source, b"".join(self._data), instead, self._touched))
+            self._data, self._instead, self._touched = [], [], []
+
+    def finish(self) -> list[Chunk]:
+        self._close_message()
+        self._close_chunk()
+        return self._chunks
+
+
+class AdjRibOut:
+    """One peer's place in what its group says."""
+
+    __slots__ = ("_first_queue", "_previous", "_queue", "_queue_at", "_waiting", "eor_due", "group", "held", "in_log", "position", "source")
+
+    def __init__(self, source: Source, group: UpdateGroup) -> None:
+        self.source = source
+        self.group = group
+        self.in_log = False
+        self.position = 0
+        self.eor_due = True
+        """End-of-RIB is still to be sent, after the first queue."""
+        self.held = False
+        """Route selection is deferred (RFC 4724 4.1): nothing is sent yet."""
+        self._queue: list[bytes] = list(group.rib.table)
+        self._queue_at = 0
+        self._first_queue = True
+        self._waiting: dict[bytes, None] = {}
+        self._previous: UpdateGroup | None = None
+        group.members.add(self)
+
+    def refresh(self) -> None:
+        """Say everything again (RFC 2918)."""
+        self._restart(withdraw=False)
+
+    def release(self) -> None:
+        """Route selection is over: say what was chosen."""
+        self.held = False
+        self._restart(withdraw=False)
+
+    def move(self, group: UpdateGroup) -> None:
+        """Export rules changed: announce what they now let out and withdraw what they no longer do."""
+        self._previous = self.group
+        self.group.members.discard(self)
+        self.group = group
+        group.members.add(self)
+        self._restart(withdraw=True)
+
+    def close(self) -> None:
+        self.group.members.discard(self)
+
+    def has_output(self) -> bool:
+        if self.held:
+            return False
+        if self.in_log:
+            return self.position < self.group.head
+        return True
+
+    def take(self, limit: int) -> bytes:
+        """The next messages for this peer, about `limit` octets of them; empty when it has heard everything."""
+        if self.held:
+            return b""
+        out: list[bytes] = []
+        size = 0
+        while not self.in_log and size < limit:
+            for message in self._take_queue():
+                out.append(message)
+                size += len(message)
+        group = self.group
+        if self.in_log and size < limit and self.position < group.head:
+            log, source = group.log, self.source
+            index = self.position - group.base
+            end = len(log)
+            while index < end and size < limit:
+                chunk = log[index]
+                index += 1
+                data = chunk.data if chunk.source is not source else chunk.instead
+                if data:
+                    out.append(data)
+                    size += len(data)
+            self.position = group.base + index
+        return b"".join(out)
+
+    def enqueue(self, chunk: Chunk) -> None:
+        """A change happened while this peer is on its own queue."""
+        waiting = self._waiting
+        for prefixes in chunk.prefixes:
+            waiting.update(dict.fromkeys(prefixes))
+
+    def leave_log(self) -> None:
+        """Too far behind: hear about the prefixes of the unread chunks one by one, in their state at that time."""
+        self.in_log = False
+        self._queue, self._queue_at = [], 0
+        unread = self.group.log
+        for index in range(self.position - self.group.base, len(unread)):
+            self.enqueue(unread[index])
+
+    def _restart(self, *, withdraw: bool) -> None:
+        if self.in_log:
+            self.leave_log()
+        waiting = self._waiting
+        if withdraw:  # what was said before must be looked at whatever it is now
+            waiting.update(dict.fromkeys(self.group.rib.table))
+            self._queue, self._queue_at, self._first_queue = list(waiting), 0, False
+            self._waiting = {}
+        else:  # changes not yet told may be withdrawals, which the table does not show: they stay waiting
+            self._queue, self._queue_at, self._first_queue = list(self.group.rib.table), 0, True
+
+    def _take_queue(self) -> Iterator[bytes]:
+        """Messages for the next slice of the queue; joins the log when nothing is left."""
+        group, rib, source = self.group, self.group.rib, self.source
+        previous = self._previous
+        reach: dict[bytes, list[bytes]] = {}
+        gone: list[bytes] = []
+        end = self._queue_at + QUEUE_SLICE
+        for prefix in self._queue[self._queue_at : end]:
+            path = rib.best(prefix)
+            attributes = None
+            if path is not None and path.source is not source:
+                attributes = group.exported(prefix, path)
+            if attributes is not None:
+                if previous is not None and path is not None and previous.exported(prefix, path) == attributes:
+                    continue
+                reach.setdefault(attributes, []).append(prefix)
+            elif not self._first_queue and (
+                previous is None or (path is not None and path.source is not source and previous.exported(prefix, path))
+            ):
+                gone.append(prefix)
+        self._queue_at = end
+        if gone:
+            yield from withdrawals(group.policy.family, [gone])
+        for attributes, prefixes in reach.items():
+            yield from announcements(group.policy.family, attributes, [prefixes])
+        if self._queue_at < len(self._queue):
+            return
+        if self._first_queue:
+            self._first_queue = False
+            if self.eor_due:
+                self.eor_due = False
+                yield end_of_rib(group.policy.family)
+        self._previous = None
+        if self._waiting:
+            self._queue, self._queue_at = list(self._waiting), 0
+            self._waiting = {}
+            return
+        self._queue, self._queue_at = [], 0
+        self.in_log = True
+        self.position = group.head
+
+
+# ---- rules and encoding shared by log and queue
+
+
+def refusal(path: Path, policy: ExportPolicy) -> str | None:
+    """Why the protocol itself keeps a path from peers with this policy, or None. The route filter is asked after it."""
+    attrs = path.attrs
+    kind = path.source.kind
+    if kind is SourceKind.IBGP and policy.kind is SourceKind.IBGP:
+        return "learned from an internal peer, and this peer is internal and not a route-reflection client (RFC 4271 9.2)"
+    communities = attrs.communities
+    if communities:
+        known = {communities[index : index + 4] for index in range(0, len(communities), 4)}
+        if NO_ADVERTISE in known:
+            return "carries community no-advertise (RFC 1997)"
+        if policy.kind is SourceKind.EBGP and (NO_EXPORT in known or NO_EXPORT_SUBCONFED in known):
+            return "carries community no-export and this peer is external (RFC 1997)"
+    return None
+
+
+def export_attributes(path: Path, attrs: AttributeSet, policy: ExportPolicy) -> AttributeSet:
+    """What peers with this policy are told of a path's attributes (RFC 4271 5.1, RFC 4456 8)."""
+    local = path.source.kind is SourceKind.LOCAL
+    external = policy.kind is SourceKind.EBGP
+    own_next_hop = (
+        local
+        or not attrs.next_hop
+        or policy.next_hop_mode is NextHopMode.SELF
+        or (policy.next_hop_mode is NextHopMode.AUTO and external)
+    )
+    next_hop = policy.local_address if own_next_hop else attrs.next_hop
+    if external:
+        return attrs.replace(
+            as_path=prepend(attrs.as_path, policy.local_as),
+            next_hop=next_hop,
+            link_local=b"",
+            med=attrs.med if local else None,
+            local_pref=None,
+            originator_id=None,
+            cluster_list=b"",
+        )
+    reflected = path.source.kind in (SourceKind.IBGP, SourceKind.IBGP_CLIENT)
+    return attrs.replace(
+        next_hop=next_hop,
+        link_local=b"",
+        local_pref=path.local_pref if attrs is path.attrs else (attrs.local_pref if attrs.local_pref is not None else path.local_pref),
+        originator_id=(attrs.originator_id if attrs.originator_id is not None else path.source.router_id)
+        if reflected
+        else None,
+        cluster_list=policy.cluster_id.to_bytes(4, "big") + attrs.cluster_list if reflected else b"",
+    )
+
+
+def _encode(attrs: AttributeSet, policy: ExportPolicy) -> bytes:
+    """The attribute octets of a group's messages; for IPv6, preceded by the next hop: see `announcements`."""
+    encoded = encode_attributes(
+        attrs,
+        four_octet_as=policy.four_octet_as,
+        family=policy.family,
+        include_local_pref=policy.kind is not SourceKind.EBGP,
+    )
+    if policy.family is Family.IPV4_UNICAST:
+        return encoded
+    return bytes((len(attrs.next_hop),)) + attrs.next_hop + encoded
+
+
+def announcements(family: Family, encoded: bytes, prefixes: list[Sequence[bytes]]) -> list[bytes]:
+    """Messages that announce prefixes with one encoded attribute set, each as full as 4,096 octets allow."""
+    next_hop, attributes = b"", encoded
+    if family is not Family.IPV4_UNICAST:
+        next_hop, attributes = encoded[1 : 1 + encoded[0]], encoded[1 + encoded[0] :]
+    room = nlri_room(family, attributes, len(next_hop))
+    return [reach_message(family, attributes, next_hop, nlri) for nlri in _pack(prefixes, room)]
+
+
+def withdrawals(family: Family, prefixes: list[Sequence[bytes]]) -> list[bytes]:
+    """Messages that withdraw prefixes, each as full as 4,096 octets allow."""
+    return [withdraw_message(family, nlri) for nlri in _pack(prefixes, MAX_MESSAGE - _WITHDRAW_OVERHEAD)]
+
+
+def _pack(groups: list[Sequence[bytes]], room: int) -> Iterator[bytes]:
+    """Join prefixes into runs of at most `room` octets."""
+    joined = b"".join([b"".join(group) for group in groups])
+    if len(joined) <= room:
+        yield joined
+        return
+    start, end = 0, 0
+    for group in groups:
+        for prefix in group:
+            if end + len(prefix) - start > room:
+                yield joined[start:end]
+                start = end
+            end += len(prefix)
+    yield joined[start:]
+
+
+#: Header, the two length fields, and an MP_UNREACH_NLRI header with AFI and SAFI (RFC 4760 4).
+_WITHDRAW_OVERHEAD = 19 + 4 + 4 + 3
+
+#: Any prefix but the default route, for filters that do not look at it.
+_SOME_PREFIX = b"\x20\x00\x00\x00\x00"

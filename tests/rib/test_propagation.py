@@ -1,0 +1,255 @@
+"""Loc-RIB and Adj-RIB-Out together: whatever peers say and however slowly others listen, everybody ends up knowing what
+the table says, and the table does not depend on the order in which it was told."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from routed.bgp.attributes import AttributeSet
+from routed.bgp.update import AttributePool, DecodeContext, UpdateDecoder
+from routed.net.addresses import parse_address
+from routed.net.families import Family
+from routed.net.prefixes import parse_prefix
+from routed.observed import Interface, KernelChange
+from routed.rib import adj_out as adj_out_module
+from routed.rib.adj_out import AdjRibOut, ExportPolicy, NextHopMode, UpdateGroup
+from routed.rib.filters import ACCEPT_ALL
+from routed.rib.nexthops import NextHopTable
+from routed.rib.path import Path, Source, SourceKind
+from routed.rib.table import AdjRibIn, FamilyRib
+
+V4 = Family.IPV4_UNICAST
+PREFIXES = [parse_prefix(f"10.{index}.0.0/{16 + index % 3}")[1] for index in range(12)]
+
+
+class Net:
+    """A RIB with peers whose received state is tracked by decoding what they are sent."""
+
+    def __init__(self, kinds: list[SourceKind], *, program: bool = True) -> None:
+        self.rib = FamilyRib(V4, program_routes=program)
+        self.next_hops = NextHopTable(lambda family, prefix: None)
+        self.next_hops.apply(
+            KernelChange(full=True, interfaces=(Interface(2, "eth0", True, ((parse_address("192.0.2.254"), 24),)),))
+        )
+        self.pool = AttributePool()
+        self.groups: dict[ExportPolicy, UpdateGroup] = {}
+        self.peers = [Peer(self, index, kind) for index, kind in enumerate(kinds)]
+        self.kernel: dict[bytes, object] = {}
+
+    def flush(self) -> None:
+        changes = self.rib.take_changes()
+        for group in self.groups.values():
+            group.append(changes)
+            group.trim()
+        for route, prefixes in self.rib.take_kernel_changes():
+            for prefix in prefixes:
+                if route is None:
+                    self.kernel.pop(prefix, None)
+                else:
+                    self.kernel[prefix] = route
+
+    def drain(self) -> None:
+        self.flush()
+        for peer in self.peers:
+            peer.listen(1 << 20)
+            while peer.up and peer.out.has_output():
+                peer.listen(1 << 20)
+
+    def check(self) -> None:
+        for peer in self.peers:
+            if not peer.up:
+                continue
+            expected = {}
+            for prefix in self.rib.table:
+                best = self.rib.best(prefix)
+                if best is not None and best.source is not peer.source:
+                    encoded = peer.out.group.exported(prefix, best)
+                    if encoded is not None:
+                        expected[prefix] = encoded
+            assert {prefix: encoded for prefix, (encoded, _) in peer.heard.items()} == expected
+        assert self.kernel == {
+            prefix: self.rib.kernel_route(prefix) for prefix in self.rib.table if self.rib.kernel_route(prefix) is not None
+        }
+        for peer in self.peers:
+            best = sum(1 for prefix in self.rib.table if (path := self.rib.best(prefix)) and path.source is peer.source)
+            assert peer.source.prefixes_best == best
+        for group in self.groups.values():
+            told: dict[Source, int] = {}
+            for prefix in self.rib.table:
+                path = self.rib.best(prefix)
+                if path is not None and group.exported(prefix, path) is not None:
+                    told[path.source] = told.get(path.source, 0) + 1
+            assert {source: count for source, count in group.advertised.items() if count} == told
+
+
+class Peer:
+    def __init__(self, net: Net, index: int, kind: SourceKind) -> None:
+        self.net = net
+        self.kind = kind
+        self.source = Source(f"p{index}", kind, index + 1, bytes((192, 0, 2, index + 1)), 65000 + index)
+        self.adj_in = AdjRibIn(self.source, ACCEPT_ALL)
+        self.heard: dict[bytes, tuple[bytes, AttributeSet]] = {}
+        self.up = False
+        self.join()
+
+    def join(self) -> None:
+        self.up = True
+        self.heard = {}
+        policy = ExportPolicy(
+            V4, self.kind, 64512, 1, parse_address("192.0.2.254"), NextHopMode.AUTO, True, ACCEPT_ALL
+        )
+        group = self.net.groups.get(policy)
+        if group is None:
+            group = self.net.groups[policy] = UpdateGroup(policy, self.net.rib)
+        self.out = AdjRibOut(self.source, group)
+        context = DecodeContext(True, self.kind is SourceKind.EBGP, frozenset({V4}))
+        self.decoder = UpdateDecoder(context, pool=AttributePool())
+        self.adj_in.new_epoch()
+
+    def leave(self) -> None:
+        self.up = False
+        self.out.close()
+        self.adj_in.new_epoch()
+        for _ in self.net.rib.sweep(self.adj_in):
+            pass
+
+    def path(self, variant: int) -> Path:
+        attrs = self.net.pool.intern(
+            AttributeSet(
+                next_hop=bytes((192, 0, 2, 100 + variant)),
+                med=variant,
+                local_pref=100 + variant % 2,
+                as_path=b"\x02\x01" + (70000 + variant).to_bytes(4, "big"),
+            )
+        )
+        path = self.adj_in.paths.get(attrs)
+        if path is None:
+            path = Path(self.source, attrs, self.net.next_hops.track(attrs.next_hop), self.adj_in.epoch)
+            self.adj_in.paths[attrs] = path
+            self.adj_in.next_hops.add(path.next_hop)  # type: ignore[arg-type]
+            self.net.rib.refresh(path)
+        return path
+
+    def listen(self, limit: int) -> None:
+        if not self.up:
+            return
+        data = self.out.take(limit)
+        at = 0
+        while at < len(data):
+            length = int.from_bytes(data[at + 16 : at + 18], "big")
+            assert length <= 4096
+            body = data[at + 19 : at + length]
+            at += length
+            update = self.decoder.decode(body)
+            assert not update.findings
+            for _, prefixes in update.withdrawn:
+                for prefix in prefixes:
+                    self.heard.pop(prefix, None)
+            raw = body[4 + int.from_bytes(body[:2], "big") :][: int.from_bytes(body[2 + int.from_bytes(body[:2], "big") :][:2], "big")]
+            for reach in update.reach:
+                for prefix in reach.prefixes:
+                    self.heard[prefix] = (raw, reach.attrs)
+
+
+KINDS = st.lists(st.sampled_from([SourceKind.EBGP, SourceKind.IBGP, SourceKind.IBGP_CLIENT]), min_size=2, max_size=5)
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("announce"), st.integers(0, 4), st.integers(0, 3), st.lists(st.sampled_from(PREFIXES), min_size=1, max_size=6)),
+        st.tuples(st.just("withdraw"), st.integers(0, 4), st.just(0), st.lists(st.sampled_from(PREFIXES), min_size=1, max_size=6)),
+        st.tuples(st.sampled_from(["leave", "join", "listen", "flush", "refresh", "lag", "link"]), st.integers(0, 4), st.just(0), st.just([])),
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(KINDS, STEPS)
+def test_everybody_hears_what_the_table_says(kinds: list[SourceKind], steps: list[tuple[str, int, int, list[bytes]]]) -> None:
+    net = Net(kinds)
+    up = True
+    for action, index, variant, prefixes in steps:
+        peer = net.peers[index % len(net.peers)]
+        if action == "announce" and peer.up:
+            net.rib.announce(peer.adj_in, peer.path(variant), prefixes)
+        elif action == "withdraw" and peer.up:
+            net.rib.withdraw(peer.adj_in, prefixes)
+        elif action == "leave" and peer.up:
+            net.flush()
+            peer.leave()
+        elif action == "join" and not peer.up:
+            net.flush()
+            peer.join()
+        elif action == "listen":
+            peer.listen(100)
+        elif action == "refresh" and peer.up:
+            net.flush()
+            peer.out.refresh()
+        elif action == "lag" and peer.up and peer.out.in_log:
+            peer.out.leave_log()
+        elif action == "link":
+            up = not up
+            changed = net.next_hops.apply(
+                KernelChange(interfaces=(Interface(2, "eth0", up, ((parse_address("192.0.2.254"), 24),)),))
+            )
+            net.rib.next_hops_changed(set(changed), [each.adj_in for each in net.peers])
+        elif action == "flush":
+            net.flush()
+    net.drain()
+    net.check()
+
+
+@settings(max_examples=100, deadline=None)
+@given(KINDS, st.randoms(use_true_random=False))
+def test_the_table_does_not_depend_on_the_interleaving(kinds: list[SourceKind], rng: random.Random) -> None:
+    script = [
+        [(rng.randrange(4), rng.sample(PREFIXES, 3), rng.random() < 0.3) for _ in range(rng.randrange(1, 6))] for _ in kinds
+    ]
+    results = []
+    for _ in range(3):
+        net = Net(kinds)
+        queues = [list(each) for each in script]
+        while any(queues):
+            index = rng.choice([i for i, queue in enumerate(queues) if queue])
+            variant, prefixes, withdrawn = queues[index].pop(0)
+            peer = net.peers[index]
+            if withdrawn:
+                net.rib.withdraw(peer.adj_in, prefixes)
+            else:
+                net.rib.announce(peer.adj_in, peer.path(variant), prefixes)
+            if rng.random() < 0.5:
+                net.flush()
+        net.drain()
+        net.check()
+        results.append(
+            {
+                prefix: (best.source.name, best.attrs.med, net.kernel.get(prefix))
+                for prefix in net.rib.table
+                if (best := net.rib.best(prefix)) is not None
+            }
+        )
+    assert results[0] == results[1] == results[2]
+
+
+def test_a_peer_too_far_behind_leaves_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adj_out_module, "LOG_LIMIT", 200)
+    net = Net([SourceKind.EBGP, SourceKind.EBGP, SourceKind.EBGP])
+    net.drain()
+    speaker, listener, deaf = net.peers
+    for variant in range(4):
+        for prefix in PREFIXES:
+            net.rib.announce(speaker.adj_in, speaker.path(variant), [prefix])
+            net.flush()
+            listener.listen(1 << 20)
+    assert listener.out.in_log
+    assert not deaf.out.in_log
+    group = listener.out.group
+    assert group.log_bytes <= 200
+    assert len(deaf.out.take(1 << 20)) < 4 * len(PREFIXES) * 60, "what changed twice is said once"
+    deaf.heard = {}
+    deaf.out.refresh()
+    net.drain()
+    net.check()
