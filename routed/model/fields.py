@@ -74,10 +74,8 @@ class Fields:
             raise ConfigError(path, f"must be an object with fields, not {shown(value)}")
         for name in value:
             if name not in allowed:
-                raise ConfigError(
-                    field_path(path, name),
-                    f"is not a field known here{nearest(name, allowed)} (known: {', '.join(sorted(allowed))})",
-                )
+                hint = nearest(name, allowed) or f"; known are {', '.join(sorted(allowed))}"
+                raise ConfigError(field_path(path, name), f"is not a field known here{hint}")
         self.path = path
         self.values: JsonObject = value
 

@@ -150,7 +150,7 @@ def _says_known_kind(manifest: JsonValue) -> bool:
 def _refuse_kind(manifest: JsonValue, where: str) -> Fields:
     # The kind comes first: complaining about fields of a kind we do not have would only lead astray.
     top = Fields(manifest, where, manifest if isinstance(manifest, dict) else ())
-    kind = top.required_text("kind")
+    kind = top.text("kind")
     raise top.error("kind", f"must be {one_of(KINDS)}, not {shown(kind)}{nearest(kind, KINDS)}")
 
 

@@ -1,0 +1,381 @@
+"""YAML text to JSON documents, each field with the line it is on.
+
+Invariants: values are plain JSON; a document that cannot be read does not spoil the ones beside it (reading goes on
+at the next `---`); the file is hostile: nesting and what aliases expand to are bounded, duplicate keys and tags
+beyond JSON's types are refused. Plain scalars are read as Kubernetes reads them (YAML 1.1 booleans such as `yes`), but
+for the two traps that Go's reader does not have either: `64512:10` is text, not a base-60 number, and a timestamp is
+text. Built from libyaml's events, so that no recursion and no object per node stands between 2,000 documents and
+their values. What the documents mean is not this module's business.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import cast
+
+import yaml
+
+from routed.model.fields import field_path, shown
+from routed.model.resources import JsonObject, JsonValue
+
+#: Levels of objects and lists in one document; Calico's deepest have eight.
+MAX_DEPTH = 64
+#: Values that the aliases of one file may stand for, in all.
+MAX_ALIASED = 100_000
+
+_Loader: type[yaml.SafeLoader] | type[yaml.CSafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+_SEPARATOR = re.compile(r"^---(?=\s|$)", re.MULTILINE)
+_UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,18})")
+_HEXADECIMAL = re.compile(r"0x[0-9a-fA-F]{1,15}")
+_FLOAT = re.compile(r"[-+]?(?:\.[0-9]{1,30}|[0-9]{1,30}(?:\.[0-9]{0,30})?)(?:[eE][-+]?[0-9]{1,4})?")
+_WORDS: dict[str, bool | None] = dict.fromkeys(("", "~", "null", "Null", "NULL"))
+_WORDS |= {form: True for word in ("true", "yes", "on") for form in (word, word.title(), word.upper())}
+_WORDS |= {form: False for word in ("false", "no", "off") for form in (word, word.title(), word.upper())}
+
+_TAG = "tag:yaml.org,2002:"
+
+
+class Mark:
+    """The line (from 1) of a value, and the marks of what is in it."""
+
+    __slots__ = ("children", "line")
+
+    def __init__(self, line: int) -> None:
+        self.line = line
+        self.children: dict[str | int, Mark] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One document, or (`error` not empty) why it could not be read and where."""
+
+    line: int
+    value: JsonValue = None
+    mark: Mark | None = None
+    error: str = ""
+    field: str = ""
+
+    def line_of(self, field: str) -> int:
+        """The line of a field; of the nearest object around it where the document does not have it."""
+        if self.mark is None:
+            return self.line
+        mark, path = self.mark, ""
+        while True:
+            inner = [
+                (child_path, child)
+                for name, child in (mark.children or {}).items()
+                if field.startswith(child_path := field_path(path, name))
+                and field[len(child_path) : len(child_path) + 1] in ("", ".", "[")
+            ]
+            if not inner:
+                return mark.line
+            path, mark = max(inner, key=lambda found: len(found[0]))
+
+
+def read_documents(data: bytes) -> Iterator[Document]:
+    """The documents of a file, in order. Empty ones are left out; never raises for what the file holds."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        yield Document(data.count(b"\n", 0, error.start) + 1, error="is not UTF-8 text")
+        return
+    found = _UNPRINTABLE.search(text)
+    if found:
+        line = text.count("\n", 0, found.start()) + 1
+        yield Document(line, error=f"holds the control character U+{ord(found[0]):04X}, so the file is damaged")
+        return
+    reader = _Reader()
+    offset, first_line = 0, 0
+    while True:
+        try:
+            yield from reader.read(text[offset:], first_line)
+        except yaml.YAMLError as error:
+            yield Document(
+                _error_line(error, reader.started) + first_line + 1, error=f"is not YAML: {_sentence(error)}"
+            )
+        else:
+            return
+        # Past the separator that opened the broken document, if one did.
+        line_start = _line_offset(text, offset, reader.started)
+        own = _SEPARATOR.match(text, line_start)
+        following = _SEPARATOR.search(text, own.end() if own else line_start)
+        if not following:
+            return
+        first_line += text.count("\n", offset, following.start())
+        offset = following.start()
+
+
+class _Unreadable(Exception):
+    """The current document is refused; the rest of it is skipped."""
+
+    def __init__(self, line: int, field: str, text: str) -> None:
+        super().__init__(text)
+        self.document = Document(line, error=text, field=field)
+
+
+class _Frame:
+    """An object or list that is being filled."""
+
+    __slots__ = ("anchor", "height", "key", "key_line", "mark", "merges", "path", "size_before", "value")
+
+    def __init__(
+        self, value: JsonObject | list[JsonValue], mark: Mark, path: str, anchor: str | None, size: int
+    ) -> None:
+        self.value = value
+        self.mark = mark
+        self.path = path
+        self.anchor = anchor
+        self.size_before = size
+        self.height = 1
+        self.key: str | None = None
+        self.key_line = 0
+        self.merges: list[tuple[JsonObject, Mark]] = []
+
+
+@dataclass(frozen=True, slots=True)
+class _Anchored:
+    value: JsonValue
+    mark: Mark
+    size: int
+    height: int
+
+
+class _Reader:
+    """Turns the events of one stream into documents."""
+
+    def __init__(self) -> None:
+        self.started = 0
+        """Line (from 0, in the text given) where the document under way began."""
+        self._aliased = 0
+
+    def read(self, text: str, first_line: int) -> Iterator[Document]:
+        """The documents of `text`, whose first line is number `first_line` (from 0). Raises yaml.YAMLError."""
+        self.started = 0
+        loader = _Loader(text)
+        try:
+            while True:
+                event = cast("yaml.Event", loader.get_event())
+                if isinstance(event, yaml.DocumentStartEvent):
+                    self.started = _line(event)
+                    document = self._document(loader, first_line)
+                    if document is not None:
+                        yield document
+                elif isinstance(event, yaml.DocumentEndEvent):
+                    self.started = _line(event)
+                elif isinstance(event, yaml.StreamEndEvent):
+                    return
+        finally:
+            loader.dispose()
+
+    def _document(self, loader: yaml.SafeLoader | yaml.CSafeLoader, first_line: int) -> Document | None:
+        builder = _Builder(first_line + 1, MAX_ALIASED - self._aliased)
+        unreadable: Document | None = None
+        while True:
+            event = cast("yaml.Event", loader.get_event())
+            if isinstance(event, yaml.DocumentEndEvent):
+                self.started = _line(event)
+                self._aliased += builder.aliased
+                if unreadable is not None:
+                    return unreadable
+                root = builder.root
+                return None if root is None or root.value is None else Document(root.mark.line, root.value, root.mark)
+            if unreadable is None:
+                try:
+                    builder.take(event)
+                except _Unreadable as refusal:
+                    unreadable = refusal.document
+
+
+class _Builder:
+    """One document's value and marks, from its events."""
+
+    def __init__(self, first_line: int, may_alias: int) -> None:
+        self.root: _Anchored | None = None
+        self.aliased = 0
+        self._may_alias = may_alias
+        self._first_line = first_line
+        self._stack: list[_Frame] = []
+        self._anchors: dict[str, _Anchored] = {}
+        self._size = 0
+
+    def take(self, event: yaml.Event) -> None:
+        line = _line(event) + self._first_line
+        if isinstance(event, yaml.ScalarEvent):
+            frame = self._stack[-1] if self._stack else None
+            if frame is not None and frame.key is None and isinstance(frame.value, dict):
+                self._take_key(frame, event, line)
+                return
+            self._size += 1
+            value = self._scalar(event, line)
+            mark = Mark(line)
+            if event.anchor is not None:
+                self._anchors[event.anchor] = _Anchored(value, mark, 1, 0)
+            self._put(value, mark, 0)
+        elif isinstance(event, (yaml.MappingStartEvent, yaml.SequenceStartEvent)):
+            self._open(event, line)
+        elif isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
+            self._close()
+        elif isinstance(event, yaml.AliasEvent):
+            self._alias(event, line)
+
+    def _path(self) -> str:
+        """The path of the value that comes next."""
+        if not self._stack:
+            return ""
+        frame = self._stack[-1]
+        if isinstance(frame.value, list):
+            return field_path(frame.path, len(frame.value))
+        return frame.path if frame.key is None else field_path(frame.path, frame.key)
+
+    def _take_key(self, frame: _Frame, event: yaml.ScalarEvent, line: int) -> None:
+        key = event.value
+        if key in frame.value and key != "<<":
+            first = (frame.mark.children or {})[key].line
+            raise _Unreadable(line, field_path(frame.path, key), f"is given twice, first on line {first}")
+        frame.key = key
+        frame.key_line = line
+
+    def _open(self, event: yaml.MappingStartEvent | yaml.SequenceStartEvent, line: int) -> None:
+        mapping = isinstance(event, yaml.MappingStartEvent)
+        path = self._path()
+        self._refuse_complex_key(line)
+        if event.tag not in (None, "!", _TAG + ("map" if mapping else "seq")):
+            raise _Unreadable(line, path, f"has the tag {shown(event.tag)}, which is not supported")
+        if len(self._stack) >= MAX_DEPTH:
+            raise _Unreadable(line, path, f"is nested deeper than {MAX_DEPTH} levels")
+        mark = Mark(line)
+        mark.children = {}
+        self._size += 1
+        self._stack.append(_Frame({} if mapping else [], mark, path, event.anchor, self._size - 1))
+
+    def _close(self) -> None:
+        frame = self._stack.pop()
+        if isinstance(frame.value, dict):
+            for other, other_mark in frame.merges:
+                for key, value in other.items():
+                    if key not in frame.value and frame.mark.children is not None:
+                        frame.value[key] = value
+                        frame.mark.children[key] = (other_mark.children or {}).get(key, other_mark)
+        if frame.anchor is not None:
+            size = self._size - frame.size_before
+            self._anchors[frame.anchor] = _Anchored(frame.value, frame.mark, size, frame.height)
+        self._put(frame.value, frame.mark, frame.height)
+
+    def _alias(self, event: yaml.AliasEvent, line: int) -> None:
+        self._refuse_complex_key(line)
+        path = self._path()
+        name = event.anchor or ""
+        target = self._anchors.get(name)
+        if target is None:
+            raise _Unreadable(line, path, f"refers to {shown('*' + name)}, which is not complete before it")
+        self.aliased += target.size
+        self._size += target.size
+        if self.aliased > self._may_alias or len(self._stack) + target.height > MAX_DEPTH:
+            raise _Unreadable(line, path, f"stands for too much: aliases may repeat at most {MAX_ALIASED} values")
+        mark = Mark(line)
+        mark.children = target.mark.children
+        self._put(target.value, mark, target.height)
+
+    def _refuse_complex_key(self, line: int) -> None:
+        if self._stack and self._stack[-1].key is None and isinstance(self._stack[-1].value, dict):
+            raise _Unreadable(line, self._stack[-1].path, "has a key that is not text")
+
+    def _put(self, value: JsonValue, mark: Mark, height: int) -> None:
+        if not self._stack:
+            self.root = _Anchored(value, mark, self._size, height)
+            return
+        frame = self._stack[-1]
+        frame.height = max(frame.height, height + 1)
+        children = frame.mark.children
+        if isinstance(frame.value, list):
+            if children is not None:
+                children[len(frame.value)] = mark
+            frame.value.append(value)
+            return
+        key, frame.key = frame.key, None
+        if key is None:
+            return
+        if key == "<<":
+            self._merge(frame, value, mark)
+            return
+        frame.value[key] = value
+        if children is not None:
+            mark.line = frame.key_line
+            children[key] = mark
+
+    def _merge(self, frame: _Frame, value: JsonValue, mark: Mark) -> None:
+        for index, other in enumerate(value if isinstance(value, list) else [value]):
+            if not isinstance(other, dict):
+                raise _Unreadable(mark.line, frame.path, 'has a "<<" that names no object')
+            other_mark = (mark.children or {}).get(index, mark) if isinstance(value, list) else mark
+            frame.merges.append((other, other_mark))
+
+    def _scalar(self, event: yaml.ScalarEvent, line: int) -> JsonValue:
+        text: str = event.value
+        tag = event.tag
+        if tag is None or tag == "!":
+            return resolve_plain(text) if event.implicit[0] and tag is None else text
+        if tag == _TAG + "str":
+            return text
+        value = resolve_plain(text)
+        types: dict[str, tuple[type, ...]] = {
+            "null": (type(None),),
+            "bool": (bool,),
+            "int": (int,),
+            "float": (int, float),
+        }
+        wanted = types.get(tag.removeprefix(_TAG))
+        if wanted is None or not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
+            raise _Unreadable(line, self._path(), f"has the tag {shown(tag)}, which does not fit {shown(text)}")
+        return value
+
+
+def resolve_plain(text: str) -> bool | int | float | str | None:
+    """The value of a plain scalar."""
+    if text in _WORDS:
+        return _WORDS[text]
+    if text[0] not in "+-.0123456789":
+        return text
+    if _INTEGER.fullmatch(text):
+        return int(text)
+    if _HEXADECIMAL.fullmatch(text):
+        return int(text, 16)
+    if _FLOAT.fullmatch(text) and not (text[0] == "0" and text.isdigit()):
+        number = float(text)
+        return number if math.isfinite(number) else text
+    return text
+
+
+def _line(event: yaml.Event) -> int:
+    """Line (from 0) an event begins on."""
+    return event.start_mark.line if event.start_mark is not None else 0
+
+
+def _error_line(error: yaml.YAMLError, otherwise: int) -> int:
+    """Line (from 0) a YAML error points at."""
+    if isinstance(error, yaml.MarkedYAMLError):
+        mark = error.problem_mark or error.context_mark
+        if mark is not None:
+            return int(mark.line)
+    return otherwise
+
+
+def _sentence(error: yaml.YAMLError) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem:
+        return f"{error.problem} {error.context or ''}".strip()
+    return "it cannot be parsed"
+
+
+def _line_offset(text: str, offset: int, lines: int) -> int:
+    """Where the line that is `lines` after `offset` begins."""
+    for _ in range(lines):
+        following = text.find("\n", offset)
+        if following < 0:
+            return len(text)
+        offset = following + 1
+    return offset

@@ -1,0 +1,77 @@
+"""The file datastore: a folder watched by looking at it, every 0.3 s, in a thread.
+
+Looking was chosen over inotify: it sees through symlinks (Kubernetes flips `..data` two links away from the files), over
+every file system, and when the folder itself is swapped, with nothing to re-arm and no queue to overflow. One `stat` for
+each of 1,000 files costs about 2 ms of a thread; nothing is read unless it changed. After a change the next look
+follows within 0.1 s, so a change is applied within about 0.4 s of its last write and always within one second.
+
+Invariants: the sink is only called on the loop's thread, and never for long at a stretch; reading and parsing happen in
+a worker thread. The first snapshot is complete before `in_sync`. What a look believes is `folder`'s business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Protocol
+
+from routed.datastore.folder import Folder, Look, Problem
+from routed.model.resources import Resource, Update
+
+__all__ = ["FileStore", "Problem", "Sink", "load_folder"]
+
+#: Seconds between looks, and before the second look at something that just changed.
+INTERVAL = 0.3
+SETTLE = 0.1
+#: Seconds the sink may be fed before the loop gets a turn.
+_SLICE = 0.01
+
+
+class Sink(Protocol):
+    """Who is told. Called on the loop's thread."""
+
+    def update(self, update: Update) -> None:
+        """A resource is new, changed or gone."""
+
+    def in_sync(self) -> None:
+        """The first snapshot is complete. Called once."""
+
+    def problems(self, problems: tuple[Problem, ...]) -> None:
+        """The open problems changed; these are all of them."""
+
+
+class FileStore:
+    """A folder of resource files, as a stream of updates."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+
+    async def run(self, sink: Sink) -> None:
+        """Feed the sink until cancelled. Raises StoreError where the folder cannot be read at the start."""
+        folder = Folder(self.path)
+        look = await asyncio.to_thread(folder.look)
+        problems = await self._deliver(look, sink, ())
+        sink.in_sync()
+        while True:
+            await asyncio.sleep(SETTLE if look.unsettled else INTERVAL)
+            look = await asyncio.to_thread(folder.look)
+            problems = await self._deliver(look, sink, problems)
+
+    async def _deliver(self, look: Look, sink: Sink, known: tuple[Problem, ...]) -> tuple[Problem, ...]:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _SLICE
+        for update in look.updates:
+            sink.update(update)
+            if loop.time() > until:
+                await asyncio.sleep(0)
+                until = loop.time() + _SLICE
+        if look.problems != known:
+            sink.problems(look.problems)
+        return look.problems
+
+
+def load_folder(path: str | os.PathLike[str]) -> tuple[list[Resource], list[Problem]]:
+    """The resources in a folder now, sorted by key, and what is wrong there. Raises StoreError as `FileStore.run` does."""
+    folder = Folder(os.fspath(path))
+    look = folder.look()
+    return [update.value for update in look.updates if update.value is not None], list(look.problems)

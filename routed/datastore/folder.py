@@ -1,0 +1,355 @@
+"""A folder of resource files and its last good state: what is looked at, what is believed, what is reported.
+
+Invariants:
+- A look (`Folder.look`) costs one `stat` per file (links followed) and reads only files that changed. A change is believed
+  once two looks agree on it, so a file caught in the middle of being written, or missing for the moment between an
+  editor's two renames, is not taken at its word.
+- What could not be read deletes nothing. A file with a bad document keeps every resource it had and does not name now;
+  so does one that is empty, holds nothing but comments, or names fewer resources than before and breaks off in the
+  middle of a line; one cut short in the middle of what it said before is not believed at all. Good documents beside a
+  bad one apply. A file that is gone from the folder, and only that, takes all its resources with it.
+- One resource, one file: the first by file name has it, any other is reported and takes over when the first lets go.
+- An update is a real change: manifests are compared.
+
+Files are `*.yaml`, `*.yml` and `*.json` directly in the folder; names that begin with a dot are not ours (editors' swap
+files, Kubernetes' `..data`). Synchronous, and used from one thread at a time; `file` puts it on a clock.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from routed.datastore.documents import Document, read_documents
+from routed.errors import ConfigError, StoreError
+from routed.model.fields import field_path
+from routed.model.resources import JsonObject, JsonValue, Resource, ResourceKey, Update
+from routed.model.schema import API_VERSION, CRD_API_VERSION, KINDS, parse_manifest
+
+SUFFIXES = (".yaml", ".yml", ".json")
+#: Octets of the largest file that is read.
+MAX_FILE_SIZE = 64 << 20
+#: Problems reported of one file; a thousand more would say nothing new.
+MAX_PROBLEMS_PER_FILE = 100
+#: Seconds in which a file's change time is too young to tell a second change from the first.
+_YOUNG = 1.0
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Problem:
+    """Something a person has to put right. Reads `file:line: field: sentence`."""
+
+    file: str
+    """Path of the file, or of the folder."""
+    line: int
+    """From 1; 0 where the whole file is meant."""
+    field: str
+    """Such as `spec.peerIP`; empty where it is not about one field."""
+    text: str
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        return f"{place}: {self.field}: {self.text}" if self.field else f"{place}: {self.text}"
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What one look at the folder found."""
+
+    updates: tuple[Update, ...]
+    """New and changed resources first, then deletions, each sorted by key."""
+    problems: tuple[Problem, ...]
+    """All that are open now, sorted."""
+    unsettled: bool
+    """Something changed just now and will be believed if the next look finds it the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A resource where it was found."""
+
+    resource: Resource
+    line: int
+
+
+@dataclass(slots=True)
+class _Reading:
+    """What one reading of a file's text gave."""
+
+    entries: dict[ResourceKey, _Entry] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    bad: bool = False
+    """A document could not be read, so what is missing may be in it."""
+    last_line: int = 0
+
+
+#: What `stat` says of a file: device, inode, size, modified and changed (ns); or an errno; None: not there.
+_Signature = tuple[int, ...] | None
+
+
+class _File:
+    """The last good state of one file."""
+
+    __slots__ = ("data", "entries", "good_data", "problems", "seen", "settled")
+
+    def __init__(self) -> None:
+        self.seen: _Signature = None
+        self.settled = False
+        self.data: bytes | None = None
+        """What was last read."""
+        self.good_data = b""
+        """What was last read without a complaint."""
+        self.entries: dict[ResourceKey, _Entry] = {}
+        self.problems: tuple[Problem, ...] = ()
+
+
+class Folder:
+    """The resources in a folder, as of the last look."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._files: dict[str, _File] = {}
+        self._published: dict[ResourceKey, Resource] = {}
+        self._identity: tuple[int, int] | None = None
+        self._first = True
+
+    @property
+    def resources(self) -> dict[ResourceKey, Resource]:
+        """A copy of what the looks so far have reported."""
+        return dict(self._published)
+
+    def look(self) -> Look:
+        """Compare the folder with what was known. The first look believes what it sees.
+
+        Raises StoreError from the first look where the folder cannot be read; later that is a problem like others.
+        """
+        problems: list[Problem] = []
+        unsettled = False
+        names = self._list(problems)
+        if names is not None:
+            for name in sorted(names | self._files.keys()):
+                unsettled |= self._look_at(name, name in names)
+            self._first = False
+        updates = self._publish(problems)
+        return Look(updates, tuple(sorted(problems)), unsettled)
+
+    def _list(self, problems: list[Problem]) -> set[str] | None:
+        """The names of resource files; None (and why) where the folder does not say."""
+        try:
+            with os.scandir(self.path) as entries:
+                names = {entry.name for entry in entries if entry.name.endswith(SUFFIXES) and entry.name[0] != "."}
+            status = os.stat(self.path)
+        except OSError as error:
+            if self._first:
+                raise StoreError(f"{self.path}: the folder of resources cannot be read: {_reason(error)}") from error
+            problems.append(
+                Problem(self.path, 0, "", f"the folder cannot be read, so its last state stays: {_reason(error)}")
+            )
+            return None
+        identity = (status.st_dev, status.st_ino)
+        if not names and self._published and identity != self._identity:
+            # A volume that is not mounted looks like this. Emptying the folder itself does not.
+            problems.append(
+                Problem(
+                    self.path,
+                    0,
+                    "",
+                    "the folder was replaced by an empty one, so its last state stays until it holds a resource file",
+                )
+            )
+            return None
+        self._identity = identity
+        return names
+
+    def _look_at(self, name: str, present: bool) -> bool:
+        """Take in one file if it changed and is settled. True: look again soon."""
+        file = self._files.get(name)
+        if file is None:
+            file = self._files[name] = _File()
+        path = os.path.join(self.path, name)
+        signature = _signature(path) if present else None
+        if signature != file.seen or self._first:
+            file.seen = signature
+            file.settled = False
+            if not self._first:
+                return True
+        elif file.settled:
+            return False
+        file.settled = True
+        if signature is None:
+            del self._files[name]
+            return False
+        self._read(file, path, signature)
+        if self._first and len(signature) > 1 and abs(time.time() - signature[-1] / 1e9) < _YOUNG:
+            file.settled = False
+        return not file.settled
+
+    def _read(self, file: _File, path: str, signature: tuple[int, ...]) -> None:
+        """Bring a file's last good state up to date with what it says now."""
+        try:
+            data = _contents(path, signature)
+        except OSError as error:
+            kept = ", so the resources it had stay" if file.entries else ""
+            file.problems = (Problem(path, 0, "", f"the file cannot be read{kept}: {_reason(error)}"),)
+            file.data = None
+            return
+        if data == file.data:
+            return
+        file.data = data
+        reading = _parse(path, data, file.entries)
+        whole = data.endswith(b"\n") or data.rstrip().endswith((b"}", b"]"))
+        if not whole and len(data) < len(file.good_data) and file.good_data.startswith(data):
+            text = (
+                "the file breaks off in the middle of what it said before; its last good state stays until it is whole"
+            )
+            file.problems = (Problem(path, data.count(b"\n") + 1, "", text),)
+            return
+        missing = [key for key in file.entries if key not in reading.entries]
+        reason = _reason_to_keep(reading, data, whole)
+        if missing and reason:
+            if not reading.bad:
+                more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+                text = f"{reason}, so {min(missing)}{more} stays; delete the file to delete all it had"
+                reading.problems.append(Problem(path, reading.last_line, "", text))
+            for key in missing:
+                reading.entries[key] = file.entries[key]
+        elif not data.strip():
+            reading.problems.append(Problem(path, 0, "", "the file is empty"))
+        if not reading.problems:
+            file.good_data = data
+        file.entries = reading.entries
+        if len(reading.problems) > MAX_PROBLEMS_PER_FILE:
+            left = len(reading.problems) - MAX_PROBLEMS_PER_FILE
+            reading.problems[MAX_PROBLEMS_PER_FILE:] = [Problem(path, 0, "", f"the file has {left} problems more")]
+        file.problems = tuple(reading.problems)
+
+    def _publish(self, problems: list[Problem]) -> tuple[Update, ...]:
+        """Merge the files; what changed since the last time, as updates."""
+        merged: dict[ResourceKey, Resource] = {}
+        owners: dict[ResourceKey, tuple[str, int]] = {}
+        for name in sorted(self._files):
+            file = self._files[name]
+            problems.extend(file.problems)
+            for key, entry in file.entries.items():
+                if key in owners:
+                    first, line = owners[key]
+                    text = f"{key} is already in {first}:{line}, which comes first by name; this one has no effect"
+                    problems.append(Problem(os.path.join(self.path, name), entry.line, "metadata.name", text))
+                    continue
+                owners[key] = (name, entry.line)
+                known = self._published.get(key)
+                # Keeping the old object makes "nothing changed" visible to whoever compares by identity.
+                unchanged = known is not None and (known is entry.resource or known.manifest == entry.resource.manifest)
+                merged[key] = known if known is not None and unchanged else entry.resource
+        updates = [Update(key, merged[key]) for key in sorted(merged) if merged[key] is not self._published.get(key)]
+        updates += [Update(key, None) for key in sorted(self._published.keys() - merged.keys())]
+        self._published = merged
+        return tuple(updates)
+
+
+def _signature(path: str) -> tuple[int, ...]:
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        return (error.errno or 0,)
+    return (status.st_dev, status.st_ino, status.st_mode, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def _contents(path: str, signature: tuple[int, ...]) -> bytes:
+    """The octets of a regular file. Raises OSError, also where it is something else or too large."""
+    if len(signature) == 1:
+        raise OSError(signature[0], os.strerror(signature[0]))
+    if not stat.S_ISREG(signature[2]):
+        raise OSError(0, "it is not a regular file")
+    if signature[3] > MAX_FILE_SIZE:
+        raise OSError(0, f"it is larger than {MAX_FILE_SIZE >> 20} MiB")
+    with open(path, "rb") as stream:
+        return stream.read(MAX_FILE_SIZE)
+
+
+def _reason_to_keep(reading: _Reading, data: bytes, whole: bool) -> str:
+    """Why resources the file no longer names should stay; empty where they are really gone."""
+    if reading.bad:
+        return "a document cannot be read"
+    if not data.strip():
+        return "the file is empty"
+    if not reading.entries:
+        return "the file holds no resource"
+    if not whole:
+        return "the file breaks off in the middle of a line"
+    return ""
+
+
+def _parse(path: str, data: bytes, known: dict[ResourceKey, _Entry]) -> _Reading:
+    """All resources of a file; those that say what they said before are the same objects as before."""
+    reading = _Reading(last_line=data.count(b"\n") + 1)
+    for document in read_documents(data):
+        if document.error:
+            reading.bad = True
+            reading.problems.append(Problem(path, document.line, document.field, document.error))
+            continue
+        for where, manifest in _manifests(document, reading, path):
+            line = document.line_of(where) if where else document.line
+            try:
+                entry = _Entry(parse_manifest(manifest, where), line)
+            except ConfigError as error:
+                reading.bad = True
+                at = document.line_of(error.path)
+                reading.problems.append(Problem(path, at, error.path, error.message))
+                continue
+            key = entry.resource.key
+            if key in reading.entries:
+                text = f"{key} is already on line {reading.entries[key].line}; this one has no effect"
+                reading.problems.append(
+                    Problem(path, document.line_of(field_path(where, "metadata") + ".name"), "metadata.name", text)
+                )
+                continue
+            before = known.get(key)
+            if before is not None and before.resource.manifest == entry.resource.manifest:
+                entry = _Entry(before.resource, line)
+            reading.entries[key] = entry
+    return reading
+
+
+def _manifests(document: Document, reading: _Reading, path: str) -> Iterable[tuple[str, JsonValue]]:
+    """The manifests of a document, each with where it is: itself, or the items of a List."""
+    value = document.value
+    kind = value.get("kind") if isinstance(value, dict) else None
+    if not isinstance(value, dict) or not isinstance(kind, str) or not kind.endswith("List"):
+        return [("", value)]
+    item_kind = kind.removesuffix("List")
+    versions = ("v1",) if not item_kind else (API_VERSION, CRD_API_VERSION)
+    unknown = sorted(value.keys() - {"apiVersion", "kind", "metadata", "items"})
+    items = value.get("items")
+    problem: tuple[str, str] | None = None
+    if item_kind and item_kind not in KINDS:
+        problem = ("kind", f"must be a list of {', '.join(KINDS)}, or List")
+    elif value.get("apiVersion") not in versions:
+        problem = ("apiVersion", f"must be {' or '.join(versions)} for a {kind}")
+    elif unknown:
+        problem = (
+            field_path("", unknown[0]),
+            f"is not a field of a {kind}; known are apiVersion, items, kind, metadata",
+        )
+    elif items is not None and not isinstance(items, list):
+        problem = ("items", "must be a list of resources")
+    if problem is not None:
+        reading.bad = True
+        reading.problems.append(Problem(path, document.line_of(problem[0]), *problem))
+        return []
+    found = [(field_path("items", index), item) for index, item in enumerate(items or [])]
+    return [(where, _typed_item(item, item_kind, value)) for where, item in found] if item_kind else found
+
+
+def _typed_item(item: JsonValue, kind: str, around: JsonObject) -> JsonValue:
+    """An item of a `<Kind>List`, with the kind and version that the list says for it."""
+    if not isinstance(item, dict):
+        return item
+    return {"apiVersion": around["apiVersion"], "kind": kind} | item
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
