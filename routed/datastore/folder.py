@@ -1,9 +1,9 @@
 """A folder of resource files and its last good state: what is looked at, what is believed, what is reported.
 
 Invariants:
-- A look (`Folder.look`) costs one `stat` per file (links followed) and reads only files that changed. A change is believed
-  once two looks agree on it, so a file caught in the middle of being written, or missing for the moment between an
-  editor's two renames, is not taken at its word.
+- A look (`Folder.look`) costs one `stat` per file (links followed) and reads only files that changed. A change is
+  believed once two looks agree on it, so a file caught in the middle of being written, or missing for the moment
+  between an editor's two renames, is not taken at its word.
 - What could not be read deletes nothing. A file with a bad document keeps every resource it had and does not name now;
   so does one that is empty, holds nothing but comments, or names fewer resources than before and breaks off in the
   middle of a line; one cut short in the middle of what it said before is not believed at all. Good documents beside a
@@ -81,6 +81,7 @@ class _Reading:
 
     entries: dict[ResourceKey, _Entry] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    documents: int = 0
     bad: bool = False
     """A document could not be read, so what is missing may be in it."""
     last_line: int = 0
@@ -115,6 +116,9 @@ class Folder:
         self._published: dict[ResourceKey, Resource] = {}
         self._identity: tuple[int, int] | None = None
         self._first = True
+        self._dirty = False
+        """A file's resources or problems changed since they were last merged."""
+        self._file_problems: list[Problem] = []
 
     @property
     def resources(self) -> dict[ResourceKey, Resource]:
@@ -133,8 +137,8 @@ class Folder:
             for name in sorted(names | self._files.keys()):
                 unsettled |= self._look_at(name, name in names)
             self._first = False
-        updates = self._publish(problems)
-        return Look(updates, tuple(sorted(problems)), unsettled)
+        updates = self._publish() if self._dirty else ()
+        return Look(updates, tuple(sorted(problems + self._file_problems)), unsettled)
 
     def _list(self, problems: list[Problem]) -> set[str] | None:
         """The names of resource files; None (and why) where the folder does not say."""
@@ -181,53 +185,32 @@ class Folder:
         file.settled = True
         if signature is None:
             del self._files[name]
+            self._dirty = True
             return False
-        self._read(file, path, signature)
-        if self._first and len(signature) > 1 and abs(time.time() - signature[-1] / 1e9) < _YOUNG:
-            file.settled = False
-        return not file.settled
-
-    def _read(self, file: _File, path: str, signature: tuple[int, ...]) -> None:
-        """Bring a file's last good state up to date with what it says now."""
         try:
             data = _contents(path, signature)
         except OSError as error:
             kept = ", so the resources it had stay" if file.entries else ""
             file.problems = (Problem(path, 0, "", f"the file cannot be read{kept}: {_reason(error)}"),)
             file.data = None
-            return
-        if data == file.data:
-            return
-        file.data = data
-        reading = _parse(path, data, file.entries)
-        whole = data.endswith(b"\n") or data.rstrip().endswith((b"}", b"]"))
-        if not whole and len(data) < len(file.good_data) and file.good_data.startswith(data):
-            text = (
-                "the file breaks off in the middle of what it said before; its last good state stays until it is whole"
-            )
-            file.problems = (Problem(path, data.count(b"\n") + 1, "", text),)
-            return
-        missing = [key for key in file.entries if key not in reading.entries]
-        reason = _reason_to_keep(reading, data, whole)
-        if missing and reason:
-            if not reading.bad:
-                more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-                text = f"{reason}, so {min(missing)}{more} stays; delete the file to delete all it had"
-                reading.problems.append(Problem(path, reading.last_line, "", text))
-            for key in missing:
-                reading.entries[key] = file.entries[key]
-        elif not data.strip():
-            reading.problems.append(Problem(path, 0, "", "the file is empty"))
-        if not reading.problems:
-            file.good_data = data
-        file.entries = reading.entries
-        if len(reading.problems) > MAX_PROBLEMS_PER_FILE:
-            left = len(reading.problems) - MAX_PROBLEMS_PER_FILE
-            reading.problems[MAX_PROBLEMS_PER_FILE:] = [Problem(path, 0, "", f"the file has {left} problems more")]
-        file.problems = tuple(reading.problems)
+            self._dirty = True
+            return False
+        if self._first:
+            # A clock tick is the finest the change time shows: one written just now may yet change unseen.
+            file.settled = abs(time.time() - signature[-1] / 1e9) > _YOUNG
+        elif _signature(path) != signature:
+            file.settled = False
+            return True
+        if data != file.data:
+            file.data = data
+            self._dirty = True
+            _take(file, path, data)
+        return not file.settled
 
-    def _publish(self, problems: list[Problem]) -> tuple[Update, ...]:
+    def _publish(self) -> tuple[Update, ...]:
         """Merge the files; what changed since the last time, as updates."""
+        self._dirty = False
+        problems: list[Problem] = []
         merged: dict[ResourceKey, Resource] = {}
         owners: dict[ResourceKey, tuple[str, int]] = {}
         for name in sorted(self._files):
@@ -247,7 +230,36 @@ class Folder:
         updates = [Update(key, merged[key]) for key in sorted(merged) if merged[key] is not self._published.get(key)]
         updates += [Update(key, None) for key in sorted(self._published.keys() - merged.keys())]
         self._published = merged
+        self._file_problems = problems
         return tuple(updates)
+
+
+def _take(file: _File, path: str, data: bytes) -> None:
+    """Bring a file's last good state up to date with what it says now."""
+    reading = _parse(path, data, file.entries)
+    whole = data.endswith(b"\n") or data.rstrip().endswith((b"}", b"]"))
+    if not whole and len(data) < len(file.good_data) and file.good_data.startswith(data):
+        text = "the file breaks off in the middle of what it said before; its last good state stays until it is whole"
+        file.problems = (Problem(path, data.count(b"\n") + 1, "", text),)
+        return
+    missing = [key for key in file.entries if key not in reading.entries]
+    reason = _reason_to_keep(reading, data, whole)
+    if missing and reason:
+        if not reading.bad:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            text = f"{reason}, so {min(missing)}{more} stays; delete the file to delete all it had"
+            reading.problems.append(Problem(path, reading.last_line, "", text))
+        for key in missing:
+            reading.entries[key] = file.entries[key]
+    elif not data.strip():
+        reading.problems.append(Problem(path, 0, "", "the file is empty"))
+    if not reading.problems:
+        file.good_data = data
+    file.entries = reading.entries
+    if len(reading.problems) > MAX_PROBLEMS_PER_FILE:
+        left = len(reading.problems) - MAX_PROBLEMS_PER_FILE
+        reading.problems[MAX_PROBLEMS_PER_FILE:] = [Problem(path, 0, "", f"the file has {left} problems more")]
+    file.problems = tuple(reading.problems)
 
 
 def _signature(path: str) -> tuple[int, ...]:
@@ -276,8 +288,8 @@ def _reason_to_keep(reading: _Reading, data: bytes, whole: bool) -> str:
         return "a document cannot be read"
     if not data.strip():
         return "the file is empty"
-    if not reading.entries:
-        return "the file holds no resource"
+    if not reading.documents:
+        return "the file holds nothing but comments"
     if not whole:
         return "the file breaks off in the middle of a line"
     return ""
@@ -287,6 +299,7 @@ def _parse(path: str, data: bytes, known: dict[ResourceKey, _Entry]) -> _Reading
     """All resources of a file; those that say what they said before are the same objects as before."""
     reading = _Reading(last_line=data.count(b"\n") + 1)
     for document in read_documents(data):
+        reading.documents += 1
         if document.error:
             reading.bad = True
             reading.problems.append(Problem(path, document.line, document.field, document.error))
@@ -340,7 +353,7 @@ def _manifests(document: Document, reading: _Reading, path: str) -> Iterable[tup
         reading.bad = True
         reading.problems.append(Problem(path, document.line_of(problem[0]), *problem))
         return []
-    found = [(field_path("items", index), item) for index, item in enumerate(items or [])]
+    found = [(field_path("items", index), item) for index, item in enumerate(items if isinstance(items, list) else [])]
     return [(where, _typed_item(item, item_kind, value)) for where, item in found] if item_kind else found
 
 
