@@ -1,0 +1,121 @@
+"""What a plan is made of, and what differs between two of them. Values only; all compare by content."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from routed.bgp.neighbor import NeighborConfig
+from routed.net.families import Family
+from routed.rib.adj_out import NextHopMode
+from routed.rib.filters import RouteFilter
+from routed.rib.path import Path, SourceKind
+
+__all__ = ["NextHopMode", "Origin", "PeerChange", "PeerPlan", "Plan", "PlanDelta", "PlanSettings", "Speaker"]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanSettings:
+    """What the daemon's own configuration says about planning."""
+
+    router_id: int | None = None
+    """None: the Node's IPv4 address, or a hash of its name where it has none."""
+    router_id_from_name: bool = False
+    """Always the hash of the name (Calico's CALICO_ROUTER_ID=hash)."""
+    interface_of: Callable[[Path], str] | None = None
+    """The name of the interface a path leaves through, for filters that ask; without it they never match."""
+
+
+@dataclass(frozen=True, slots=True)
+class Speaker:
+    """This node as a BGP speaker."""
+
+    local_as: int
+    router_id: int
+    listen_port: int
+    cluster_id: int = 0
+    """Route-reflector cluster id; 0: not a route reflector."""
+    ipv4_address: bytes = b""
+    """Packed, without its mask; empty: the Node has none, so it has no IPv4 sessions."""
+    ipv6_address: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerPlan:
+    """One neighbour, with everything routed has to know of it."""
+
+    name: str
+    """`Mesh_10_0_0_2`, `Global_...`, `Node_...`, as in Calico."""
+    session: NeighborConfig
+    kind: SourceKind
+    """EBGP, IBGP or IBGP_CLIENT (our route-reflection client)."""
+    cluster_id: int
+    """What goes in front of CLUSTER_LIST when we reflect to an internal peer, and marks a loop: ours, else our router
+    id (RFC 4456 8). 0 for an external peer."""
+    next_hop_mode: NextHopMode
+    allowed_own_as: int
+    """How often our own AS may be in a path the peer announces (numAllowedLocalASNumbers)."""
+    import_filter: Mapping[Family, RouteFilter]
+    export_filter: Mapping[Family, RouteFilter]
+    why: str
+    """Which resource made it: "BGPPeer tor-a", "node-to-node mesh"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """A route this node originates."""
+
+    kind: str
+    """`block`: a block of pod addresses this node owns."""
+    blackhole: bool
+    """Whether the kernel gets a blackhole for it, so that unused addresses do not follow the default route."""
+    why: str
+    """Which resource made it: "BlockAffinity node-1-10-244-1-0-26"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What this node should do. Without a speaker there are no peers."""
+
+    speaker: Speaker | None = None
+    peers: Mapping[str, PeerPlan] = field(default_factory=dict)
+    """By name."""
+    origins: Mapping[tuple[Family, bytes], Origin] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+    """What resources ask for and won't get, a sentence each that begins with the resource; sorted."""
+
+
+class PeerChange(enum.Flag):
+    """What of a neighbour changed that its session survives."""
+
+    SESSION = enum.auto()
+    """Its NeighborConfig, in fields that apply live."""
+    IMPORT = enum.auto()
+    """Its import filters: judge its Adj-RIB-In again."""
+    EXPORT = enum.auto()
+    """What it is told (export filters, next-hop mode): it moves to another update group."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanDelta:
+    """How to get from one plan to the next. Names are in the plan's order."""
+
+    speaker_changed: bool = False
+    """Whether the listen port, AS, router id ... of the node changed; what sessions must do about it is in the rest."""
+    removed: tuple[str, ...] = ()
+    """Peers that are gone. End these first: an added one may have the same address."""
+    added: tuple[str, ...] = ()
+    reset: Mapping[str, str] = field(default_factory=dict)
+    """Peers whose session must end and begin anew, with the reason for people: "peer AS 65001 -> 65002"."""
+    changed: Mapping[str, PeerChange] = field(default_factory=dict)
+    """Peers whose session stays up."""
+    origins_removed: tuple[tuple[Family, bytes], ...] = ()
+    origins_set: Mapping[tuple[Family, bytes], Origin] = field(default_factory=dict)
+    """Added, or changed in what the kernel gets."""
+
+    def __bool__(self) -> bool:
+        return self != _NOTHING
+
+
+_NOTHING = PlanDelta()
