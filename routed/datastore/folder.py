@@ -191,9 +191,11 @@ class Folder:
             data = _contents(path, signature)
         except OSError as error:
             kept = ", so the resources it had stay" if file.entries else ""
-            file.problems = (Problem(path, 0, "", f"the file cannot be read{kept}: {_reason(error)}"),)
+            unreadable = (Problem(path, 0, "", f"the file cannot be read{kept}: {_reason(error)}"),)
+            self._dirty |= unreadable != file.problems
+            file.problems = unreadable
             file.data = None
-            self._dirty = True
+            file.settled = False  # what stands in the way may go without a trace on the file: try at every look
             return False
         if self._first:
             # A clock tick is the finest the change time shows: one written just now may yet change unseen.
