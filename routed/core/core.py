@@ -204,7 +204,10 @@ class Core:
         self._next_hops_changed(set(self.next_hops.apply(change)))
 
     def route_failures_changed(
-        self, failures: tuple[RouteFailure, ...], cleared: tuple[tuple[Family, bytes], ...], now: float  # noqa: ARG002
+        self,
+        failures: tuple[RouteFailure, ...],
+        cleared: tuple[tuple[Family, bytes], ...],
+        now: float,  # noqa: ARG002
     ) -> None:
         """The kernel refused routes, or took ones it had refused before."""
         for key in cleared:
@@ -327,7 +330,9 @@ class Core:
                 elif isinstance(event, SessionDown):
                     self._down(peer, event)
                 elif isinstance(event, StaleExpired):
-                    self._log(Level.WARNING, peer.plan.name, "did not come back in its restart time: its routes are removed")
+                    self._log(
+                        Level.WARNING, peer.plan.name, "did not come back in its restart time: its routes are removed"
+                    )
                     self._sweep(peer)
                 elif isinstance(event, RefreshReceived):
                     if event.family in peer.adj_out:
@@ -508,7 +513,9 @@ class Core:
         if not changed:
             return
         for family, rib in self.ribs.items():
-            rib.next_hops_changed(changed, [peer.adj_in[family] for peer in self.peers.values() if family in peer.adj_in])
+            rib.next_hops_changed(
+                changed, [peer.adj_in[family] for peer in self.peers.values() if family in peer.adj_in]
+            )
 
     def _interface_of(self, path: Path) -> str:
         """The name of the interface a path leaves by, for filters."""

@@ -61,7 +61,9 @@ def neighbors(core: Core, now: float, address: bytes | None = None) -> list[Row]
     """One row a peer, or those with an address only."""
     return [
         _neighbor(peer, now)
-        for peer in sorted(core.peers.values(), key=lambda peer: (len(peer.plan.session.address), peer.plan.session.address))
+        for peer in sorted(
+            core.peers.values(), key=lambda peer: (len(peer.plan.session.address), peer.plan.session.address)
+        )
         if address is None or peer.plan.session.address == address
     ]
 
@@ -86,9 +88,7 @@ def _neighbor(peer: Peer, now: float) -> Row:
         "why": peer.plan.why,
         "establishedCount": counters.established,
         "messages": counters.as_dict(),
-        "families": {
-            family.label: _neighbor_family(peer, family) for family in peer.adj_in
-        },
+        "families": {family.label: _neighbor_family(peer, family) for family in peer.adj_in},
         "importFilter": {family.label: peer.plan.import_filter[family].name for family in peer.adj_in},
         "exportFilter": {family.label: peer.plan.export_filter[family].name for family in peer.adj_in},
     }

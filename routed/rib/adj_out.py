@@ -85,7 +85,18 @@ class Chunk:
 class UpdateGroup:
     """The peers that hear the same, and the log of what they hear."""
 
-    __slots__ = ("_encoded", "_encoded_attrs", "_whole", "advertised", "base", "log", "log_bytes", "members", "policy", "rib")
+    __slots__ = (
+        "_encoded",
+        "_encoded_attrs",
+        "_whole",
+        "advertised",
+        "base",
+        "log",
+        "log_bytes",
+        "members",
+        "policy",
+        "rib",
+    )
 
     def __init__(self, policy: ExportPolicy, rib: FamilyRib) -> None:
         self.policy = policy
@@ -99,7 +110,7 @@ class UpdateGroup:
         """The filter judges a path alike for all its prefixes (the default route aside)."""
         self._encoded: dict[Path, bytes | None] = {}
         """What `_exported_whole` found (only `_whole` groups use it). Both caches hold paths alive, so both are bounded."""
-        self._encoded_attrs: dict[tuple[Path, AttributeSet], bytes] = {}
+        self._encoded_attrs: dict[tuple[Path, AttributeSet], bytes | None] = {}
         """Encoded attributes by path and what the filter made of its attributes."""
         self.advertised: dict[Source, int] = {}
         """How many prefixes the group holds advertised, by the source of their best path."""
@@ -122,10 +133,9 @@ class UpdateGroup:
         if len(self._encoded_attrs) >= ENCODED_CACHE:
             self._encoded_attrs.clear()
         key = (path, verdict.attrs)
-        encoded = self._encoded_attrs.get(key)
-        if encoded is None:
-            encoded = self._encoded_attrs[key] = _encode(export_attributes(path, verdict.attrs, self.policy), self.policy)
-        return encoded
+        if key not in self._encoded_attrs:
+            self._encoded_attrs[key] = _encode(export_attributes(path, verdict.attrs, self.policy), self.policy)
+        return self._encoded_attrs[key]
 
     def _exported_whole(self, path: Path) -> bytes | None:
         """The same for all prefixes of a path, where the filter does not look at the prefix."""
@@ -212,7 +222,18 @@ class UpdateGroup:
 class _ChunkWriter:
     """Packs consecutive changes into as few messages and chunks as order allows."""
 
-    __slots__ = ("_announced", "_attributes", "_chunks", "_data", "_family", "_instead", "_next_hop", "_source", "_touched", "_withdrawn")
+    __slots__ = (
+        "_announced",
+        "_attributes",
+        "_chunks",
+        "_data",
+        "_family",
+        "_instead",
+        "_next_hop",
+        "_source",
+        "_touched",
+        "_withdrawn",
+    )
 
     def __init__(self, family: Family) -> None:
         self._family = family
@@ -272,7 +293,19 @@ class _ChunkWriter:
 class AdjRibOut:
     """One peer's place in what its group says."""
 
-    __slots__ = ("_first_queue", "_previous", "_queue", "_queue_at", "_waiting", "eor_due", "group", "held", "in_log", "position", "source")
+    __slots__ = (
+        "_first_queue",
+        "_previous",
+        "_queue",
+        "_queue_at",
+        "_waiting",
+        "eor_due",
+        "group",
+        "held",
+        "in_log",
+        "position",
+        "source",
+    )
 
     def __init__(self, source: Source, group: UpdateGroup) -> None:
         self.source = source
@@ -417,7 +450,9 @@ def refusal(path: Path, policy: ExportPolicy) -> str | None:
     attrs = path.attrs
     kind = path.source.kind
     if kind is SourceKind.IBGP and policy.kind is SourceKind.IBGP:
-        return "learned from an internal peer, and this peer is internal and not a route-reflection client (RFC 4271 9.2)"
+        return (
+            "learned from an internal peer, and this peer is internal and not a route-reflection client (RFC 4271 9.2)"
+        )
     communities = attrs.communities
     if communities:
         known = {communities[index : index + 4] for index in range(0, len(communities), 4)}
@@ -453,7 +488,9 @@ def export_attributes(path: Path, attrs: AttributeSet, policy: ExportPolicy) -> 
     return attrs.replace(
         next_hop=next_hop,
         link_local=b"",
-        local_pref=path.local_pref if attrs is path.attrs else (attrs.local_pref if attrs.local_pref is not None else path.local_pref),
+        local_pref=path.local_pref
+        if attrs is path.attrs
+        else (attrs.local_pref if attrs.local_pref is not None else path.local_pref),
         originator_id=(attrs.originator_id if attrs.originator_id is not None else path.source.router_id)
         if reflected
         else None,
@@ -461,14 +498,19 @@ def export_attributes(path: Path, attrs: AttributeSet, policy: ExportPolicy) -> 
     )
 
 
-def _encode(attrs: AttributeSet, policy: ExportPolicy) -> bytes:
-    """The attribute octets of a group's messages; for IPv6, preceded by the next hop: see `announcements`."""
+def _encode(attrs: AttributeSet, policy: ExportPolicy) -> bytes | None:
+    """The attribute octets of a group's messages; for IPv6, preceded by the next hop: see `announcements`.
+
+    None where they leave no room for a prefix in a message: such a path can't be announced (RFC 4271 9.2).
+    """
     encoded = encode_attributes(
         attrs,
         four_octet_as=policy.four_octet_as,
         family=policy.family,
         include_local_pref=policy.kind is not SourceKind.EBGP,
     )
+    if nlri_room(policy.family, encoded) <= policy.family.address_length:
+        return None
     if policy.family is Family.IPV4_UNICAST:
         return encoded
     return bytes((len(attrs.next_hop),)) + attrs.next_hop + encoded
@@ -479,7 +521,7 @@ def announcements(family: Family, encoded: bytes, prefixes: list[Sequence[bytes]
     next_hop, attributes = b"", encoded
     if family is not Family.IPV4_UNICAST:
         next_hop, attributes = encoded[1 : 1 + encoded[0]], encoded[1 + encoded[0] :]
-    room = nlri_room(family, attributes, len(next_hop))
+    room = nlri_room(family, attributes)
     return [reach_message(family, attributes, next_hop, nlri) for nlri in _pack(prefixes, room)]
 
 

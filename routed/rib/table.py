@@ -209,7 +209,10 @@ class FamilyRib:
                         self._best_changed(prefix, entry if was_usable else None, entry if entry.usable else None)
                     if was_route is not entry.kernel_route:
                         self._kernel_changed(prefix, entry.kernel_route)
-            for path in (*adj_in.paths.values(), *adj_in.imported.values()):  # not in use now, but found again by attributes
+            for path in (
+                *adj_in.paths.values(),
+                *adj_in.imported.values(),
+            ):  # not in use now, but found again by attributes
                 self._refresh_once(path, changed, before)
 
     def refresh(self, path: Path) -> None:
@@ -335,7 +338,9 @@ class FamilyRib:
         if new is None:
             entry.route = None
         elif len(multipath) > 1:
-            gateways = {gateway for path in multipath if path.next_hop is not None for gateway in path.next_hop.gateways}
+            gateways = {
+                gateway for path in multipath if path.next_hop is not None for gateway in path.next_hop.gateways
+            }
             entry.route = self._kernel_route(tuple(sorted(gateways))) if gateways else new.kernel_route
         else:
             entry.route = new.kernel_route

@@ -11,18 +11,23 @@ from hypothesis import strategies as st
 
 from routed.bgp.attributes import AttributeSet
 from routed.bgp.update import AttributePool, DecodeContext, UpdateDecoder
+from routed.desired import Gateway
 from routed.net.addresses import parse_address
 from routed.net.families import Family
 from routed.net.prefixes import parse_prefix
-from routed.observed import Interface, KernelChange
+from routed.observed import ForeignRoute, Interface, KernelChange
 from routed.rib import adj_out as adj_out_module
 from routed.rib.adj_out import AdjRibOut, ExportPolicy, NextHopMode, UpdateGroup
-from routed.rib.filters import ACCEPT_ALL
+from routed.rib.filters import RouteFilter
 from routed.rib.nexthops import NextHopTable
 from routed.rib.path import Path, Source, SourceKind
 from routed.rib.table import AdjRibIn, FamilyRib
 
 V4 = Family.IPV4_UNICAST
+IMPORT_ALL = RouteFilter("all", V4)
+EXPORT_ALL = RouteFilter("all", V4, export=True)
+ETH0 = Interface(2, "eth0", True, ((parse_address("192.0.2.254"), 24),))
+CONNECTED = ForeignRoute(V4, parse_prefix("192.0.2.0/24")[1], 0, 2, 1, (Gateway(b"", 2),))
 PREFIXES = [parse_prefix(f"10.{index}.0.0/{16 + index % 3}")[1] for index in range(12)]
 
 
@@ -32,9 +37,7 @@ class Net:
     def __init__(self, kinds: list[SourceKind], *, program: bool = True) -> None:
         self.rib = FamilyRib(V4, program_routes=program)
         self.next_hops = NextHopTable(lambda family, prefix: None)
-        self.next_hops.apply(
-            KernelChange(full=True, interfaces=(Interface(2, "eth0", True, ((parse_address("192.0.2.254"), 24),)),))
-        )
+        self.next_hops.apply(KernelChange(full=True, interfaces=(ETH0,), routes_added=(CONNECTED,)))
         self.pool = AttributePool()
         self.groups: dict[ExportPolicy, UpdateGroup] = {}
         self.peers = [Peer(self, index, kind) for index, kind in enumerate(kinds)]
@@ -72,7 +75,9 @@ class Net:
                         expected[prefix] = encoded
             assert {prefix: encoded for prefix, (encoded, _) in peer.heard.items()} == expected
         assert self.kernel == {
-            prefix: self.rib.kernel_route(prefix) for prefix in self.rib.table if self.rib.kernel_route(prefix) is not None
+            prefix: self.rib.kernel_route(prefix)
+            for prefix in self.rib.table
+            if self.rib.kernel_route(prefix) is not None
         }
         for peer in self.peers:
             best = sum(1 for prefix in self.rib.table if (path := self.rib.best(prefix)) and path.source is peer.source)
@@ -91,7 +96,7 @@ class Peer:
         self.net = net
         self.kind = kind
         self.source = Source(f"p{index}", kind, index + 1, bytes((192, 0, 2, index + 1)), 65000 + index)
-        self.adj_in = AdjRibIn(self.source, ACCEPT_ALL)
+        self.adj_in = AdjRibIn(self.source, IMPORT_ALL)
         self.heard: dict[bytes, tuple[bytes, AttributeSet]] = {}
         self.up = False
         self.join()
@@ -100,7 +105,14 @@ class Peer:
         self.up = True
         self.heard = {}
         policy = ExportPolicy(
-            V4, self.kind, 64512, 1, parse_address("192.0.2.254"), NextHopMode.AUTO, True, ACCEPT_ALL
+            family=V4,
+            kind=self.kind,
+            local_as=64512,
+            cluster_id=1,
+            local_address=parse_address("192.0.2.254"),
+            next_hop_mode=NextHopMode.AUTO,
+            four_octet_as=True,
+            export_filter=EXPORT_ALL,
         )
         group = self.net.groups.get(policy)
         if group is None:
@@ -149,7 +161,9 @@ class Peer:
             for _, prefixes in update.withdrawn:
                 for prefix in prefixes:
                     self.heard.pop(prefix, None)
-            raw = body[4 + int.from_bytes(body[:2], "big") :][: int.from_bytes(body[2 + int.from_bytes(body[:2], "big") :][:2], "big")]
+            raw = body[4 + int.from_bytes(body[:2], "big") :][
+                : int.from_bytes(body[2 + int.from_bytes(body[:2], "big") :][:2], "big")
+            ]
             for reach in update.reach:
                 for prefix in reach.prefixes:
                     self.heard[prefix] = (raw, reach.attrs)
@@ -158,9 +172,24 @@ class Peer:
 KINDS = st.lists(st.sampled_from([SourceKind.EBGP, SourceKind.IBGP, SourceKind.IBGP_CLIENT]), min_size=2, max_size=5)
 STEPS = st.lists(
     st.one_of(
-        st.tuples(st.just("announce"), st.integers(0, 4), st.integers(0, 3), st.lists(st.sampled_from(PREFIXES), min_size=1, max_size=6)),
-        st.tuples(st.just("withdraw"), st.integers(0, 4), st.just(0), st.lists(st.sampled_from(PREFIXES), min_size=1, max_size=6)),
-        st.tuples(st.sampled_from(["leave", "join", "listen", "flush", "refresh", "lag", "link"]), st.integers(0, 4), st.just(0), st.just([])),
+        st.tuples(
+            st.just("announce"),
+            st.integers(0, 4),
+            st.integers(0, 3),
+            st.lists(st.sampled_from(PREFIXES), min_size=1, max_size=6),
+        ),
+        st.tuples(
+            st.just("withdraw"),
+            st.integers(0, 4),
+            st.just(0),
+            st.lists(st.sampled_from(PREFIXES), min_size=1, max_size=6),
+        ),
+        st.tuples(
+            st.sampled_from(["leave", "join", "listen", "flush", "refresh", "lag", "link"]),
+            st.integers(0, 4),
+            st.just(0),
+            st.just([]),
+        ),
     ),
     max_size=40,
 )
@@ -168,7 +197,9 @@ STEPS = st.lists(
 
 @settings(max_examples=150, deadline=None)
 @given(KINDS, STEPS)
-def test_everybody_hears_what_the_table_says(kinds: list[SourceKind], steps: list[tuple[str, int, int, list[bytes]]]) -> None:
+def test_everybody_hears_what_the_table_says(
+    kinds: list[SourceKind], steps: list[tuple[str, int, int, list[bytes]]]
+) -> None:
     net = Net(kinds)
     up = True
     for action, index, variant, prefixes in steps:
@@ -192,8 +223,9 @@ def test_everybody_hears_what_the_table_says(kinds: list[SourceKind], steps: lis
             peer.out.leave_log()
         elif action == "link":
             up = not up
+            connected = (CONNECTED,)
             changed = net.next_hops.apply(
-                KernelChange(interfaces=(Interface(2, "eth0", up, ((parse_address("192.0.2.254"), 24),)),))
+                KernelChange(routes_added=connected) if up else KernelChange(routes_removed=connected)
             )
             net.rib.next_hops_changed(set(changed), [each.adj_in for each in net.peers])
         elif action == "flush":
@@ -206,7 +238,8 @@ def test_everybody_hears_what_the_table_says(kinds: list[SourceKind], steps: lis
 @given(KINDS, st.randoms(use_true_random=False))
 def test_the_table_does_not_depend_on_the_interleaving(kinds: list[SourceKind], rng: random.Random) -> None:
     script = [
-        [(rng.randrange(4), rng.sample(PREFIXES, 3), rng.random() < 0.3) for _ in range(rng.randrange(1, 6))] for _ in kinds
+        [(rng.randrange(4), rng.sample(PREFIXES, 3), rng.random() < 0.3) for _ in range(rng.randrange(1, 6))]
+        for _ in kinds
     ]
     results = []
     for _ in range(3):
