@@ -71,6 +71,8 @@ class AttributeCode(enum.IntEnum):
     BGP_LS = 29
     LARGE_COMMUNITY = 32
     ONLY_TO_CUSTOMER = 35
+    NEXT_HOP_DEPENDENT_CHARACTERISTICS = 39
+    """draft-ietf-idr-entropy-label."""
     PREFIX_SID = 40
     ATTR_SET = 128
 
