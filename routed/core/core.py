@@ -20,11 +20,12 @@ from __future__ import annotations
 import heapq
 import random
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from routed.bgp.as_path import segments
 from routed.bgp.attributes import AttributeSet
-from routed.bgp.iana import CeaseSubcode, NotificationCode
+from routed.bgp.iana import CeaseSubcode
 from routed.bgp.messages import Notification
 from routed.bgp.neighbor import (
     CloseRequested,
@@ -41,12 +42,13 @@ from routed.bgp.update import AttributePool, Update
 from routed.core.effects import Close, Connect, Effect, Level, Listen, Log, Routes, Sweep
 from routed.core.peer import Peer
 from routed.desired import KernelRoute, RouteBatch, RouteKind
-from routed.model import Update as ResourceUpdate
+from routed.model.resources import Update as ResourceUpdate
 from routed.net.addresses import format_address, format_router_id
 from routed.net.families import Family
 from routed.observed import Interface, KernelChange, RouteFailure
+from routed.plan.diff import diff
 from routed.plan.planner import Planner
-from routed.plan.types import EMPTY_PLAN, PeerPlan, Plan, diff
+from routed.plan.types import PeerChange, PeerPlan, Plan, PlanSettings
 from routed.rib.adj_out import AdjRibOut, ExportPolicy, UpdateGroup
 from routed.rib.nexthops import NextHop, NextHopTable
 from routed.rib.path import Path, Source, SourceKind
@@ -88,14 +90,14 @@ class Core:
         self.writable: set[int] = set()
         """Connections `take` may have bytes for; the owner removes what it served."""
         self.peers: dict[str, Peer] = {}
-        self.plan: Plan = EMPTY_PLAN
+        self.plan = Plan()
         self.interfaces: dict[int, Interface] = {}
         self.route_failures: dict[tuple[Family, bytes], RouteFailure] = {}
         self.ribs: dict[Family, FamilyRib] = {
             family: FamilyRib(family, program_routes=settings.program_routes, maximum_paths=settings.maximum_paths)
             for family in Family
         }
-        self.next_hops = NextHopTable(lambda family, prefix: self.ribs[family].best(prefix))
+        self.next_hops = NextHopTable(self._own_route)
         self.local = Source("local", SourceKind.LOCAL, 0, b"", 0)
         self.deferring = bool(settings.routes_found)
         """Route selection is deferred: nothing is advertised or programmed yet."""
@@ -104,7 +106,10 @@ class Core:
         self.stopping = False
         self._random = random.Random(seed)
         self._pool = AttributePool()
-        self._planner = Planner(settings.node_name, router_id=settings.router_id, interface_of=self._interface_of)
+        self._own_attrs = self._pool.intern(AttributeSet())
+        self._planner = Planner(
+            settings.node_name, PlanSettings(router_id=settings.router_id, interface_of=self._interface_of)
+        )
         self._replan_needed = False
         self._conns: dict[int, Peer] = {}
         self._local_address: dict[int, bytes] = {}
@@ -453,6 +458,20 @@ class Core:
         self.ribs[family].refresh(path)
         return path
 
+    def _remake(self, peer: Peer, family: Family) -> Callable[[Path], Path]:
+        """Paths like those a peer's routes have, judged for loops by its plan of now."""
+        made: dict[Path, Path] = {}
+
+        def remake(path: Path) -> Path:
+            new = made.get(path)
+            if new is None:
+                new = made[path] = Path(path.source, path.attrs, path.next_hop, path.epoch)
+                new.rejected = self._loop(peer, path.attrs)
+                self.ribs[family].refresh(new)
+            return new
+
+        return remake
+
     def _scope(self, peer: Peer) -> int:
         """The interface of a link-local next hop: the session's."""
         name = peer.neighbor.config.interface
@@ -466,7 +485,10 @@ class Core:
         """Why a path must be a loop, or empty (RFC 4271 9.1.2, RFC 4456 8)."""
         plan = peer.plan
         local_as = plan.session.local_as
-        if local_as in attrs.as_numbers and attrs.count_as(local_as) > plan.allowed_own_as:
+        if (
+            local_as in attrs.as_numbers
+            and sum(numbers.count(local_as) for _, numbers in segments(attrs.as_path)) > plan.allowed_own_as
+        ):
             return f"its AS_PATH holds our own AS {local_as}"
         if plan.kind is not SourceKind.EBGP:
             if attrs.originator_id is not None and attrs.originator_id == plan.session.router_id:
@@ -517,6 +539,10 @@ class Core:
                 changed, [peer.adj_in[family] for peer in self.peers.values() if family in peer.adj_in]
             )
 
+    def _own_route(self, family: Family, prefix: bytes) -> Path | None:
+        """Our best path for exactly this prefix, if it is in the kernel: next hops resolve through it."""
+        return self.ribs[family].best(prefix) if self.settings.program_routes else None
+
     def _interface_of(self, path: Path) -> str:
         """The name of the interface a path leaves by, for filters."""
         if path.next_hop is None or not path.next_hop.gateways:
@@ -536,14 +562,16 @@ class Core:
             self.local.router_id = plan.speaker.router_id
         for name in delta.removed:
             self._remove_peer(name, now)
-        for change in delta.changed:
-            self._change_peer(change.new, change.reset, now)
-        for peer_plan in delta.added:
-            self._add_peer(peer_plan, now)
-        for key in delta.origins_removed:
-            self.ribs[key[0]].withdraw_origin(key[1], self.local)
-        for (family, prefix), origin in delta.origins_changed.items():
-            path = Path(self.local, self._pool.intern(AttributeSet()), None)
+        for name, reason in delta.reset.items():
+            self._reset_peer(plan.peers[name], reason, now)
+        for name, change in delta.changed.items():
+            self._change_peer(plan.peers[name], change, now)
+        for name in delta.added:
+            self._add_peer(plan.peers[name], now)
+        for family, prefix in delta.origins_removed:
+            self.ribs[family].withdraw_origin(prefix, self.local)
+        for (family, prefix), origin in delta.origins_set.items():
+            path = Path(self.local, self._own_attrs, None)
             path.kernel_route = BLACKHOLE if origin.blackhole else None
             self.ribs[family].originate(prefix, path)
         if plan.speaker is not None and plan.speaker.listen_port != self._listening:
@@ -567,27 +595,28 @@ class Core:
         del self.peers[name]
         self._log(Level.INFO, name, "peer removed: no resource asks for it any more")
 
-    def _change_peer(self, plan: PeerPlan, reset: bool, now: float) -> None:
-        if reset:
-            old = self.peers[plan.name]
-            old.neighbor.stop(now, Notification.cease(CeaseSubcode.OTHER_CONFIGURATION_CHANGE, ""), admin_down=True)
-            self._after(old, 0, now)
-            self._sweep(old)
-            del self.peers[plan.name]
-            self._add_peer(plan, now)
-            return
+    def _reset_peer(self, plan: PeerPlan, reason: str, now: float) -> None:
+        """A change its session can't survive: a new peer takes its place."""
         peer = self.peers[plan.name]
-        old_plan, peer.plan = peer.plan, plan
-        peer.neighbor.reconfigure(plan.session, now)
+        self._log(Level.INFO, plan.name, f"its session starts anew: {reason}")
+        peer.neighbor.stop(now, Notification.cease(CeaseSubcode.OTHER_CONFIGURATION_CHANGE, ""), admin_down=True)
+        self._after(peer, 0, now)
+        self._sweep(peer)
+        del self.peers[plan.name]
+        self._add_peer(plan, now)
+
+    def _change_peer(self, plan: PeerPlan, change: PeerChange, now: float) -> None:
+        """A change its session survives."""
+        peer = self.peers[plan.name]
+        old, peer.plan = peer.plan, plan
+        if PeerChange.SESSION in change:
+            peer.neighbor.reconfigure(plan.session, now)
         for family, adj_in in peer.adj_in.items():
-            if plan.import_filter[family] != old_plan.import_filter[family]:
-                adj_in.import_filter = plan.import_filter[family]
-                self._jobs.append(self.ribs[family].reimport(adj_in))
-            if plan.allowed_own_as != old_plan.allowed_own_as:
-                for path in {id(path): path for path in adj_in.routes.values()}.values():
-                    path.rejected = self._loop(peer, path.attrs)
-                    self.ribs[family].refresh(path)
+            adj_in.import_filter = plan.import_filter[family]
+            if plan.allowed_own_as != old.allowed_own_as:
                 adj_in.paths.clear()
+                self._jobs.append(self.ribs[family].remake(adj_in, self._remake(peer, family)))
+            elif PeerChange.IMPORT in change:
                 self._jobs.append(self.ribs[family].reimport(adj_in))
             adj_out = peer.adj_out.get(family)
             if adj_out is not None:

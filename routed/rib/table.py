@@ -16,7 +16,7 @@ Not here: encoding and who hears about a change (`adj_out`), how next hops resol
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from routed.bgp.attributes import AttributeSet
 from routed.desired import Gateway, KernelRoute, RouteKind
@@ -176,6 +176,21 @@ class FamilyRib:
             for prefix in keys[start : start + SLICE]:
                 path = adj_in.routes.get(prefix)
                 if path is not None:
+                    self._put(prefix, adj_in.source, self.imported(adj_in, prefix, path))
+            yield
+
+    def remake(self, adj_in: AdjRibIn, remake: Callable[[Path], Path]) -> Iterator[None]:
+        """Put other paths in the place of a source's (its loop rules changed), a slice at a time.
+
+        Paths in the tables never change their mind about `rejected` themselves: what others heard of them is derived
+        from it.
+        """
+        keys = list(adj_in.routes)
+        for start in range(0, len(keys), SLICE):
+            for prefix in keys[start : start + SLICE]:
+                path = adj_in.routes.get(prefix)
+                if path is not None:
+                    path = adj_in.routes[prefix] = remake(path)
                     self._put(prefix, adj_in.source, self.imported(adj_in, prefix, path))
             yield
 
