@@ -1,0 +1,92 @@
+"""Link and address messages: dump requests, and what RTM_NEWLINK, RTM_NEWADDR and their like say.
+
+`struct ifinfomsg`: u8 family, pad, u16 type, i32 index, u32 flags, u32 change. `struct ifaddrmsg`: u8 family, prefix
+length, flags, scope, u32 index.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from routed.netlink.messages import HEADER_LENGTH, attributes, request
+from routed.netlink.numbers import (
+    AF_INET,
+    AF_INET6,
+    AF_UNSPEC,
+    IFA_ADDRESS,
+    IFA_LOCAL,
+    IFF_LOWER_UP,
+    IFF_UP,
+    IFLA_IFNAME,
+    NLM_F_DUMP,
+    RTM_GETADDR,
+    RTM_GETLINK,
+)
+
+_IFINFOMSG = struct.Struct("=BBHiII")
+_IFADDRMSG = struct.Struct("=BBBBI")
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A network interface as a link message describes it."""
+
+    index: int
+    name: str
+    enabled: bool
+    """Administratively up: IFF_UP."""
+    up: bool
+    """Enabled, and the layer below is up: IFF_UP and IFF_LOWER_UP."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """An address of ours on an interface."""
+
+    index: int
+    address: bytes
+    """Packed; our own end on a point-to-point link."""
+    length: int
+    """Prefix length."""
+
+
+def dump_links(sequence: int) -> bytes:
+    return request(RTM_GETLINK, NLM_F_DUMP, sequence, _IFINFOMSG.pack(AF_UNSPEC, 0, 0, 0, 0, 0))
+
+
+def dump_addresses(sequence: int) -> bytes:
+    return request(RTM_GETADDR, NLM_F_DUMP, sequence, _IFADDRMSG.pack(AF_UNSPEC, 0, 0, 0, 0))
+
+
+def decode_link(data: bytes) -> Link | None:
+    """A link message, header included. None for one about a bridge port (AF_BRIDGE) or the like."""
+    if len(data) < HEADER_LENGTH + _IFINFOMSG.size:
+        return None
+    family, _, _, index, flags, _ = _IFINFOMSG.unpack_from(data, HEADER_LENGTH)
+    if family != AF_UNSPEC:
+        return None
+    name = ""
+    for kind, value in attributes(data, HEADER_LENGTH + _IFINFOMSG.size):
+        if kind == IFLA_IFNAME:
+            name = value.rstrip(b"\x00").decode("utf-8", "replace")
+            break
+    enabled = bool(flags & IFF_UP)
+    return Link(index, name, enabled, enabled and bool(flags & IFF_LOWER_UP))
+
+
+def decode_address(data: bytes) -> Address | None:
+    """An address message, header included. None for a family that is not IP."""
+    if len(data) < HEADER_LENGTH + _IFADDRMSG.size:
+        return None
+    family, length, _, _, index = _IFADDRMSG.unpack_from(data, HEADER_LENGTH)
+    if family not in (AF_INET, AF_INET6):
+        return None
+    local = address = b""
+    for kind, value in attributes(data, HEADER_LENGTH + _IFADDRMSG.size):
+        if kind == IFA_LOCAL:
+            local = value
+        elif kind == IFA_ADDRESS:
+            address = value
+    own = local or address
+    return Address(index, own, length) if len(own) in (4, 16) else None
