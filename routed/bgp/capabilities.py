@@ -132,11 +132,11 @@ def advertise(
         two_octet_as=local_as if local_as <= AS_MAX_2_OCTET else AS_TRANS,
         hold_time=hold_time,
         router_id=router_id,
-        capabilities=tuple(one for one in capabilities if not _named(one, without)),
+        capabilities=tuple(one for one in capabilities if not named(one, without)),
     )
 
 
-def _named(capability: Capability, refused: Collection[Capability]) -> bool:
+def named(capability: Capability, refused: Collection[Capability]) -> bool:
     """Whether a peer's list of refused capabilities means this one. Multiprotocol is refused one family at a time."""
     if capability.code == CapabilityCode.MULTIPROTOCOL:
         return capability in refused
