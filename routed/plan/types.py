@@ -21,8 +21,6 @@ class PlanSettings:
 
     router_id: int | None = None
     """None: the Node's IPv4 address, or a hash of its name where it has none."""
-    router_id_from_name: bool = False
-    """Always the hash of the name (Calico's CALICO_ROUTER_ID=hash)."""
     interface_of: Callable[[Path], str] | None = None
     """The name of the interface a path leaves through, for filters that ask; without it they never match."""
 
@@ -51,8 +49,8 @@ class PeerPlan:
     kind: SourceKind
     """EBGP, IBGP or IBGP_CLIENT (our route-reflection client)."""
     cluster_id: int
-    """What goes in front of CLUSTER_LIST when we reflect to an internal peer, and marks a loop: ours, else our router
-    id (RFC 4456 8). 0 for an external peer."""
+    """Of an internal peer: what goes in front of CLUSTER_LIST when we reflect, and marks a loop (RFC 4456 8). 0 where
+    this node reflects nothing."""
     next_hop_mode: NextHopMode
     allowed_own_as: int
     """How often our own AS may be in a path the peer announces (numAllowedLocalASNumbers)."""

@@ -1,0 +1,163 @@
+"""The resources a plan is made from, with the look-ups every part of planning asks.
+
+Invariants: holds the last value of every resource and nothing derived but an index of block claims; `apply` says what a
+change can matter to, so that a thousand Nodes that only report their state, and the blocks of others, cost nothing.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from typing import TypeVar
+
+from routed.model.resources import (
+    DEFAULT_AS_NUMBER,
+    BGPConfiguration,
+    BGPFilter,
+    BGPPeer,
+    BlockAffinity,
+    Cidr,
+    IPPool,
+    Node,
+    NodeAddress,
+    Update,
+)
+from routed.net.families import Family
+
+T = TypeVar("T")
+
+_NOTHING_CONFIGURED = BGPConfiguration(name="default")
+
+
+class Aspect(enum.Flag):
+    """What a changed resource can change in a plan."""
+
+    NOTHING = 0
+    SESSIONS = enum.auto()
+    ORIGINS = enum.auto()
+    FILTERS = enum.auto()
+
+
+class Cluster:
+    """See the module's docstring. Dictionaries are by resource name."""
+
+    __slots__ = ("_claims", "affinities", "configurations", "filters", "node_name", "nodes", "peers", "pools")
+
+    def __init__(self, node_name: str) -> None:
+        self.node_name = node_name
+        self.nodes: dict[str, Node] = {}
+        self.configurations: dict[str, BGPConfiguration] = {}
+        self.peers: dict[str, BGPPeer] = {}
+        self.filters: dict[str, BGPFilter] = {}
+        self.pools: dict[str, IPPool] = {}
+        self.affinities: dict[str, BlockAffinity] = {}
+        self._claims: dict[Cidr, set[str]] = {}
+        """Names of the affinities of each block."""
+
+    # ---- changes
+
+    def apply(self, update: Update) -> Aspect:
+        """Take in a change; what it can change in a plan. Kinds planning does not know change nothing."""
+        name, value = update.key.name, update.value
+        match update.key.kind:
+            case Node.kind:
+                return self._apply_node(name, value if isinstance(value, Node) else None)
+            case BlockAffinity.kind:
+                return self._apply_affinity(name, value if isinstance(value, BlockAffinity) else None)
+            case BGPConfiguration.kind:
+                _put(self.configurations, name, value if isinstance(value, BGPConfiguration) else None)
+                return Aspect.SESSIONS | Aspect.FILTERS
+            case BGPPeer.kind:
+                _put(self.peers, name, value if isinstance(value, BGPPeer) else None)
+                return Aspect.SESSIONS
+            case BGPFilter.kind:
+                _put(self.filters, name, value if isinstance(value, BGPFilter) else None)
+                return Aspect.FILTERS
+            case IPPool.kind:
+                _put(self.pools, name, value if isinstance(value, IPPool) else None)
+                return Aspect.FILTERS
+            case _:
+                return Aspect.NOTHING
+
+    def _apply_node(self, name: str, node: Node | None) -> Aspect:
+        old = self.nodes.get(name)
+        _put(self.nodes, name, node)
+        aspect = Aspect.NOTHING
+        if old is None or node is None or old.bgp != node.bgp or old.labels != node.labels:
+            aspect |= Aspect.SESSIONS
+        if name == self.node_name:
+            aspect |= Aspect.ORIGINS
+        return aspect
+
+    def _apply_affinity(self, name: str, affinity: BlockAffinity | None) -> Aspect:
+        old = self.affinities.get(name)
+        _put(self.affinities, name, affinity)
+        if old is not None:
+            self._claims[old.cidr].discard(name)
+            if not self._claims[old.cidr]:
+                del self._claims[old.cidr]
+        if affinity is not None:
+            self._claims.setdefault(affinity.cidr, set()).add(name)
+        for changed in (old, affinity):
+            if changed is not None and (
+                changed.node == self.node_name or any(one.node == self.node_name for one in self.claims(changed.cidr))
+            ):
+                return Aspect.ORIGINS
+        return Aspect.NOTHING
+
+    # ---- look-ups
+
+    @property
+    def node(self) -> Node | None:
+        """This node."""
+        return self.nodes.get(self.node_name)
+
+    @property
+    def default_configuration(self) -> BGPConfiguration:
+        return self.configurations.get("default", _NOTHING_CONFIGURED)
+
+    def claims(self, cidr: Cidr) -> list[BlockAffinity]:
+        """All nodes' affinities of a block, by name."""
+        return [self.affinities[name] for name in sorted(self._claims.get(cidr, ()))]
+
+    def as_number(self, node: Node) -> int:
+        if node.bgp is not None and node.bgp.as_number is not None:
+            return node.bgp.as_number
+        default = self.default_configuration.as_number
+        return DEFAULT_AS_NUMBER if default is None else default
+
+    def listen_port(self, node_name: str) -> int | None:
+        """The port BGPConfigurations give a node; None: they say nothing, so it is 179."""
+        own = self.configurations.get(f"node.{node_name}")
+        if own is not None and own.listen_port is not None:
+            return own.listen_port
+        return self.default_configuration.listen_port
+
+    def selected(self, peer: BGPPeer) -> Iterator[Node]:
+        """The nodes a BGPPeer is for, by name."""
+        for name in sorted(self.nodes):
+            node = self.nodes[name]
+            if is_selected(peer, node):
+                yield node
+
+
+def is_selected(peer: BGPPeer, node: Node) -> bool:
+    """Whether a BGPPeer is for this node: by nodeSelector, by name, or because it is for all."""
+    if peer.node_selector is not None:
+        return peer.node_selector.matches(node.labels)
+    return not peer.node or peer.node == node.name
+
+
+def address_of(node: Node, family: Family) -> bytes:
+    """A node's BGP address of a family, packed; empty where it has none."""
+    if node.bgp is None:
+        return b""
+    own: NodeAddress | None = node.bgp.ipv4_address if family is Family.IPV4_UNICAST else node.bgp.ipv6_address
+    return own.address if own is not None else b""
+
+
+def _put(table: dict[str, T], name: str, value: T | None) -> None:
+    if value is None:
+        table.pop(name, None)
+    else:
+        table[name] = value

@@ -1,0 +1,88 @@
+"""How to get from one plan to the next, so that a change of resources touches only what it is about.
+
+For every field of a `PeerPlan` it is settled here whether a session survives its change. What the session itself is made
+of is `NeighborConfig.needs_reset`'s to say; beside it only the kind of the peer and the cluster id end a session, since
+what its routes mean to every other peer hangs on them. Filters, next-hop mode and loop tolerance apply live.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+from routed.bgp.neighbor import NeighborConfig
+from routed.net.addresses import format_address, format_router_id
+from routed.plan.types import PeerChange, PeerPlan, Plan, PlanDelta
+
+_KIND_TEXT = {1: "external", 2: "internal", 3: "route-reflection client"}
+
+
+def diff(old: Plan, new: Plan) -> PlanDelta:
+    """What changed from `old` to `new`, problems and reasons (`why`) left out."""
+    reset: dict[str, str] = {}
+    changed: dict[str, PeerChange] = {}
+    added: list[str] = []
+    for name, peer in new.peers.items():
+        before = old.peers.get(name)
+        if before is peer:
+            continue
+        if before is None:
+            added.append(name)
+            continue
+        reason = reset_reason(before, peer)
+        if reason:
+            reset[name] = reason
+            continue
+        change = _live_change(before, peer)
+        if change:
+            changed[name] = change
+    return PlanDelta(
+        speaker_changed=old.speaker != new.speaker,
+        removed=tuple(name for name in old.peers if name not in new.peers),
+        added=tuple(added),
+        reset=reset,
+        changed=changed,
+        origins_removed=tuple(key for key in old.origins if key not in new.origins),
+        origins_set={
+            key: origin
+            for key, origin in new.origins.items()
+            if key not in old.origins or old.origins[key].blackhole != origin.blackhole
+        },
+    )
+
+
+def reset_reason(old: PeerPlan, new: PeerPlan) -> str:
+    """Why a session held under `old` can't go on under `new`, for people; empty where it can."""
+    if new.session.needs_reset(old.session):
+        return _session_text(old.session, new.session)
+    if old.kind is not new.kind:
+        return f"peer type {_KIND_TEXT[old.kind]} -> {_KIND_TEXT[new.kind]}"
+    if old.cluster_id != new.cluster_id:
+        return f"cluster id {format_router_id(old.cluster_id)} -> {format_router_id(new.cluster_id)}"
+    return ""
+
+
+def _live_change(old: PeerPlan, new: PeerPlan) -> PeerChange:
+    change = PeerChange(0)
+    if old.session != new.session:
+        change |= PeerChange.SESSION
+    if old.import_filter != new.import_filter or old.allowed_own_as != new.allowed_own_as:
+        change |= PeerChange.IMPORT
+    if old.export_filter != new.export_filter or old.next_hop_mode is not new.next_hop_mode:
+        change |= PeerChange.EXPORT
+    return change
+
+
+def _session_text(old: NeighborConfig, new: NeighborConfig) -> str:
+    """`peer AS 65001 -> 65002`, for every field that differs and counts."""
+    texts = []
+    for entry in fields(NeighborConfig):
+        before, after = getattr(old, entry.name), getattr(new, entry.name)
+        if before != after:
+            texts.append(f"{entry.name.replace('_', ' ')} {_text(before)} -> {_text(after)}")
+    return ", ".join(texts)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bytes):
+        return format_address(value) if value else "any"
+    return str(value)

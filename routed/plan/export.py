@@ -1,0 +1,137 @@
+"""Import and export filters of a peer: a user's BGPFilters first, then Calico's default rules.
+
+Import: what no BGPFilter decides on is accepted. Export, in this order: BGPFilters; pools with disableBGPExport keep
+their routes in; prefixAdvertisements add communities; a block of this node goes out as a whole and nothing inside it,
+except a route with a better than normal priority (a workload that is moving here); routes inside an enabled pool go
+out, which is what lets borrowed addresses and other nodes' blocks through; nothing else does.
+
+Calico's rules about tunnel and bpf interfaces are about kernel-learned routes, which are never in our tables; those about
+services need services. Invariant: one `RouteFilter` object for all peers that are judged alike, kept while its content
+stays the same, so that an unrelated change of resources leaves update groups alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from routed.model.resources import DEFAULT_ROUTE_PRIORITY, AddCommunity, BGPFilterRule, PrefixAdvertisement
+from routed.net.families import Family
+from routed.plan.cluster import Cluster
+from routed.plan.origins import block_text
+from routed.plan.types import Origin
+from routed.rib.filters import HIGHEST_LOCAL_PREF, Action, PrefixMatch, RouteFilter, Rule, compile_rules
+from routed.rib.path import Path
+
+#: LOCAL_PREFs of a priority better than the normal one.
+_ELEVATED = (HIGHEST_LOCAL_PREF - DEFAULT_ROUTE_PRIORITY + 1, 0xFFFFFFFF)
+
+PeerFilters = tuple[Mapping[Family, RouteFilter], Mapping[Family, RouteFilter]]
+"""(import, export)"""
+
+_Key = tuple[Family, bool, tuple[str, ...]]
+"""Family, whether the peer is external, names of its BGPFilters."""
+
+
+class FilterBook:
+    """The filters in use. `interface_of`: see `RouteFilter`."""
+
+    __slots__ = ("_current", "_interface_of", "_last", "_rules")
+
+    def __init__(self, interface_of: Callable[[Path], str] | None) -> None:
+        self._interface_of = interface_of
+        self._current: dict[_Key, PeerFilters] = {}
+        self._last: dict[_Key, PeerFilters] = {}
+        self._rules: dict[Family, tuple[Rule, ...]] = {}
+
+    def renew(self, cluster: Cluster, origins: Mapping[tuple[Family, bytes], Origin]) -> None:
+        """Something filters are made of changed. Those that come out the same will be the same objects."""
+        self._last, self._current = self._current, {}
+        self._rules = {family: tuple(default_export_rules(cluster, family, origins)) for family in Family}
+
+    def for_peer(self, cluster: Cluster, family: Family, external: bool, names: tuple[str, ...]) -> PeerFilters:
+        """The filters of a peer with these BGPFilters; names that do not exist are skipped, as in Calico."""
+        key = (family, external, names)
+        found = self._current.get(key)
+        if found is None:
+            found = self._make(cluster, key)
+            last = self._last.pop(key, None)
+            if last is not None and last == found:
+                found = last
+            self._current[key] = found
+        return found
+
+    def _make(self, cluster: Cluster, key: _Key) -> PeerFilters:
+        family, external, names = key
+        incoming: list[Rule] = []
+        outgoing: list[Rule] = []
+        for name in names:
+            resource = cluster.filters.get(name)
+            if resource is None:
+                continue
+            v4 = family is Family.IPV4_UNICAST
+            lists: tuple[tuple[list[Rule], tuple[BGPFilterRule, ...]], ...] = (
+                (incoming, resource.import_v4 if v4 else resource.import_v6),
+                (outgoing, resource.export_v4 if v4 else resource.export_v6),
+            )
+            for target, rules in lists:
+                target.extend(compile_rules(name, rules, family, external=external))
+        label = ", ".join(names)
+        import_filter = RouteFilter(label or "accept all", family, incoming, interface_of=self._interface_of)
+        export_filter = RouteFilter(
+            f"{label}, default rules" if label else "default rules",
+            family,
+            (*outgoing, *self._rules[family]),
+            export=True,
+            default=False,
+            default_text="outside this node's blocks and every enabled IPPool",
+            interface_of=self._interface_of,
+        )
+        return {family: import_filter}, {family: export_filter}
+
+
+def default_export_rules(
+    cluster: Cluster, family: Family, origins: Mapping[tuple[Family, bytes], Origin]
+) -> list[Rule]:
+    """The rules behind a user's own, in Calico's order."""
+    kept_in: list[PrefixMatch] = []
+    enabled: list[PrefixMatch] = []
+    for name, pool in sorted(cluster.pools.items()):
+        if pool.cidr.family is family:
+            match = _inside(family, pool.cidr.prefix, f"{name} {pool.cidr}")
+            if pool.disable_bgp_export:
+                kept_in.append(match)
+            elif not pool.disabled:
+                enabled.append(match)
+    blocks = [(prefix, block_text(family, prefix, origin)) for (of, prefix), origin in origins.items() if of is family]
+    exact = tuple(PrefixMatch(prefix, prefix[0], prefix[0], text) for prefix, text in blocks)
+    within = tuple(PrefixMatch(prefix, prefix[0] + 1, family.max_length, text) for prefix, text in blocks)
+    rules: list[Rule] = []
+    if kept_in:
+        rules.append(Rule(Action.REJECT, "disableBGPExport of IPPool ", tuple(kept_in)))
+    rules.extend(
+        Rule(
+            Action.CONTINUE,
+            f"prefixAdvertisement {advertisement.cidr}",
+            (_inside(family, advertisement.cidr.prefix, ""),),
+            operations=tuple(map(AddCommunity, advertisement.communities)),
+        )
+        for advertisement in _advertisements(cluster, family)
+    )
+    if blocks:
+        rules.append(Rule(Action.ACCEPT, "own block ", exact))
+        rules.append(Rule(Action.ACCEPT, "better than normal priority inside own block ", within, local_pref=_ELEVATED))
+        rules.append(Rule(Action.REJECT, "announced as part of own block ", within))
+    if enabled:
+        rules.append(Rule(Action.ACCEPT, "inside IPPool ", tuple(enabled)))
+    return rules
+
+
+def _advertisements(cluster: Cluster, family: Family) -> list[PrefixAdvertisement]:
+    """This node's own list where it has one (of any family), else the cluster's."""
+    own = cluster.configurations.get(f"node.{cluster.node_name}")
+    source = own if own is not None and own.prefix_advertisements else cluster.default_configuration
+    return [one for one in source.prefix_advertisements if one.cidr.family is family and one.communities]
+
+
+def _inside(family: Family, prefix: bytes, text: str) -> PrefixMatch:
+    return PrefixMatch(prefix, prefix[0], family.max_length, text)

@@ -1,0 +1,323 @@
+"""Which neighbours this node has: the node-to-node mesh and BGPPeers, by Calico's rules.
+
+Three passes over the BGPPeers, each in order of their names, then the mesh; the first to name an address and port wins:
+1. global ones (no node, no nodeSelector), 2. those that select this node, 3. the reverse of those that name this node as
+the peer, so that both ends of a session between nodes follow from one resource.
+
+A node is the passive side of a mesh or global peering where the other node's address is greater *as text* ("10.0.0.9" >
+"10.0.0.10"): the other node, Calico's BIRD perhaps, compares the same strings, and sessions with one opener can restart
+gracefully. A reflector, a node with routeReflectorClusterID, is in no mesh; its internal peers are its clients, unless
+they have its cluster id. Sessions carry the family of their address; both families are two sessions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from routed.bgp.neighbor import NeighborConfig
+from routed.model.resources import DEFAULT_PORT, BGPPeer, Node, ReversePeering, SourceAddress
+from routed.model.resources import NextHopMode as ResourceNextHopMode
+from routed.net.addresses import format_address
+from routed.net.families import Family
+from routed.plan.cluster import Cluster, address_of, is_selected
+from routed.plan.types import NextHopMode, Speaker
+from routed.rib.path import SourceKind
+
+#: Graceful restart time where no resource names one; what Calico's BIRD uses.
+DEFAULT_RESTART_TIME = 120
+
+_NEXT_HOP_MODES = {
+    ResourceNextHopMode.AUTO: NextHopMode.AUTO,
+    ResourceNextHopMode.SELF: NextHopMode.SELF,
+    ResourceNextHopMode.KEEP: NextHopMode.KEEP,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PeerSpec:
+    """A `PeerPlan` whose filters are still names."""
+
+    session: NeighborConfig
+    kind: SourceKind
+    cluster_id: int
+    next_hop_mode: NextHopMode
+    allowed_own_as: int
+    filters: tuple[str, ...]
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """The other end of a session."""
+
+    address: bytes
+    port: int | None
+    """As resources give it; None: 179."""
+    as_number: int
+    cluster_id: int | None
+    """Of a node that is a route reflector."""
+    is_node: bool
+
+
+def plan_peers(cluster: Cluster, speaker: Speaker) -> tuple[dict[str, PeerSpec], list[str]]:
+    """This node's neighbours by name, and what is wrong with the resources they come from."""
+    builder = _Builder(cluster, speaker)
+    for peer in builder.resources:
+        if peer.is_global:
+            builder.add_forward(peer, "Global")
+    for peer in builder.resources:
+        if not peer.is_global and is_selected(peer, builder.node):
+            builder.add_forward(peer, "Node")
+    for peer in builder.resources:
+        builder.add_reverse(peer)
+    builder.add_mesh()
+    return builder.specs, builder.problems
+
+
+class _Builder:
+    """One run of `plan_peers`."""
+
+    def __init__(self, cluster: Cluster, speaker: Speaker) -> None:
+        self.cluster = cluster
+        self.speaker = speaker
+        self.node = cluster.nodes[cluster.node_name]
+        self.own = {Family.IPV4_UNICAST: speaker.ipv4_address, Family.IPV6_UNICAST: speaker.ipv6_address}
+        self.own_text = {family: format_address(address) if address else "" for family, address in self.own.items()}
+        self.resources = [cluster.peers[name] for name in sorted(cluster.peers)]
+        self.specs: dict[str, PeerSpec] = {}
+        self.problems: list[str] = []
+        self._taken: dict[tuple[bytes, int], PeerSpec] = {}
+        self._nodes = [cluster.nodes[name] for name in sorted(cluster.nodes)]
+        self._owners: dict[bytes, Node] = {}
+        for node in self._nodes:
+            for family in Family:
+                address = address_of(node, family)
+                if address:
+                    self._owners.setdefault(address, node)
+
+    # ---- the passes
+
+    def add_forward(self, peer: BGPPeer, scope: str) -> None:
+        self._report_unsupported(peer)
+        if peer.peer_selector is not None:
+            targets = [
+                self._node_target(node, address)
+                for node in self._nodes
+                if peer.peer_selector.matches(node.labels)
+                for _, address in self._addresses(node)
+            ]
+        elif peer.peer_ip is not None:
+            targets = [self._address_target(peer, peer.peer_ip)]
+        else:
+            return
+        for target in targets:
+            family = Family.of_address(target.address)
+            own = self.own[family]
+            if target.address == own:
+                continue
+            if not own:
+                if peer.peer_ip is not None:
+                    field = "ipv4Address" if family is Family.IPV4_UNICAST else "ipv6Address"
+                    self.problems.append(
+                        f"BGPPeer {peer.name}: no session with {format_address(target.address)}, "
+                        f"since Node {self.node.name} has no spec.bgp.{field}"
+                    )
+                continue
+            passive = scope == "Global" and target.is_node and format_address(target.address) > self.own_text[family]
+            local_as = self.speaker.local_as if peer.local_as_number is None else peer.local_as_number
+            self._add(peer, scope, target, local_as, passive=passive, why=f"BGPPeer {peer.name}")
+
+    def add_reverse(self, peer: BGPPeer) -> None:
+        if peer.reverse_peering is ReversePeering.MANUAL or not self._names_this_node(peer):
+            return
+        only = Family.of_address(peer.peer_ip) if peer.peer_ip is not None else None
+        reported = False
+        for node in self.cluster.selected(peer):
+            for family, address in self._addresses(node):
+                if only is not None and family is not only:
+                    continue
+                if not self.own[family] or address == self.own[family]:
+                    continue
+                if not reported:
+                    reported = True
+                    self._report_unsupported(peer)
+                target = self._node_target(node, address)
+                if peer.local_as_number is not None:
+                    target = replace(target, as_number=peer.local_as_number)
+                why = f"BGPPeer {peer.name} (reverse)"
+                self._add(peer, "Node", target, self.speaker.local_as, passive=False, why=why)
+
+    def add_mesh(self) -> None:
+        default = self.cluster.default_configuration
+        if default.node_to_node_mesh_enabled is False or self.speaker.cluster_id:
+            return
+        restart_time = _seconds(default.node_mesh_max_restart_time, DEFAULT_RESTART_TIME)
+        listen_port = default.listen_port
+        local_as = self.speaker.local_as
+        taken: list[str] = []
+        for node in self._nodes:
+            bgp = node.bgp
+            if bgp is None or bgp.route_reflector_cluster_id is not None:
+                continue
+            for family, address in self._addresses(node):
+                own = self.own[family]
+                if not own or address == own:
+                    continue
+                own_port = self.cluster.configurations.get(f"node.{node.name}")
+                port = (
+                    own_port.listen_port if own_port is not None and own_port.listen_port is not None else listen_port
+                )
+                text = format_address(address)
+                key = (address, port or DEFAULT_PORT)
+                if key in self._taken:
+                    taken.append(f"{text} ({self._taken[key].why})")
+                    continue
+                peer_as = self.cluster.as_number(node)
+                self._put(
+                    key,
+                    PeerSpec(
+                        session=NeighborConfig(
+                            name=_peer_name("Mesh", text, None),
+                            address=address,
+                            port=key[1],
+                            local_address=own,
+                            local_as=local_as,
+                            peer_as=peer_as,
+                            router_id=self.speaker.router_id,
+                            passive=text > self.own_text[family],
+                            families=(family,),
+                            restart_time=restart_time,
+                        ),
+                        kind=SourceKind.IBGP if peer_as == local_as else SourceKind.EBGP,
+                        cluster_id=0,
+                        next_hop_mode=NextHopMode.AUTO,
+                        allowed_own_as=0,
+                        filters=(),
+                        why=f"node-to-node mesh, Node {node.name}",
+                    ),
+                )
+        if taken:
+            more = f" and {len(taken) - 5} more" if len(taken) > 5 else ""
+            self.problems.append(
+                f"node-to-node mesh: not used for {', '.join(taken[:5])}{more}, since the same address and port "
+                "already have a session; it is the first that counts"
+            )
+
+    # ---- inside
+
+    def _addresses(self, node: Node) -> Iterator[tuple[Family, bytes]]:
+        for family in Family:
+            address = address_of(node, family)
+            if address:
+                yield family, address
+
+    def _node_target(self, node: Node, address: bytes) -> _Target:
+        cluster_id = node.bgp.route_reflector_cluster_id if node.bgp is not None else None
+        port = self.cluster.listen_port(node.name)
+        return _Target(address, port, self.cluster.as_number(node), cluster_id, is_node=True)
+
+    def _address_target(self, peer: BGPPeer, address: bytes) -> _Target:
+        as_number = peer.as_number if peer.as_number is not None else self.speaker.local_as
+        port = peer.peer_port
+        owner = self._owners.get(address)
+        if owner is None:
+            return _Target(address, port, as_number, None, is_node=False)
+        if port is None and self.cluster.as_number(owner) == as_number:
+            port = self.cluster.listen_port(owner.name)
+        cluster_id = owner.bgp.route_reflector_cluster_id if owner.bgp is not None else None
+        return _Target(address, port, as_number, cluster_id, is_node=True)
+
+    def _names_this_node(self, peer: BGPPeer) -> bool:
+        """Whether this node is the other end of a peering."""
+        if peer.peer_selector is not None:
+            return peer.peer_selector.matches(self.node.labels)
+        if peer.peer_ip is None:
+            return False
+        return (
+            peer.peer_ip == self.own[Family.of_address(peer.peer_ip)]
+            and peer.as_number == self.speaker.local_as
+            and (peer.peer_port is None or peer.peer_port == self.speaker.listen_port)
+        )
+
+    def _add(self, peer: BGPPeer, scope: str, target: _Target, local_as: int, *, passive: bool, why: str) -> None:
+        family = Family.of_address(target.address)
+        external = target.as_number != local_as
+        kind = SourceKind.EBGP if external else SourceKind.IBGP
+        if not external and self.speaker.cluster_id and target.cluster_id != self.speaker.cluster_id:
+            kind = SourceKind.IBGP_CLIENT
+        if peer.next_hop_mode is not None:
+            next_hop_mode = _NEXT_HOP_MODES[peer.next_hop_mode]
+        else:
+            next_hop_mode = NextHopMode.KEEP if peer.keep_original_next_hop and external else NextHopMode.AUTO
+        spec = PeerSpec(
+            session=NeighborConfig(
+                name=_peer_name(scope, format_address(target.address), target.port),
+                address=target.address,
+                port=target.port or DEFAULT_PORT,
+                local_address=self.own[family] if peer.source_address is SourceAddress.USE_NODE_IP else b"",
+                local_as=local_as,
+                peer_as=target.as_number,
+                router_id=self.speaker.router_id,
+                passive=passive,
+                families=(family,),
+                keepalive_time=_seconds(peer.keepalive_time, 0),
+                restart_time=_seconds(peer.max_restart_time, DEFAULT_RESTART_TIME),
+            ),
+            kind=kind,
+            cluster_id=0 if external else self.speaker.cluster_id,
+            next_hop_mode=next_hop_mode,
+            allowed_own_as=peer.num_allowed_local_as_numbers,
+            filters=peer.filters,
+            why=why,
+        )
+        key = (target.address, spec.session.port)
+        first = self._taken.get(key)
+        if first is None:
+            self._put(key, spec)
+        elif "(reverse)" not in why and not _same_but_for_names(first, spec):
+            self.problems.append(
+                f"BGPPeer {peer.name}: not used for {format_address(target.address)} port {spec.session.port}, "
+                f"since {first.why} says something else about the same address and port and comes first"
+            )
+
+    def _put(self, key: tuple[bytes, int], spec: PeerSpec) -> None:
+        self._taken[key] = spec
+        self.specs[spec.session.name] = spec
+
+    def _report_unsupported(self, peer: BGPPeer) -> None:
+        for is_set, what in (
+            (peer.password is not None, "spec.password: TCP MD5 is not supported, so the session is tried without it"),
+            (peer.ttl_security is not None, "spec.ttlSecurity: not supported, packets from any distance are accepted"),
+            (
+                peer.reachable_by is not None,
+                "spec.reachableBy: not supported, the peer is reached by the kernel's routes",
+            ),
+            (
+                peer.local_workload_selector is not None,
+                "spec.localWorkloadSelector: not supported, no pod is a peer by it",
+            ),
+        ):
+            if is_set:
+                self.problems.append(f"BGPPeer {peer.name}: {what}")
+        self.problems.extend(
+            f"BGPPeer {peer.name}: spec.filters names BGPFilter {name}, which does not exist, so it filters nothing"
+            for name in peer.filters
+            if name not in self.cluster.filters
+        )
+
+
+def _peer_name(scope: str, address: str, port: int | None) -> str:
+    """`Mesh_10_0_0_2`, `Global_10_0_0_254_port_1790`, `Node_fd5f__2`: as Calico names BIRD's protocols."""
+    name = f"{scope}_{address.replace('.', '_').replace(':', '_')}"
+    return name if port is None else f"{name}_port_{port}"
+
+
+def _seconds(value: float | None, default: int) -> int:
+    """Whole seconds, as they go on the wire; halves round up."""
+    return default if value is None else math.floor(value + 0.5)
+
+
+def _same_but_for_names(one: PeerSpec, other: PeerSpec) -> bool:
+    return replace(other, session=replace(other.session, name=one.session.name), why=one.why) == one

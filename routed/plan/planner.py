@@ -1,0 +1,95 @@
+"""The planner: takes in resources one by one, makes the plan that follows from all of them.
+
+Planning is in parts (sessions, origins, filters), and a change redoes only the parts it can matter to. Within a part all
+is redone, since that is simple and a thousand nodes take milliseconds; what comes out equal to what was there before
+stays the same object, so that the difference of two plans is found by identity.
+"""
+
+from __future__ import annotations
+
+from routed.model.resources import Update
+from routed.net.families import Family
+from routed.plan.cluster import Aspect, Cluster
+from routed.plan.export import FilterBook
+from routed.plan.origins import plan_origins
+from routed.plan.peers import PeerSpec, plan_peers
+from routed.plan.speaker import plan_speaker
+from routed.plan.types import Origin, PeerPlan, Plan, PlanSettings, Speaker
+from routed.plan.unsupported import unsupported_settings
+
+
+class Planner:
+    """See the module's docstring."""
+
+    def __init__(self, node_name: str, settings: PlanSettings | None = None) -> None:
+        self._settings = settings if settings is not None else PlanSettings()
+        self._cluster = Cluster(node_name)
+        self._dirty: Aspect = Aspect.SESSIONS | Aspect.ORIGINS | Aspect.FILTERS
+        self._plan = Plan()
+        self._book = FilterBook(self._settings.interface_of)
+        self._speaker: Speaker | None = None
+        self._specs: dict[str, PeerSpec] = {}
+        self._made_from: dict[str, PeerSpec] = {}
+        """What each peer of the last plan was made from."""
+        self._origins: dict[tuple[Family, bytes], Origin] = {}
+        self._session_problems: list[str] = []
+        self._origin_problems: list[str] = []
+
+    def update(self, update: Update) -> None:
+        """A resource exists with this value, or (None) does not."""
+        self._dirty |= self._cluster.apply(update)
+
+    def plan(self) -> Plan:
+        """The plan for the resources as they are now; the same object as last time where nothing changed."""
+        if self._dirty is Aspect.NOTHING:
+            return self._plan
+        dirty, self._dirty = self._dirty, Aspect.NOTHING
+        cluster = self._cluster
+        if Aspect.ORIGINS in dirty:
+            origins, self._origin_problems = plan_origins(cluster)
+            if origins != self._origins:
+                self._origins = origins
+                dirty |= Aspect.FILTERS
+        if Aspect.FILTERS in dirty:
+            self._book.renew(cluster, self._origins)
+        if dirty & (Aspect.SESSIONS | Aspect.FILTERS):  # a peer may name a filter that did not exist before
+            self._speaker, self._session_problems = plan_speaker(cluster, self._settings)
+            self._specs = {}
+            if self._speaker is not None:
+                self._specs, problems = plan_peers(cluster, self._speaker)
+                self._session_problems += problems
+        problems = [*self._session_problems, *self._origin_problems, *unsupported_settings(cluster)]
+        plan = Plan(self._speaker, self._peers(), self._origins, tuple(sorted(set(problems))))
+        if plan != self._plan:
+            self._plan = plan
+        return self._plan
+
+    def _peers(self) -> dict[str, PeerPlan]:
+        last, made_from = self._plan.peers, self._made_from
+        peers: dict[str, PeerPlan] = {}
+        for name, spec in self._specs.items():
+            session = spec.session
+            family = session.families[0]
+            incoming, outgoing = self._book.for_peer(self._cluster, family, session.external, spec.filters)
+            old = last.get(name)
+            if (
+                old is not None
+                and old.import_filter is incoming
+                and old.export_filter is outgoing
+                and made_from[name] == spec
+            ):
+                peers[name] = old
+                continue
+            peers[name] = PeerPlan(
+                name=name,
+                session=session,
+                kind=spec.kind,
+                cluster_id=spec.cluster_id,
+                next_hop_mode=spec.next_hop_mode,
+                allowed_own_as=spec.allowed_own_as,
+                import_filter=incoming,
+                export_filter=outgoing,
+                why=spec.why,
+            )
+        self._made_from = self._specs
+        return peers
