@@ -1,0 +1,176 @@
+"""Answers requests on a unix socket with the handlers it is given.
+
+A handler is called with the request and returns the answer at once, or an iterator whose items are sent in batches,
+with a turn of the loop between two batches: neither a large table nor a client that reads slowly holds anybody up.
+Errors are sentences: a handler raises `ControlError` for the person who asked; anything else it raises is a bug, which
+is handed to `on_bug` and answered in general words.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+import stat
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+from routed.control.protocol import (
+    MAX_REQUEST,
+    Request,
+    decode_request,
+    encode_error,
+    encode_items,
+    encode_result,
+)
+from routed.errors import ConfigError, ControlError
+
+Handler = Callable[[Request], object]
+
+#: Clients served at a time; a further one is told so and closed.
+MAX_CLIENTS = 64
+
+#: Seconds the items of one batch may take to produce, and how many they are at most.
+BATCH_SECONDS = 0.005
+BATCH_ITEMS = 256
+
+#: Seconds a client may take to read what was sent, before it is dropped.
+SLOWEST_READER = 60.0
+
+
+class ControlServer:
+    """The daemon's end of the control socket."""
+
+    def __init__(self, handlers: Mapping[str, Handler], on_bug: Callable[[str, Exception], None]) -> None:
+        self._handlers = dict(handlers)
+        self._on_bug = on_bug
+        self._clients: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+        self._path = ""
+        self._inode = 0
+
+    async def start(self, path: str) -> None:
+        """Listen on `path`, mode 0660. Raises ConfigError where that can't be: another daemon is there, no permission."""
+        sock = bind_socket(path)
+        self._path, self._inode = path, os.stat(path).st_ino
+        self._server = await asyncio.start_unix_server(self._serve, sock=sock, limit=MAX_REQUEST)
+
+    async def stop(self) -> None:
+        """Close the socket and every client, and remove the socket from its folder if it is still ours."""
+        if self._server is not None:
+            self._server.close()
+        for client in list(self._clients):
+            client.cancel()
+        await asyncio.gather(*self._clients, return_exceptions=True)
+        with contextlib.suppress(OSError):
+            if os.stat(self._path).st_ino == self._inode:
+                os.unlink(self._path)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._clients.add(task)
+        try:
+            if len(self._clients) > MAX_CLIENTS:
+                writer.write(encode_error(f"too many clients: routed serves {MAX_CLIENTS} at a time"))
+                return
+            await self._serve_requests(reader, writer)
+        except (ConnectionError, TimeoutError, asyncio.CancelledError):
+            pass  # the client went away, reads nothing, or the daemon stops: nobody is left to be told
+        finally:
+            self._clients.discard(task)
+            writer.close()
+
+    async def _serve_requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            try:
+                line = await reader.readuntil(b"\n")
+            except asyncio.IncompleteReadError:
+                return
+            except asyncio.LimitOverrunError:
+                writer.write(encode_error(f"the request is larger than {MAX_REQUEST} octets"))
+                return
+            name = "?"
+            try:
+                request = decode_request(line)
+                name = request.name
+                handler = self._handlers.get(name)
+                if handler is None:
+                    raise ControlError(
+                        f"unknown request `{name[:100]}`; this daemon answers: {', '.join(sorted(self._handlers))}"
+                    )
+                answer = handler(request)
+                if isinstance(answer, Iterator):
+                    await self._stream(answer, writer)
+                    answer = None
+                writer.write(encode_result(answer))
+            except ControlError as error:
+                writer.write(encode_error(str(error)))
+            except (ConnectionError, TimeoutError):
+                raise
+            except Exception as error:  # a bug of ours must neither end the daemon nor leave the client without a word
+                self._on_bug(f"request {name}", error)
+                writer.write(encode_error("an internal error of routed; its log has the details"))
+            await _drain(writer)
+
+    async def _stream(self, items: Iterator[object], writer: asyncio.StreamWriter) -> None:
+        batch: list[object] = []
+        until = time.monotonic() + BATCH_SECONDS
+        for item in items:
+            batch.append(item)
+            if len(batch) >= BATCH_ITEMS or time.monotonic() >= until:
+                writer.write(encode_items(batch))
+                batch = []
+                await _drain(writer)
+                await asyncio.sleep(0)
+                until = time.monotonic() + BATCH_SECONDS
+        writer.write(encode_items(batch))  # even if empty: it tells an empty table from a null answer
+
+
+async def _drain(writer: asyncio.StreamWriter) -> None:
+    await asyncio.wait_for(writer.drain(), SLOWEST_READER)
+
+
+def bind_socket(path: str) -> socket.socket:
+    """A unix socket listening at `path` with mode 0660; a left-over of a daemon that is gone is replaced.
+
+    Raises ConfigError.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    old = os.umask(0o117)
+    try:
+        try:
+            sock.bind(path)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            _remove_left_over(path)
+            sock.bind(path)
+        sock.listen(MAX_CLIENTS)
+    except OSError as error:
+        sock.close()
+        text = "its path is too long for a socket (107 octets at most)" if error.errno is None else error.strerror
+        raise ConfigError(path, f"cannot open the control socket: {text}") from None
+    except ConfigError:
+        sock.close()
+        raise
+    finally:
+        os.umask(old)
+    return sock
+
+
+def _remove_left_over(path: str) -> None:
+    if not stat.S_ISSOCK(os.lstat(path).st_mode):
+        raise ConfigError(path, "cannot open the control socket: a file that is no socket has this name")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+        except BlockingIOError:
+            pass  # somebody listens, with a full queue
+    raise ConfigError(path, "another routed is running with this runDir; stop it, or give this one a runDir of its own")

@@ -1,0 +1,346 @@
+"""routed.yaml: what the daemon is told about itself. Everything about the network is in the datastore.
+
+    nodeName: node-1              # default: the host's name
+    routerId: 10.0.0.1            # default: the Node's IPv4 address
+    datastore: {type: file, path: /etc/routed/resources}
+    runDir: /run/routed           # the control socket
+    stateDir: /var/lib/routed
+    kernel: {programRoutes: true, table: main, routeProtocol: 120, metric: 0}
+    log: {level: info, format: text}
+    onStop: restart               # restart: peers keep our routes (RFC 4724); shutdown: sessions end with Cease/2
+
+Invariants: an unknown key, a key given twice and a wrong type are refused with the file, the line and the key's full
+path; a `Config` is complete and valid. Relative folders are relative to the file's own.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import NoReturn, TypeVar
+
+import yaml
+
+from routed.control.protocol import DEFAULT_RUN_DIR, SOCKET_NAME
+from routed.core.effects import Level
+from routed.errors import ConfigError
+from routed.net.addresses import parse_router_id
+from routed.observe.logs import FORMATS, harmless
+
+DEFAULT_PATH = "/etc/routed/routed.yaml"
+DEFAULT_STATE_DIR = "/var/lib/routed"
+DEFAULT_TABLE = 254
+DEFAULT_PROTOCOL = 120
+DEFAULT_METRIC = 0
+
+#: Octets of the largest file that is read.
+MAX_SIZE = 1 << 20
+
+#: Route protocol numbers that mean "not a routing daemon": unspec, redirect, kernel, boot, static.
+FOREIGN_PROTOCOLS = range(5)
+
+TABLE_NAMES = ("/etc/iproute2/rt_tables", "/usr/share/iproute2/rt_tables", "/usr/lib/iproute2/rt_tables")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class KernelConfig:
+    program_routes: bool = True
+    table: int = DEFAULT_TABLE
+    """Number of the routing table."""
+    route_protocol: int = DEFAULT_PROTOCOL
+    """rtm_protocol of our routes: what tells them from everybody else's."""
+    metric: int = DEFAULT_METRIC
+    """Route priority of our routes; 0 is the kernel's default (0 for IPv4, 1024 for IPv6)."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogConfig:
+    level: Level = Level.INFO
+    form: str = "text"
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A whole routed.yaml."""
+
+    node_name: str
+    datastore_path: str
+    router_id: int | None = None
+    run_dir: str = DEFAULT_RUN_DIR
+    state_dir: str = DEFAULT_STATE_DIR
+    kernel: KernelConfig = KernelConfig()
+    log: LogConfig = LogConfig()
+    on_stop: str = "restart"
+
+    @property
+    def socket_path(self) -> str:
+        return os.path.join(self.run_dir, SOCKET_NAME)
+
+
+#: The name of each field in routed.yaml, and whether SIGHUP may change it.
+KEYS = {
+    "node_name": ("nodeName", False),
+    "datastore_path": ("datastore.path", False),
+    "router_id": ("routerId", False),
+    "run_dir": ("runDir", False),
+    "state_dir": ("stateDir", False),
+    "kernel": ("kernel", False),
+    "log": ("log", True),
+    "on_stop": ("onStop", True),
+}
+
+
+def reload(old: Config, new: Config) -> tuple[Config, tuple[str, ...]]:
+    """The configuration to go on with when the file now says `new`, and the keys whose change needs a restart."""
+    refused = []
+    values = {}
+    for each in fields(Config):
+        key, live = KEYS[each.name]
+        before, after = getattr(old, each.name), getattr(new, each.name)
+        values[each.name] = after if live else before
+        if not live and before != after:
+            refused.append(key)
+    return Config(**values), tuple(refused)
+
+
+def load_config(path: str) -> Config:
+    """Read a routed.yaml. Raises ConfigError: one sentence with the file, the line and the key."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_SIZE + 1)
+    except FileNotFoundError:
+        raise ConfigError(path, "there is no such configuration file; name one with --config") from None
+    except OSError as error:
+        raise ConfigError(path, f"cannot read the configuration: {error.strerror}") from None
+    if len(data) > MAX_SIZE:
+        raise ConfigError(path, f"is larger than {MAX_SIZE} octets: this is no routed.yaml")
+    return parse_config(data, path)
+
+
+def parse_config(data: bytes, path: str) -> Config:
+    """The configuration in a file's octets; `path` is for errors and relative folders. Raises ConfigError."""
+    try:
+        node = yaml.compose(data, yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark is not None else ""
+        raise ConfigError(f"{path}{line}", f"is not YAML: {error.problem or error.context}") from None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise ConfigError(path, "is not YAML text") from None
+    except RecursionError:
+        raise ConfigError(path, "is not a configuration: it is nested too deeply") from None
+    top = _Mapping(
+        path, "", node, ("nodeName", "routerId", "datastore", "runDir", "stateDir", "kernel", "log", "onStop")
+    )
+    base = os.path.dirname(os.path.abspath(path))
+    datastore = top.mapping("datastore", ("type", "path"))
+    datastore.get("type", _choice("file"), "file")
+    kernel = top.mapping("kernel", ("programRoutes", "table", "routeProtocol", "metric"))
+    log = top.mapping("log", ("level", "format"))
+    return Config(
+        node_name=top.get("nodeName", _name, "") or _host_name(path),
+        datastore_path=os.path.join(base, datastore.required("path", _folder, "the folder of resource files")),
+        router_id=top.get("routerId", _router_id, None),
+        run_dir=os.path.join(base, top.get("runDir", _folder, DEFAULT_RUN_DIR)),
+        state_dir=os.path.join(base, top.get("stateDir", _folder, DEFAULT_STATE_DIR)),
+        kernel=KernelConfig(
+            program_routes=kernel.get("programRoutes", _flag, True),
+            table=kernel.get("table", _table, DEFAULT_TABLE),
+            route_protocol=kernel.get("routeProtocol", _protocol, DEFAULT_PROTOCOL),
+            metric=kernel.get("metric", _number(0, 0x7FFFFFFF), DEFAULT_METRIC),
+        ),
+        log=LogConfig(
+            level=Level(log.get("level", _choice(*Level), Level.INFO.value)),
+            form=log.get("format", _choice(*FORMATS), "text"),
+        ),
+        on_stop=top.get("onStop", _choice("restart", "shutdown"), "restart"),
+    )
+
+
+class _Mapping:
+    """A mapping of the file: each value with the place it stands at."""
+
+    def __init__(self, path: str, key: str, node: yaml.Node | None, known: tuple[str, ...]) -> None:
+        self._path = path
+        self._key = key
+        self._node = node
+        self._values: dict[str, yaml.Node] = {}
+        if node is None or node.tag == "tag:yaml.org,2002:null":
+            return
+        if not isinstance(node, yaml.MappingNode):
+            self._fail(node, key, f"must be a mapping with the keys {_listed(known)}")
+        for name_node, value in node.value:
+            name = name_node.value if isinstance(name_node, yaml.ScalarNode) else "?"
+            full = f"{key}.{name}" if key else name
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                hint = f"did you mean `{near[0]}`?" if near else f"known keys are {_listed(known)}"
+                self._fail(name_node, full, f"unknown key; {hint}")
+            if name in self._values:
+                self._fail(name_node, full, "is given twice")
+            self._values[name] = value
+
+    def mapping(self, name: str, known: tuple[str, ...]) -> _Mapping:
+        return _Mapping(self._path, f"{self._key}.{name}" if self._key else name, self._values.get(name), known)
+
+    def get(self, name: str, read: Callable[[object], T], default: T) -> T:
+        node = self._values.get(name)
+        if node is None:
+            return default
+        full = f"{self._key}.{name}" if self._key else name
+        if not isinstance(node, yaml.ScalarNode):
+            self._fail(node, full, "must be one value, not a list or a mapping")
+        try:
+            return read(_scalar(node))
+        except ValueError as error:
+            self._fail(node, full, str(error))
+
+    def required(self, name: str, read: Callable[[object], str], what: str) -> str:
+        value = self.get(name, read, "")
+        if not value:
+            self._fail(self._node, f"{self._key}.{name}", f"is required: {what}")
+        return value
+
+    def _fail(self, node: yaml.Node | None, key: str, message: str) -> NoReturn:
+        line = f":{node.start_mark.line + 1}" if node is not None else ""
+        raise ConfigError(f"{self._path}{line}", harmless(f"{key}: {message}" if key else message))
+
+
+def _scalar(node: yaml.ScalarNode) -> object:
+    """A scalar with its type as YAML reads it; what is neither flag, integer nor null is text (dates, floats)."""
+    kind = node.tag.rpartition(":")[2]
+    if kind in ("bool", "int", "null"):
+        value: object = yaml.SafeLoader("").construct_object(node)
+        return value
+    return node.value
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f"{value!r}" if isinstance(value, str) else str(value)
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:-1]) + f" and {names[-1]}"
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"must be text, not {_shown(value)}; put it in quotes")
+    return value
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"must be true or false, not {_shown(value)}")
+    return value
+
+
+def _number(low: int, high: int) -> Callable[[object], int]:
+    def read(value: object) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise ValueError(f"must be a number from {low} to {high}, not {_shown(value)}")
+        return value
+
+    return read
+
+
+def _choice(*words: str) -> Callable[[object], str]:
+    def read(value: object) -> str:
+        if value not in words:
+            raise ValueError(f"must be {' or '.join(words)}, not {_shown(value)}")
+        return str(value)
+
+    return read
+
+
+def _name(value: object) -> str:
+    text = _text(value)
+    if not text or len(text) > 253 or not text.isprintable() or " " in text:
+        raise ValueError(f"must be a node's name, not {_shown(text)}")
+    return text
+
+
+def _folder(value: object) -> str:
+    text = _text(value)
+    if not text or "\0" in text:
+        raise ValueError("must be the path of a folder")
+    return text
+
+
+def _router_id(value: object) -> int | None:
+    text = _text(value)
+    try:
+        return parse_router_id(text)
+    except ValueError as error:
+        raise ValueError(f"must be a router id such as 10.0.0.1: {error}") from None
+
+
+def _protocol(value: object) -> int:
+    number = _number(1, 255)(value)
+    if number in FOREIGN_PROTOCOLS:
+        raise ValueError(f"{number} is a route protocol of the kernel or the administrator; choose one from 5 to 255")
+    return number
+
+
+def _table(value: object) -> int:
+    if isinstance(value, str):
+        known = {"default": 253, "main": 254, **_named_tables()}
+        if value not in known:
+            raise ValueError(
+                f"{_shown(value)} is no routing table's name; give its number, or name it in {TABLE_NAMES[0]}"
+            )
+        value = known[value]
+    number = _number(1, 0xFFFFFFFF)(value)
+    if number == 255:
+        raise ValueError("255 (local) is the kernel's own table; choose another")
+    return number
+
+
+def _named_tables() -> dict[str, int]:
+    """Table names as iproute2 knows them: `number name` lines."""
+    names: dict[str, int] = {}
+    for path in TABLE_NAMES:
+        for each in (path, *_fragments(f"{path}.d")):
+            try:
+                with open(each, encoding="utf-8", errors="replace") as file:
+                    lines = file.read().splitlines()
+            except OSError:
+                continue
+            for line in lines:
+                words = line.partition("#")[0].split()
+                if len(words) == 2 and words[0].isdigit():
+                    names.setdefault(words[1], int(words[0]))
+    return names
+
+
+def _fragments(folder: str) -> list[str]:
+    try:
+        return [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if name.endswith(".conf")]
+    except OSError:
+        return []
+
+
+def _host_name(path: str) -> str:
+    name = socket.gethostname().lower()
+    if not name:
+        raise ConfigError(path, "nodeName: is required, for this host has no name")
+    return name
+
+
+def make_folders(config: Config) -> None:
+    """Create runDir and stateDir with their parents. Raises ConfigError."""
+    for key, path in (("runDir", config.run_dir), ("stateDir", config.state_dir)):
+        try:
+            os.makedirs(path, mode=0o755, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(path, f"cannot create the folder {key} names: {error.strerror}") from None
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise ConfigError(path, f"no permission to write in the folder {key} names")

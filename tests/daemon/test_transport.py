@@ -1,0 +1,332 @@
+"""The TCP adapter against real sockets on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+import pytest
+import uvloop
+
+from routed.daemon import transport
+from routed.daemon.transport import Transports
+
+LOCALHOST = bytes([127, 0, 0, 1])
+LOCALHOST_6 = bytes(15) + b"\x01"
+
+
+class Owner:
+    """Notes what it is told and gives what the test put in `output`."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[object, ...]] = []
+        self.data: dict[int, bytes] = {}
+        self.output: dict[int, list[bytes]] = {}
+        self.endless: set[int] = set()
+        self.taken = 0
+        self.refuse = False
+        self.next_conn = 100
+        self.changed = asyncio.Event()
+
+    def note(self, *call: object) -> None:
+        self.calls.append(call)
+        self.changed.set()
+
+    def connected(self, conn: int, local: bytes) -> None:
+        self.note("connected", conn, local)
+
+    def connect_failed(self, conn: int, reason: str) -> None:
+        self.note("connect_failed", conn, reason)
+
+    def accepted(self, remote: bytes, local: bytes, interface: str) -> int:
+        self.note("accepted", remote, local, interface)
+        self.next_conn += 1
+        return 0 if self.refuse else self.next_conn
+
+    def received(self, conn: int, data: bytes) -> None:
+        self.data[conn] = self.data.get(conn, b"") + data
+        self.changed.set()
+
+    def closed(self, conn: int, reason: str) -> None:
+        self.note("closed", conn, reason)
+
+    def writing_paused(self, conn: int) -> None:
+        self.note("paused", conn)
+
+    def writing_resumed(self, conn: int) -> None:
+        self.note("resumed", conn)
+
+    def take(self, conn: int, limit: int) -> bytes:
+        if conn in self.endless:
+            self.taken += limit
+            return bytes(limit)
+        chunks = self.output.get(conn)
+        return chunks.pop(0) if chunks else b""
+
+    def listen_problem(self, port: int, problems: tuple[str, ...]) -> None:
+        self.note("listen", port, problems)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(10):
+            while not condition():
+                self.changed.clear()
+                await self.changed.wait()
+
+    def names(self) -> list[object]:
+        return [call[0] for call in self.calls]
+
+
+def run(test: Callable[[Owner, Transports], Coroutine[Any, Any, None]]) -> None:
+    async def body() -> None:
+        owner = Owner()
+        transports = Transports(owner)
+        try:
+            await test(owner, transports)
+        finally:
+            transports.reset_all()
+            await asyncio.sleep(0)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(body())
+
+
+@contextlib.asynccontextmanager
+async def remote_end(family: socket.AddressFamily = socket.AF_INET) -> AsyncIterator[tuple[int, asyncio.Queue[Any]]]:
+    """A listening peer: its port, and (reader, writer) of each connection."""
+    accepted: asyncio.Queue[Any] = asyncio.Queue()
+
+    async def on_connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await accepted.put((reader, writer))
+
+    host = "127.0.0.1" if family == socket.AF_INET else "::1"
+    server = await asyncio.start_server(on_connect, host, 0, family=family)
+    yield server.sockets[0].getsockname()[1], accepted
+    server.close()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+async def listening(owner: Owner, transports: Transports) -> int:
+    port = free_port()
+    transports.listen(port)
+    async with asyncio.timeout(5):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+            except ConnectionRefusedError:
+                await asyncio.sleep(0)
+                continue
+            writer.close()
+            break
+    await owner.until(lambda: "closed" in owner.names())
+    owner.calls.clear()
+    return port
+
+
+@pytest.mark.parametrize(("family", "address"), [(socket.AF_INET, LOCALHOST), (socket.AF_INET6, LOCALHOST_6)])
+def test_connects_from_the_given_source_writes_and_reads(family: socket.AddressFamily, address: bytes) -> None:
+    async def test(owner: Owner, transports: Transports) -> None:
+        async with remote_end(family) as (port, accepted):
+            transports.connect(1, address, port, address, "")
+            reader, writer = await accepted.get()
+            await owner.until(lambda: bool(owner.calls))
+            assert owner.calls == [("connected", 1, address)]
+            owner.output[1] = [b"open", b"keepalive"]
+            assert transports.pull(1) is False
+            assert await reader.readexactly(13) == b"openkeepalive"
+            writer.write(b"hello")
+            await owner.until(lambda: owner.data.get(1) == b"hello")
+            writer.close()
+            await owner.until(lambda: ("closed", 1, "the peer closed the connection") in owner.calls)
+            assert len(transports) == 0
+
+    run(test)
+
+
+def test_source_address_is_the_one_asked_for() -> None:
+    async def test(owner: Owner, transports: Transports) -> None:
+        async with remote_end() as (port, accepted):
+            transports.connect(1, LOCALHOST, port, bytes([127, 0, 0, 9]), "")
+            _, writer = await accepted.get()
+            assert writer.get_extra_info("peername")[0] == "127.0.0.9"
+            await owner.until(lambda: bool(owner.calls))
+            assert owner.calls == [("connected", 1, bytes([127, 0, 0, 9]))]
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("remote", "local", "interface", "reason"),
+    [
+        (LOCALHOST, b"", "", "cannot connect to 127.0.0.1 port {port}: Connection refused"),
+        (
+            LOCALHOST,
+            bytes([192, 0, 2, 1]),
+            "",
+            "cannot use the source address 192.0.2.1: Cannot assign requested address",
+        ),
+        (
+            bytes([0xFE, 0x80] + [0] * 13 + [1]),
+            b"",
+            "no-such-if",
+            "cannot connect to fe80::1 port {port}: there is no interface no-such-if",
+        ),
+    ],
+)
+def test_failures_are_sentences(remote: bytes, local: bytes, interface: str, reason: str) -> None:
+    async def test(owner: Owner, transports: Transports) -> None:
+        port = free_port()
+        transports.connect(7, remote, port, local, interface)
+        await owner.until(lambda: bool(owner.calls))
+        assert owner.calls == [("connect_failed", 7, reason.format(port=port))]
+
+    run(test)
+
+
+def test_a_peer_that_never_reads_costs_one_chunk() -> None:
+    async def test(owner: Owner, transports: Transports) -> None:
+        async with remote_end() as (port, accepted):
+            transports.connect(1, LOCALHOST, port, b"", "")
+            reader, _ = await accepted.get()
+            await owner.until(lambda: bool(owner.calls))
+            owner.endless.add(1)
+            async with asyncio.timeout(10):
+                while transports.pull(1):
+                    await asyncio.sleep(0)
+            assert ("paused", 1) in owner.calls
+            connection = transports._connections[1]
+            assert connection.transport is not None
+            assert connection.transport.get_write_buffer_size() <= transport.CHUNK
+            taken = owner.taken
+            assert transports.pull(1) is False, "a full socket is not pulled for"
+            assert owner.taken == taken
+            owner.endless.clear()
+            read = await reader.readexactly(taken)
+            assert len(read) == taken
+            assert ("resumed", 1) in owner.calls
+
+    run(test)
+
+
+def test_last_words_are_written_before_the_end() -> None:
+    async def test(owner: Owner, transports: Transports) -> None:
+        async with remote_end() as (port, accepted):
+            transports.connect(1, LOCALHOST, port, b"", "")
+            reader, writer = await accepted.get()
+            await owner.until(lambda: bool(owner.calls))
+            owner.output[1] = [b"notification"]
+            transports.close(1)
+            writer.write(b"more updates nobody wants")
+            assert await reader.read() == b"notification"
+            writer.close()
+            async with asyncio.timeout(5):
+                while len(transports):
+                    await asyncio.sleep(0.001)
+            assert owner.names() == ["connected"], "what we closed ourselves is not reported"
+            assert owner.data == {}
+
+    run(test)
+
+
+def test_a_peer_that_does_not_close_is_reset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "LINGER", 0.05)
+
+    async def test(owner: Owner, transports: Transports) -> None:
+        async with remote_end() as (port, accepted):
+            transports.connect(1, LOCALHOST, port, b"", "")
+            reader, writer = await accepted.get()
+            await owner.until(lambda: bool(owner.calls))
+            transports.close(1)
+            assert await reader.read() == b"", "first our direction is shut"
+            async with asyncio.timeout(5):
+                while len(transports):
+                    await asyncio.sleep(0.001)
+                while reader.exception() is None:
+                    writer.write(b"still here")
+                    await asyncio.sleep(0.001)
+            assert isinstance(reader.exception(), BrokenPipeError), "what a reset after a FIN reads as"
+
+    run(test)
+
+
+def test_closing_an_attempt_ends_it_without_a_word() -> None:
+    async def test(owner: Owner, transports: Transports) -> None:
+        async with remote_end() as (port, _):
+            transports.connect(1, LOCALHOST, port, b"", "")
+            transports.close(1)
+            transports.connect(2, LOCALHOST, port, b"", "")
+            await owner.until(lambda: bool(owner.calls))
+            assert owner.calls == [("connected", 2, LOCALHOST)]
+
+    run(test)
+
+
+def test_accepts_on_both_families() -> None:
+    async def test(owner: Owner, transports: Transports) -> None:
+        port = await listening(owner, transports)
+        for host, address in (("127.0.0.1", LOCALHOST), ("::1", LOCALHOST_6)):
+            owner.calls.clear()
+            reader, writer = await asyncio.open_connection(host, port)
+            await owner.until(lambda: bool(owner.calls))
+            assert owner.calls == [("accepted", address, address, "")]
+            conn = owner.next_conn
+            owner.output[conn] = [b"open"]
+            transports.pull(conn)
+            assert await reader.readexactly(4) == b"open"
+            writer.write(b"hi")
+            await owner.until(lambda conn=conn: owner.data.get(conn) == b"hi")  # type: ignore[misc]
+            writer.close()
+
+    run(test)
+
+
+def test_a_refused_connection_is_reset() -> None:
+    async def test(owner: Owner, transports: Transports) -> None:
+        port = await listening(owner, transports)
+        owner.refuse = True
+        reader, _ = await asyncio.open_connection("127.0.0.1", port)
+        with pytest.raises(ConnectionResetError):
+            await reader.read()
+        assert "closed" not in owner.names()
+
+    run(test)
+
+
+def test_a_port_that_is_taken_is_reported_and_had_once_it_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "LISTEN_RETRY", 0.01)
+
+    async def test(owner: Owner, transports: Transports) -> None:
+        taken = socket.create_server(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        transports.listen(port)
+        await owner.until(lambda: bool(owner.calls))
+        name, _, problems = owner.calls.pop()
+        assert name == "listen"
+        assert isinstance(problems, tuple) and len(problems) == 1
+        assert problems[0] == (
+            f"cannot listen on port {port} (IPv4): another program uses it (see `ss -ltnp sport = :{port}`);"
+            " routed keeps trying"
+        )
+        taken.close()
+        await owner.until(lambda: bool(owner.calls))
+        assert owner.calls == [("listen", port, ())]
+        await asyncio.open_connection("127.0.0.1", port)
+
+    run(test)
+
+
+def test_another_port_replaces_the_first() -> None:
+    async def test(owner: Owner, transports: Transports) -> None:
+        first = await listening(owner, transports)
+        await listening(owner, transports)
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", first)
+
+    run(test)
