@@ -41,9 +41,10 @@ class Planner:
 
     def plan(self) -> Plan:
         """The plan for the resources as they are now; the same object as last time where nothing changed."""
-        if self._dirty is Aspect.NOTHING:
+        dirty = self._dirty
+        if not dirty:
             return self._plan
-        dirty, self._dirty = self._dirty, Aspect.NOTHING
+        self._dirty = Aspect.NOTHING
         cluster = self._cluster
         if Aspect.ORIGINS in dirty:
             origins, self._origin_problems = plan_origins(cluster)

@@ -63,8 +63,7 @@ def _cluster_wide(configuration: BGPConfiguration) -> list[str]:
         (
             configuration.program_cluster_routes
             in (ProgramClusterRoutes.DISABLED, ProgramClusterRoutes.ENABLED_IPIP_ONLY),
-            f"spec.programClusterRoutes: {configuration.program_cluster_routes.value} is not supported, "
-            + "routes are programmed unless kernel.programRoutes is false in routed's configuration",
+            "spec.programClusterRoutes: not supported, see kernel.programRoutes in routed's own configuration",
         ),
         (
             configuration.ipv4_normal_route_priority != DEFAULT_ROUTE_PRIORITY
