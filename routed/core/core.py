@@ -374,11 +374,10 @@ class Core:
         restart = negotiated.graceful_restart
         for family, adj_in in peer.adj_in.items():
             adj_in.new_epoch()
-            adj_in.next_hops = {path.next_hop for path in adj_in.routes.values() if path.next_hop is not None}
             kept = family in negotiated.families and restart is not None and restart.families.get(family, False)
-            if adj_in.routes and not kept:
+            if adj_in.count and not kept:
                 self._jobs.append(self.ribs[family].sweep(adj_in))
-            elif adj_in.routes:
+            elif adj_in.count:
                 peer.stale_until = now + STALE_MAX
             if family in negotiated.families:
                 adj_out = AdjRibOut(peer.source, self._group(self._export_policy(peer, family)))
@@ -424,7 +423,7 @@ class Core:
         for family, adj_in in peer.adj_in.items():
             if State.ESTABLISHED is not peer.neighbor.state:
                 adj_in.new_epoch()
-            if adj_in.routes:
+            if adj_in.count:
                 self._jobs.append(self.ribs[family].sweep(adj_in))
 
     # ================================================================ routes
@@ -615,7 +614,7 @@ class Core:
             adj_in.import_filter = plan.import_filter[family]
             if plan.allowed_own_as != old.allowed_own_as:
                 adj_in.paths.clear()
-                self._jobs.append(self.ribs[family].remake(adj_in, self._remake(peer, family)))
+                self._jobs.append(self.ribs[family].reimport(adj_in, self._remake(peer, family)))
             elif PeerChange.IMPORT in change:
                 self._jobs.append(self.ribs[family].reimport(adj_in))
             adj_out = peer.adj_out.get(family)

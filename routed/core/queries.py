@@ -60,7 +60,7 @@ def status(core: Core, now: float) -> Row:
 def neighbors(core: Core, now: float, address: bytes | None = None) -> list[Row]:
     """One row a peer, or those with an address only."""
     return [
-        _neighbor(peer, now)
+        _neighbor(core, peer, now)
         for peer in sorted(
             core.peers.values(), key=lambda peer: (len(peer.plan.session.address), peer.plan.session.address)
         )
@@ -68,7 +68,7 @@ def neighbors(core: Core, now: float, address: bytes | None = None) -> list[Row]
     ]
 
 
-def _neighbor(peer: Peer, now: float) -> Row:
+def _neighbor(core: Core, peer: Peer, now: float) -> Row:
     config, neighbor = peer.plan.session, peer.neighbor
     counters, negotiated = neighbor.counters, neighbor.negotiated
     up = neighbor.state is State.ESTABLISHED
@@ -88,7 +88,7 @@ def _neighbor(peer: Peer, now: float) -> Row:
         "why": peer.plan.why,
         "establishedCount": counters.established,
         "messages": counters.as_dict(),
-        "families": {family.label: _neighbor_family(peer, family) for family in peer.adj_in},
+        "families": {family.label: _neighbor_family(core, peer, family) for family in peer.adj_in},
         "importFilter": {family.label: peer.plan.import_filter[family].name for family in peer.adj_in},
         "exportFilter": {family.label: peer.plan.export_filter[family].name for family in peer.adj_in},
     }
@@ -112,15 +112,26 @@ def _neighbor(peer: Peer, now: float) -> Row:
     return row
 
 
-def _neighbor_family(peer: Peer, family: Family) -> Row:
+def _stale(core: Core, peer: Peer, family: Family) -> int:
+    """Routes kept from an earlier session while the peer restarts; a walk over the table, so only where there may be any."""
+    adj_in = peer.adj_in[family]
+    if peer.stale_until is None and peer.neighbor.state is State.ESTABLISHED:
+        return 0
+    return (
+        sum(1 for _, path in core.ribs[family].announced(adj_in) if path.epoch != adj_in.epoch) if adj_in.count else 0
+    )
+
+
+def _neighbor_family(core: Core, peer: Peer, family: Family) -> Row:
     adj_in, adj_out = peer.adj_in[family], peer.adj_out.get(family)
     sent = 0
     if adj_out is not None:
         advertised = adj_out.group.advertised
         sent = sum(advertised.values()) - advertised.get(peer.source, 0)
     return {
-        "received": len(adj_in.routes),
-        "stale": adj_in.stale_count() if peer.neighbor.state is not State.ESTABLISHED or peer.stale_until else 0,
+        "received": adj_in.count,
+        "refused": len(adj_in.refused),
+        "stale": _stale(core, peer, family),
         "best": peer.source.prefixes_best,
         "sent": sent,
         "endOfRib": family in peer.end_of_rib,
@@ -141,7 +152,7 @@ def routes(core: Core, prefix: tuple[Family, bytes] | None = None, *, every: boo
         if every:
             for peer in core.peers.values():
                 if family in peer.adj_in:
-                    keys.update(peer.adj_in[family].routes)
+                    keys.update(peer.adj_in[family].refused)
         for key in sorted(keys, key=lambda key: (key[1:], key[0])):
             row = _route(core, core.ribs[family], key, every)
             if row["candidates"]:
@@ -211,18 +222,12 @@ def _refused(core: Core, rib: FamilyRib, prefix: bytes) -> list[Row]:
     rows: list[Row] = []
     for peer in core.peers.values():
         adj_in = peer.adj_in.get(rib.family)
-        path = adj_in.routes.get(prefix) if adj_in is not None else None
+        path = adj_in.refused.get(prefix) if adj_in is not None else None
         if adj_in is None or path is None:
             continue
-        if path.rejected:
-            reason = path.rejected
-        elif adj_in.import_filter.accepts_all:
-            continue
-        else:
-            verdict = adj_in.import_filter.evaluate(rib.family, prefix, path)
-            if verdict.accept:
-                continue
-            reason = f"refused on import by {verdict.rule}"
+        reason = path.rejected
+        if not reason:
+            reason = f"refused on import by {adj_in.import_filter.evaluate(rib.family, prefix, path).rule}"
         rows.append({**_path(path), "best": False, "multipath": False, "reason": reason})
     return rows
 

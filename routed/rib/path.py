@@ -53,7 +53,7 @@ class Source:
 class Path:
     """One (source, attributes, next hop), see the module's docstring."""
 
-    __slots__ = ("attrs", "epoch", "kernel_route", "next_hop", "rejected", "source", "usable")
+    __slots__ = ("announced", "attrs", "epoch", "kernel_route", "next_hop", "rejected", "source", "usable")
 
     def __init__(self, source: Source, attrs: AttributeSet, next_hop: NextHop | None, epoch: int = 0) -> None:
         self.source = source
@@ -62,6 +62,8 @@ class Path:
         """None for local paths."""
         self.epoch = epoch
         """Which session of the source announced it; one older than its Adj-RIB-In's is stale (RFC 4724) or about to go."""
+        self.announced: Path = self
+        """The path as the peer announced it: another one where the import filter changed the attributes."""
         self.rejected = ""
         """Why it can't be chosen whatever its next hop ("AS path holds our own AS 64512"), or empty."""
         self.usable = True

@@ -5,7 +5,9 @@ whole-dictionary operations; a path is shared by all prefixes announced with it;
 path in the table, and only where there is a choice does a `Candidates` hold several and the decision run.
 
 Invariants:
-- `AdjRibIn.routes` holds what the peer announced, before our filter; `FamilyRib.table` what the filter let in.
+- Nothing is stored twice: of what a peer announced, the table holds what our import filter let in (a path knows what it
+  was announced as), and `AdjRibIn.refused` the rest. To walk one peer's routes is to walk the table, which only rare
+  events do, in slices.
 - Every change of a best path is appended once to `changes`, of a kernel route once to `kernel_changes`, in order; the
   owner drains both once per turn. A re-announcement that changes nothing appends nothing.
 - A session that ends bumps its Adj-RIB-In's epoch; paths of an older epoch are stale, and `sweep` removes them in slices.
@@ -59,20 +61,23 @@ class Change:
 
 
 class AdjRibIn:
-    """What one peer announced in one family, before our import filter."""
+    """What one peer announced in one family, as far as the table does not hold it. See the module's docstring."""
 
-    __slots__ = ("epoch", "import_filter", "imported", "next_hops", "paths", "routes", "source")
+    __slots__ = ("count", "epoch", "import_filter", "imported", "next_hops", "paths", "refused", "source")
 
     def __init__(self, source: Source, import_filter: RouteFilter) -> None:
         self.source = source
         self.import_filter = import_filter
-        self.routes: dict[bytes, Path] = {}
+        self.count = 0
+        """Prefixes the peer has announced and not withdrawn."""
+        self.refused: dict[bytes, Path] = {}
+        """Those of them that a loop check or the import filter keeps out of the table."""
         self.paths: dict[AttributeSet, Path] = {}
         """This session's paths by attribute set."""
         self.imported: dict[tuple[Path, AttributeSet], Path] = {}
         """Paths whose attributes the import filter changed, by what they were made from."""
         self.next_hops: set[NextHop] = set()
-        """Next hops of any path made since the last session began."""
+        """Next hops of any path the table may hold."""
         self.epoch = 0
 
     def new_epoch(self) -> None:
@@ -80,10 +85,8 @@ class AdjRibIn:
         self.epoch += 1
         self.paths.clear()
         self.imported.clear()
-
-    def stale_count(self) -> int:
-        """Prefixes still held from an earlier session."""
-        return sum(1 for path in self.routes.values() if path.epoch != self.epoch)
+        if not self.count:
+            self.next_hops.clear()
 
 
 class FamilyRib:
@@ -108,11 +111,16 @@ class FamilyRib:
     def announce(self, adj_in: AdjRibIn, path: Path, prefixes: Sequence[bytes]) -> None:
         """`prefixes` are now reachable by `path`, one of `adj_in`'s. Replaces what the source said of them before."""
         table = self.table
-        if adj_in.import_filter.accepts_all and not path.rejected and table.keys().isdisjoint(prefixes):
+        if (
+            adj_in.import_filter.accepts_all
+            and not path.rejected
+            and not adj_in.refused
+            and table.keys().isdisjoint(prefixes)
+        ):
             entries = dict.fromkeys(prefixes, path)
             if len(entries) != len(prefixes):
                 prefixes = list(entries)
-            adj_in.routes.update(entries)
+            adj_in.count += len(prefixes)
             table.update(entries)
             if DEFAULT_ROUTE in entries:
                 self.default_route_seen = True
@@ -123,75 +131,73 @@ class FamilyRib:
                     self.kernel_changes.append((path.kernel_route, prefixes))
                     self._open_kernel = None
             return
-        routes = adj_in.routes
         for prefix in prefixes:
-            if routes.get(prefix) is path:
-                continue
-            routes[prefix] = path
-            self._put(prefix, adj_in.source, self.imported(adj_in, prefix, path))
+            if not self._judge(adj_in, prefix, path):
+                adj_in.count += 1
 
     def withdraw(self, adj_in: AdjRibIn, prefixes: Iterable[bytes]) -> None:
         """The source no longer reaches `prefixes`. Unknown ones are ignored (RFC 4271 9)."""
-        routes = adj_in.routes
+        refused = adj_in.refused
         source = adj_in.source
         for prefix in prefixes:
-            if routes.pop(prefix, None) is not None:
-                self._put(prefix, source, None)
+            if (refused and refused.pop(prefix, None) is not None) or self._put(prefix, source, None):
+                adj_in.count -= 1
+
+    def announced(self, adj_in: AdjRibIn) -> Iterator[tuple[bytes, Path]]:
+        """What a source announced: prefixes and paths as announced, in no order. A walk over the whole table."""
+        source = adj_in.source
+        for prefix, entry in self.table.items():
+            path = _of_source(entry, source)
+            if path is not None:
+                yield prefix, path.announced
+        yield from adj_in.refused.items()
 
     def sweep(self, adj_in: AdjRibIn) -> Iterator[None]:
         """Remove what the source announced before its current epoch, a slice at a time."""
-        routes, table, source = adj_in.routes, self.table, adj_in.source
-        keys = list(routes)
+        table, source = self.table, adj_in.source
+        for prefix in [prefix for prefix, path in adj_in.refused.items() if path.epoch != adj_in.epoch]:
+            del adj_in.refused[prefix]
+            adj_in.count -= 1
+        keys = list(table) if adj_in.count else []
         for start in range(0, len(keys), SLICE):
             epoch = adj_in.epoch
             run: list[bytes] = []
             old: Path | None = None
             for prefix in keys[start : start + SLICE]:
-                path = routes.get(prefix)
-                if path is None or path.epoch == epoch:
-                    continue
-                del routes[prefix]
                 entry = table.get(prefix)
-                if entry is None:
-                    continue
-                if entry.__class__ is Path and entry.source is source:  # the only candidate goes: no choice to make
-                    del table[prefix]
+                if entry.__class__ is Path:
+                    if entry.source is not source or entry.epoch == epoch:
+                        continue
+                    del table[prefix]  # the only candidate goes: there is no choice to make
+                    adj_in.count -= 1
                     if entry.usable:
                         if entry is not old:
                             self._gone(old, run)
                             run, old = [], entry
                         run.append(prefix)
-                else:
-                    self._gone(old, run)
-                    run, old = [], None
-                    self._put(prefix, source, None)
+                elif entry is not None:
+                    path = _of_source(entry, source)
+                    if path is not None and path.epoch != epoch:
+                        self._gone(old, run)
+                        run, old = [], None
+                        self._put(prefix, source, None)
+                        adj_in.count -= 1
             self._gone(old, run)
             yield
 
-    def reimport(self, adj_in: AdjRibIn) -> Iterator[None]:
-        """Judge again what a source announced, after its import filter changed, a slice at a time."""
-        adj_in.imported.clear()
-        keys = list(adj_in.routes)
-        for start in range(0, len(keys), SLICE):
-            for prefix in keys[start : start + SLICE]:
-                path = adj_in.routes.get(prefix)
-                if path is not None:
-                    self._put(prefix, adj_in.source, self.imported(adj_in, prefix, path))
-            yield
+    def reimport(self, adj_in: AdjRibIn, remake: Callable[[Path], Path] | None = None) -> Iterator[None]:
+        """Judge again what a source announced, after its import filter changed, a slice at a time.
 
-    def remake(self, adj_in: AdjRibIn, remake: Callable[[Path], Path]) -> Iterator[None]:
-        """Put other paths in the place of a source's (its loop rules changed), a slice at a time.
-
-        Paths in the tables never change their mind about `rejected` themselves: what others heard of them is derived
-        from it.
+        With `remake`, other paths take the place of the announced ones first (the loop rules changed): a path in the
+        tables never changes its mind about `rejected` itself, since what others heard of it is derived from that.
         """
-        keys = list(adj_in.routes)
+        adj_in.imported.clear()
+        keys = [prefix for prefix, _ in self.announced(adj_in)]
         for start in range(0, len(keys), SLICE):
             for prefix in keys[start : start + SLICE]:
-                path = adj_in.routes.get(prefix)
+                path = adj_in.refused.get(prefix) or _of_source(self.table.get(prefix), adj_in.source)
                 if path is not None:
-                    path = adj_in.routes[prefix] = remake(path)
-                    self._put(prefix, adj_in.source, self.imported(adj_in, prefix, path))
+                    self._judge(adj_in, prefix, path.announced if remake is None else remake(path.announced))
             yield
 
     def originate(self, prefix: bytes, path: Path) -> None:
@@ -203,31 +209,27 @@ class FamilyRib:
 
     # ---- what the kernel's table says
 
-    def next_hops_changed(self, changed: set[NextHop], adj_ins: Iterable[AdjRibIn]) -> None:
+    def next_hops_changed(self, changed: set[NextHop], adj_ins: Sequence[AdjRibIn]) -> None:
         """Next hops resolve differently now (or no longer): judge again every path that uses one of them."""
+        affected = [adj_in for adj_in in adj_ins if not adj_in.next_hops.isdisjoint(changed)]
+        if not affected:
+            return
         before: dict[Path, tuple[bool, KernelRoute | None]] = {}
-        for adj_in in adj_ins:
-            if adj_in.next_hops.isdisjoint(changed):
-                continue
-            for prefix in [key for key, path in adj_in.routes.items() if path.next_hop in changed]:
-                entry = self.table.get(prefix)
-                if entry is None:
-                    continue
-                if isinstance(entry, Candidates):
-                    for path in entry.paths:
-                        self._refresh_once(path, changed, before)
-                    self._decide(prefix, entry)
-                else:
-                    self._refresh_once(entry, changed, before)
-                    was_usable, was_route = before.get(entry, (entry.usable, entry.kernel_route))
-                    if was_usable != entry.usable:
-                        self._best_changed(prefix, entry if was_usable else None, entry if entry.usable else None)
-                    if was_route is not entry.kernel_route:
-                        self._kernel_changed(prefix, entry.kernel_route)
-            for path in (
-                *adj_in.paths.values(),
-                *adj_in.imported.values(),
-            ):  # not in use now, but found again by attributes
+        for prefix in [key for key, entry in self.table.items() if _uses(entry, changed)]:
+            entry = self.table[prefix]
+            if isinstance(entry, Candidates):
+                for path in entry.paths:
+                    self._refresh_once(path, changed, before)
+                self._decide(prefix, entry)
+            else:
+                self._refresh_once(entry, changed, before)
+                was_usable, was_route = before[entry]
+                if was_usable != entry.usable:
+                    self._best_changed(prefix, entry if was_usable else None, entry if entry.usable else None)
+                if was_route is not entry.kernel_route:
+                    self._kernel_changed(prefix, entry.kernel_route)
+        for adj_in in affected:  # not in the table now, but to be found again
+            for path in {*adj_in.paths.values(), *adj_in.imported.values(), *adj_in.refused.values()}:
                 self._refresh_once(path, changed, before)
 
     def refresh(self, path: Path) -> None:
@@ -287,13 +289,24 @@ class FamilyRib:
             if len(adj_in.imported) >= PATH_CACHE:
                 adj_in.imported.clear()
             made = adj_in.imported[key] = Path(path.source, verdict.attrs, path.next_hop, path.epoch)
+            made.announced = path
             self.refresh(made)
         return made
 
     # ---- inside
 
-    def _put(self, prefix: bytes, source: Source, path: Path | None) -> None:
-        """`source`'s candidate for a prefix becomes `path` (None: it has none)."""
+    def _judge(self, adj_in: AdjRibIn, prefix: bytes, path: Path) -> bool:
+        """Let a path announced for a prefix in, or keep it out. Whether the source had announced the prefix before."""
+        imported = self.imported(adj_in, prefix, path)
+        if imported is None:
+            known = prefix in adj_in.refused
+            adj_in.refused[prefix] = path
+        else:
+            known = adj_in.refused.pop(prefix, None) is not None
+        return self._put(prefix, adj_in.source, imported) or known
+
+    def _put(self, prefix: bytes, source: Source, path: Path | None) -> bool:
+        """`source`'s candidate for a prefix becomes `path` (None: it has none). Whether it had one."""
         table = self.table
         entry = table.get(prefix)
         if entry is None:
@@ -305,21 +318,22 @@ class FamilyRib:
                     self._best_changed(prefix, None, path)
                     if path.kernel_route is not None:
                         self._kernel_changed(prefix, path.kernel_route)
-            return
+            return False
         if isinstance(entry, Candidates):
-            paths = [p for p in entry.paths if p.source is not source]
+            paths = [each for each in entry.paths if each.source is not source]
+            had = len(paths) < len(entry.paths)
             if path is not None:
                 paths.append(path)
+            elif not had:
+                return False
             entry.paths = paths
             self._decide(prefix, entry)
             if len(paths) == 1:
                 table[prefix] = paths[0]
-            elif not paths:
-                del table[prefix]
-            return
+            return had
         if entry.source is source:
             if path is entry:
-                return
+                return True
             if path is None:
                 del table[prefix]
             else:
@@ -331,13 +345,14 @@ class FamilyRib:
             new_route = new.kernel_route if new is not None else None
             if old_route is not new_route:
                 self._kernel_changed(prefix, new_route)
-            return
+            return True
         if path is not None:
             choice = Candidates([entry, path])
             if entry.usable:
                 choice.best, choice.multipath, choice.route = entry, (entry,), entry.kernel_route
             table[prefix] = choice
             self._decide(prefix, choice)
+        return False
 
     def _decide(self, prefix: bytes, entry: Candidates) -> None:
         usable = [path for path in entry.paths if path.usable]
@@ -424,3 +439,16 @@ class FamilyRib:
         """The kernel-route changes since the last call, in order: (route or None, prefixes)."""
         changes, self.kernel_changes, self._open_kernel = self.kernel_changes, [], None
         return changes
+
+
+def _of_source(entry: Path | Candidates | None, source: Source) -> Path | None:
+    """A source's candidate among a prefix's."""
+    if isinstance(entry, Candidates):
+        return next((path for path in entry.paths if path.source is source), None)
+    return entry if entry is not None and entry.source is source else None
+
+
+def _uses(entry: Path | Candidates, next_hops: set[NextHop]) -> bool:
+    if isinstance(entry, Candidates):
+        return any(path.next_hop in next_hops for path in entry.paths)
+    return entry.next_hop in next_hops

@@ -80,6 +80,7 @@ class Net:
             if self.rib.kernel_route(prefix) is not None
         }
         for peer in self.peers:
+            assert peer.adj_in.count == sum(1 for _ in self.rib.announced(peer.adj_in))
             best = sum(1 for prefix in self.rib.table if (path := self.rib.best(prefix)) and path.source is peer.source)
             assert peer.source.prefixes_best == best
         for group in self.groups.values():
