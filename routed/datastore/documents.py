@@ -25,6 +25,8 @@ from routed.model.resources import JsonObject, JsonValue
 MAX_DEPTH = 64
 #: Values that the aliases of one file may stand for, in all.
 MAX_ALIASED = 100_000
+#: Documents of one file that are no YAML before the rest is left unread; each costs a new start of the parser.
+MAX_BROKEN = 100
 
 _Loader: type[yaml.SafeLoader] | type[yaml.CSafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -82,24 +84,25 @@ def read_documents(data: bytes) -> Iterator[Document]:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        yield Document(data.count(b"\n", 0, error.start) + 1, error="is not UTF-8 text")
+        yield Document(data.count(b"\n", 0, error.start) + 1, error="the file is not UTF-8 text")
         return
     found = _UNPRINTABLE.search(text)
     if found:
         line = text.count("\n", 0, found.start()) + 1
-        yield Document(line, error=f"holds the control character U+{ord(found[0]):04X}, so the file is damaged")
+        yield Document(line, error=f"the file holds the control character U+{ord(found[0]):04X}, so it is damaged")
         return
     reader = _Reader()
     offset, first_line = 0, 0
-    while True:
+    for _ in range(MAX_BROKEN):
         try:
             yield from reader.read(text[offset:], first_line)
+            return
+        except _Unreadable as refusal:
+            yield refusal.document
         except yaml.YAMLError as error:
             yield Document(
-                _error_line(error, reader.started) + first_line + 1, error=f"is not YAML: {_sentence(error)}"
+                _error_line(error, reader.started) + first_line + 1, error=f"this is not YAML: {_sentence(error)}"
             )
-        else:
-            return
         # Past the separator that opened the broken document, if one did.
         line_start = _line_offset(text, offset, reader.started)
         own = _SEPARATOR.match(text, line_start)
@@ -108,14 +111,16 @@ def read_documents(data: bytes) -> Iterator[Document]:
             return
         first_line += text.count("\n", offset, following.start())
         offset = following.start()
+    yield Document(first_line + 1, error=f"the rest is not read, after {MAX_BROKEN} documents that are not YAML")
 
 
 class _Unreadable(Exception):
-    """The current document is refused; the rest of it is skipped."""
+    """The current document is refused; the rest of it is skipped, or (`abandon`) not even parsed."""
 
-    def __init__(self, line: int, field: str, text: str) -> None:
+    def __init__(self, line: int, field: str, text: str, *, abandon: bool = False) -> None:
         super().__init__(text)
         self.document = Document(line, error=text, field=field)
+        self.abandon = abandon
 
 
 class _Frame:
@@ -154,7 +159,10 @@ class _Reader:
         self._aliased = 0
 
     def read(self, text: str, first_line: int) -> Iterator[Document]:
-        """The documents of `text`, whose first line is number `first_line` (from 0). Raises yaml.YAMLError."""
+        """The documents of `text`, whose first line is number `first_line` (from 0).
+
+        Raises yaml.YAMLError, and _Unreadable to abandon a document; what follows it has to be read anew.
+        """
         self.started = 0
         loader = _Loader(text)
         try:
@@ -188,6 +196,8 @@ class _Reader:
                 try:
                     builder.take(event)
                 except _Unreadable as refusal:
+                    if refusal.abandon:
+                        raise
                     unreadable = refusal.document
 
 
@@ -247,7 +257,8 @@ class _Builder:
         if event.tag not in (None, "!", _TAG + ("map" if mapping else "seq")):
             raise _Unreadable(line, path, f"has the tag {shown(event.tag)}, which is not supported")
         if len(self._stack) >= MAX_DEPTH:
-            raise _Unreadable(line, path, f"is nested deeper than {MAX_DEPTH} levels")
+            # libyaml takes time squared in the depth of brackets, so this must not be parsed to its end.
+            raise _Unreadable(line, path, f"is nested deeper than {MAX_DEPTH} levels", abandon=True)
         mark = Mark(line)
         mark.children = {}
         self._size += 1

@@ -59,9 +59,11 @@ def nearest(word: str, allowed: Collection[str]) -> str:
 
 
 def one_of(allowed: Collection[str]) -> str:
-    """`one of A, B or C`."""
+    """`A`, `A or B`, or `one of A, B or C`."""
     *most, last = allowed
-    return f"one of {', '.join(most)} or {last}" if most else last
+    if not most:
+        return last
+    return f"{'one of ' if len(most) > 1 else ''}{', '.join(most)} or {last}"
 
 
 class Fields:
