@@ -7,7 +7,7 @@ Invariants:
 - The outcome depends on the set of candidates only, never on the order they came in: each step looks at all that are
   left at once (so MED needs no "deterministic" switch), there is no oldest-route step, and the last step compares what
   the paths say, so that two candidates tie only where nothing tells them apart.
-- Candidates are usable: rejected paths and those without a resolved next hop never get here.
+- Candidates are usable (rejected paths and those without a resolved next hop never get here), and one a source.
 - Steps 1 to 7 say how good a path is; what is equal there may share the traffic. Steps 8 to 11 only break ties.
 
 Not here: which paths are candidates (`table`), how far a next hop is (`nexthops`).
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple, TypeAlias
 
-from routed.bgp.as_path import format_as_path
+from routed.bgp.attributes import describe
 from routed.net.addresses import format_address, format_router_id
 from routed.rib.path import Path, SourceKind
 
@@ -268,9 +268,7 @@ _ORIGIN_NAMES = ("IGP", "EGP", "INCOMPLETE")
 
 
 def _content_text(path: Path) -> str:
-    attrs = path.attrs
-    next_hop = format_address(attrs.next_hop) if attrs.next_hop else "self"
-    return f"AS path [{format_as_path(attrs.as_path)}] next hop {next_hop} from {path.source.name}"
+    return ", ".join((f"from {path.source.name}", *(f"{name} {value}" for name, value in describe(path.attrs).items())))
 
 
 STEPS: tuple[StepRule, ...] = (
