@@ -64,6 +64,9 @@ SWEEP_MAX = 120.0
 #: Seconds stale routes are kept for a restarted peer whose End-of-RIB does not come.
 STALE_MAX = 360.0
 
+#: Connections being closed whose last octets nobody has taken yet.
+LAST_WORDS = 1024
+
 BLACKHOLE = KernelRoute(RouteKind.BLACKHOLE)
 
 
@@ -113,6 +116,7 @@ class Core:
         self._replan_needed = False
         self._conns: dict[int, Peer] = {}
         self._local_address: dict[int, bytes] = {}
+        self._last_words: dict[int, bytes] = {}
         self._last_conn = 0
         self._groups: dict[ExportPolicy, UpdateGroup] = {}
         self._jobs: deque[Iterator[None]] = deque()
@@ -271,7 +275,9 @@ class Core:
 
     def flush(self, now: float) -> bool:
         """Do what the inputs of this turn led to, one slice of it; True where another call has more to do."""
-        if self._replan_needed and self.in_sync_at is not None and not self.stopping:
+        if self.stopping:  # sessions end, but the kernel keeps what it has
+            return False
+        if self._replan_needed and self.in_sync_at is not None:
             self._replan_needed = False
             self._apply_plan(self._planner.plan(), now)
         if self._jobs:
@@ -295,13 +301,15 @@ class Core:
         """The next octets to write on a connection, about `limit` of them; empty when there is nothing to say."""
         peer = self._conns.get(conn)
         if peer is None:
-            return b""
+            return self._last_words.pop(conn, b"")
         data = peer.neighbor.control_output(conn)
         if peer.neighbor.connection == conn:
             for adj_out in peer.adj_out.values():
                 if len(data) >= limit:
                     break
+                before = adj_out.messages
                 data += adj_out.take(limit - len(data))
+                peer.neighbor.counters.updates_sent += adj_out.messages - before
         return data
 
     def next_timer(self) -> float | None:
@@ -328,8 +336,7 @@ class Core:
                 elif isinstance(event, ConnectRequested):
                     self._connect(peer, event.conn)
                 elif isinstance(event, CloseRequested):
-                    self.writable.discard(event.conn)
-                    self.effects.append(Close(event.conn))
+                    self._close(peer, event.conn)
                 elif isinstance(event, Established):
                     self._established(peer, event, now)
                 elif isinstance(event, SessionDown):
@@ -362,6 +369,18 @@ class Core:
         config = peer.neighbor.config
         self._conns[conn] = peer
         self.effects.append(Connect(conn, config.address, config.port, config.local_address, config.interface))
+
+    def _close(self, peer: Peer, conn: int) -> None:
+        """Let a connection go; what is still to be said on it (a NOTIFICATION) waits for `take`."""
+        self._conns.pop(conn, None)
+        self._local_address.pop(conn, None)
+        self.writable.discard(conn)
+        last_words = peer.neighbor.control_output(conn)
+        if last_words:
+            self._last_words[conn] = last_words
+            if len(self._last_words) > LAST_WORDS:  # connections that were gone before anybody could write
+                del self._last_words[next(iter(self._last_words))]
+        self.effects.append(Close(conn))
 
     def _allocate(self) -> int:
         self._last_conn += 1
@@ -411,11 +430,13 @@ class Core:
             adj_out.close()
         peer.adj_out = {}
         peer.end_of_rib.clear()
-        if event.keep_routes:
-            for adj_in in peer.adj_in.values():
-                adj_in.new_epoch()
-        else:
+        if not event.keep_routes:
             self._sweep(peer)
+            return
+        for family, adj_in in peer.adj_in.items():
+            adj_in.new_epoch()
+            if adj_in.count and family not in event.families:
+                self._jobs.append(self.ribs[family].sweep(adj_in))
 
     def _sweep(self, peer: Peer) -> None:
         """Remove all routes of a peer that its current session did not announce."""
@@ -580,8 +601,8 @@ class Core:
     def _add_peer(self, plan: PeerPlan, now: float) -> None:
         neighbor = Neighbor(plan.session, rng=self._random, pool=self._pool, allocate=self._allocate)
         peer = self.peers[plan.name] = Peer(plan, neighbor)
-        if self.settings.routes_found:
-            neighbor.restarting(self.settings.routes_found, flag=self.deferring)
+        if self.deferring:
+            neighbor.restarting(self.settings.routes_found)
         self._log(Level.INFO, plan.name, f"peer added: {plan.why}")
         neighbor.start(now)
         self._after(peer, 0, now)
@@ -657,7 +678,7 @@ class Core:
         missing = f", without {', '.join(peer.plan.name for peer in waiting[:5])}" if waiting else ""
         self._log(Level.INFO, "restart", f"route selection begins{missing}")
         for peer in self.peers.values():
-            peer.neighbor.restarting(self.settings.routes_found, flag=False)
+            peer.neighbor.restarting(None)
             for adj_out in peer.adj_out.values():
                 adj_out.release()
             if peer.adj_out:

@@ -73,12 +73,16 @@ class ExportPolicy:
 class Chunk:
     """Finished messages, for everybody in the group but `source`, which hears `instead`."""
 
-    __slots__ = ("data", "instead", "prefixes", "source")
+    __slots__ = ("data", "instead", "instead_messages", "messages", "prefixes", "source")
 
-    def __init__(self, source: Source | None, data: bytes, instead: bytes, prefixes: list[Sequence[bytes]]) -> None:
+    def __init__(
+        self, source: Source | None, data: list[bytes], instead: list[bytes], prefixes: list[Sequence[bytes]]
+    ) -> None:
         self.source = source
-        self.data = data
-        self.instead = instead
+        self.data = b"".join(data)
+        self.messages = len(data)
+        self.instead = b"".join(instead)
+        self.instead_messages = len(instead)
         self.prefixes = prefixes
 
 
@@ -280,8 +284,8 @@ class _ChunkWriter:
 
     def _close_chunk(self) -> None:
         if self._data:
-            instead = b"".join(withdrawals(self._family, self._instead)) if self._instead else b""
-            self._chunks.append(Chunk(self._source, b"".join(self._data), instead, self._touched))
+            instead = withdrawals(self._family, self._instead) if self._instead else []
+            self._chunks.append(Chunk(self._source, self._data, instead, self._touched))
             self._data, self._instead, self._touched = [], [], []
 
     def finish(self) -> list[Chunk]:
@@ -303,6 +307,7 @@ class AdjRibOut:
         "group",
         "held",
         "in_log",
+        "messages",
         "position",
         "source",
     )
@@ -314,6 +319,8 @@ class AdjRibOut:
         self.position = 0
         self.eor_due = True
         """End-of-RIB is still to be sent, after the first queue."""
+        self.messages = 0
+        """UPDATEs given out by `take`."""
         self.held = False
         """Route selection is deferred (RFC 4724 4.1): nothing is sent yet."""
         self._queue: list[bytes] = list(group.rib.table)
@@ -360,6 +367,7 @@ class AdjRibOut:
             for message in self._take_queue():
                 out.append(message)
                 size += len(message)
+                self.messages += 1
         group = self.group
         if self.in_log and size < limit and self.position < group.head:
             log, source = group.log, self.source
@@ -368,7 +376,12 @@ class AdjRibOut:
             while index < end and size < limit:
                 chunk = log[index]
                 index += 1
-                data = chunk.data if chunk.source is not source else chunk.instead
+                if chunk.source is not source:
+                    data = chunk.data
+                    self.messages += chunk.messages
+                else:
+                    data = chunk.instead
+                    self.messages += chunk.instead_messages
                 if data:
                     out.append(data)
                     size += len(data)

@@ -18,7 +18,6 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import NamedTuple, TypeAlias
 
 from routed.bgp.attributes import describe
@@ -98,7 +97,7 @@ def best(candidates: Sequence[Path], *, maximum_paths: int = MAXIMUM_PATHS, rela
     if not candidates:
         return Decision(None, ())
     alive = candidates
-    if len(alive) > 1:
+    if len(alive) > 1 and not _equally_good(alive):
         for rule in _PREFERENCE:
             alive = _survivors(rule, alive)
             if len(alive) == 1:
@@ -165,12 +164,24 @@ def _survivors(rule: StepRule, alive: Sequence[Path]) -> Sequence[Path]:
     return [path for path, value in zip(alive, values, strict=True) if value == low]
 
 
+def _equally_good(candidates: Sequence[Path]) -> bool:
+    """Whether steps 1 to 7 can be skipped since what they look at is the same: the usual case where paths share traffic."""
+    first = _preference_fields(candidates[0])
+    return all(_preference_fields(path) == first for path in candidates[1:])
+
+
+def _preference_fields(path: Path) -> tuple[int | None, ...]:
+    attrs, next_hop = path.attrs, path.next_hop
+    metric = 0 if next_hop is None else next_hop.metric
+    return path.source.kind, attrs.local_pref, attrs.as_path_length, attrs.origin, attrs.med, metric
+
+
 def _ranked(alive: Sequence[Path]) -> list[Path]:
     """By steps 8 to 11."""
-    ranked = sorted(alive, key=_tie_break)
-    if any(_tie_break(one) == _tie_break(next_one) for one, next_one in pairwise(ranked)):
-        ranked.sort(key=lambda path: (_tie_break(path), _content(path)))
-    return ranked
+    keys = list(map(_tie_break, alive))
+    if len(set(keys)) == len(keys):
+        return [alive[index] for index in sorted(range(len(keys)), key=keys.__getitem__)]
+    return sorted(alive, key=lambda path: (_tie_break(path), _content(path)))
 
 
 def _multipath(ranked: list[Path], maximum_paths: int, relax: bool) -> tuple[Path, ...]:

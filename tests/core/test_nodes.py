@@ -1,0 +1,255 @@
+"""Cores talking to each other in memory: meshes, reflectors, ToRs, restarts, changes of resources."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from routed.bgp.neighbor import State
+from routed.model.fields import JsonObject
+from routed.model.resources import ResourceKey
+from routed.net.families import Family
+from routed.testing.world import Node, World
+
+API = "projectcalico.org/v3"
+V4 = Family.IPV4_UNICAST
+
+
+def manifest(kind: str, name: str, spec: JsonObject, **metadata: object) -> JsonObject:
+    return {"apiVersion": API, "kind": kind, "metadata": {"name": name, **metadata}, "spec": spec}  # type: ignore[dict-item]
+
+
+def node(name: str, index: int, **bgp: object) -> JsonObject:
+    spec = {"bgp": {"ipv4Address": f"10.0.0.{index}/24", "ipv6Address": f"fd00::{index}/64", **bgp}}
+    return manifest("Node", name, spec, labels={"name": name})  # type: ignore[arg-type]
+
+
+def block(owner: str, cidr: str) -> JsonObject:
+    name = f"{owner}-{cidr.replace('/', '-').replace('.', '-').replace(':', '-')}"
+    return manifest("BlockAffinity", name, {"node": owner, "cidr": cidr, "state": "confirmed", "deleted": "false"})
+
+
+POOLS = [
+    manifest("IPPool", "v4", {"cidr": "10.244.0.0/16", "blockSize": 26}),
+    manifest("IPPool", "v6", {"cidr": "fd00:10::/48", "blockSize": 122}),
+]
+
+
+def addresses(index: int) -> list[tuple[str, int]]:
+    return [(f"10.0.0.{index}", 24), (f"fd00::{index}", 64)]
+
+
+def blocks(name: str, index: int) -> list[JsonObject]:
+    return [block(name, f"10.244.{index}.0/26"), block(name, f"fd00:10:0:{index}::/122")]
+
+
+def mesh(world: World, count: int, *more: JsonObject, **bgp: object) -> list[Node]:
+    names = [f"n{index}" for index in range(1, count + 1)]
+    nodes = [node(name, index + 1, **bgp) for index, name in enumerate(names)]
+    return [
+        world.add(name, addresses(index + 1), [*POOLS, *nodes, *more, *blocks(name, index + 1)])
+        for index, name in enumerate(names)
+    ]
+
+
+def established(each: Node) -> int:
+    return sum(1 for peer in each.core.peers.values() if peer.neighbor.state is State.ESTABLISHED)
+
+
+def test_a_mesh_gives_every_node_the_blocks_of_all_others_in_both_families() -> None:
+    world = World()
+    nodes = mesh(world, 4)
+    world.run(5)
+    for own, each in enumerate(nodes, 1):
+        assert established(each) == 6, each.log
+        expected = {}
+        for other in range(1, 5):
+            expected[f"10.244.{other}.0/26"] = "blackhole" if other == own else f"via 10.0.0.{other}"
+            expected[f"fd00:10:0:{other}::/122"] = "blackhole" if other == own else f"via fd00::{other}"
+        assert each.routes() == expected
+
+
+def test_the_first_connection_is_immediate() -> None:
+    world = World()
+    nodes = mesh(world, 3)
+    world.run(0)
+    # n1 started first and found nobody; whoever came later found those before it
+    assert established(nodes[2]) >= 2
+    world.run(6)
+    assert [established(each) for each in nodes] == [4, 4, 4]
+
+
+def test_a_node_that_dies_takes_its_routes_along_after_its_restart_time() -> None:
+    world = World()
+    nodes = mesh(world, 3)
+    world.run(5)
+    world.kill("n3")
+    world.run(60)
+    assert nodes[0].routes()["10.244.3.0/26"] == "via 10.0.0.3", "a helper keeps the routes of a restarting peer"
+    world.run(70)
+    assert "10.244.3.0/26" not in nodes[0].routes()
+
+
+def test_a_shutdown_withdraws_at_once() -> None:
+    world = World()
+    nodes = mesh(world, 3)
+    world.run(5)
+    nodes[2].core.shutdown("shutdown", "replacing a disk", world.now)
+    world.run(0)
+    assert "10.244.3.0/26" not in nodes[0].routes()
+    assert any("replacing a disk" in line for line in nodes[0].log)
+
+
+def test_a_restart_keeps_routes_everywhere_and_sweeps_only_after_end_of_rib() -> None:
+    world = World()
+    nodes = mesh(world, 3)
+    world.run(5)
+    before = nodes[0].routes()
+    gone = nodes[2]
+    gone.core.shutdown("restart", "", world.now)
+    world.run(0)
+    world.kill("n3")
+    assert nodes[0].routes() == before
+    everything = [node(f"n{index}", index) for index in (1, 2, 3)]
+    again = world.add(
+        "n3",
+        addresses(3),
+        [*POOLS, *everything, *blocks("n3", 3)],
+        routes_found=frozenset(Family),
+        kernel=gone.kernel,
+    )
+    assert again.core.deferring
+    world.run(20)
+    assert not again.core.deferring
+    assert len(again.sweeps) == 1
+    assert nodes[0].routes() == before
+    assert again.routes() == gone.routes()
+    assert sum(each.core.peers["Mesh_10_0_0_3"].neighbor.counters.established for each in nodes[:2]) == 4
+
+
+def test_route_reflection_reaches_clients_only_once() -> None:
+    world = World()
+    peering = [
+        manifest("BGPConfiguration", "default", {"nodeToNodeMeshEnabled": False, "asNumber": 64512}),
+        manifest("BGPPeer", "to-reflectors", {"nodeSelector": "all()", "peerSelector": "name == 'n1' || name == 'n2'"}),
+    ]
+    everything = [node(f"n{index}", index) for index in range(3, 6)]
+    everything += [node(f"n{index}", index, routeReflectorClusterID="1.0.0.1") for index in (1, 2)]
+    nodes = [
+        world.add(f"n{index}", addresses(index), [*POOLS, *everything, *peering, *blocks(f"n{index}", index)])
+        for index in range(1, 6)
+    ]
+    world.run(10)
+    for own, each in enumerate(nodes, 1):
+        for other in range(1, 6):
+            expected = "blackhole" if other == own else f"via 10.0.0.{other}"
+            assert each.routes()[f"10.244.{other}.0/26"] == expected, (own, each.log)
+    world.kill("n1")
+    world.run(200)
+    for own in range(3, 6):
+        routes = nodes[own - 1].routes()
+        assert all(f"10.244.{other}.0/26" in routes for other in range(2, 6)), "one reflector gone: no route lost"
+
+
+def test_ebgp_between_nodes_prepends_and_does_not_loop() -> None:
+    world = World()
+    everything = [node(f"n{index}", index, asNumber=64512 + index) for index in (1, 2, 3)]
+    nodes = [
+        world.add(f"n{index}", addresses(index), [*POOLS, *everything, *blocks(f"n{index}", index)])
+        for index in (1, 2, 3)
+    ]
+    world.run(6)
+    assert nodes[0].routes()["10.244.2.0/26"] == "via 10.0.0.2"
+    path = nodes[0].core.ribs[V4].best(bytes((26, 10, 244, 2, 0)))
+    assert path is not None
+    assert path.attrs.as_path_length == 1
+
+
+def test_filters_change_live_without_a_reset() -> None:
+    world = World()
+    peering = [
+        manifest("BGPConfiguration", "default", {"nodeToNodeMeshEnabled": False}),
+        manifest("BGPPeer", "all", {"peerSelector": "all()", "filters": ["f"]}),
+    ]
+    nodes = mesh(world, 3, *peering, manifest("BGPFilter", "f", {}))
+    world.run(6)
+    assert nodes[0].routes()["10.244.2.0/26"] == "via 10.0.0.2"
+    refuse = {"importV4": [{"action": "Reject", "matchOperator": "In", "cidr": "10.244.2.0/24"}]}
+    nodes[0].apply(manifest("BGPFilter", "f", refuse))  # type: ignore[arg-type]
+    world.run(0)
+    assert "10.244.2.0/26" not in nodes[0].routes()
+    assert nodes[0].routes()["10.244.3.0/26"] == "via 10.0.0.3"
+    refuse = {"exportV4": [{"action": "Reject", "matchOperator": "In", "cidr": "10.244.1.0/24"}]}
+    nodes[0].apply(manifest("BGPFilter", "f", refuse))  # type: ignore[arg-type]
+    world.run(0)
+    assert nodes[0].routes()["10.244.2.0/26"] == "via 10.0.0.2"
+    assert "10.244.1.0/26" not in nodes[1].routes()
+    assert "10.244.3.0/26" in nodes[1].routes()
+    nodes[0].apply(manifest("BGPFilter", "f", {}))
+    world.run(0)
+    assert nodes[1].routes()["10.244.1.0/26"] == "via 10.0.0.1"
+    for each in nodes:
+        assert {peer.neighbor.counters.established for peer in each.core.peers.values()} == {1}
+
+
+def test_a_thousand_changes_reset_nothing_that_they_do_not_touch() -> None:
+    world = World()
+    watched = manifest("BGPPeer", "watched", {"node": "n1", "peerIP": "10.0.0.2", "asNumber": 64512})
+    nodes = mesh(world, 2, manifest("BGPConfiguration", "default", {"nodeToNodeMeshEnabled": False}), watched)
+    world.run(6)
+    assert established(nodes[0]) == 1
+    rng = random.Random(7)
+    name = next(iter(peer.plan.name for peer in nodes[0].core.peers.values()))
+    for step in range(1000):
+        index = rng.randrange(50)
+        kind = rng.choice(["BGPPeer", "BGPFilter", "IPPool", "Node", "BlockAffinity"])
+        if kind == "BGPPeer":
+            change = manifest(
+                kind, f"x{index}", {"peerIP": f"10.9.0.{index + 1}", "asNumber": 65000 + rng.randrange(3)}
+            )
+        elif kind == "BGPFilter":
+            change = manifest(kind, f"x{index}", {"exportV4": [{"action": "Accept"}]})
+        elif kind == "IPPool":
+            change = manifest(kind, f"x{index}", {"cidr": f"172.16.{index}.0/24", "disabled": rng.random() < 0.5})
+        elif kind == "Node":
+            change = node(f"x{index}", 100 + index)
+        else:
+            change = block("n1", f"10.244.{100 + index}.0/26")
+        if rng.random() < 0.3:
+            nodes[0].delete(ResourceKey(kind, str(change["metadata"]["name"])))  # type: ignore[call-overload, index]
+        else:
+            nodes[0].apply(change)
+        if step % 10 == 0:
+            world.run(0.1)
+    world.run(5)
+    assert established(nodes[0]) >= 1
+    assert nodes[0].core.peers[name].neighbor.counters.established == 1
+    assert nodes[1].core.peers["Node_10_0_0_1"].neighbor.counters.established == 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_interleaving_ends_in_the_same_tables(seed: int) -> None:
+    rng = random.Random(seed)
+    world = World()
+    nodes = mesh(world, 4)
+    for _ in range(15):
+        world.run(rng.random() * 3)
+        action = rng.randrange(3)
+        one, other = rng.sample(["n1", "n2", "n3", "n4"], 2)
+        if action == 0:
+            world.sever(one, other)
+        elif action == 1:
+            world.nodes[one].link(False)
+            world.run(rng.random())
+            world.nodes[one].link(True)
+        else:
+            world.nodes[one].apply(block(one, f"10.244.{rng.randrange(100, 120)}.0/26"))
+    world.run(120)
+    origins = {}
+    for each in nodes:
+        for family, prefix in each.core.plan.origins:
+            origins.setdefault((family, prefix), each)
+    for each in nodes:
+        for key in origins:
+            assert key in each.kernel
