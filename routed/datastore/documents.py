@@ -32,6 +32,7 @@ _Loader: type[yaml.SafeLoader] | type[yaml.CSafeLoader] = getattr(yaml, "CSafeLo
 
 _SEPARATOR = re.compile(r"^---(?=\s|$)", re.MULTILINE)
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_INDEX = re.compile(r"\[([0-9]{1,9})\]")
 _INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,18})")
 _HEXADECIMAL = re.compile(r"0x[0-9a-fA-F]{1,15}")
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]{1,30}|[0-9]{1,30}(?:\.[0-9]{0,30})?)(?:[eE][-+]?[0-9]{1,4})?")
@@ -68,15 +69,26 @@ class Document:
             return self.line
         mark, path = self.mark, ""
         while True:
-            inner = [
-                (child_path, child)
-                for name, child in (mark.children or {}).items()
-                if field.startswith(child_path := field_path(path, name))
-                and field[len(child_path) : len(child_path) + 1] in ("", ".", "[")
-            ]
-            if not inner:
+            inner = _step(mark, path, field)
+            if inner is None:
                 return mark.line
-            path, mark = max(inner, key=lambda found: len(found[0]))
+            path, mark = inner
+
+
+def _step(mark: Mark, path: str, field: str) -> tuple[str, Mark] | None:
+    """From what is at `path`, the member or element on the way to `field`; None where there is none."""
+    children = mark.children or {}
+    index = _INDEX.match(field, len(path))
+    if index and (child := children.get(int(index[1]))):
+        return field[: index.end()], child
+    inner = [
+        (child_path, child)
+        for name, child in (children.items() if not index else ())
+        if field.startswith(child_path := field_path(path, name))
+        and field[len(child_path) : len(child_path) + 1] in ("", ".", "[")
+    ]
+    # A label's name may hold dots, so one member's path may begin with another's.
+    return max(inner, key=lambda found: len(found[0]), default=None)
 
 
 def read_documents(data: bytes) -> Iterator[Document]:

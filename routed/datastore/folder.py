@@ -27,7 +27,7 @@ from routed.datastore.documents import Document, read_documents
 from routed.errors import ConfigError, StoreError
 from routed.model.fields import field_path
 from routed.model.resources import JsonObject, JsonValue, Resource, ResourceKey, Update
-from routed.model.schema import API_VERSION, CRD_API_VERSION, KINDS, parse_manifest
+from routed.model.schema import API_VERSION, CRD_API_VERSION, KINDS, OTHER_KINDS, parse_manifest
 
 SUFFIXES = (".yaml", ".yml", ".json")
 #: Octets of the largest file that is read.
@@ -89,6 +89,9 @@ class _Reading:
 
 #: What `stat` says of a file: device, inode, size, modified and changed (ns); or an errno; None: not there.
 _Signature = tuple[int, ...] | None
+
+
+_NOT_OURS: tuple[JsonValue, ...] = tuple(OTHER_KINDS)
 
 
 class _File:
@@ -240,7 +243,7 @@ def _take(file: _File, path: str, data: bytes) -> None:
     """Bring a file's last good state up to date with what it says now."""
     reading = _parse(path, data, file.entries)
     whole = data.endswith(b"\n") or data.rstrip().endswith((b"}", b"]"))
-    if not whole and len(data) < len(file.good_data) and file.good_data.startswith(data):
+    if not whole and 0 < len(data) < len(file.good_data) and file.good_data.startswith(data):
         text = "the file breaks off in the middle of what it said before; its last good state stays until it is whole"
         file.problems = (Problem(path, data.count(b"\n") + 1, "", text),)
         return
@@ -248,8 +251,8 @@ def _take(file: _File, path: str, data: bytes) -> None:
     reason = _reason_to_keep(reading, data, whole)
     if missing and reason:
         if not reading.bad:
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            text = f"{reason}, so {min(missing)}{more} stays; delete the file to delete all it had"
+            more = f" and {len(missing) - 1} more stay" if len(missing) > 1 else " stays"
+            text = f"{reason}, so {min(missing)}{more}; delete the file to delete all it had"
             reading.problems.append(Problem(path, reading.last_line, "", text))
         for key in missing:
             reading.entries[key] = file.entries[key]
@@ -299,7 +302,7 @@ def _reason_to_keep(reading: _Reading, data: bytes, whole: bool) -> str:
 
 def _parse(path: str, data: bytes, known: dict[ResourceKey, _Entry]) -> _Reading:
     """All resources of a file; those that say what they said before are the same objects as before."""
-    reading = _Reading(last_line=data.count(b"\n") + 1)
+    reading = _Reading(last_line=max(1, data.count(b"\n") + (not data.endswith(b"\n"))))
     for document in read_documents(data):
         reading.documents += 1
         if document.error:
@@ -311,7 +314,8 @@ def _parse(path: str, data: bytes, known: dict[ResourceKey, _Entry]) -> _Reading
             try:
                 entry = _Entry(parse_manifest(manifest, where), line)
             except ConfigError as error:
-                reading.bad = True
+                # A Calico kind that is not ours is whole, so it cannot be a broken form of something missing.
+                reading.bad |= not (isinstance(manifest, dict) and manifest.get("kind") in _NOT_OURS)
                 at = document.line_of(error.path)
                 reading.problems.append(Problem(path, at, error.path, error.message))
                 continue

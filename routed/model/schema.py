@@ -151,6 +151,8 @@ def _refuse_kind(manifest: JsonValue, where: str) -> Fields:
     # The kind comes first: complaining about fields of a kind we do not have would only lead astray.
     top = Fields(manifest, where, manifest if isinstance(manifest, dict) else ())
     kind = top.text("kind")
+    if kind in OTHER_KINDS:
+        raise top.error("kind", f"is {kind}, a kind of Calico's that routed does not read")
     raise top.error("kind", f"must be {one_of(KINDS)}, not {shown(kind)}{nearest(kind, KINDS)}")
 
 
@@ -616,3 +618,13 @@ _PARSERS: dict[str, Callable[[_Head], Resource]] = {
 
 KINDS: tuple[str, ...] = tuple(_PARSERS)
 """The kinds routed reads, sorted."""
+
+OTHER_KINDS = frozenset(
+    {
+        "CalicoNodeStatus", "ClusterInformation", "FelixConfiguration", "GlobalNetworkPolicy", "GlobalNetworkSet",
+        "HostEndpoint", "IPAMConfig", "IPAMConfiguration", "IPReservation", "KubeControllersConfiguration",
+        "NetworkPolicy", "NetworkSet", "Profile", "StagedGlobalNetworkPolicy", "StagedKubernetesNetworkPolicy",
+        "StagedNetworkPolicy", "Tier", "WorkloadEndpoint",
+    }
+)  # fmt: skip
+"""Calico's kinds that are refused, but are no mistake in what they are: an export of a cluster holds them."""
