@@ -23,6 +23,9 @@ _SEQUENCE = int(SegmentType.AS_SEQUENCE)
 _CONFED_SEQUENCE = int(SegmentType.AS_CONFED_SEQUENCE)
 _CONFED_SET = int(SegmentType.AS_CONFED_SET)
 
+_NONE = b"\x00\x00\x00\x00"
+"""AS 0."""
+
 _MAX_COUNT = 255
 """AS numbers one segment can hold: its count is one octet."""
 
@@ -40,12 +43,14 @@ def read_as_path(value: bytes, *, four_octet_as: bool, confederation_ok: bool = 
     `confederation_ok` lets AS_CONFED_* segments through (they are dropped from an AS4_PATH rather than an error,
     RFC 6793 6). Raises AsPathError.
     """
+    size = len(value)
+    if four_octet_as and size >= 6 and value[0] == _SEQUENCE and size == 2 + 4 * value[1] and _NONE not in value:
+        return value  # one AS_SEQUENCE and nothing to find, as nearly all are
     width = 4 if four_octet_as else 2
     pieces: list[bytes] = []
     at = 0
-    end = len(value)
-    while at < end:
-        if end - at < 2:
+    while at < size:
+        if size - at < 2:
             raise AsPathError("AS_PATH ends with a single octet where a segment should start (RFC 7606 section 7.2)")
         kind = value[at]
         count = value[at + 1]
@@ -54,7 +59,7 @@ def read_as_path(value: bytes, *, four_octet_as: bool, confederation_ok: bool = 
             raise AsPathError(f"AS_PATH has a segment of unknown type {kind} (RFC 7606 section 7.2)")
         if not count:
             raise AsPathError("AS_PATH has a segment without AS numbers (RFC 7606 section 7.2)")
-        if stop > end:
+        if stop > size:
             raise AsPathError(
                 f"AS_PATH has a segment of {count} AS numbers that runs past its end (RFC 7606 section 7.2)"
             )
@@ -64,7 +69,7 @@ def read_as_path(value: bytes, *, four_octet_as: bool, confederation_ok: bool = 
         if width == 2:
             octets = struct.pack(f">{count}I", *struct.unpack(f">{count}H", octets))
         # the substring test is a C search that may hit across two numbers, so a hit is looked at closely
-        if b"\x00\x00\x00\x00" in octets and 0 in struct.unpack(f">{count}I", octets):
+        if _NONE in octets and 0 in struct.unpack(f">{count}I", octets):
             raise AsPathError("AS_PATH holds AS 0, which nobody may use (RFC 7607 section 2)")
         pieces.append(value[at : at + 2])
         pieces.append(octets)
@@ -101,6 +106,9 @@ def summarise(as_path: bytes) -> tuple[int, int, frozenset[int]]:
     neighbour AS is the first of a leading AS_SEQUENCE; 0 where there is none, which RFC 4271 9.1.2.2 c reads as our
     own AS.
     """
+    if as_path and as_path[0] == _SEQUENCE and len(as_path) == 2 + 4 * as_path[1]:
+        members = struct.unpack_from(f">{as_path[1]}I", as_path, 2)
+        return as_path[1], members[0], frozenset(members)
     length = 0
     neighbor_as = -1
     numbers: set[int] = set()

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from routed.bgp.as_path import AsPathError, merge_as4_path, read_as_path
 from routed.bgp.attributes import ATTRIBUTE_FLAGS, AttributeFields, Unknown
@@ -35,7 +34,7 @@ _WITHDRAW = Severity.TREAT_AS_WITHDRAW
 class _Reading:
     """The attribute values of one block while they are read."""
 
-    __slots__ = ("as4_aggregator", "as4_path", "external", "fields", "findings", "four_octet_as", "unknown")
+    __slots__ = ("as4_aggregator", "as4_path", "external", "fields", "findings", "four_octet_as", "repeated", "unknown")
 
     def __init__(self, *, four_octet_as: bool, external: bool) -> None:
         self.four_octet_as = four_octet_as
@@ -43,11 +42,19 @@ class _Reading:
         self.fields: AttributeFields = {}
         self.findings: list[Finding] = []
         self.unknown: list[Unknown] = []
+        self.repeated: set[int] = set()
         self.as4_path = b""
         self.as4_aggregator: tuple[int, bytes] | None = None
 
     def found(self, severity: Severity, attribute: int, text: str) -> None:
         self.findings.append(Finding(severity, attribute, text))
+
+    def found_repeated(self, code: int) -> None:
+        """One finding for each code, however often it comes back."""
+        if code not in self.repeated:
+            self.repeated.add(code)
+            text = f"{_name(code)} appears more than once; the first one counts (RFC 7606 section 3 (g))"
+            self.found(_DISCARD, code, text)
 
 
 class Use(enum.Enum):
@@ -65,19 +72,35 @@ Reader = Callable[[_Reading, bytes], str]
 """Takes the value in and returns "", or a sentence about what is wrong with it that cites the RFC."""
 
 
-@dataclass(frozen=True, slots=True)
 class AttributeSpec:
     """One attribute we know."""
 
-    name: str
-    malformed: Severity
-    """What a wrong value asks for."""
-    read: Reader
-    use: Use = Use.READ
-    wrong_flags: Severity = _WITHDRAW
-    """What wrong flags ask for: RFC 7606 3 (c), unless the attribute's own RFC says otherwise."""
-    internal_only: str = ""
-    """The RFC section that has it discarded when an external peer sends it, or empty."""
+    __slots__ = ("code", "flags", "internal_only", "malformed", "name", "read", "special", "use", "wrong_flags")
+
+    def __init__(
+        self,
+        code: AttributeCode,
+        malformed: Severity,
+        read: Reader,
+        use: Use = Use.READ,
+        *,
+        wrong_flags: Severity = _WITHDRAW,
+        internal_only: str = "",
+    ) -> None:
+        self.code = int(code)
+        self.name = code.name
+        self.flags = ATTRIBUTE_FLAGS[code]
+        """The Optional and Transitive bits it is defined with."""
+        self.malformed = malformed
+        """What a wrong value asks for."""
+        self.read = read
+        self.use = use
+        self.wrong_flags = wrong_flags
+        """What wrong flags ask for: RFC 7606 3 (c), unless the attribute's own RFC says otherwise."""
+        self.internal_only = internal_only
+        """The RFC section that has it discarded when an external peer sends it, or empty."""
+        self.special = bool(internal_only) or use is not Use.READ
+        """Whether more than reading its value may be to be done."""
 
 
 def _length_error(name: str, value: bytes, expected: str, citation: str) -> str:
@@ -165,7 +188,7 @@ def _read_cluster_list(reading: _Reading, value: bytes) -> str:
 
 def _read_extended_communities(reading: _Reading, value: bytes) -> str:
     if not value or len(value) % 8:
-        return _length_error("EXTENDED COMMUNITIES", value, "a multiple of eight is", "RFC 7606 section 7.14")
+        return _length_error("EXTENDED_COMMUNITIES", value, "a multiple of eight is", "RFC 7606 section 7.14")
     reading.fields["extended_communities"] = value
     return ""
 
@@ -261,10 +284,10 @@ def _check_next_hop_dependent(_reading: _Reading, value: bytes) -> str:
     """AFI 2, SAFI 1, next hop length 1, next hop, TLVs of code 2, length 2 (draft-ietf-idr-entropy-label)."""
     citation = "(draft-ietf-idr-entropy-label section 2)"
     if len(value) < 4 or value[:3] not in (b"\x00\x01\x01", b"\x00\x02\x01"):
-        return f"Next Hop Dependent Characteristics name no family we route {citation}"
+        return f"NEXT_HOP_DEPENDENT_CHARACTERISTICS names no family we route {citation}"
     start = 4 + value[3]
     if start > len(value) or any(body is None for _, body in _tlvs(value[start:], 2, 2)):
-        return f"Next Hop Dependent Characteristics have a field that runs past their end {citation}"
+        return f"NEXT_HOP_DEPENDENT_CHARACTERISTICS has a field that runs past its end {citation}"
     return ""
 
 
@@ -299,77 +322,36 @@ def _tlvs(value: bytes, type_octets: int, length_octets: int) -> list[tuple[int,
 
 
 ATTRIBUTES: dict[int, AttributeSpec] = {
-    AttributeCode.ORIGIN: AttributeSpec("ORIGIN", _WITHDRAW, _read_origin),
-    AttributeCode.AS_PATH: AttributeSpec("AS_PATH", _WITHDRAW, _read_as_path),
-    AttributeCode.NEXT_HOP: AttributeSpec("NEXT_HOP", _WITHDRAW, _read_next_hop),
-    AttributeCode.MULTI_EXIT_DISC: AttributeSpec("MULTI_EXIT_DISC", _WITHDRAW, _read_med),
-    AttributeCode.LOCAL_PREF: AttributeSpec(
-        "LOCAL_PREF", _WITHDRAW, _read_local_pref, internal_only="7606 section 7.5"
-    ),
-    AttributeCode.ATOMIC_AGGREGATE: AttributeSpec("ATOMIC_AGGREGATE", _DISCARD, _read_atomic_aggregate),
-    AttributeCode.AGGREGATOR: AttributeSpec("AGGREGATOR", _DISCARD, _read_aggregator),
-    AttributeCode.COMMUNITIES: AttributeSpec("COMMUNITIES", _WITHDRAW, _read_communities),
-    AttributeCode.ORIGINATOR_ID: AttributeSpec(
-        "ORIGINATOR_ID", _WITHDRAW, _read_originator_id, internal_only="7606 section 7.9"
-    ),
-    AttributeCode.CLUSTER_LIST: AttributeSpec(
-        "CLUSTER_LIST", _WITHDRAW, _read_cluster_list, internal_only="7606 section 7.10"
-    ),
-    AttributeCode.EXTENDED_COMMUNITIES: AttributeSpec("EXTENDED COMMUNITIES", _WITHDRAW, _read_extended_communities),
-    AttributeCode.AS4_PATH: AttributeSpec("AS4_PATH", _WITHDRAW, _read_as4_path),
-    AttributeCode.AS4_AGGREGATOR: AttributeSpec("AS4_AGGREGATOR", _DISCARD, _read_as4_aggregator),
-    AttributeCode.PMSI_TUNNEL: AttributeSpec("PMSI_TUNNEL", _WITHDRAW, _check_pmsi_tunnel, Use.CARRY),
-    AttributeCode.TUNNEL_ENCAPSULATION: AttributeSpec(
-        "TUNNEL_ENCAPSULATION", _WITHDRAW, _check_tunnel_encapsulation, Use.CARRY
-    ),
-    AttributeCode.IPV6_EXTENDED_COMMUNITIES: AttributeSpec(
-        "IPV6_EXTENDED_COMMUNITIES", _WITHDRAW, _check_ipv6_extended_communities, Use.CARRY
-    ),
-    AttributeCode.AIGP: AttributeSpec("AIGP", _DISCARD, _check_nothing, Use.DROP, wrong_flags=_DISCARD),
-    AttributeCode.BGP_LS: AttributeSpec("BGP-LS", _DISCARD, _check_nothing, Use.DROP, wrong_flags=_DISCARD),
-    AttributeCode.LARGE_COMMUNITY: AttributeSpec("LARGE_COMMUNITY", _WITHDRAW, _read_large_communities),
-    AttributeCode.ONLY_TO_CUSTOMER: AttributeSpec("ONLY_TO_CUSTOMER", _WITHDRAW, _check_only_to_customer, Use.CARRY),
-    AttributeCode.NEXT_HOP_DEPENDENT_CHARACTERISTICS: AttributeSpec(
-        "Next Hop Dependent Characteristics", _DISCARD, _check_next_hop_dependent, Use.CARRY
-    ),
-    AttributeCode.PREFIX_SID: AttributeSpec("PREFIX_SID", _DISCARD, _check_prefix_sid, Use.CARRY, wrong_flags=_DISCARD),
+    spec.code: spec
+    for spec in (
+        AttributeSpec(AttributeCode.ORIGIN, _WITHDRAW, _read_origin),
+        AttributeSpec(AttributeCode.AS_PATH, _WITHDRAW, _read_as_path),
+        AttributeSpec(AttributeCode.NEXT_HOP, _WITHDRAW, _read_next_hop),
+        AttributeSpec(AttributeCode.MULTI_EXIT_DISC, _WITHDRAW, _read_med),
+        AttributeSpec(AttributeCode.LOCAL_PREF, _WITHDRAW, _read_local_pref, internal_only="7606 section 7.5"),
+        AttributeSpec(AttributeCode.ATOMIC_AGGREGATE, _DISCARD, _read_atomic_aggregate),
+        AttributeSpec(AttributeCode.AGGREGATOR, _DISCARD, _read_aggregator),
+        AttributeSpec(AttributeCode.COMMUNITIES, _WITHDRAW, _read_communities),
+        AttributeSpec(AttributeCode.ORIGINATOR_ID, _WITHDRAW, _read_originator_id, internal_only="7606 section 7.9"),
+        AttributeSpec(AttributeCode.CLUSTER_LIST, _WITHDRAW, _read_cluster_list, internal_only="7606 section 7.10"),
+        AttributeSpec(AttributeCode.EXTENDED_COMMUNITIES, _WITHDRAW, _read_extended_communities),
+        AttributeSpec(AttributeCode.AS4_PATH, _WITHDRAW, _read_as4_path),
+        AttributeSpec(AttributeCode.AS4_AGGREGATOR, _DISCARD, _read_as4_aggregator),
+        AttributeSpec(AttributeCode.PMSI_TUNNEL, _WITHDRAW, _check_pmsi_tunnel, Use.CARRY),
+        AttributeSpec(AttributeCode.TUNNEL_ENCAPSULATION, _WITHDRAW, _check_tunnel_encapsulation, Use.CARRY),
+        AttributeSpec(AttributeCode.IPV6_EXTENDED_COMMUNITIES, _WITHDRAW, _check_ipv6_extended_communities, Use.CARRY),
+        AttributeSpec(AttributeCode.AIGP, _DISCARD, _check_nothing, Use.DROP, wrong_flags=_DISCARD),
+        AttributeSpec(AttributeCode.BGP_LS, _DISCARD, _check_nothing, Use.DROP, wrong_flags=_DISCARD),
+        AttributeSpec(AttributeCode.LARGE_COMMUNITY, _WITHDRAW, _read_large_communities),
+        AttributeSpec(AttributeCode.ONLY_TO_CUSTOMER, _WITHDRAW, _check_only_to_customer, Use.CARRY),
+        AttributeSpec(AttributeCode.NEXT_HOP_DEPENDENT_CHARACTERISTICS, _DISCARD, _check_next_hop_dependent, Use.CARRY),
+        AttributeSpec(AttributeCode.PREFIX_SID, _DISCARD, _check_prefix_sid, Use.CARRY, wrong_flags=_DISCARD),
+    )
 }
 """Everything known but the two MP attributes, by type code."""
 
 
-@dataclass(frozen=True, slots=True)
-class RawAttribute:
-    """One attribute as it lies in the block: `block[start:stop]`, its value from `value_at` on."""
-
-    flags: int
-    code: int
-    start: int
-    value_at: int
-    stop: int
-
-
-def split_attributes(block: bytes) -> tuple[list[RawAttribute], str]:
-    """The attributes of a block, in order, and "" or a sentence about why the rest of it can't be read.
-
-    An attribute that runs past the end is the last one in the list, with `stop` past the block's length.
-    """
-    found: list[RawAttribute] = []
-    at = 0
-    end = len(block)
-    while at < end:
-        header = 4 if block[at] & _EXTENDED else 3
-        if end - at < header:
-            return found, f"The attribute list ends in {end - at} octets that hold no attribute (RFC 7606 section 4)"
-        value_at = at + header
-        stop = value_at + int.from_bytes(block[at + 2 : value_at], "big")
-        found.append(RawAttribute(block[at], block[at + 1], at, value_at, stop))
-        if stop > end:
-            return found, "An attribute runs past the end of the attribute list (RFC 7606 section 4)"
-        at = stop
-    return found, ""
-
-
-def wrong_flags(name: str, flags: int, expected: int) -> str:
+def _wrong_flags(name: str, flags: int, expected: int) -> str:
     """ "" or a sentence about flags that conflict with those an attribute is defined with (RFC 7606 3 c)."""
     if (flags ^ expected) & (_OPTIONAL | _TRANSITIVE):
         return f"{name} has a wrong Optional or Transitive flag (RFC 7606 section 3 (c))"
@@ -379,15 +361,17 @@ def wrong_flags(name: str, flags: int, expected: int) -> str:
     return ""
 
 
-@dataclass(frozen=True, slots=True)
 class AttributeBlock:
     """A block of attributes without MP_*, read."""
 
-    fields: AttributeFields
-    """The well-formed ones. Mandatory ones may be missing: see `missing`."""
-    codes: frozenset[int]
-    """Type codes that were there, well-formed or not."""
-    findings: tuple[Finding, ...]
+    __slots__ = ("codes", "fields", "findings")
+
+    def __init__(self, fields: AttributeFields, codes: set[int], findings: tuple[Finding, ...]) -> None:
+        self.fields = fields
+        """The well-formed ones; mandatory ones may be missing."""
+        self.codes = codes
+        """Type codes that were there, well-formed or not."""
+        self.findings = findings
 
 
 def read_attributes(block: bytes, *, four_octet_as: bool, external: bool) -> AttributeBlock:
@@ -396,45 +380,57 @@ def read_attributes(block: bytes, *, four_octet_as: bool, external: bool) -> Att
     Raises PeerError 3/2 for an unknown well-known attribute, with that attribute as data (RFC 4271 6.3).
     """
     reading = _Reading(four_octet_as=four_octet_as, external=external)
-    raw, broken = split_attributes(block)
     codes: set[int] = set()
-    repeated: set[int] = set()
-    for attribute in raw:
-        flags, code = attribute.flags, attribute.code
+    at = 0
+    end = len(block)
+    while at < end:
+        flags = block[at]
+        value_at = at + (4 if flags & _EXTENDED else 3)
+        if value_at > end:
+            text = f"The attribute list ends in {end - at} octets that hold no attribute (RFC 7606 section 4)"
+            reading.found(_WITHDRAW, 0, text)
+            break
+        code = block[at + 1]
+        length = block[at + 2]
+        if flags & _EXTENDED:
+            length = length << 8 | block[at + 3]
+        stop = value_at + length
         spec = ATTRIBUTES.get(code)
         if spec is None and not flags & _OPTIONAL:
             raise PeerError(
                 NotificationCode.UPDATE_MESSAGE_ERROR,
                 UpdateSubcode.UNRECOGNIZED_WELL_KNOWN_ATTRIBUTE,
-                block[attribute.start : attribute.stop],
+                block[at:stop],
                 f"Attribute {code} is marked well-known, and we do not know it (RFC 4271 section 6.3)",
             )
-        if attribute.stop > len(block):
+        if stop > end:
+            text = "An attribute runs past the end of the attribute list (RFC 7606 section 4)"
+            reading.found(_WITHDRAW, 0, text)
             break
         if code in codes:
-            if code not in repeated:
-                repeated.add(code)
-                text = f"{_name(code)} appears more than once; the first one counts (RFC 7606 section 3 (g))"
-                reading.found(_DISCARD, code, text)
-            continue
-        codes.add(code)
-        value = block[attribute.value_at : attribute.stop]
-        if spec is None:
-            if flags & _TRANSITIVE:
+            reading.found_repeated(code)
+        else:
+            codes.add(code)
+            value = block[value_at:stop]
+            if spec is not None:
+                if flags & _CARRIED_FLAGS == spec.flags and not spec.special:
+                    problem = spec.read(reading, value)
+                    if problem:
+                        reading.found(spec.malformed, code, problem)
+                else:
+                    _read_special(reading, code, spec, flags, value)
+            elif flags & _TRANSITIVE:
                 reading.unknown.append((flags & _CARRIED_FLAGS, code, value))
-            continue
-        _read_one(reading, code, spec, flags, value)
-    if broken:
-        reading.found(_WITHDRAW, 0, broken)
+        at = stop
     if not four_octet_as:
         _merge_as4(reading)
     if reading.unknown:
         reading.fields["unknown"] = tuple(sorted(reading.unknown, key=lambda unknown: unknown[1]))
-    return AttributeBlock(reading.fields, frozenset(codes), tuple(reading.findings))
+    return AttributeBlock(reading.fields, codes, tuple(reading.findings))
 
 
-def _read_one(reading: _Reading, code: int, spec: AttributeSpec, flags: int, value: bytes) -> None:
-    problem = wrong_flags(spec.name, flags, ATTRIBUTE_FLAGS[code])
+def _read_special(reading: _Reading, code: int, spec: AttributeSpec, flags: int, value: bytes) -> None:
+    problem = "" if flags & _CARRIED_FLAGS == spec.flags else _wrong_flags(spec.name, flags, spec.flags)
     if problem:
         reading.found(spec.wrong_flags, code, problem)
     elif spec.internal_only and reading.external:

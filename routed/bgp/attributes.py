@@ -194,7 +194,22 @@ class AttributeSet:
 
     def content(self) -> tuple[object, ...]:
         """A hashable value that is equal exactly for sets of equal content."""
-        return tuple(self.fields().values())
+        return (
+            self.origin,
+            self.as_path,
+            self.next_hop,
+            self.link_local,
+            self.med,
+            self.local_pref,
+            self.atomic_aggregate,
+            self.aggregator,
+            self.communities,
+            self.extended_communities,
+            self.large_communities,
+            self.originator_id,
+            self.cluster_list,
+            self.unknown,
+        )
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------

@@ -142,6 +142,12 @@ _MP_NEXT_HOP_UNUSABLE = Finding(
     "MP_REACH_NLRI has an unspecified, loopback or multicast next hop (RFC 4271 section 6.3)",
 )
 
+_MISSING = {
+    int(code): Finding(_WITHDRAW, code, f"{code.name} is missing (RFC 7606 section 3 (d))")
+    for code in (AttributeCode.ORIGIN, AttributeCode.AS_PATH, AttributeCode.NEXT_HOP)
+}
+_MANDATORY = _MISSING.keys()
+
 _RawMp = tuple[bytes, bytes]
 """(the whole attribute, its value)"""
 
@@ -165,11 +171,7 @@ class _Block:
         self.source = source
         """With the NEXT_HOP of the block, if any."""
         self.findings = read.findings
-        self.missing = tuple(
-            Finding(_WITHDRAW, code, f"{code.name} is missing (RFC 7606 section 3 (d))")
-            for code in (AttributeCode.ORIGIN, AttributeCode.AS_PATH, AttributeCode.NEXT_HOP)
-            if code not in read.codes
-        )
+        self.missing = () if read.codes >= _MANDATORY else tuple(_MISSING[code] for code in _MANDATORY - read.codes)
         self.plain = source if ipv4 and not self.findings and not self.missing else None
         """For prefixes of the NLRI field: set where there is nothing to find."""
         self.by_next_hop: dict[bytes, AttributeSet] = {}
@@ -193,13 +195,17 @@ class UpdateDecoder:
         Raises PeerError where RFC 7606 leaves only the session reset.
         """
         if body[:2] == b"\x00\x00" and len(body) > 4:
-            # the hot path: nothing withdrawn, a block seen before and found faultless, prefixes of one length
+            # the hot path: nothing withdrawn, faultless attributes without MP_*, prefixes of one length
             nlri_at = 4 + (body[2] << 8 | body[3])
-            block = self._blocks.get(body[4:nlri_at])
-            if block is not None and block.plain is not None and nlri_at < len(body):
-                prefixes = split_uniform(_IPV4, body[nlri_at:])
-                if prefixes is not None:
-                    return Update((Reach(_IPV4, block.plain, prefixes),))
+            if nlri_at < len(body):
+                raw = body[4:nlri_at]
+                block = self._blocks.get(raw)
+                if block is None and _MP_REACH not in raw and _MP_UNREACH not in raw:
+                    block = self._read_block(raw)
+                if block is not None and block.plain is not None:
+                    prefixes = split_uniform(_IPV4, body[nlri_at:])
+                    if prefixes is not None:
+                        return Update((Reach(_IPV4, block.plain, prefixes),))
         return self._decode_any(body)
 
     def _decode_any(self, body: bytes) -> Update:
@@ -294,7 +300,7 @@ class UpdateDecoder:
 
     def _excise(self, raw: bytes) -> tuple[bytes, _RawMp | None, _RawMp | None]:
         """(the block without MP_*, MP_REACH_NLRI, MP_UNREACH_NLRI)."""
-        if raw in self._blocks:
+        if (_MP_REACH not in raw and _MP_UNREACH not in raw) or raw in self._blocks:
             return raw, None, None
         found: dict[int, _RawMp] = {}
         pieces: list[bytes] = []
