@@ -123,9 +123,7 @@ _REPORTED = (E.HEADER_ERROR, E.OPEN_MESSAGE_ERROR, E.OPEN_COLLISION_DUMP)
 #: Rows all three states with a connection share.
 _CONNECTED: dict[Event, Transition] = {
     **{event: Transition((A.SEND_FSM_ERROR, *_GIVE_UP), S.IDLE) for event in Event},
-    **{
-        event: Transition((A.SEND_NOTIFICATION, *_GIVE_UP), S.IDLE) for event in (E.HEADER_ERROR, E.OPEN_COLLISION_DUMP)
-    },
+    **{event: Transition((A.SEND_NOTIFICATION, *_GIVE_UP), S.IDLE) for event in _REPORTED},
     E.MANUAL_STOP: Transition((A.SEND_CEASE, A.STOP_CONNECT_RETRY, A.STOP_IDLE_HOLD, A.DROP, A.CLEAR_RETRIES), S.IDLE),
     E.AUTOMATIC_STOP: Transition((A.SEND_CEASE, *_GIVE_UP), S.IDLE),
     E.HOLD_TIMER_EXPIRES: Transition((A.SEND_HOLD_EXPIRED, *_GIVE_UP), S.IDLE),
