@@ -227,10 +227,11 @@ class RouteFilter:
         return True
 
     def _local_pref(self, attrs: AttributeSet, path: Path) -> int:
-        """What a priority is compared with. A route that leaves without LOCAL_PREF has the normal priority."""
+        """What a priority is compared with. A route of our own leaves with the normal priority."""
         if attrs.local_pref is not None:
             return attrs.local_pref
-        return HIGHEST_LOCAL_PREF - DEFAULT_ROUTE_PRIORITY if self.export else path.local_pref
+        own = self.export and path.source.kind is SourceKind.LOCAL
+        return HIGHEST_LOCAL_PREF - DEFAULT_ROUTE_PRIORITY if own else path.local_pref
 
     def _apply(self, index: int, operations: tuple[FilterOperation, ...], attrs: AttributeSet) -> AttributeSet:
         key = (index, attrs)
