@@ -11,23 +11,26 @@ from collections.abc import Callable, Iterable, Mapping
 from routed.core.core import Core, CoreSettings
 from routed.core.effects import Close, Connect, Listen, Log, Routes, Sweep
 from routed.desired import Gateway, KernelRoute
-from routed.model.fields import JsonObject
-from routed.model.resources import ResourceKey, Update
+from routed.model.resources import JsonObject, ResourceKey, Update
 from routed.model.schema import parse_manifest
 from routed.net.addresses import format_address, parse_address
 from routed.net.families import Family
 from routed.net.prefixes import format_prefix, make_prefix
+from routed.observe.recorder import Engine, Header
 from routed.observed import ForeignRoute, Interface, KernelChange
 
 ETH0 = 2
 
 
 class Node:
-    """One core and the world as it sees it. `core` may be a wrapper with a core's methods, such as a recorder."""
+    """One core and the world as it sees it."""
 
-    def __init__(self, world: World, core: Core, addresses: Iterable[tuple[str, int]]) -> None:
+    def __init__(self, world: World, core: Core, engine: Engine, addresses: Iterable[tuple[str, int]]) -> None:
         self.world = world
         self.core = core
+        """To look at."""
+        self.engine = engine
+        """To drive: the core itself, or what records it."""
         self.addresses = [(parse_address(text), length) for text, length in addresses]
         self.kernel: dict[tuple[Family, bytes], KernelRoute] = {}
         self.log: list[str] = []
@@ -40,11 +43,11 @@ class Node:
         """Resources exist with these contents."""
         for manifest in manifests:
             resource = parse_manifest(manifest, "")
-            self.core.resource(Update(resource.key, resource), self.world.now)
+            self.engine.resource(Update(resource.key, resource), self.world.now)
         self.more = True
 
     def delete(self, key: ResourceKey) -> None:
-        self.core.resource(Update(key, None), self.world.now)
+        self.engine.resource(Update(key, None), self.world.now)
         self.more = True
 
     def link(self, up: bool) -> None:
@@ -58,7 +61,7 @@ class Node:
             change = KernelChange(interfaces=(interface,), routes_added=routes)
         else:
             change = KernelChange(interfaces=(interface,), routes_removed=routes)
-        self.core.kernel(change, self.world.now)
+        self.engine.kernel(change, self.world.now)
         self.more = True
 
     def routes(self) -> dict[str, str]:
@@ -84,10 +87,12 @@ class _Wire:
 class World:
     """All nodes, the wires between them, and the time."""
 
-    def __init__(self, *, wrap: Callable[[Core], Core] = lambda core: core) -> None:
+    def __init__(self, *, record: Callable[[str, Core, Header], Engine] | None = None) -> None:
+        """`record` puts a recorder in front of a node's core, by the node's name."""
         self.now = 1000.0
         self.nodes: dict[str, Node] = {}
-        self._wrap = wrap
+        self._record = record
+        self._started = 0
         self._wires: dict[tuple[str, int], tuple[_Wire, int]] = {}
         self.cut: set[frozenset[str]] = set()
         """Pairs of nodes between which no new connection is possible."""
@@ -102,12 +107,15 @@ class World:
         kernel: Mapping[tuple[Family, bytes], KernelRoute] | None = None,
     ) -> Node:
         """A node starts: its link is up, its datastore holds `manifests`."""
-        core = self._wrap(Core(CoreSettings(node_name=name, routes_found=routes_found), seed=len(self.nodes)))
-        node = self.nodes[name] = Node(self, core, addresses)
+        self._started += 1
+        header = Header(CoreSettings(node_name=name, routes_found=routes_found), seed=self._started)
+        core = Core(header.settings, header.seed)
+        engine = core if self._record is None else self._record(name, core, header)
+        node = self.nodes[name] = Node(self, core, engine, addresses)
         node.kernel.update(kernel or {})
         node.link(True)
         node.apply(*manifests)
-        core.in_sync(self.now)
+        engine.in_sync(self.now)
         return node
 
     def kill(self, name: str) -> Node:
@@ -122,7 +130,7 @@ class World:
         """All connections between two nodes are reset."""
         for key, (wire, side) in list(self._wires.items()):
             if key[0] == one and wire.ends[1 - side][0] is self.nodes[other]:
-                self.nodes[one].core.closed(key[1], "connection reset by peer", self.now)
+                self.nodes[one].engine.closed(key[1], "connection reset by peer", self.now)
                 self.nodes[one].more = True
                 self._lose(key)
 
@@ -135,47 +143,47 @@ class World:
                     return True
             if until is not None and until():
                 return True
-            timers = [at for node in self.nodes.values() if (at := node.core.next_timer()) is not None]
+            timers = [at for node in self.nodes.values() if (at := node.engine.next_timer()) is not None]
             at = min(timers, default=deadline + 1)
             if at > deadline:
                 self.now = deadline
                 return until is None
             self.now = max(self.now, at)
             for node in self.nodes.values():
-                due = node.core.next_timer()
+                due = node.engine.next_timer()
                 if due is not None and due <= self.now:
-                    node.core.timer(self.now)
+                    node.engine.timer(self.now)
                     node.more = True
 
     def _step(self) -> bool:
         busy = False
         for node in list(self.nodes.values()):
-            if node.more or node.core.effects:
+            if node.more or node.engine.effects:
                 busy = True
-                node.more = node.core.flush(self.now)
+                node.more = node.engine.flush(self.now)
                 self._carry_out(node)
         for key, (wire, side) in list(self._wires.items()):
             node, conn = wire.ends[side]
-            if conn in node.core.writable:
-                node.core.writable.discard(conn)
-                while data := node.core.take(conn, 65536):
+            if conn in node.engine.writable:
+                node.engine.writable.discard(conn)
+                while data := node.engine.take(conn, 65536):
                     wire.to[1 - side].append(data)
                     busy = True
             if wire.to[side] and key in self._wires:
                 busy = True
                 for data in wire.to[side]:
-                    node.core.received(conn, data, self.now)
+                    node.engine.received(conn, data, self.now)
                 wire.to[side] = []
                 node.more = True
             if wire.closing[1 - side] and key in self._wires and not wire.to[side]:
                 busy = True
-                node.core.closed(conn, "connection closed by peer", self.now)
+                node.engine.closed(conn, "connection closed by peer", self.now)
                 node.more = True
                 self._lose(key)
         return busy
 
     def _carry_out(self, node: Node) -> None:
-        effects, node.core.effects = node.core.effects, []
+        effects, node.engine.effects = node.engine.effects, []
         for effect in effects:
             match effect:
                 case Connect():
@@ -195,7 +203,7 @@ class World:
                     node.sweeps.append(effect.families)
                 case Log():
                     node.log.append(f"{effect.subject}: {effect.text}")
-        if node.core.effects:
+        if node.engine.effects:
             self._carry_out(node)
 
     def _connect(self, node: Node, effect: Connect) -> None:
@@ -210,18 +218,18 @@ class World:
         )
         names = {name for name, each in self.nodes.items() if each in (node, other)}
         if other is None or frozenset(names) in self.cut:
-            node.core.connect_failed(effect.conn, "connection refused", self.now)
+            node.engine.connect_failed(effect.conn, "connection refused", self.now)
             return
         local = effect.local or next(address for address, _ in node.addresses if len(address) == len(effect.remote))
-        conn = other.core.accepted(local, effect.remote, "", self.now)
+        conn = other.engine.accepted(local, effect.remote, "", self.now)
         other.more = True
         if conn == 0:
-            node.core.connect_failed(effect.conn, "connection reset by peer", self.now)
+            node.engine.connect_failed(effect.conn, "connection reset by peer", self.now)
             return
         wire = _Wire(((node, effect.conn), (other, conn)))
         self._wires[self._name(node), effect.conn] = (wire, 0)
         self._wires[self._name(other), conn] = (wire, 1)
-        node.core.connected(effect.conn, local, self.now)
+        node.engine.connected(effect.conn, local, self.now)
 
     def _name(self, node: Node) -> str:
         return next(name for name, each in self.nodes.items() if each is node)
@@ -230,7 +238,7 @@ class World:
         entry = self._wires.pop((self._name(node), conn), None)
         if entry is not None:
             wire, side = entry
-            last = node.core.take(conn, 65536)
+            last = node.engine.take(conn, 65536)
             if last:
                 wire.to[1 - side].append(last)
             wire.closing[side] = True

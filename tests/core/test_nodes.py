@@ -7,8 +7,7 @@ import random
 import pytest
 
 from routed.bgp.neighbor import State
-from routed.model.fields import JsonObject
-from routed.model.resources import ResourceKey
+from routed.model.resources import JsonObject, ResourceKey
 from routed.net.families import Family
 from routed.testing.world import Node, World
 
@@ -95,7 +94,7 @@ def test_a_shutdown_withdraws_at_once() -> None:
     world = World()
     nodes = mesh(world, 3)
     world.run(5)
-    nodes[2].core.shutdown("shutdown", "replacing a disk", world.now)
+    nodes[2].engine.shutdown("shutdown", "replacing a disk", world.now)
     world.run(0)
     assert "10.244.3.0/26" not in nodes[0].routes()
     assert any("replacing a disk" in line for line in nodes[0].log)
@@ -107,7 +106,7 @@ def test_a_restart_keeps_routes_everywhere_and_sweeps_only_after_end_of_rib() ->
     world.run(5)
     before = nodes[0].routes()
     gone = nodes[2]
-    gone.core.shutdown("restart", "", world.now)
+    gone.engine.shutdown("restart", "", world.now)
     world.run(0)
     world.kill("n3")
     assert nodes[0].routes() == before
