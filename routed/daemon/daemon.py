@@ -1,0 +1,292 @@
+"""One run of the daemon: what starts in which order, what a signal does, what stops in which order.
+
+Start: folders, the control socket's name, the kernel read back (routes of ours found there make this a restart), the core,
+the datastore. The BGP port opens when the core asks for it, after the first in-sync.
+
+Stop: no more input, sessions end as `onStop` says, the last words are written, and the kernel's routes stay. A second
+signal does not wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import secrets
+import signal
+from collections.abc import Coroutine
+from typing import TextIO
+
+from routed import __version__
+from routed.control.server import ControlServer
+from routed.core.core import Core, CoreSettings
+from routed.core.effects import Level
+from routed.daemon.answers import Answers
+from routed.daemon.config import Config, load_config, make_folders, reload
+from routed.daemon.driver import Driver, trace
+from routed.daemon.systemd import Notifier
+from routed.dataplane.engine import KernelSettings
+from routed.dataplane.kernel import Kernel
+from routed.datastore.file import FileStore
+from routed.errors import ConfigError, StoreError
+from routed.net.families import Family
+from routed.observe.logs import LogWriter
+from routed.observe.recorder import Engine, Header, RecordingCore
+from routed.observed import KernelChange, RouteFailure
+
+#: Seconds the last words may take to reach the peers.
+FAREWELL = 3.0
+
+#: Seconds between two looks at the loop's lag, the log's repeats and the watchdog.
+TICK = 1.0
+
+#: Seconds of lag that are worth a line in the log.
+LONG_LAG = 1.0
+
+#: Seconds between two attempts to read a datastore that can't be read.
+STORE_RETRY = 2.0
+
+#: Allocations between two looks of the garbage collector: there are few cycles, and a look at a large table is long.
+COLLECT_AFTER = 50_000
+
+
+class Daemon:
+    """See the module's docstring."""
+
+    def __init__(self, config: Config, path: str, log: LogWriter, record: str | None = None) -> None:
+        """`path` is where the configuration came from, for reloads; `record` the file to record the core's inputs in."""
+        self._config = config
+        self._path = path
+        self._log = log
+        self._record = record
+        self._notifier = Notifier()
+        self._kernel_problem = ""
+        self._store_problem = ""
+        self._reload_problem = ""
+        self._changes: list[KernelChange] = []
+        """What the kernel told before there was a core to tell."""
+        self._driver: Driver | None = None
+        self._stopped = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._stop_mode = ""
+        self._stop_reason = ""
+
+    async def run(self) -> int:
+        """Run until told to stop; the exit status. Raises ConfigError where it can't start."""
+        make_folders(self._config)
+        with contextlib.ExitStack() as files:
+            recording = self._open_recording(files)
+            await self._run(recording)
+        self._log.close()
+        return 0
+
+    async def _run(self, recording: TextIO | None) -> None:
+        config = self._config
+        _check_datastore(config)
+        kernel = Kernel(
+            KernelSettings(
+                table=config.kernel.table,
+                protocol=config.kernel.route_protocol,
+                metric=config.kernel.metric,
+                program_routes=config.kernel.program_routes,
+            ),
+            changed=self._kernel_changed,
+            failed=self._routes_failed,
+            problem=self._kernel_problem_changed,
+        )
+        tasks: list[asyncio.Task[None]] = []
+        control: ControlServer | None = None
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled, number)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        try:
+            await _unless(self._stopped, self._start_kernel(kernel))
+            if not self._stopped.is_set():
+                settings = CoreSettings(
+                    node_name=config.node_name,
+                    router_id=config.router_id,
+                    program_routes=config.kernel.program_routes,
+                    routes_found=kernel.found_at_start if config.kernel.program_routes else frozenset(),
+                )
+                core, engine = _build_core(settings, recording)
+                driver = self._driver = Driver(engine, kernel, self._log)
+                answers = Answers(
+                    core, driver, kernel, config=lambda: self._config, problems=self._problems, stop=self.stop
+                )
+                control = ControlServer(answers.handlers(), driver.bug)
+                await control.start(config.socket_path)
+                changes, self._changes = self._changes, []
+                for change in changes:
+                    driver.kernel(change)
+                self._log.write(
+                    Level.INFO, "routed", f"version {__version__} runs as node {config.node_name}, pid {os.getpid()}"
+                )
+                tasks.append(loop.create_task(self._read_datastore(driver)))
+                tasks.append(loop.create_task(self._tick(answers)))
+                _tell_collector()
+                self._notifier.ready(f"node {config.node_name}")
+                await self._stopped.wait()
+                await self._farewell(driver)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            if control is not None:
+                await control.stop()
+            if self._driver is not None:
+                self._driver.transports.reset_all()
+            kernel.close()
+
+    # ---- people
+
+    def stop(self, mode: str, reason: str) -> None:
+        """End the run soon: `restart` or `shutdown` as in `Core.shutdown`. The second call ends it at once."""
+        if self._stopped.is_set():
+            self._hurry.set()
+            return
+        self._stop_mode, self._stop_reason = mode, reason
+        # not before the next turn of the loop: who asked on the control socket gets an answer first
+        asyncio.get_running_loop().call_soon(self._stopped.set)
+
+    def _signalled(self, number: signal.Signals) -> None:
+        self._log.write(Level.INFO, "routed", f"{number.name} received: stopping ({self._config.on_stop})")
+        self.stop(self._config.on_stop, "routed is stopping")
+
+    def _reload(self) -> None:
+        self._notifier.reloading()
+        try:
+            new, refused = reload(self._config, load_config(self._path))
+        except ConfigError as error:
+            self._reload_problem = f"reload refused, the old configuration stays: {error}"
+            self._log.write(Level.ERROR, "config", self._reload_problem)
+        else:
+            self._config = new
+            self._log.level, self._log.form = new.log.level, new.log.form
+            self._reload_problem = ""
+            if refused:
+                self._reload_problem = (
+                    f"{self._path}: {', '.join(refused)} changed, which takes a restart; the old stays"
+                )
+                self._log.write(Level.WARNING, "config", self._reload_problem)
+            self._log.write(Level.INFO, "config", "reloaded; resources are followed as they change")
+        self._notifier.ready(f"node {self._config.node_name}")
+
+    def _problems(self) -> list[str]:
+        """Everything a person should see to, the plan's own problems excepted."""
+        driver = self._driver
+        return [
+            *(driver.store_problems if driver is not None else ()),
+            *(driver.listen_problems if driver is not None else ()),
+            *(problem for problem in (self._store_problem, self._kernel_problem, self._reload_problem) if problem),
+        ]
+
+    # ---- the kernel
+
+    async def _start_kernel(self, kernel: Kernel) -> None:
+        try:
+            await kernel.start()
+        except OSError as error:
+            raise ConfigError("", f"cannot speak to the kernel about routes: {error.strerror}") from None
+
+    def _kernel_changed(self, change: KernelChange) -> None:
+        if self._driver is not None:
+            self._driver.kernel(change)
+        else:
+            self._changes.append(change)
+
+    def _routes_failed(self, failures: tuple[RouteFailure, ...], cleared: tuple[tuple[Family, bytes], ...]) -> None:
+        if self._driver is not None:
+            self._driver.route_failures(failures, cleared)
+
+    def _kernel_problem_changed(self, problem: str) -> None:
+        self._kernel_problem = problem
+        if problem:
+            self._log.write(Level.ERROR, "kernel", problem)
+        else:
+            self._log.write(Level.INFO, "kernel", "the kernel takes routes again")
+
+    # ---- tasks
+
+    async def _read_datastore(self, driver: Driver) -> None:
+        store = FileStore(self._config.datastore_path)
+        while True:
+            try:
+                await store.run(driver)
+            except StoreError as error:
+                self._store_problem = str(error)
+                self._log.write(Level.ERROR, "datastore", f"{error}; trying again")
+            except Exception as error:
+                self._store_problem = (
+                    f"reading {self._config.datastore_path} ended with an internal error; the log has it"
+                )
+                self._log.write(Level.ERROR, "bug", f"in the datastore: {trace(error)}")
+            await asyncio.sleep(STORE_RETRY)
+            self._store_problem = ""
+
+    async def _tick(self, answers: Answers) -> None:
+        loop = asyncio.get_running_loop()
+        interval = min(TICK, self._notifier.watchdog_interval or TICK)
+        while True:
+            expected = loop.time() + interval
+            await asyncio.sleep(interval)
+            lag = loop.time() - expected
+            answers.largest_lag = max(answers.largest_lag, lag)
+            if lag >= LONG_LAG:
+                self._log.write(Level.WARNING, "routed", f"busy or stopped for {lag:.1f} s")
+            self._log.tidy()
+            if self._notifier.watchdog_interval is not None:
+                self._notifier.alive(f"node {self._config.node_name}")
+
+    async def _farewell(self, driver: Driver) -> None:
+        """End the sessions and wait until the peers have closed too, but not for long."""
+        self._notifier.stopping(self._stop_reason)
+        driver.shutdown(self._stop_mode, self._stop_reason)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + FAREWELL
+        while len(driver.transports) and loop.time() < until and not self._hurry.is_set():
+            await asyncio.sleep(0.01)
+        self._log.write(Level.INFO, "routed", "stopped; routes stay in the kernel")
+
+    # ---- inside
+
+    def _open_recording(self, files: contextlib.ExitStack) -> TextIO | None:
+        if self._record is None:
+            return None
+        try:
+            return files.enter_context(open(self._record, "w", encoding="utf-8", buffering=1 << 20))
+        except OSError as error:
+            raise ConfigError(self._record, f"cannot write the recording: {error.strerror}") from None
+
+
+def _build_core(settings: CoreSettings, recording: TextIO | None) -> tuple[Core, Engine]:
+    """A core, and what the daemon drives: itself, or the recorder around it."""
+    seed = secrets.randbits(64)
+    core = Core(settings, seed)
+    return core, core if recording is None else RecordingCore(core, Header(settings, seed), recording)
+
+
+def _check_datastore(config: Config) -> None:
+    if not os.path.isdir(config.datastore_path):
+        raise ConfigError(config.datastore_path, "there is no such folder, and datastore.path names it")
+
+
+def _tell_collector() -> None:
+    """What exists now stays: the collector need not look at it again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(COLLECT_AFTER, 20, 100)
+
+
+async def _unless(event: asyncio.Event, work: Coroutine[None, None, None]) -> None:
+    """Wait for `work`, but no longer than until `event`."""
+    task = asyncio.ensure_future(work)
+    stopper = asyncio.ensure_future(event.wait())
+    try:
+        await asyncio.wait((task, stopper), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            task.result()
+    finally:
+        task.cancel()
+        stopper.cancel()

@@ -1,0 +1,311 @@
+"""Drives the core: gives it inputs with their time, carries out its effects, writes what it has to say, wakes it up.
+
+A turn comes once after everything that arrived in one turn of the loop, and again at once while the core has more to do:
+timers that are due, one slice of work, the effects in their order, then writing. So a keepalive never waits for a table.
+
+The supervisor is here: what a bug raises while one connection's input is handled ends that connection (the core hears
+`closed`, the peer sees a reset), with one line in the log; a bug elsewhere is logged and the daemon goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from routed.core.effects import Close, Connect, Effect, Level, Listen, Log, Routes, Sweep
+from routed.daemon.transport import Transports
+from routed.datastore.file import Problem
+from routed.desired import RouteBatch
+from routed.model.resources import Update
+from routed.net.families import Family
+from routed.observe.logs import LogWriter
+from routed.observe.recorder import Engine
+from routed.observed import KernelChange, RouteFailure
+
+#: Seconds of writing in one turn, before arrivals are looked at again.
+PULL_SECONDS = 0.02
+
+#: Seconds before work that raised is tried again.
+BUG_PAUSE = 1.0
+
+
+class RouteSink(Protocol):
+    """Who makes the kernel's table what the core wants."""
+
+    def apply(self, batches: Sequence[RouteBatch]) -> None: ...
+    def sweep(self, families: Sequence[Family]) -> None: ...
+
+
+class Driver:
+    """See the module's docstring. One thread; every public method may be called from any callback of the loop."""
+
+    def __init__(
+        self, engine: Engine, routes: RouteSink, log: LogWriter, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.engine = engine
+        self.transports = Transports(self)
+        self.clock = clock
+        self.listen_problems: tuple[str, ...] = ()
+        self.store_problems: tuple[str, ...] = ()
+        self.listening = 0
+        """The port the core wants open; 0: none yet."""
+        self.stopping = False
+        self._routes = routes
+        self._log = log
+        self._loop = asyncio.get_running_loop()
+        self._turn_due = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._paused_until = 0.0
+
+    # ---- the transport's owner
+
+    def connected(self, conn: int, local: bytes) -> None:
+        try:
+            self.engine.connected(conn, local, self.clock())
+        except Exception as error:
+            self._connection_bug(conn, error)
+        self.wake()
+
+    def connect_failed(self, conn: int, reason: str) -> None:
+        try:
+            self.engine.connect_failed(conn, reason, self.clock())
+        except Exception as error:
+            self.bug("connect_failed", error)
+        self.wake()
+
+    def accepted(self, remote: bytes, local: bytes, interface: str) -> int:
+        conn = 0
+        if not self.stopping:
+            try:
+                conn = self.engine.accepted(remote, local, interface, self.clock())
+            except Exception as error:
+                self.bug("accepted", error)
+            self.wake()
+        return conn
+
+    def received(self, conn: int, data: bytes) -> None:
+        try:
+            self.engine.received(conn, data, self.clock())
+        except Exception as error:
+            self._connection_bug(conn, error)
+        if not self._turn_due:
+            self.wake()
+
+    def closed(self, conn: int, reason: str) -> None:
+        try:
+            self.engine.closed(conn, reason, self.clock())
+        except Exception as error:
+            self.bug("closed", error)
+        self.wake()
+
+    def writing_paused(self, conn: int) -> None:
+        try:
+            self.engine.writing_paused(conn, self.clock())
+        except Exception as error:
+            self._connection_bug(conn, error)
+        self.wake()
+
+    def writing_resumed(self, conn: int) -> None:
+        try:
+            self.engine.writing_resumed(conn, self.clock())
+        except Exception as error:
+            self._connection_bug(conn, error)
+        self.wake()
+
+    def take(self, conn: int, limit: int) -> bytes:
+        return self.engine.take(conn, limit)
+
+    def listen_problem(self, port: int, problems: tuple[str, ...]) -> None:
+        self.listen_problems = problems
+        for problem in problems:
+            self._log.write(Level.ERROR, "listen", problem)
+        if not problems:
+            self._log.write(Level.INFO, "listen", f"listening on port {port}")
+
+    # ---- the datastore's sink
+
+    def update(self, update: Update) -> None:
+        try:
+            self.engine.resource(update, self.clock())
+        except Exception as error:
+            self.bug(f"resource {update.key}", error)
+        self.wake()
+
+    def in_sync(self) -> None:
+        try:
+            self.engine.in_sync(self.clock())
+        except Exception as error:
+            self.bug("in_sync", error)
+        self.wake()
+
+    def problems(self, problems: tuple[Problem, ...]) -> None:
+        known, self.store_problems = self.store_problems, tuple(str(problem) for problem in problems)
+        for problem in self.store_problems:
+            if problem not in known:
+                self._log.write(Level.ERROR, "datastore", problem)
+        for problem in known:
+            if problem not in self.store_problems:
+                self._log.write(Level.INFO, "datastore", f"put right: {problem}")
+
+    # ---- the kernel
+
+    def kernel(self, change: KernelChange) -> None:
+        try:
+            self.engine.kernel(change, self.clock())
+        except Exception as error:
+            self.bug("kernel", error)
+        self.wake()
+
+    def route_failures(self, failures: tuple[RouteFailure, ...], cleared: tuple[tuple[Family, bytes], ...]) -> None:
+        for failure in failures:
+            self._log.write(Level.WARNING, "kernel", failure.reason)
+        try:
+            self.engine.route_failures_changed(failures, cleared, self.clock())
+        except Exception as error:
+            self.bug("route_failures_changed", error)
+        self.wake()
+
+    # ---- people
+
+    def clear(self, address: bytes, mode: str) -> bool:
+        found = self.engine.clear(address, mode, self.clock())
+        self.wake()
+        return found
+
+    def shutdown(self, mode: str, reason: str) -> None:
+        """End all sessions now. The kernel's routes stay: from here on nothing more is asked of it."""
+        self.stopping = True
+        self.transports.stop_listening()
+        if self._timer is not None:
+            self._timer.cancel()
+        try:
+            self.engine.shutdown(mode, reason, self.clock())
+        except Exception as error:
+            self.bug("shutdown", error)
+        self._act()
+
+    # ---- turns
+
+    def wake(self) -> None:
+        """Have a turn soon."""
+        if not self._turn_due and not self.stopping:
+            self._turn_due = True
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._turn_due = False
+        if self.stopping:
+            return
+        now = self.clock()
+        more = False
+        if now >= self._paused_until:
+            try:
+                due = self.engine.next_timer()
+                if due is not None and due <= now:
+                    self.engine.timer(now)
+                more = self.engine.flush(now)
+            except Exception as error:
+                self.bug("turn", error)
+                self._paused_until = now + BUG_PAUSE  # or the same bug would spin
+        self._act()
+        if self.engine.writable and self._pull(now):
+            more = True
+        if more:
+            self.wake()
+        self._arm()
+
+    def _arm(self) -> None:
+        """One handle for the earliest timer. A later time leaves the earlier handle: it will fire and find nothing due."""
+        at = self.engine.next_timer()
+        if self._paused_until and self._paused_until > self.clock():
+            at = self._paused_until
+        if at is None or (self._timer is not None and self._timer_at <= at):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = at
+        # A millisecond later than asked: the loop counts in milliseconds and must not fire too early.
+        self._timer = self._loop.call_later(max(0.0, at - self.clock()) + 0.001, self._timer_fired)
+
+    def _timer_fired(self) -> None:
+        self._timer = None
+        self._turn()
+
+    def _act(self) -> None:
+        engine = self.engine
+        while engine.effects:
+            effects, engine.effects = engine.effects, []
+            for effect in effects:
+                try:
+                    self._carry_out(effect)
+                except Exception as error:
+                    self.bug(type(effect).__name__, error)
+
+    def _carry_out(self, effect: Effect) -> None:
+        match effect:
+            case Log():
+                self._log.write(effect.level, effect.subject, effect.text)
+            case Routes():
+                if not self.stopping:
+                    self._routes.apply(effect.batches)
+            case Connect():
+                self.transports.connect(effect.conn, effect.remote, effect.port, effect.local, effect.interface)
+            case Close():
+                self.transports.close(effect.conn)
+            case Listen():
+                self.listening = effect.port
+                self.transports.listen(effect.port)
+            case Sweep():
+                if not self.stopping:
+                    self._routes.sweep(effect.families)
+
+    def _pull(self, now: float) -> bool:
+        """Write what there is, everybody in turn; True where there is more for a socket that takes it."""
+        engine = self.engine
+        waiting, engine.writable = engine.writable, set()
+        until = now + PULL_SECONDS
+        more = False
+        for conn in list(waiting):
+            try:
+                again = self.transports.pull(conn)
+            except Exception as error:
+                self._connection_bug(conn, error)
+                again = False
+            waiting.discard(conn)
+            if again:
+                engine.writable.add(conn)
+                more = True
+            if waiting and self.clock() >= until:
+                engine.writable |= waiting
+                return True
+        return more
+
+    # ---- the supervisor
+
+    def bug(self, what: str, error: Exception) -> None:
+        """Log what should not have happened, on one line."""
+        self._log.write(Level.ERROR, "bug", f"in {what}: {trace(error)}")
+
+    def _connection_bug(self, conn: int, error: Exception) -> None:
+        self.bug(f"connection {conn}, which ends", error)
+        try:
+            self.engine.closed(
+                conn, f"internal error of routed: {type(error).__name__}; its log has the details", self.clock()
+            )
+        except Exception as second:
+            self.bug(f"the end of connection {conn}", second)
+        self.transports.reset(conn)
+        self.wake()
+
+
+def trace(error: BaseException) -> str:
+    """An exception and where it comes from, innermost call first, on one line."""
+    frames = [
+        f"{frame.filename.rpartition('/routed/')[2]}:{frame.lineno} {frame.name}"
+        for frame in reversed(traceback.extract_tb(error.__traceback__))
+    ]
+    return f"{type(error).__name__}: {error} [at {' < '.join(frames)}]"
