@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from routed.desired import Gateway
 from routed.net.families import Family
 from routed.netlink.links import Address, Link
 from routed.netlink.numbers import IP6_RT_PRIO_USER, NLM_F_APPEND, NLM_F_REPLACE
@@ -45,6 +46,8 @@ class Watch:
         """What we last told about each route touched since."""
         self._before_interfaces: dict[int, Interface | None] = {}
         self._full = False
+        """The next change is told in full."""
+        self._released: list[tuple[Family, bytes]] = []
 
     # ---- questions
 
@@ -68,22 +71,30 @@ class Watch:
 
     # ---- resync
 
-    def begin(self) -> None:
-        """A dump follows: forget everything. The next `take_change` after it is a full one."""
-        for family in Family:
-            self._routes[family] = {}
-            self._held[family] = {}
-        self.interfaces = {}
-        self._enabled = set()
-        self._addresses = {}
-        self._before_routes = {}
-        self._before_interfaces = {}
-        self._full = True
-
     def found_route(self, family: Family, prefix: bytes, facts: RouteFacts) -> None:
         """A foreign route in a dump."""
         if facts.plain:
             self._append(family, prefix, _foreign(family, prefix, facts))
+
+    def adopt(self, fresh: Watch, *, full: bool) -> None:
+        """A dump was read into `fresh`: that is the truth from now on. `full`: tell all of it, not the difference."""
+        before_routes = {
+            (family, key): aliases[0] for family, table in self._routes.items() for key, aliases in table.items()
+        }
+        before_interfaces: dict[int, Interface | None] = dict(self.interfaces)
+        for family, held in self._held.items():
+            self._released.extend((family, prefix) for prefix in held if prefix not in fresh._held[family])
+        for (family, key), before in self._before_routes.items():  # not told yet: what was told is what counts
+            if before is not None:
+                before_routes[family, key] = before
+            else:
+                before_routes.pop((family, key), None)
+        before_interfaces.update(self._before_interfaces)
+        self._routes, self._held, self.interfaces = fresh._routes, fresh._held, fresh.interfaces
+        self._enabled, self._addresses = fresh._enabled, fresh._addresses
+        self._full = self._full or full
+        self._before_routes = {**dict.fromkeys(fresh._before_routes), **before_routes}
+        self._before_interfaces = {**dict.fromkeys(fresh.interfaces), **before_interfaces}
 
     # ---- notifications
 
@@ -119,16 +130,24 @@ class Watch:
             self._put(family, key, tuple(alias for alias in aliases if alias != route))
         return route
 
-    def forget_legs(self, family: Family, prefix: bytes, legs: RouteFacts) -> None:
-        """Legs that are ours don't belong to the foreign route a notification showed them in."""
-        key = (prefix, legs.metric)
+    def forget_legs(self, family: Family, prefix: bytes, own: tuple[Gateway, ...]) -> None:
+        """Legs that are ours don't belong to the foreign route the kernel showed them in (IPv6 joins such groups)."""
+        key = (prefix, self._own_metric[family])
         aliases = self._routes[family].get(key)
         if aliases:
             first = aliases[0]
-            left = tuple(leg for leg in first.gateways if leg not in legs.gateways)
+            left = tuple(leg for leg in first.gateways if leg not in own)
             if left and left != first.gateways:
                 route = ForeignRoute(family, prefix, first.metric, first.protocol, first.kind, left)
                 self._put(family, key, (route, *aliases[1:]))
+
+    def legs_appended(self, family: Family, prefix: bytes, facts: RouteFacts, legs: tuple[Gateway, ...]) -> None:
+        """Somebody appended legs to our IPv6 route; the kernel shows them under our protocol number."""
+        self._put(
+            family,
+            (prefix, facts.metric),
+            (ForeignRoute(family, prefix, facts.metric, facts.protocol, facts.kind, legs),),
+        )
 
     def link_changed(self, link: Link) -> bool:
         """A link came or changed; whether routes through it may have vanished without a word."""
@@ -163,6 +182,11 @@ class Watch:
 
     # ---- what to tell
 
+    def take_released(self) -> list[tuple[Family, bytes]]:
+        """Prefixes that foreign routes held at our metric and no longer do."""
+        released, self._released = self._released, []
+        return [(family, prefix) for family, prefix in released if prefix not in self._held[family]]
+
     def take_change(self) -> KernelChange | None:
         """Everything that differs from what the last call told, or None."""
         if self._full:
@@ -196,7 +220,7 @@ class Watch:
     # ---- inside
 
     def _remember(self, family: Family, key: RouteKey) -> None:
-        if not self._full and (family, key) not in self._before_routes:
+        if (family, key) not in self._before_routes:
             aliases = self._routes[family].get(key)
             self._before_routes[family, key] = aliases[0] if aliases else None
 
@@ -210,8 +234,8 @@ class Watch:
         if metric == self._own_metric[family]:
             if aliases:
                 self._held[family][prefix] = aliases[0]
-            else:
-                self._held[family].pop(prefix, None)
+            elif self._held[family].pop(prefix, None) is not None:
+                self._released.append((family, prefix))
 
     def _append(self, family: Family, prefix: bytes, route: ForeignRoute) -> None:
         key = (prefix, route.metric)
@@ -230,8 +254,7 @@ class Watch:
         return index in interfaces and (interfaces - {index}).isdisjoint(self._enabled)
 
     def _remember_interface(self, index: int) -> None:
-        if not self._full:
-            self._before_interfaces.setdefault(index, self.interfaces.get(index))
+        self._before_interfaces.setdefault(index, self.interfaces.get(index))
 
     def _put_interface(self, index: int, name: str, up: bool) -> None:
         self._remember_interface(index)

@@ -1,0 +1,130 @@
+"""AF_NETLINK sockets: opened, sized, filtered. The only place that knows their options.
+
+Everything is in the network namespace of the thread that opens it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import socket
+import struct
+
+from routed.netlink.numbers import (
+    NETLINK_ROUTE,
+    RT_TABLE_COMPAT,
+    RTM_DELROUTE,
+    RTM_NEWROUTE,
+    RTNLGRP_IPV4_IFADDR,
+    RTNLGRP_IPV4_ROUTE,
+    RTNLGRP_IPV6_IFADDR,
+    RTNLGRP_IPV6_ROUTE,
+    RTNLGRP_LINK,
+)
+
+_SOL_NETLINK = 270
+_NETLINK_EXT_ACK = 11
+_NETLINK_GET_STRICT_CHK = 12
+_SO_ATTACH_FILTER = 26
+_SO_SNDBUFFORCE = 32
+_SO_RCVBUFFORCE = 33
+
+#: The monitor must hold what happens while a large dump is read; the writer a refusal for each route of a chunk.
+_MONITOR_BUFFER = 64 << 20
+_WRITER_BUFFER = 16 << 20
+_SEND_BUFFER = 4 << 20
+
+#: The kernel fills at most 32 KiB of a dump at once; notifications and refusals are smaller.
+RECEIVE_SIZE = 65536
+
+_GROUPS = (RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE)
+
+# Classic BPF (linux/filter.h): loads are big-endian, so that comparisons are with the octets as they lie in memory.
+_LOAD_WORD, _LOAD_HALF, _LOAD_BYTE = 0x20, 0x28, 0x30
+_JUMP_EQUAL, _RETURN = 0x15, 0x06
+_ACCEPT, _DROP = 0xFFFFFFFF, 0
+
+
+class NetlinkSocket:
+    """A non-blocking socket to rtnetlink."""
+
+    def __init__(self, *, receive_buffer: int, groups: int = 0) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_ROUTE)
+        try:
+            self._socket.setblocking(False)
+            self._size(socket.SO_SNDBUF, _SO_SNDBUFFORCE, _SEND_BUFFER)
+            self._size(socket.SO_RCVBUF, _SO_RCVBUFFORCE, receive_buffer)
+            self._socket.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
+            self._socket.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
+            self._socket.bind((0, groups))
+        except OSError:
+            self._socket.close()
+            raise
+        self.port: int = self._socket.getsockname()[0]
+        """The kernel's name for this socket; in the header of everything it causes."""
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def send(self, data: bytes) -> None:
+        """The kernel carries the messages out before this returns. Raises OSError."""
+        self._socket.send(data)
+
+    def receive(self) -> bytes | None:
+        """One datagram; None where none waits. Raises OSError; ENOBUFS means that messages were lost."""
+        try:
+            return self._socket.recv(RECEIVE_SIZE)
+        except BlockingIOError:
+            return None
+
+    def filter(self, writer_port: int, table: int) -> None:
+        """Have the kernel drop what the writer caused and what other tables' routes do, before it costs us anything."""
+        rtm_table = table if table <= 255 else RT_TABLE_COMPAT
+        program = [
+            (_LOAD_WORD, 0, 0, 12),  # nlmsg_pid
+            (_JUMP_EQUAL, 6, 0, socket.htonl(writer_port)),
+            (_LOAD_HALF, 0, 0, 4),  # nlmsg_type
+            (_JUMP_EQUAL, 1, 0, socket.htons(RTM_NEWROUTE)),
+            (_JUMP_EQUAL, 0, 2, socket.htons(RTM_DELROUTE)),
+            (_LOAD_BYTE, 0, 0, 20),  # rtm_table
+            (_JUMP_EQUAL, 0, 1, rtm_table),
+            (_RETURN, 0, 0, _ACCEPT),
+            (_RETURN, 0, 0, _DROP),
+        ]
+        code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in program))
+        self._socket.setsockopt(
+            socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(program), ctypes.addressof(code))
+        )
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _size(self, option: int, forced: int, octets: int) -> None:
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, forced, octets)
+        except PermissionError:  # without CAP_NET_ADMIN: as much as net.core.*mem_max allows
+            self._socket.setsockopt(socket.SOL_SOCKET, option, octets)
+
+
+def open_writer() -> NetlinkSocket:
+    """For route changes; also by its `port` what the monitor must not hear."""
+    return NetlinkSocket(receive_buffer=_WRITER_BUFFER)
+
+
+def open_dumper() -> NetlinkSocket:
+    return NetlinkSocket(receive_buffer=_WRITER_BUFFER)
+
+
+def open_monitor(writer_port: int, table: int) -> NetlinkSocket:
+    """Hears of links, addresses and the table's routes, but for the writer's doing."""
+    groups = 0
+    for group in _GROUPS:
+        groups |= 1 << (group - 1)
+    monitor = NetlinkSocket(receive_buffer=_MONITOR_BUFFER, groups=groups)
+    monitor.filter(writer_port, table)
+    return monitor
+
+
+def is_overflow(error: OSError) -> bool:
+    """Whether a failed receive means that messages were lost."""
+    return error.errno == errno.ENOBUFS
