@@ -243,46 +243,49 @@ class UpdateDecoder:
                 return Update(end_of_rib=mp_gone[0])
         elif not raw and not withdrawn_field and not nlri:
             return Update(end_of_rib=_IPV4) if self._ipv4 else Update(findings=(_FAMILY_IGNORED[0],))
-        if not rest and not nlri and mp_reach is None:
+        announces = bool(nlri) or mp_reach is not None
+        if not rest and not announces:
             return Update((), tuple(withdrawn), None, tuple(findings))
-
         block = self._blocks.get(rest)
         if block is None:
             block = self._read_block(rest)
         # NEXT_HOP is about the NLRI field; beside MP_REACH_NLRI alone it is ignored (RFC 4760 3)
         next_hop_counts = bool(nlri) or mp_reach is None
-        for finding in block.findings:
-            if next_hop_counts or finding.attribute != _NEXT_HOP:
-                findings.append(finding)
-        # a mandatory attribute is missing only where a route misses it
-        if come is not None:
-            findings.extend(block.missing)
-        elif mp_come is not None:
-            findings.extend(finding for finding in block.missing if finding.attribute != _NEXT_HOP)
-        reach: list[Reach] = []
-        if come is not None:
-            reach.append(Reach(_IPV4, block.source, come))
-        if mp_come is not None:
-            attrs = self._with_next_hop(block, mp_come)
-            if attrs is None:
-                findings.append(_MP_NEXT_HOP_UNUSABLE)
-                attrs = block.source
-            reach.append(Reach(mp_come.family, attrs, mp_come.prefixes))
+        findings.extend(f for f in block.findings if next_hop_counts or f.attribute != _NEXT_HOP)
+        reach = self._announced(block, come, mp_come, findings)
         if any(finding.severity >= _WITHDRAW for finding in findings):
-            if not nlri and mp_reach is None:
+            if not announces:
                 raise _update_error(
                     UpdateSubcode.MALFORMED_ATTRIBUTE_LIST,
                     "UPDATE has a damaged attribute and no reachable prefix, so prefixes may be lost in it"
                     " (RFC 7606 section 5.2)",
                 )
             withdrawn.extend((entry.family, entry.prefixes) for entry in reach)
-            reach.clear()
+            reach = []
         return Update(
             tuple(entry for entry in reach if entry.prefixes),
             tuple(entry for entry in withdrawn if entry[1]),
             None,
             tuple(findings),
         )
+
+    def _announced(
+        self, block: _Block, come: Prefixes | None, mp_come: _MpReach | None, findings: list[Finding]
+    ) -> list[Reach]:
+        """What each carrier announces. A mandatory attribute is missing only where a route misses it (RFC 7606 3 d)."""
+        reach: list[Reach] = []
+        if come is not None:
+            findings.extend(block.missing)
+            reach.append(Reach(_IPV4, block.source, come))
+        if mp_come is not None:
+            if come is None:
+                findings.extend(f for f in block.missing if f.attribute != _NEXT_HOP)
+            attrs = self._with_next_hop(block, mp_come)
+            if attrs is None:
+                findings.append(_MP_NEXT_HOP_UNUSABLE)
+                attrs = block.source
+            reach.append(Reach(mp_come.family, attrs, mp_come.prefixes))
+        return reach
 
     def _read_block(self, rest: bytes) -> _Block:
         read = read_attributes(rest, four_octet_as=self._context.four_octet_as, external=self._context.external)
