@@ -492,6 +492,7 @@ def export_attributes(path: Path, attrs: AttributeSet, policy: ExportPolicy) -> 
             as_path=prepend(attrs.as_path, policy.local_as),
             next_hop=next_hop,
             link_local=b"",
+            extended_communities=_transitive(attrs.extended_communities),
             med=attrs.med if local else None,
             local_pref=None,
             originator_id=None,
@@ -509,6 +510,14 @@ def export_attributes(path: Path, attrs: AttributeSet, policy: ExportPolicy) -> 
         else None,
         cluster_list=policy.cluster_id.to_bytes(4, "big") + attrs.cluster_list if reflected else b"",
     )
+
+
+def _transitive(communities: bytes) -> bytes:
+    """The extended communities that may cross the border of an AS: those without bit 0x40 (RFC 4360 2 and 6)."""
+    if not communities:
+        return communities
+    each = (communities[index : index + 8] for index in range(0, len(communities), 8))
+    return b"".join(community for community in each if not community[0] & 0x40)
 
 
 def _encode(attrs: AttributeSet, policy: ExportPolicy) -> bytes | None:

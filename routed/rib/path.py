@@ -1,7 +1,8 @@
 """Paths: who told us about a prefix, with which attributes, through which next hop.
 
 A `Path` is shared by every prefix one source announced with one attribute set; the tables hold references to it, never
-an object per prefix. What follows from a path alone (its kernel route) lives on it and dies with it. Paths and sources compare by identity.
+an object per prefix. What follows from a path alone (its kernel route) lives on it and dies with it. Paths and sources
+compare by identity.
 """
 
 from __future__ import annotations
@@ -9,14 +10,11 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING
 
-from routed.bgp.attributes import AttributeSet
+from routed.bgp.attributes import DEFAULT_LOCAL_PREF, AttributeSet
 
 if TYPE_CHECKING:
     from routed.desired import KernelRoute
     from routed.rib.nexthops import NextHop
-
-DEFAULT_LOCAL_PREF = 100
-"""Degree of preference of a route that carries no LOCAL_PREF (RFC 4271 9.1.1 leaves it to us; BIRD and FRR use 100)."""
 
 
 class SourceKind(enum.IntEnum):
