@@ -127,7 +127,7 @@ class _Builder:
                 continue
             passive = scope == "Global" and target.is_node and format_address(target.address) > self.own_text[family]
             local_as = self.speaker.local_as if peer.local_as_number is None else peer.local_as_number
-            self._add(peer, scope, target, local_as, passive=passive, why=f"BGPPeer {peer.name}")
+            self._add(peer, scope, target, local_as, passive=passive)
 
     def add_reverse(self, peer: BGPPeer) -> None:
         if peer.reverse_peering is ReversePeering.MANUAL or not self._names_this_node(peer):
@@ -146,15 +146,13 @@ class _Builder:
                 target = self._node_target(node, address)
                 if peer.local_as_number is not None:
                     target = replace(target, as_number=peer.local_as_number)
-                why = f"BGPPeer {peer.name} (reverse)"
-                self._add(peer, "Node", target, self.speaker.local_as, passive=False, why=why)
+                self._add(peer, "Node", target, self.speaker.local_as, passive=False, reverse=True)
 
     def add_mesh(self) -> None:
         default = self.cluster.default_configuration
         if default.node_to_node_mesh_enabled is False or self.speaker.cluster_id:
             return
         restart_time = _seconds(default.node_mesh_max_restart_time, DEFAULT_RESTART_TIME)
-        listen_port = default.listen_port
         local_as = self.speaker.local_as
         taken: list[str] = []
         for node in self._nodes:
@@ -165,12 +163,8 @@ class _Builder:
                 own = self.own[family]
                 if not own or address == own:
                     continue
-                own_port = self.cluster.configurations.get(f"node.{node.name}")
-                port = (
-                    own_port.listen_port if own_port is not None and own_port.listen_port is not None else listen_port
-                )
                 text = format_address(address)
-                key = (address, port or DEFAULT_PORT)
+                key = (address, self.cluster.listen_port(node.name) or DEFAULT_PORT)
                 if key in self._taken:
                     taken.append(f"{text} ({self._taken[key].why})")
                     continue
@@ -241,7 +235,13 @@ class _Builder:
             and (peer.peer_port is None or peer.peer_port == self.speaker.listen_port)
         )
 
-    def _add(self, peer: BGPPeer, scope: str, target: _Target, local_as: int, *, passive: bool, why: str) -> None:
+    def _add(
+        self, peer: BGPPeer, scope: str, target: _Target, local_as: int, *, passive: bool, reverse: bool = False
+    ) -> None:
+        key = (target.address, target.port or DEFAULT_PORT)
+        first = self._taken.get(key)
+        if first is not None and reverse:
+            return
         family = Family.of_address(target.address)
         external = target.as_number != local_as
         kind = SourceKind.EBGP if external else SourceKind.IBGP
@@ -255,7 +255,7 @@ class _Builder:
             session=NeighborConfig(
                 name=_peer_name(scope, format_address(target.address), target.port),
                 address=target.address,
-                port=target.port or DEFAULT_PORT,
+                port=key[1],
                 local_address=self.own[family] if peer.source_address is SourceAddress.USE_NODE_IP else b"",
                 local_as=local_as,
                 peer_as=target.as_number,
@@ -270,15 +270,13 @@ class _Builder:
             next_hop_mode=next_hop_mode,
             allowed_own_as=peer.num_allowed_local_as_numbers,
             filters=peer.filters,
-            why=why,
+            why=f"BGPPeer {peer.name} (reverse)" if reverse else f"BGPPeer {peer.name}",
         )
-        key = (target.address, spec.session.port)
-        first = self._taken.get(key)
         if first is None:
             self._put(key, spec)
-        elif "(reverse)" not in why and not _same_but_for_names(first, spec):
+        elif not _same_but_for_names(first, spec):
             self.problems.append(
-                f"BGPPeer {peer.name}: not used for {format_address(target.address)} port {spec.session.port}, "
+                f"BGPPeer {peer.name}: not used for {format_address(target.address)} port {key[1]}, "
                 f"since {first.why} says something else about the same address and port and comes first"
             )
 
