@@ -325,7 +325,7 @@ class Session:
             if updates:
                 self._owner.counters.updates_received += updates
         self._buffer = buffer[position:]
-        if updates and self._hold_at != NEVER:
+        if updates:
             self._restart_hold(now)
 
     def _receive_message(self, kind: int, body: bytes, now: float) -> None:

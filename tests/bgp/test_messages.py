@@ -130,6 +130,7 @@ def test_unknown_optional_parameter_is_2_4(parameters: str) -> None:
         "0402030102",  # capability that runs past its parameter
         "03020141",  # capability without a length
         "00ff",  # octets behind an empty list
+        "00ff0000",  # that an extended form would explain, were its length octet not zero
         "05020041040000",  # octets behind a list
         "ff",  # 255 octets announced, none there (CVE-2022-43681: the OPEN ends at this octet)
         "ffff",  # CVE-2022-40318: extended marker, then every cut of the tail

@@ -284,6 +284,18 @@ def test_beside_an_established_session_one_half_open_connection_at_most() -> Non
     assert neighbor.connection == conn
 
 
+def test_nothing_is_kept_for_connections_that_are_gone() -> None:
+    neighbor = build(replace(EXAMPLE, passive=True))
+    neighbor.start(NOW)
+    for second in range(20):
+        conn = neighbor.accept(NOW + second)
+        assert isinstance(conn, int)
+        if second % 2:
+            neighbor.receive_data(conn, b"GET /", NOW + second)
+        neighbor.closed(conn, NOW + second, "closed by the peer")
+    assert not neighbor._sessions and not neighbor._output and not neighbor.pending_output()
+
+
 # --- stopping and changing ------------------------------------------------------------------------------------------
 
 
@@ -422,6 +434,7 @@ def test_a_peer_without_capabilities_gets_an_open_without_any(refusal: Notificat
     assert neighbor.negotiated is not None
     assert neighbor.negotiated.families == {V4}
     assert not neighbor.negotiated.four_octet_as
+    assert neighbor.open_message().capabilities, "the next session is tried in full"
 
 
 def test_one_family_refused_leaves_the_other() -> None:

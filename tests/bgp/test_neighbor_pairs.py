@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from routed.bgp.capabilities import PeerRestart, multiprotocol
 from routed.bgp.messages import KEEPALIVE, Capability, Notification, Open
 from routed.bgp.neighbor import (
     CloseRequested,
@@ -252,7 +254,7 @@ def test_routes_expire_after_the_restart_time_the_peer_gave() -> None:
     ],
     ids=["shutdown", "reset", "we send a NOTIFICATION", "we receive one"],
 )
-def test_a_notification_keeps_nothing(end) -> None:  # type: ignore[no-untyped-def]
+def test_a_notification_keeps_nothing(end: Callable[[Pipe], None]) -> None:
     pipe = joined()
     end(pipe)
     pipe.collect(Side.RIGHT)
@@ -285,6 +287,23 @@ def test_without_graceful_restart_on_both_sides_nothing_is_kept(left: NeighborCo
     pipe = joined(left, replace(right, passive=True))
     pipe.reset(Side.LEFT)
     assert not down(pipe, Side.LEFT).keep_routes
+
+
+@pytest.mark.parametrize(
+    ("peer_families", "kept"), [((V4, V6), {V4}), ((V4,), {V4}), ((V6,), set())], ids=["both", "IPv4", "IPv6"]
+)
+def test_only_families_that_are_negotiated_and_restartable_are_kept(
+    peer_families: tuple[Family, ...], kept: set[Family]
+) -> None:
+    neighbor = build(replace(EXAMPLE, passive=True))
+    neighbor.start(NOW)
+    conn = neighbor.accept(NOW)
+    assert isinstance(conn, int)
+    capabilities = (*map(multiprotocol, peer_families), Capability(64, PeerRestart(60, False, {V4: True}).encode()))
+    neighbor.receive_data(conn, Open(65002, 90, 2, capabilities).encode() + KEEPALIVE, NOW)
+    neighbor.closed(conn, NOW + 1, "connection reset")
+    (event,) = [event for event in neighbor.events if isinstance(event, SessionDown)]
+    assert event == SessionDown("connection reset", bool(kept), frozenset(kept))
 
 
 def test_an_administrator_does_not_wait_for_stale_routes() -> None:

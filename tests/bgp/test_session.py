@@ -399,6 +399,15 @@ def test_route_refresh_both_ways() -> None:
     assert (neighbor.counters.refreshes_received, neighbor.counters.refreshes_sent) == (2, 1)
 
 
+@pytest.mark.parametrize("entries", ["01", "0180", "0180ffff", "018000" + "ff" * 60])
+def test_orf_entries_behind_a_route_refresh_are_not_read(entries: str) -> None:
+    """RFC 5291 was not negotiated; CVE-2023-41360 and its kind were in reading lengths that need not be read."""
+    neighbor, conn = opened(State.ESTABLISHED)
+    neighbor.receive_data(conn, frame(5, bytes.fromhex("00010001" + entries)), NOW)
+    assert neighbor.events == [RefreshReceived(V4)]
+    assert neighbor.state is State.ESTABLISHED
+
+
 def test_a_peer_without_route_refresh_is_not_asked() -> None:
     neighbor, conn = opened(State.OPEN_SENT)
     assert not neighbor.refresh(V4)
