@@ -87,7 +87,7 @@ class KernelEngine:
     def __init__(self, settings: KernelSettings, writer_port: int) -> None:
         self.settings = settings
         self.watch = Watch(settings.metric)
-        self.routes = RouteSync(self.watch, table=settings.table, protocol=settings.protocol, metric=settings.metric)
+        self.routes = RouteSync(self.watch, table=settings.table, protocol=settings.protocol)
         self.counters = EngineCounters()
         self.ready = False
         """The first dump is complete."""

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from routed.dataplane.engine import EngineCounters, KernelEngine, KernelSettings
-from routed.dataplane.routes import FibEntry, RouteCounters
+from routed.dataplane.ours import FibEntry
+from routed.dataplane.routes import RouteCounters
 from routed.dataplane.sockets import NetlinkSocket, is_overflow, open_dumper, open_monitor, open_writer
 from routed.desired import RouteBatch
 from routed.errors import KernelError

@@ -1,8 +1,4 @@
-"""Our own routes: what is desired, what the kernel holds, and the writes that lead from one to the other.
-
-Per family one dictionary says what the kernel holds of ours (prefix -> shared KernelRoute). What is desired is the same,
-but for the exceptions, which are small when nothing happens: `queued` (to be written), `failed` (refused, to be retried),
-`disturbed` (removed or changed by somebody else, to be repaired), `stale` (found at start and not asked for yet).
+"""Our own routes: from what is desired and what the kernel holds to the writes that lead from one to the other.
 
 Invariants:
 - A new route is created exclusively, so that a foreign route is never replaced. Only what the kernel is known to hold as
@@ -14,45 +10,35 @@ Invariants:
 Complications first:
 - IPv6 lets other programs append legs to our route, in one multipath group. Those legs are foreign: such a prefix is
   changed by deleting our legs one by one and creating exclusively, which the kernel then refuses.
-- A notification may be older than our last write. Believing it leads at worst to EEXIST without a foreign route in sight,
-  which asks for a dump (`suspect`), and the dump settles it.
-- Somebody who removes the same route again and again is answered later each time.
+- A notification may be older than our last write. Believing it leads at worst to EEXIST without a foreign route in
+  sight, which asks for a dump (`suspect`), and the dump settles it.
+
+Not here: when to try again (`patience`), what is foreign (`watch`), dumps and notifications as bytes (`engine`).
 """
 
 from __future__ import annotations
 
 import errno as errnos
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, repeat
-from typing import NamedTuple
 
+from routed.dataplane.chunks import Batch, Chunk, Segment
+from routed.dataplane.ours import FibEntry, OwnRoutes, Refused, same_route, why_refused
+from routed.dataplane.patience import SLICE, Repairs, Retries, RouteId
 from routed.dataplane.watch import Watch
 from routed.desired import Gateway, KernelRoute, RouteBatch, RouteKind
-from routed.net.addresses import format_address
 from routed.net.families import Family
-from routed.net.prefixes import format_prefix
-from routed.netlink.messages import HEADER, Refusal, fence
+from routed.netlink.messages import HEADER, Refusal
 from routed.netlink.numbers import NLM_F_REPLACE, RTM_DELROUTE
-from routed.netlink.routes import Operation, RouteFacts, encode_routes, message_length, refused_prefix
-from routed.observed import ForeignRoute, RouteFailure
-from routed.rib.nexthops import PROTOCOL_NAMES
+from routed.netlink.routes import Operation, RouteFacts, message_length, refused_prefix
+from routed.observed import RouteFailure
 
 #: Octets of one send: about 2,000 IPv4 routes or 8 ms of the kernel's time, well below the default send buffer.
 CHUNK_BYTES = 128 * 1024
 #: Chunks handed out and not acknowledged: one with the kernel, one ready for it.
 MAX_IN_FLIGHT = 2
-#: Prefixes examined in one turn where nothing needs writing, repaired or retried at a time.
-SLICE = 4000
-
-#: Seconds until refused routes are tried again, doubling from first to last.
-RETRY_FIRST, RETRY_LAST = 1.0, 30.0
-#: Between slices of one round of retries, and before a retry that an event asked for.
-RETRY_SOON = 0.05
-#: Seconds until a route somebody removed is put back, doubling each time it happens again; and when that is forgiven.
-REPAIR_FIRST, REPAIR_LAST, REPAIR_FORGIVEN = 0.05, 60.0, 120.0
 #: Seconds between attempts where we are not permitted to write at all.
 DENIED_RETRY = 5.0
 
@@ -60,29 +46,8 @@ NOT_PERMITTED = "not permitted to change routes: run as root or give CAP_NET_ADM
 
 _MAX_SHARED_ROUTES = 65536
 _GONE = object()
+_NOWHERE = KernelRoute(RouteKind.UNICAST)
 _ABSENT_ERRNOS = frozenset({errnos.ESRCH, errnos.ENOENT, errnos.ENODEV})
-
-
-class Refused(NamedTuple):
-    """What we wanted and why the kernel did not. Shared by all prefixes with the same story."""
-
-    route: KernelRoute | None
-    errno: int
-    text: str
-    """The kernel's extended-ACK sentence."""
-
-
-@dataclass(frozen=True, slots=True)
-class FibEntry:
-    """One route of ours, for people."""
-
-    family: Family
-    prefix: bytes
-    route: KernelRoute | None
-    """What it should be; what it is where `state` is stale; None where it should go."""
-    state: str
-    """installed | pending | failed | stale (found at start, waits for its owner or the sweep)"""
-    reason: str = ""
 
 
 @dataclass(slots=True)
@@ -99,83 +64,10 @@ class RouteCounters:
     chunks: int = 0
 
 
-class _Table:
-    """One family's routes, see the module's docstring."""
-
-    __slots__ = (
-        "disturbed", "failed", "family", "fights", "installed", "leftovers", "odd", "queued", "stale", "swept", "unseen",
-    )  # fmt: skip
-
-    def __init__(self, family: Family) -> None:
-        self.family = family
-        self.installed: dict[bytes, KernelRoute] = {}
-        self.queued: dict[bytes, KernelRoute | None] = {}
-        self.failed: dict[bytes, Refused] = {}
-        self.disturbed: dict[bytes, KernelRoute] = {}
-        self.stale: set[bytes] = set()
-        self.swept = False
-        self.fights: dict[bytes, int] = {}
-        """How often somebody disturbed a prefix lately."""
-        self.leftovers: list[tuple[bytes, int]] = []
-        """Routes of ours at another metric than today's, to be swept: (prefix, metric)."""
-        self.unseen: dict[bytes, KernelRoute] = {}
-        """During a dump: what it should show and has not yet."""
-        self.odd: dict[bytes, KernelRoute] = {}
-        """During a dump: what it showed that differs from what we believed."""
-
-
-class _Batch:
-    __slots__ = ("metric", "position", "prefixes", "route", "table")
-
-    def __init__(self, table: _Table, route: KernelRoute | None, prefixes: Sequence[bytes], metric: int) -> None:
-        self.table = table
-        self.route = route
-        self.prefixes = prefixes
-        self.metric = metric
-        """Of a leftover; -1 for our own."""
-        self.position = 0
-
-
-class _Segment:
-    """Part of a chunk: one operation on prefixes that share a route."""
-
-    __slots__ = ("_members", "before", "operation", "prefixes", "route", "table")
-
-    def __init__(
-        self,
-        table: _Table,
-        operation: Operation,
-        route: KernelRoute | None,
-        prefixes: Sequence[bytes],
-        before: dict[bytes, KernelRoute],
-    ) -> None:
-        self.table = table
-        self.operation = operation
-        self.route = route
-        self.prefixes = prefixes
-        self.before = before
-        """What the kernel held, of prefixes replaced or deleted."""
-        self._members: frozenset[bytes] | None = None
-
-    def __contains__(self, prefix: bytes) -> bool:
-        if self._members is None:
-            self._members = frozenset(self.prefixes)
-        return prefix in self._members
-
-
-class _Chunk:
-    __slots__ = ("refused", "segments", "sequence")
-
-    def __init__(self, sequence: int) -> None:
-        self.sequence = sequence
-        self.segments: list[_Segment] = []
-        self.refused: set[tuple[Family, bytes]] = set()
-
-
 class RouteSync:
     """The writer's mind. The engine feeds it and carries its chunks; see the module's docstring."""
 
-    def __init__(self, watch: Watch, *, table: int, protocol: int, metric: int) -> None:
+    def __init__(self, watch: Watch, *, table: int, protocol: int) -> None:
         self.failures: list[RouteFailure] = []
         self.cleared: list[tuple[Family, bytes]] = []
         self.counters = RouteCounters()
@@ -190,23 +82,18 @@ class RouteSync:
         self._watch = watch
         self._table_number = table
         self._protocol = protocol
-        self._metric = metric
-        self._tables = {family: _Table(family) for family in Family}
-        self._queue: deque[_Batch] = deque()
-        self._in_flight: deque[_Chunk] = deque()
+        self._tables = {family: OwnRoutes(family) for family in Family}
+        self._queue: deque[Batch] = deque()
+        self._in_flight: deque[Chunk] = deque()
         self._sequence = 0
         self._shared: dict[KernelRoute, KernelRoute] = {}
         """One object for equal routes, so that comparing is `is`."""
         self._forgot_shared = False
         self._facts: RouteFacts | None = None
-        self._facts_route = KernelRoute(RouteKind.UNICAST)
-        self._refusals: dict[Refused, Refused] = {}
-        self._retry_at: float | None = None
-        self._retry_delay = RETRY_FIRST
-        self._retry_round: list[tuple[_Table, list[bytes]]] = []
-        self._repairs: dict[int, tuple[float, list[tuple[_Table, bytes]]]] = {}
-        """By how often it happened: when, and which."""
-        self._forgive_at: float | None = None
+        self._facts_route = _NOWHERE
+        self._refusals: set[Refused] = set()
+        self._retries = Retries()
+        self._repairs = Repairs()
         self._denied_until: float | None = None
 
     # ---- what is wanted
@@ -245,13 +132,14 @@ class RouteSync:
                 return None
             budget = 1
         self._sequence = self._sequence % 0x7FFFFFFF + 1
-        chunk = _Chunk(self._sequence)
-        out: list[bytes] = []
-        size, examined = 0, 0
-        while self._queue and size < budget and examined < SLICE:
+        chunk = Chunk(self._sequence)
+        examined = 0
+        while self._queue and chunk.size < budget and examined < SLICE:
             batch = self._queue[0]
             start = batch.position
-            room = max(1, min((budget - size) // message_length(batch.table.family, batch.route), SLICE - examined))
+            room = max(
+                1, min((budget - chunk.size) // message_length(batch.table.family, batch.route), SLICE - examined)
+            )
             batch.position = start + room
             prefixes: Sequence[bytes]
             if batch.position >= len(batch.prefixes):
@@ -261,15 +149,14 @@ class RouteSync:
                 prefixes = batch.prefixes[start : batch.position]
             examined += len(prefixes)
             if batch.metric >= 0:
-                size += self._write_leftovers(chunk, out, batch.table, prefixes, batch.metric)
+                self._put(chunk, Segment(batch.table, Operation.DELETE, None, prefixes), batch.metric)
             else:
-                size += self._write(chunk, out, batch.table, batch.route, prefixes, now)
-        if not out:
+                self._write(chunk, batch.table, batch.route, prefixes, now)
+        if not chunk.segments:
             return b""
-        out.append(fence(chunk.sequence))
         self._in_flight.append(chunk)
         self.counters.chunks += 1
-        return b"".join(out)
+        return chunk.finish()
 
     def refused(self, sequence: int, refusal: Refusal, now: float) -> None:
         """The kernel refused one message of a chunk."""
@@ -350,7 +237,7 @@ class RouteSync:
         old = table.installed.get(prefix)
         if old is None:
             self._unknown(table, prefix, route, now)
-        elif not _same(old, route):
+        elif not same_route(old, route):
             if family is Family.IPV6_UNICAST and set(old.gateways) < set(route.gateways):
                 extra = tuple(leg for leg in route.gateways if leg not in old.gateways)
                 self._watch.legs_appended(family, prefix, facts, extra)
@@ -382,9 +269,7 @@ class RouteSync:
         for refused in self._refusals:
             legs = refused.route.gateways if refused.route is not None else ()
             if any(not leg.interface or leg.interface in interfaces for leg in legs):
-                self._retry_delay = RETRY_FIRST
-                self._retry_round = []
-                self._retry_at = now + RETRY_SOON
+                self._retries.soon(now)
                 return
 
     def uses(self, interface: int) -> bool:
@@ -420,7 +305,7 @@ class RouteSync:
         if old is None:
             if prefix not in table.installed:
                 self._unknown(table, prefix, route, now)
-        elif old is not route and not _same(old, route):
+        elif old is not route and not same_route(old, route):
             table.odd[prefix] = route
         if table.failed and prefix in table.failed and table.failed[prefix].route is route:
             self._clear(table, prefix, now)
@@ -468,25 +353,16 @@ class RouteSync:
     # ---- time
 
     def next_timer(self) -> float | None:
-        times = [at for at in (self._retry_at, self._forgive_at) if at is not None]
-        times.extend(at for at, _ in self._repairs.values())
+        times = [at for at in (self._retries.at, self._repairs.next_timer()) if at is not None]
         if self._denied_until is not None and self._queue and not self._in_flight:
             times.append(self._denied_until)
         return min(times, default=None)
 
     def handle_timer(self, now: float) -> None:
-        for level, (at, prefixes) in list(self._repairs.items()):
-            if at <= now:
-                self._repair(prefixes[:SLICE])
-                if len(prefixes) > SLICE:
-                    self._repairs[level] = (now, prefixes[SLICE:])
-                else:
-                    del self._repairs[level]
-        if self._forgive_at is not None and self._forgive_at <= now:
-            self._forgive_at = None
-            for table in self._tables.values():
-                table.fights.clear()
-        if self._retry_at is not None and self._retry_at <= now:
+        repairs = self._repairs.take(now)
+        if repairs:
+            self._repair(repairs)
+        if self._retries.at is not None and self._retries.at <= now:
             self._retry(now)
 
     # ---- questions
@@ -510,50 +386,31 @@ class RouteSync:
     def entries(self, family: Family) -> Iterator[FibEntry]:
         """Every route of ours, wanted or there. May be walked in slices while routes change."""
         table = self._tables[family]
+        exceptions = (table.queued, table.failed, table.disturbed)
         for prefix in list(table.installed):
-            if prefix not in table.queued and prefix not in table.failed and prefix not in table.disturbed:
-                entry = self.entry(family, prefix)
+            if not any(prefix in each for each in exceptions):
+                entry = table.entry(prefix, self._watch, self.problem)
                 if entry is not None:
                     yield entry
-        for prefix in [*table.queued, *table.failed, *table.disturbed]:
-            entry = self.entry(family, prefix)
+        for prefix in dict.fromkeys([*table.queued, *table.failed, *table.disturbed]):
+            entry = table.entry(prefix, self._watch, self.problem)
             if entry is not None:
                 yield entry
 
     def entry(self, family: Family, prefix: bytes) -> FibEntry | None:
         """One route of ours, or None."""
-        table = self._tables[family]
-        failed = table.failed.get(prefix)
-        if prefix in table.queued:
-            route = table.queued[prefix]
-            reason = self.problem or (self._reason(family, prefix, failed) if failed is not None else "")
-            return FibEntry(family, prefix, route, "failed" if failed is not None else "pending", reason)
-        if failed is not None:
-            return FibEntry(family, prefix, failed.route, "failed", self._reason(family, prefix, failed))
-        if prefix in table.disturbed:
-            reason = "another program removed or changed it; it is about to be put back"
-            return FibEntry(family, prefix, table.disturbed[prefix], "pending", reason)
-        route = table.installed.get(prefix)
-        if route is None:
-            return None
-        return FibEntry(family, prefix, route, "stale" if prefix in table.stale else "installed")
+        return self._tables[family].entry(prefix, self._watch, self.problem)
 
     # ---- inside: writing
 
-    def _enqueue(self, table: _Table, route: KernelRoute | None, prefixes: Sequence[bytes]) -> None:
+    def _enqueue(self, table: OwnRoutes, route: KernelRoute | None, prefixes: Sequence[bytes]) -> None:
         table.queued.update(dict.fromkeys(prefixes, route))
-        self._queue.append(_Batch(table, route, prefixes, -1))
+        self._queue.append(Batch(table, route, prefixes))
 
     def _write(
-        self,
-        chunk: _Chunk,
-        out: list[bytes],
-        table: _Table,
-        route: KernelRoute | None,
-        prefixes: Sequence[bytes],
-        now: float,
-    ) -> int:
-        """Put what prefixes of the queue need into a chunk; octets added."""
+        self, chunk: Chunk, table: OwnRoutes, route: KernelRoute | None, prefixes: Sequence[bytes], now: float
+    ) -> None:
+        """Put what prefixes of the queue need into a chunk."""
         queued = table.queued
         values: list[object] = list(map(queued.pop, prefixes, repeat(_GONE)))
         if values.count(route) != len(values):
@@ -563,202 +420,165 @@ class RouteSync:
                     current.append(prefix)
                 elif value is None or isinstance(value, KernelRoute):  # changed since: a later batch writes it
                     queued[prefix] = value
+            if not current:
+                return
             prefixes = current
-            if not prefixes:
-                return 0
-        installed = table.installed
         if route is None:
-            return self._write_deletions(chunk, out, table, prefixes, now)
-        if installed.keys().isdisjoint(prefixes):
-            installed.update(dict.fromkeys(prefixes, route))
-            return self._put(chunk, out, _Segment(table, Operation.EXCLUSIVE, route, prefixes, {}))
-        new, changed = [], {}
-        for prefix in prefixes:
-            old = installed.get(prefix)
-            if old is None:
-                new.append(prefix)
-            elif old is not route and not _same(old, route):
-                changed[prefix] = old
-            elif prefix in table.failed:
-                self._clear(table, prefix, now)
+            self._write_deletions(chunk, table, prefixes, now)
+        elif table.installed.keys().isdisjoint(prefixes):
+            table.installed.update(dict.fromkeys(prefixes, route))
+            self._put(chunk, Segment(table, Operation.EXCLUSIVE, route, prefixes))
+        else:
+            self._write_changes(chunk, table, route, prefixes, now)
+
+    def _write_changes(
+        self, chunk: Chunk, table: OwnRoutes, route: KernelRoute, prefixes: Sequence[bytes], now: float
+    ) -> None:
+        """Some of the prefixes are in the kernel already."""
+        installed = table.installed
         held = self._watch.held(table.family)
-        shared = [prefix for prefix in changed if prefix in held] if held else []
-        size = 0
-        for prefix in shared:
-            old = changed.pop(prefix)
-            size += self._put(chunk, out, _Segment(table, Operation.DELETE, old, [prefix], {prefix: old}))
-            new.append(prefix)
+        olds = list(map(installed.get, prefixes))
+        old = olds[0]
+        changed: dict[bytes, KernelRoute] = {}
+        new = []
+        if old is not None and old is not route and not held and olds.count(old) == len(olds):
+            if not same_route(route, old):  # the usual change: all of one announcement's prefixes
+                changed = dict.fromkeys(prefixes, old)
+        else:
+            for prefix, old in zip(prefixes, olds, strict=True):
+                if old is None:
+                    new.append(prefix)
+                elif old is not route and not same_route(route, old):
+                    if prefix in held:
+                        self._put_delete_legs(chunk, table, prefix, old)
+                        new.append(prefix)
+                    else:
+                        changed[prefix] = old
+        if table.failed:
+            for prefix in prefixes:
+                if prefix in table.failed and same_route(route, installed.get(prefix, _NOWHERE)):
+                    self._clear(table, prefix, now)
         installed.update(dict.fromkeys(prefixes, route))
         if changed:
-            size += self._put(chunk, out, _Segment(table, Operation.REPLACE, route, list(changed), changed))
+            segment = Segment(table, Operation.REPLACE, route, list(changed))
+            segment.before = changed
+            self._put(chunk, segment)
         if new:
-            size += self._put(chunk, out, _Segment(table, Operation.EXCLUSIVE, route, new, {}))
-        return size
+            self._put(chunk, Segment(table, Operation.EXCLUSIVE, route, new))
 
-    def _write_deletions(
-        self, chunk: _Chunk, out: list[bytes], table: _Table, prefixes: Sequence[bytes], now: float
-    ) -> int:
-        installed = table.installed
-        before: dict[bytes, KernelRoute] = {}
-        for prefix in prefixes:
-            old = installed.pop(prefix, None)
-            if old is not None:
-                before[prefix] = old
-            elif prefix in table.failed:
-                self._clear(table, prefix, now)
+    def _write_deletions(self, chunk: Chunk, table: OwnRoutes, prefixes: Sequence[bytes], now: float) -> None:
+        olds = map(table.installed.pop, prefixes, repeat(None))
+        before = {prefix: old for prefix, old in zip(prefixes, olds, strict=True) if old is not None}
+        if table.failed:
+            for prefix in prefixes:
+                if prefix not in before and prefix in table.failed:
+                    self._clear(table, prefix, now)
         held = self._watch.held(table.family)
-        size = 0
         if held and table.family is Family.IPV6_UNICAST:
             for prefix in [prefix for prefix in before if prefix in held]:
-                old = before.pop(prefix)
-                size += self._put(chunk, out, _Segment(table, Operation.DELETE, old, [prefix], {prefix: old}))
+                self._put_delete_legs(chunk, table, prefix, before.pop(prefix))
         if before:
-            size += self._put(chunk, out, _Segment(table, Operation.DELETE, None, list(before), before))
-        return size
+            segment = Segment(table, Operation.DELETE, None, list(before))
+            segment.before = before
+            self._put(chunk, segment)
 
-    def _write_leftovers(
-        self, chunk: _Chunk, out: list[bytes], table: _Table, prefixes: Sequence[bytes], metric: int
-    ) -> int:
-        return self._put(chunk, out, _Segment(table, Operation.DELETE, None, prefixes, {}), metric)
+    def _put_delete_legs(self, chunk: Chunk, table: OwnRoutes, prefix: bytes, old: KernelRoute) -> None:
+        """Remove just what is ours, where a foreign route has the same prefix and metric."""
+        legs = old if table.family is Family.IPV6_UNICAST else None
+        segment = Segment(table, Operation.DELETE, legs, [prefix])
+        segment.before = {prefix: old}
+        self._put(chunk, segment)
 
-    def _put(self, chunk: _Chunk, out: list[bytes], segment: _Segment, metric: int | None = None) -> int:
-        family = segment.table.family
+    def _put(self, chunk: Chunk, segment: Segment, metric: int | None = None) -> None:
         if metric is None:
-            metric = self._metric if family is Family.IPV4_UNICAST else self._watch.own_metric(family)
-        data = encode_routes(
-            RouteBatch(family, segment.prefixes, segment.route),
-            table=self._table_number,
-            protocol=self._protocol,
-            sequence=chunk.sequence,
-            create=segment.operation,
-            metric=metric,
-        )
-        chunk.segments.append(segment)
-        out.append(data)
-        return len(data)
+            metric = self._watch.own_metric(segment.table.family)
+        chunk.put(segment, table=self._table_number, protocol=self._protocol, metric=metric)
 
-    def _sweep_leftovers(self, table: _Table) -> None:
+    def _sweep_leftovers(self, table: OwnRoutes) -> None:
         by_metric: dict[int, list[bytes]] = {}
         for prefix, metric in table.leftovers:
             by_metric.setdefault(metric, []).append(prefix)
         table.leftovers = []
         for metric, prefixes in by_metric.items():
-            self._queue.append(_Batch(table, None, prefixes, metric))
+            self._queue.append(Batch(table, None, prefixes, metric))
 
     # ---- inside: answers
 
-    def _refused(self, chunk: _Chunk, segment: _Segment, prefix: bytes, refusal: Refusal, now: float) -> None:
+    def _refused(self, chunk: Chunk, segment: Segment, prefix: bytes, refusal: Refusal, now: float) -> None:
         table = segment.table
         errno = refusal.errno
         if segment.operation is Operation.DELETE and errno in _ABSENT_ERRNOS:
             return
         chunk.refused.add((table.family, prefix))
-        self.counters.failures[errno] = self.counters.failures.get(errno, 0) + 1
+        if errno == errnos.EPERM:
+            self.problem = NOT_PERMITTED
+            self._denied_until = now + DENIED_RETRY
         index = self._in_flight.index(chunk)
         for later in islice(self._in_flight, index + 1, None):
             if any(other.table is table and prefix in other for other in later.segments):
                 return  # what is on its way decides
-        old = segment.before.get(prefix)
-        wanted = segment.route if segment.operation is not Operation.DELETE else None
-        if segment.operation is Operation.DELETE and segment.route is not None and prefix in table.installed:
+        if segment.operation is Operation.DELETE and prefix in table.installed:
             self.suspect = True  # a change in two steps, the first of which failed
             return
+        old = segment.before.get(prefix)
         if old is not None and errno != errnos.ENOENT:
             table.installed[prefix] = old
         else:
             table.installed.pop(prefix, None)
         if prefix in table.queued:
             return
-        if errno == errnos.EPERM:
-            self.problem = NOT_PERMITTED
-            self._denied_until = now + DENIED_RETRY
+        wanted = segment.route if segment.operation is not Operation.DELETE else None
+        ours_was_gone = segment.operation is Operation.REPLACE and errno == errnos.ENOENT
+        if errno == errnos.EPERM or ours_was_gone:
             self._enqueue(table, wanted, [prefix])
-        elif segment.operation is Operation.REPLACE and errno == errnos.ENOENT:
-            self._enqueue(table, wanted, [prefix])  # ours was gone: create it
         else:
             self._fail(table, prefix, wanted, refusal, now)
 
-    def _fail(self, table: _Table, prefix: bytes, wanted: KernelRoute | None, refusal: Refusal, now: float) -> None:
+    def _fail(self, table: OwnRoutes, prefix: bytes, wanted: KernelRoute | None, refusal: Refusal, now: float) -> None:
+        self.counters.failures[refusal.errno] = self.counters.failures.get(refusal.errno, 0) + 1
         refused = Refused(wanted, refusal.errno, refusal.text)
         if len(self._refusals) >= _MAX_SHARED_ROUTES:
             self._refusals.clear()
-        refused = self._refusals.setdefault(refused, refused)
+        self._refusals.add(refused)
         if refusal.errno == errnos.EEXIST and prefix not in self._watch.held(table.family):
             self.suspect = True
-        if self._retry_at is None:
-            self._retry_at = now + self._retry_delay
+        self._retries.failed(now)
         if table.failed.get(prefix) == refused:
             return
         table.failed[prefix] = refused
-        reason = self._reason(table.family, prefix, refused)
+        reason = why_refused(self._watch, table.family, prefix, refused)
         self.failures.append(RouteFailure(table.family, prefix, refused.errno, reason))
 
-    def _clear(self, table: _Table, prefix: bytes, now: float) -> None:
+    def _clear(self, table: OwnRoutes, prefix: bytes, now: float) -> None:
         """A refusal is over."""
         del table.failed[prefix]
         self.cleared.append((table.family, prefix))
         if any(each.failed for each in self._tables.values()):
-            if self._retry_at is not None:  # what helped this one may help the others
-                self._retry_at = min(self._retry_at, now + RETRY_SOON)
+            self._retries.helped(now)
         else:
             self._refusals.clear()
-            self._retry_at = None
-            self._retry_delay = RETRY_FIRST
-            self._retry_round = []
+            self._retries.nothing_left()
 
     def _retry(self, now: float) -> None:
-        """Queue the next slice of a round of retries; conflicts with a known foreign route wait for that to go."""
-        if not self._retry_round:
-            self._retry_round = [(table, list(table.failed)) for table in self._tables.values() if table.failed]
-        for table, prefixes in self._retry_round[:1]:
-            held = self._watch.held(table.family)
-            part = prefixes[:SLICE]
-            del prefixes[:SLICE]
-            by_route: dict[KernelRoute | None, list[bytes]] = {}
-            for prefix in part:
-                refused = table.failed.get(prefix)
-                if refused is None or prefix in table.queued or (refused.errno == errnos.EEXIST and prefix in held):
-                    continue
-                by_route.setdefault(refused.route, []).append(prefix)
-            for route, these in by_route.items():
-                self._enqueue(table, route, these)
-            if not prefixes:
-                del self._retry_round[0]
-        if self._retry_round:
-            self._retry_at = now + RETRY_SOON
-        else:
-            self._retry_delay = min(self._retry_delay * 2, RETRY_LAST)
-            self._retry_at = now + self._retry_delay if any(each.failed for each in self._tables.values()) else None
-
-    def _reason(self, family: Family, prefix: bytes, refused: Refused) -> str:
-        text = format_prefix(family, prefix)
-        if refused.errno == errnos.EEXIST:
-            foreign = self._watch.held(family).get(prefix)
-            by = self._describe_foreign(foreign) if foreign is not None else "a route of another program"
-            return f"refused: {text} is held by {by}; remove it or filter the prefix"
-        what = f"to remove {text}" if refused.route is None else f"{text} {self.describe(refused.route)}"
-        extra = f" ({refused.text})" if refused.text else ""
-        return f"the kernel refused {what}: {os.strerror(refused.errno)}{extra}"
-
-    def _describe_foreign(self, foreign: ForeignRoute) -> str:
-        protocol = PROTOCOL_NAMES.get(foreign.protocol, f"protocol {foreign.protocol}")
-        legs = " ".join(self._leg(leg) for leg in foreign.gateways)
-        return f"a {protocol} route" + (f" {legs}" if legs else "")
-
-    def describe(self, route: KernelRoute) -> str:
-        """`via 10.0.0.2 dev eth0`, as `ip route` has it."""
-        if route.kind is not RouteKind.UNICAST:
-            return route.kind.name.lower()
-        return " ".join(self._leg(leg) for leg in route.gateways)
-
-    def _leg(self, leg: Gateway) -> str:
-        via = f"via {format_address(leg.address)}" if leg.address else ""
-        device = f"dev {self._watch.interface_name(leg.interface)}" if leg.interface else ""
-        return " ".join(word for word in (via, device, "onlink" if leg.onlink else "") if word)
+        """Queue the next slice of refused routes; conflicts with a known foreign route wait for that to go."""
+        everything = None
+        if not self._retries.under_way:
+            everything = [(table.family, prefix) for table in self._tables.values() for prefix in table.failed]
+        wanted: dict[tuple[Family, KernelRoute | None], list[bytes]] = {}
+        for family, prefix in self._retries.due(now, everything):
+            table = self._tables[family]
+            refused = table.failed.get(prefix)
+            if refused is None or prefix in table.queued:
+                continue
+            if refused.errno == errnos.EEXIST and prefix in self._watch.held(family):
+                continue
+            wanted.setdefault((family, refused.route), []).append(prefix)
+        for (family, route), prefixes in wanted.items():
+            self._enqueue(self._tables[family], route, prefixes)
 
     # ---- inside: repair
 
-    def _unknown(self, table: _Table, prefix: bytes, route: KernelRoute, now: float) -> None:
+    def _unknown(self, table: OwnRoutes, prefix: bytes, route: KernelRoute, now: float) -> None:
         """The kernel holds a route under our number that we did not know of."""
         table.installed[prefix] = route
         if prefix in table.queued or prefix in table.disturbed:
@@ -775,7 +595,7 @@ class RouteSync:
             table.stale.add(prefix)
             self.found.add(table.family)
 
-    def _disturb(self, table: _Table, prefix: bytes, wanted: KernelRoute, now: float) -> None:
+    def _disturb(self, table: OwnRoutes, prefix: bytes, wanted: KernelRoute, now: float) -> None:
         """Somebody removed or changed our route: put it back, later each time."""
         if prefix in table.queued:
             return
@@ -786,24 +606,19 @@ class RouteSync:
             else:
                 self._clear(table, prefix, now)
             return
-        level = table.fights.get(prefix, 0)
-        table.fights[prefix] = level + 1
-        self._forgive_at = now + REPAIR_FORGIVEN
-        if prefix in table.disturbed:
-            return
-        table.disturbed[prefix] = wanted
-        at, prefixes = self._repairs.setdefault(level, (now + min(REPAIR_FIRST * 2**level, REPAIR_LAST), []))
-        prefixes.append((table, prefix))
+        if prefix not in table.disturbed:
+            self._repairs.add((table.family, prefix), now)
+            table.disturbed[prefix] = wanted
 
-    def _repair(self, prefixes: list[tuple[_Table, bytes]]) -> None:
-        runs: dict[tuple[Family, KernelRoute], list[bytes]] = {}
-        for table, prefix in prefixes:
-            wanted = table.disturbed.pop(prefix, None)
-            if wanted is not None:
-                runs.setdefault((table.family, wanted), []).append(prefix)
-        for (family, wanted), these in runs.items():
-            self.counters.repaired += len(these)
-            self._enqueue(self._tables[family], wanted, these)
+    def _repair(self, which: list[RouteId]) -> None:
+        wanted: dict[tuple[Family, KernelRoute], list[bytes]] = {}
+        for family, prefix in which:
+            route = self._tables[family].disturbed.pop(prefix, None)
+            if route is not None:
+                wanted.setdefault((family, route), []).append(prefix)
+        for (family, route), prefixes in wanted.items():
+            self.counters.repaired += len(prefixes)
+            self._enqueue(self._tables[family], route, prefixes)
 
     # ---- inside: one object for equal routes
 
@@ -820,21 +635,7 @@ class RouteSync:
         if facts.kind in (RouteKind.UNICAST, RouteKind.BLACKHOLE):
             route = KernelRoute(RouteKind(facts.kind), facts.gateways)
         else:  # a kind we never write: equal to nothing we want
-            route = KernelRoute(RouteKind.UNICAST)
+            route = _NOWHERE
         shared = self._share(route) or route
         self._facts, self._facts_route = facts, shared
         return shared
-
-
-def _same(wanted: KernelRoute, seen: KernelRoute) -> bool:
-    """Whether what the kernel shows is what we wrote; an interface we left to the kernel may be any."""
-    if wanted == seen:
-        return True
-    if wanted.kind is not seen.kind or len(wanted.gateways) != len(seen.gateways):
-        return False
-    if all(leg.interface for leg in wanted.gateways):
-        return False
-    return all(
-        ours.address == theirs.address and ours.onlink == theirs.onlink and ours.interface in (0, theirs.interface)
-        for ours, theirs in zip(wanted.gateways, sorted(seen.gateways, key=lambda leg: leg.address), strict=True)
-    )
