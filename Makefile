@@ -1,0 +1,58 @@
+# Everything a developer does, as `make TARGET`. On a fresh Debian 12 or Ubuntu 24.04, as root, each target brings what it
+# needs; what is there already is not done again.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+# Lab tests wait for daemons more than they compute, so there are more workers than cores.
+WORKERS ?= 4
+PYTEST := $(PYTHON) -m pytest
+SOURCES := routed tests
+
+.PHONY: help setup check format test test-fast demo bench clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/.packages: .ci/packages
+	@.ci/packages
+	@mkdir -p $(VENV)
+	@touch $@
+
+$(VENV)/.installed: pyproject.toml $(VENV)/.packages
+	@[ -x $(PYTHON) ] || python3 -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'routed needs Python 3.11 or newer'; exit 1; }
+	@echo 'installing routed into $(VENV)'
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check -e '.[test,lint]'
+	@touch $@
+
+setup: $(VENV)/.installed ## install the system packages and .venv that the rest needs
+
+check: setup ## style, formatting, types, and which room may import which
+	$(VENV)/bin/ruff check $(SOURCES)
+	$(VENV)/bin/ruff format --check $(SOURCES)
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+format: setup ## let ruff format and fix what it can
+	$(VENV)/bin/ruff check --fix $(SOURCES)
+	$(VENV)/bin/ruff format $(SOURCES)
+
+test: setup ## the whole test suite, real kernels and real peers included (root)
+	$(PYTEST) -n $(WORKERS) --dist loadscope
+
+test-fast: setup ## the tests that need neither root nor other daemons
+	$(PYTEST) -n $(WORKERS) --dist loadscope -m 'not lab'
+
+demo: setup ## three nodes, a top-of-rack switch and pods in network namespaces (root)
+	@$(PYTHON) -m routed.testing.demo
+
+bench: setup ## the speed of this machine's routed, as docs/benchmarks has it (root)
+	$(PYTHON) -m tests.bench
+
+clean: ## remove .venv and everything that is generated
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
