@@ -147,13 +147,13 @@ class Core:
             return
         self._local_address[conn] = local
         peer.neighbor.connected(conn, now)
-        self._after(peer, conn, now)
+        self._after(peer, now)
 
     def connect_failed(self, conn: int, reason: str, now: float) -> None:
         peer = self._conns.pop(conn, None)
         if peer is not None:
             peer.neighbor.connect_failed(conn, now, reason)
-            self._after(peer, 0, now)
+            self._after(peer, now)
 
     def accepted(self, remote: bytes, local: bytes, interface: str, now: float) -> int:
         """Somebody connected to us: the id of the new connection, or 0 to close it at once."""
@@ -166,7 +166,7 @@ class Core:
             if isinstance(answer, int):
                 self._conns[answer] = peer
                 self._local_address[answer] = local
-                self._after(peer, answer, now)
+                self._after(peer, now)
                 return answer
             refusal = answer
         self._log(Level.WARNING, "listen", f"refused a connection from {format_address(remote)}: {refusal}")
@@ -176,14 +176,14 @@ class Core:
         peer = self._conns.get(conn)
         if peer is not None:
             peer.neighbor.receive_data(conn, data, now)
-            self._after(peer, conn, now)
+            self._after(peer, now)
 
     def closed(self, conn: int, reason: str, now: float) -> None:
         """The connection ended without our asking."""
         peer = self._conns.pop(conn, None)
         if peer is not None:
             peer.neighbor.closed(conn, now, reason)
-            self._after(peer, 0, now)
+            self._after(peer, now)
             self._local_address.pop(conn, None)
 
     def writing_paused(self, conn: int, now: float) -> None:
@@ -238,7 +238,7 @@ class Core:
             if peer.stale_until is not None and peer.stale_until <= now:
                 self._log(Level.WARNING, name, f"no End-of-RIB within {STALE_MAX:.0f} s: its stale routes are removed")
                 self._sweep(peer)
-            self._after(peer, peer.neighbor.connection, now)
+            self._after(peer, now)
         if self.deferring or self.sweep_pending:
             self._check_restart(now)
 
@@ -250,7 +250,7 @@ class Core:
                 Notification.cease(CeaseSubcode.ADMINISTRATIVE_SHUTDOWN, reason) if mode == "shutdown" else None
             )
             peer.neighbor.stop(now, notification, admin_down=True)
-            self._after(peer, 0, now)
+            self._after(peer, now)
 
     def clear(self, address: bytes, mode: str, now: float) -> bool:
         """Reset a peer's session (`hard`), or ask for (`in`) or give (`out`) its routes again. False: no such peer."""
@@ -268,7 +268,8 @@ class Core:
             else:
                 for adj_out in peer.adj_out.values():
                     adj_out.refresh()
-            self._after(peer, peer.neighbor.connection, now)
+                    self.writable.add(peer.neighbor.connection)
+            self._after(peer, now)
         return found
 
     # ================================================================ outputs
@@ -324,7 +325,7 @@ class Core:
 
     # ================================================================ sessions
 
-    def _after(self, peer: Peer, conn: int, now: float) -> None:
+    def _after(self, peer: Peer, now: float) -> None:
         """Act on what a neighbour reports, and note that it may have something to write."""
         neighbor = peer.neighbor
         events = neighbor.events
@@ -349,13 +350,23 @@ class Core:
                 elif isinstance(event, RefreshReceived):
                     if event.family in peer.adj_out:
                         peer.adj_out[event.family].refresh()
+                        self.writable.add(neighbor.connection)
                 elif isinstance(event, StateChanged):
-                    level = Level.INFO if State.ESTABLISHED in (event.old, event.new) else Level.DEBUG
-                    self._log(level, peer.plan.name, f"{event.old.name} -> {event.new.name}: {event.reason}")
-        for each in (conn, neighbor.connection):
-            if each:
-                self.writable.add(each)
+                    self._state_changed(peer, event)
+        problem = neighbor.counters.last_error
+        if problem != peer.problem_told:
+            peer.problem_told = problem
+            self._log(Level.WARNING, peer.plan.name, problem)
+        for waiting in neighbor.pending_output():
+            self.writable.add(waiting)
         self._rearm(peer)
+
+    def _state_changed(self, peer: Peer, event: StateChanged) -> None:
+        level = Level.INFO if event.new is State.ESTABLISHED else Level.DEBUG
+        if event.old is State.ESTABLISHED:
+            level = Level.WARNING
+            peer.problem_told = peer.neighbor.counters.last_error  # this line says it
+        self._log(level, peer.plan.name, f"{event.old.label} -> {event.new.label}: {event.reason}")
 
     def _rearm(self, peer: Peer) -> None:
         at = peer.neighbor.next_timer()
@@ -402,6 +413,7 @@ class Core:
                 adj_out = AdjRibOut(peer.source, self._group(self._export_policy(peer, family)))
                 adj_out.held = self.deferring
                 peer.adj_out[family] = adj_out
+                self.writable.add(event.conn)
 
     def _export_policy(self, peer: Peer, family: Family) -> ExportPolicy:
         plan = peer.plan
@@ -605,12 +617,12 @@ class Core:
             neighbor.restarting(self.settings.routes_found)
         self._log(Level.INFO, plan.name, f"peer added: {plan.why}")
         neighbor.start(now)
-        self._after(peer, 0, now)
+        self._after(peer, now)
 
     def _remove_peer(self, name: str, now: float) -> None:
         peer = self.peers[name]
         peer.neighbor.stop(now, Notification.cease(CeaseSubcode.PEER_DECONFIGURED, ""), admin_down=True)
-        self._after(peer, 0, now)
+        self._after(peer, now)
         self._sweep(peer)
         del self.peers[name]
         self._log(Level.INFO, name, "peer removed: no resource asks for it any more")
@@ -620,7 +632,7 @@ class Core:
         peer = self.peers[plan.name]
         self._log(Level.INFO, plan.name, f"its session starts anew: {reason}")
         peer.neighbor.stop(now, Notification.cease(CeaseSubcode.OTHER_CONFIGURATION_CHANGE, ""), admin_down=True)
-        self._after(peer, 0, now)
+        self._after(peer, now)
         self._sweep(peer)
         del self.peers[plan.name]
         self._add_peer(plan, now)
@@ -643,7 +655,8 @@ class Core:
                 policy = self._export_policy(peer, family)
                 if policy != adj_out.group.policy:
                     adj_out.move(self._group(policy))
-        self._after(peer, peer.neighbor.connection, now)
+                    self.writable.add(peer.neighbor.connection)
+        self._after(peer, now)
 
     # ================================================================ restart
 

@@ -13,7 +13,17 @@ from routed.rib.table import AdjRibIn
 class Peer:
     """Mutable state of one planned peer."""
 
-    __slots__ = ("adj_in", "adj_out", "end_of_rib", "neighbor", "plan", "source", "stale_until", "timer_at")
+    __slots__ = (
+        "adj_in",
+        "adj_out",
+        "end_of_rib",
+        "neighbor",
+        "plan",
+        "problem_told",
+        "source",
+        "stale_until",
+        "timer_at",
+    )
 
     def __init__(self, plan: PeerPlan, neighbor: Neighbor) -> None:
         self.plan = plan
@@ -28,5 +38,7 @@ class Peer:
         """Families whose End-of-RIB arrived in this session."""
         self.stale_until: float | None = None
         """When stale routes go even if the peer's End-of-RIB never comes (RFC 4724 4.2)."""
+        self.problem_told = ""
+        """The neighbour's `last_error` when it was last put into the log."""
         self.timer_at: float | None = None
         """The wake-up the core holds for the neighbour's timers."""

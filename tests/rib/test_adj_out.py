@@ -76,7 +76,8 @@ def test_well_known_communities(community: bytes, to: SourceKind, told: bool) ->
 
 def test_to_an_external_peer() -> None:
     learned = path(
-        CLIENT, local_pref=200, med=7, originator_id=3, cluster_list=b"\x00\x00\x00\x05", as_path=b"\x02\x01\x00\x00\xfd\xe8",
+        CLIENT, local_pref=200, med=7, originator_id=3, cluster_list=b"\x00\x00\x00\x05",
+        as_path=b"\x02\x01\x00\x00\xfd\xe8",
         extended_communities=b"\x00\x02\x00\x00\x00\x00\x00\x01" + b"\x43\x00\x00\x00\x00\x00\x00\x02",
     )  # fmt: skip
     told = export_attributes(learned, learned.attrs, policy(EBGP))
