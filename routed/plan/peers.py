@@ -4,10 +4,11 @@ Three passes over the BGPPeers, each in order of their names, then the mesh; the
 1. global ones (no node, no nodeSelector), 2. those that select this node, 3. the reverse of those that name this node as
 the peer, so that both ends of a session between nodes follow from one resource.
 
-A node is the passive side of a mesh or global peering where the other node's address is greater *as text* ("10.0.0.9" >
-"10.0.0.10"): the other node, Calico's BIRD perhaps, compares the same strings, and sessions with one opener can restart
-gracefully. A reflector, a node with routeReflectorClusterID, is in no mesh; its internal peers are its clients, unless
-they have its cluster id. Sessions carry the family of their address; both families are two sessions.
+A node is the passive side of a mesh session, and of a global one with a node given by its address, where the other
+node's address is greater *as text* ("10.0.0.9" > "10.0.0.10"): the other node, Calico's BIRD perhaps, compares the same
+strings, and a session with one opener can restart gracefully. A reflector, a node with routeReflectorClusterID, is in no
+mesh; its internal peers are its clients, unless they have its cluster id. Sessions carry the family of their address;
+both families are two sessions.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ class _Target:
     cluster_id: int | None
     """Of a node that is a route reflector."""
     is_node: bool
+    """Given by an address that is a node's. (Nodes a selector found don't count: both ends open, as in Calico.)"""
 
 
 def plan_peers(cluster: Cluster, speaker: Speaker) -> tuple[dict[str, PeerSpec], list[str]]:
@@ -210,7 +212,7 @@ class _Builder:
     def _node_target(self, node: Node, address: bytes) -> _Target:
         cluster_id = node.bgp.route_reflector_cluster_id if node.bgp is not None else None
         port = self.cluster.listen_port(node.name)
-        return _Target(address, port, self.cluster.as_number(node), cluster_id, is_node=True)
+        return _Target(address, port, self.cluster.as_number(node), cluster_id, is_node=False)
 
     def _address_target(self, peer: BGPPeer, address: bytes) -> _Target:
         as_number = peer.as_number if peer.as_number is not None else self.speaker.local_as

@@ -244,8 +244,8 @@ def test_peer_selector_gives_both_families(scenario: Make) -> None:
     """,
     )
     assert scenario(*text).peers == {
-        "Global_10_192_0_3": "10.192.0.3 179 64512 IBGP passive",
-        "Global_fd5f__3": "fd5f::3 179 64512 IBGP passive",
+        "Global_10_192_0_3": "10.192.0.3 179 64512 IBGP",
+        "Global_fd5f__3": "fd5f::3 179 64512 IBGP",
         "Global_10_192_0_10": "10.192.0.10 179 64512 IBGP",
     }
 
