@@ -1,0 +1,441 @@
+"""Real routers for a laboratory: routed itself, and BIRD, FRR, GoBGP and ExaBGP, each in a namespace.
+
+Each is made for a namespace with its configuration in its own language, started with `start()`, asked with `sessions()`
+(which neighbours are up) and `routes()` (what it holds, by prefix), and ended with `stop()` (SIGTERM) or `kill()`.
+Nothing of theirs is kept outside the namespace's folder. `missing(...)` says which are not installed.
+
+A route is told as text in the router's own words, for a test to look for what matters in it; `routed` answers in JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+
+from routed.control.client import ControlClient, Unreachable
+from routed.control.protocol import SOCKET_NAME
+from routed.testing.lab import LabError, Namespace, Process, run, wait_for
+
+API = "projectcalico.org/v3"
+
+#: Seconds a router may take until it answers questions.
+START = 15.0
+
+Json = dict[str, Any]
+
+PROGRAMS = {
+    "bird": ("bird", "birdc"),
+    "frr": ("/usr/lib/frr/bgpd", "/usr/lib/frr/zebra", "vtysh"),
+    "gobgp": ("gobgpd", "gobgp"),
+    "exabgp": (os.path.join(os.path.dirname(sys.executable), "exabgp"),),
+}
+
+
+def missing(*names: str) -> list[str]:
+    """Which of these routers (keys of PROGRAMS) are not installed here."""
+    return [name for name in names if not all(shutil.which(program) for program in PROGRAMS[name])]
+
+
+def resource(kind: str, name: str, spec: Json | None = None, **labels: str) -> Json:
+    """A manifest, as it stands in a resource file."""
+    metadata: Json = {"name": name, **({"labels": labels} if labels else {})}
+    return {"apiVersion": API, "kind": kind, "metadata": metadata, "spec": spec or {}}
+
+
+class Router:
+    """What all have in common: a namespace, a folder, processes."""
+
+    name: ClassVar[str]
+
+    def __init__(self, namespace: Namespace) -> None:
+        self.namespace = namespace
+        self.folder = namespace.folder / self.name
+        self.folder.mkdir(exist_ok=True)
+        self.processes: list[Process] = []
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        self.launch()
+        wait_for(self.answers, START, f"{self.name} in {self.namespace.name} answers", state=self.namespace.lab.report)
+
+    def launch(self) -> None:
+        """Start it."""
+        raise LabError(f"{self.name} cannot be started")
+
+    def answers(self) -> bool:
+        """Whether it takes questions already."""
+        return True
+
+    def sessions(self) -> dict[str, str]:
+        """State by neighbour address, `Established` where it is up."""
+        return {}
+
+    def established(self, *addresses: str) -> bool:
+        """Whether the sessions with these neighbours are up."""
+        states = self.sessions()
+        return all(states.get(address, "").lower() == "established" for address in addresses)
+
+    def routes(self, *, ipv6: bool = False) -> dict[str, str]:
+        """What it holds, in its own words."""
+        raise LabError(f"{self.name} cannot list routes{' of IPv6' if ipv6 else ''}")
+
+    @property
+    def alive(self) -> bool:
+        return bool(self.processes) and all(process.alive for process in self.processes)
+
+    def stop(self) -> None:
+        """End it as an administrator would."""
+        for process in reversed(self.processes):
+            process.stop()
+        self.processes.clear()
+
+    def kill(self) -> None:
+        """It crashes: no last words."""
+        for process in reversed(self.processes):
+            process.kill()
+        self.processes.clear()
+
+    def log(self) -> str:
+        """All it printed."""
+        return "".join(process.text() for process in self.processes)
+
+
+class Routed(Router):
+    """routed with a file datastore: one file a resource, in `resources`."""
+
+    name = "routed"
+
+    def __init__(self, namespace: Namespace, node_name: str = "", **settings: object) -> None:
+        """`settings` go into routed.yaml beside what a lab needs; None leaves a key out."""
+        super().__init__(namespace)
+        self.node_name = node_name or namespace.name
+        self.resources = self.folder / "resources"
+        self.resources.mkdir(exist_ok=True)
+        self.config = self.folder / "routed.yaml"
+        self.settings: Json = {
+            "nodeName": self.node_name,
+            "datastore": {"type": "file", "path": str(self.resources)},
+            "runDir": str(self.folder / "run"),
+            "stateDir": str(self.folder / "state"),
+            "log": {"level": "debug"},
+            **settings,
+        }
+        self.configure()
+
+    def configure(self, **settings: object) -> None:
+        """Write routed.yaml, with these settings changed."""
+        self.settings.update(settings)
+        wanted = {key: value for key, value in self.settings.items() if value is not None}
+        self.config.write_text(yaml.safe_dump(wanted, sort_keys=False))
+
+    # ---- its datastore
+
+    def put(self, *manifests: Json) -> None:
+        """These resources exist, each in a file of its own, renamed into place."""
+        for manifest in manifests:
+            path = self._path(manifest["kind"], manifest["metadata"]["name"])
+            fresh = path.with_suffix(".new")
+            fresh.write_text(yaml.safe_dump(manifest, sort_keys=False))
+            fresh.rename(path)
+
+    def remove(self, kind: str, name: str) -> None:
+        self._path(kind, name).unlink()
+
+    def _path(self, kind: str, name: str) -> Path:
+        return self.resources / f"{kind}-{name}.yaml"
+
+    # ---- running
+
+    def launch(self) -> None:
+        argv = (sys.executable, "-m", "routed.daemon.main", "run", "--config", str(self.config))
+        self.processes = [self.namespace.start("routed", *argv)]
+
+    def answers(self) -> bool:
+        with contextlib.suppress(Unreachable):
+            return bool(self.ask("status"))
+        if not self.alive:
+            raise LabError(f"routed in {self.namespace.name} ended:\n{self.log()}")
+        return False
+
+    @property
+    def pid(self) -> int:
+        return self.processes[0].pid
+
+    # ---- asking
+
+    def ask(self, request: str, **arguments: object) -> Any:
+        """An answer from the control socket."""
+        with ControlClient(str(self.folder / "run" / SOCKET_NAME), patience=10) as client:
+            return client.ask(request, **arguments)
+
+    def stream(self, request: str, **arguments: object) -> Iterator[Any]:
+        with ControlClient(str(self.folder / "run" / SOCKET_NAME), patience=30) as client:
+            yield from client.stream(request, **arguments)
+
+    def ctl(self, *words: str, check: bool = True) -> str:
+        """What routedctl prints."""
+        argv = (sys.executable, "-m", "routed.cli.main", *words, "--config", str(self.config))
+        return run(*argv, check=check)
+
+    def status(self) -> Json:
+        answer: Json = self.ask("status")
+        return answer
+
+    def problems(self) -> list[str]:
+        found: list[str] = self.status()["problems"]
+        return found
+
+    def neighbors(self) -> dict[str, Json]:
+        """By address."""
+        return {row["address"]: row for row in self.stream("neighbors")}
+
+    def sessions(self) -> dict[str, str]:
+        return {address: row["state"] for address, row in self.neighbors().items()}
+
+    def routes(self, *, ipv6: bool = False) -> dict[str, str]:
+        family = "ipv6" if ipv6 else "ipv4"
+        return {
+            row["prefix"]: json.dumps(row) for row in self.stream("routes") if row["family"].lower().startswith(family)
+        }
+
+    def route(self, prefix: str) -> Json:
+        """One prefix with all its candidates; an empty object where there is none."""
+        rows: list[Json] = [row for row in self.stream("routes", all=True) if row["prefix"] == prefix]
+        return rows[0] if rows else {}
+
+    def best(self, prefix: str) -> Json:
+        """The best path to a prefix; an empty object where there is none."""
+        candidates: list[Json] = self.route(prefix).get("candidates", [])
+        return next((path for path in candidates if path["best"]), {})
+
+    def fib(self) -> dict[str, Json]:
+        return {row["prefix"]: row for row in self.stream("fib")}
+
+    def kernel_routes(self, *, ipv6: bool = False) -> dict[str, str]:
+        """What is really in the kernel under our protocol number, without the constant words."""
+        found = self.namespace.routes(protocol=120, ipv6=ipv6)
+        noise = r" ?(proto 120|metric 1024|pref medium|onlink|dev lo)\b"
+        return {prefix: " ".join(re.sub(noise, "", text).split()) for prefix, text in found.items()}
+
+
+class Bird(Router):
+    """BIRD 2. `config` is its configuration but for the log."""
+
+    name = "bird"
+
+    def __init__(self, namespace: Namespace, config: str) -> None:
+        super().__init__(namespace)
+        self.config = config
+
+    def launch(self) -> None:
+        file = self.folder / "bird.conf"
+        file.write_text(f"log stderr all;\n{self.config}")
+        argv = ("bird", "-f", "-c", str(file), "-s", str(self.folder / "bird.ctl"))
+        self.processes = [self.namespace.start("bird", *argv)]
+
+    def configure(self, config: str) -> None:
+        """Change the configuration while it runs."""
+        self.config = config
+        (self.folder / "bird.conf").write_text(f"log stderr all;\n{config}")
+        self.ctl("configure")
+
+    def ctl(self, *words: str) -> str:
+        return run("birdc", "-s", str(self.folder / "bird.ctl"), *words, check=False)
+
+    def answers(self) -> bool:
+        return "up and running" in self.ctl("show", "status")
+
+    def sessions(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        address = ""
+        for line in self.ctl("show", "protocols", "all").splitlines():
+            key, _, value = line.strip().partition(": ")
+            if key == "Neighbor address":
+                address = value.strip().partition("%")[0]
+            elif key == "BGP state":
+                found["pending"] = value.strip()
+            if address and "pending" in found:
+                found[address] = found.pop("pending")
+                address = ""
+        return found
+
+    def routes(self, *, ipv6: bool = False) -> dict[str, str]:
+        found: dict[str, str] = {}
+        last = ""
+        for line in self.ctl("show", "route", "table", "master6" if ipv6 else "master4", "all").splitlines():
+            if line and not line[0].isspace() and "/" in line.split()[0]:
+                last = line.split()[0]
+                found[last] = line
+            elif last and line[:1].isspace():
+                found[last] += "\n" + line
+        return found
+
+
+class Frr(Router):
+    """FRR's zebra and bgpd. `config` is bgpd's configuration, `zebra` zebra's."""
+
+    name = "frr"
+
+    def __init__(self, namespace: Namespace, config: str, zebra: str = "", *, program_routes: bool = True) -> None:
+        super().__init__(namespace)
+        self.config = config
+        self.zebra = zebra
+        self.program_routes = program_routes
+
+    def launch(self) -> None:
+        folder = str(self.folder)
+        (self.folder / "bgpd.conf").write_text(f"hostname {self.namespace.name}\n{self.config}")
+        (self.folder / "zebra.conf").write_text(f"hostname {self.namespace.name}\n{self.zebra}")
+        # both drop root for the user frr
+        for path in (self.folder, *self.folder.iterdir()):
+            shutil.chown(path, "frr", "frr")
+        Path("/var/run/frr").mkdir(exist_ok=True)
+        shutil.chown("/var/run/frr", "frr", "frr")
+        common = (
+            "-z",
+            f"{folder}/zserv.sock",
+            "--vty_socket",
+            folder,
+            "--log",
+            "stdout",
+            "--log-level",
+            "informational",
+        )
+        zebra = ("/usr/lib/frr/zebra", "-f", f"{folder}/zebra.conf", "-i", f"{folder}/zebra.pid", *common)
+        bgpd = ("/usr/lib/frr/bgpd", "-f", f"{folder}/bgpd.conf", "-i", f"{folder}/bgpd.pid", "-p", "179", *common)
+        self.processes = [self.namespace.start("zebra", *zebra)]
+        wait_for((self.folder / "zserv.sock").exists, START, "zebra serves", state=self.namespace.lab.report)
+        self.processes.append(self.namespace.start("bgpd", *bgpd, *([] if self.program_routes else ["-n"])))
+
+    def ctl(self, command: str) -> str:
+        """What vtysh prints for a command."""
+        return run("vtysh", "--vty_socket", str(self.folder), "-c", command, check=False)
+
+    def configure(self, *lines: str) -> None:
+        """Change the configuration while it runs, as typed after `configure terminal`."""
+        words = [word for line in ("configure terminal", *lines) for word in ("-c", line)]
+        run("vtysh", "--vty_socket", str(self.folder), *words)
+
+    def answers(self) -> bool:
+        return "router bgp" in self.ctl("show running-config")
+
+    def sessions(self) -> dict[str, str]:
+        found: Json = _json(self.ctl("show bgp neighbors json"))
+        return {address: row["bgpState"] for address, row in found.items() if isinstance(row, dict)}
+
+    def routes(self, *, ipv6: bool = False) -> dict[str, str]:
+        found: Json = _json(self.ctl(f"show bgp {'ipv6' if ipv6 else 'ipv4'} unicast json detail"))
+        return {prefix: json.dumps(row) for prefix, row in found.get("routes", {}).items()}
+
+    def route(self, prefix: str) -> list[Json]:
+        """The paths to one prefix, with all their attributes."""
+        family = "ipv6" if ":" in prefix else "ipv4"
+        found: Json = _json(self.ctl(f"show bgp {family} unicast {prefix} json"))
+        paths: list[Json] = found.get("paths", [])
+        return paths
+
+
+class GoBgp(Router):
+    """GoBGP. `config` is its TOML."""
+
+    name = "gobgp"
+
+    def __init__(self, namespace: Namespace, config: str) -> None:
+        super().__init__(namespace)
+        self.config = config
+
+    def launch(self) -> None:
+        file = self.folder / "gobgpd.toml"
+        file.write_text(self.config)
+        self.processes = [self.namespace.start("gobgpd", "gobgpd", "-f", str(file), "--log-level", "info", "-p")]
+
+    def ctl(self, *words: str) -> str:
+        return self.namespace.run("gobgp", *words, check=False)
+
+    def answers(self) -> bool:
+        return self.ctl("global").lstrip().startswith("AS:")
+
+    def sessions(self) -> dict[str, str]:
+        states = {1: "Idle", 2: "Connect", 3: "Active", 4: "OpenSent", 5: "OpenConfirm", 6: "Established"}
+        rows: list[Json] = _json(self.ctl("neighbor", "-j")) or []
+        return {
+            row["conf"]["neighbor_address"]: states.get(row["state"].get("session_state", 0), "unknown") for row in rows
+        }
+
+    def routes(self, *, ipv6: bool = False) -> dict[str, str]:
+        found: Json = _json(self.ctl("global", "rib", "-a", "ipv6" if ipv6 else "ipv4", "-j"))
+        return {prefix: json.dumps(paths) for prefix, paths in found.items()}
+
+
+class ExaBgp(Router):
+    """ExaBGP. `config` holds its neighbours; what they hear is kept as ExaBGP tells it.
+
+    Write `neighbor ADDRESS { ...; api { processes [ watch ]; receive { parsed; update; } } }`.
+    """
+
+    name = "exabgp"
+
+    def __init__(self, namespace: Namespace, config: str) -> None:
+        super().__init__(namespace)
+        self.config = config
+        self.heard = self.folder / "heard"
+
+    def launch(self) -> None:
+        script = self.folder / "watch"
+        script.write_text(f"#!/bin/sh\nexec cat > {self.heard}\n")
+        script.chmod(0o755)
+        file = self.folder / "exabgp.conf"
+        file.write_text(f"process watch {{ run {script}; encoder json; }}\n{self.config}")
+        settings = (
+            "exabgp.daemon.user=root",
+            "exabgp.daemon.drop=false",
+            "exabgp.api.cli=false",
+            "exabgp.api.ack=false",
+        )
+        argv = ("env", *settings, PROGRAMS["exabgp"][0], "server", str(file))
+        self.processes = [self.namespace.start("exabgp", *argv)]
+
+    def messages(self) -> list[Json]:
+        """What it told its process, in order."""
+        lines = self.heard.read_text().splitlines() if self.heard.exists() else []
+        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+
+    def sessions(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for message in self.messages():
+            if message.get("type") == "state":
+                up = message["neighbor"]["state"] == "up"
+                found[message["neighbor"]["address"]["peer"]] = "Established" if up else "Idle"
+        return found
+
+    def routes(self, *, ipv6: bool = False) -> dict[str, str]:
+        wanted = "ipv6 unicast" if ipv6 else "ipv4 unicast"
+        found: dict[str, str] = {}
+        for message in self.messages():
+            update = message.get("neighbor", {}).get("message", {}).get("update", {})
+            for next_hop, rows in update.get("announce", {}).get(wanted, {}).items():
+                for row in rows:
+                    if "nlri" in row:
+                        found[row["nlri"]] = json.dumps({"next-hop": next_hop, **update.get("attribute", {})})
+            for row in update.get("withdraw", {}).get(wanted, []):
+                found.pop(row["nlri"], None)
+        return found
+
+
+def _json(text: str) -> Any:
+    """JSON among what a program prints; an empty object where there is none (it is just starting)."""
+    start = re.search(r"[\[{]", text)
+    if start is None:
+        return {}
+    with contextlib.suppress(json.JSONDecodeError):
+        return json.loads(text[start.start() :])
+    return {}
