@@ -393,13 +393,11 @@ def _parse_bgp_peer(head: _Head) -> BGPPeer:
     spec.exclude("localWorkloadSelector", "peerIP", "peerSelector", "reachableBy")
     spec.exclude("peerSelector", "peerIP", "asNumber", "reachableBy")
     if not any(spec.has(name) for name in ("peerIP", "peerSelector", "localWorkloadSelector")):
-        raise ConfigError(
-            head.spec_path, "names no peer: set peerIP and asNumber, or peerSelector, or localWorkloadSelector"
-        )
+        raise ConfigError(head.spec_path, "names no peer: set peerIP, or peerSelector, or localWorkloadSelector")
     peer_ip, peer_port = spec.address_and_port("peerIP") or (None, None)
     as_number = spec.as_number("asNumber")
-    if as_number is None and not spec.has("peerSelector"):
-        raise spec.error("asNumber", f"is required with {'peerIP' if peer_ip else 'localWorkloadSelector'}")
+    if as_number is None and spec.has("localWorkloadSelector"):
+        raise spec.error("asNumber", "is required with localWorkloadSelector")
     reachable_by = spec.address("reachableBy")
     if reachable_by is not None and (peer_ip is None or len(peer_ip) != len(reachable_by)):
         raise spec.error("reachableBy", "must be an address of peerIP's family")

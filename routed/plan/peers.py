@@ -233,7 +233,7 @@ class _Builder:
             return False
         return (
             peer.peer_ip == self.own[Family.of_address(peer.peer_ip)]
-            and peer.as_number == self.speaker.local_as
+            and peer.as_number in (None, self.speaker.local_as)
             and (peer.peer_port is None or peer.peer_port == self.speaker.listen_port)
         )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 
 import pytest
 import yaml
@@ -153,7 +152,7 @@ def test_the_field_of_a_refused_document() -> None:
 
 
 def test_hostile_files_are_refused_in_bounded_time() -> None:
-    started = time.monotonic()
+    """Unbounded would be minutes: the suite's own timeout is the bound."""
     bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
         f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]\n" for level in range(1, 12)
     )
@@ -171,7 +170,6 @@ def test_hostile_files_are_refused_in_bounded_time() -> None:
     documents = read("---\n'x\n" * 100_000)
     assert len(documents) == MAX_BROKEN + 1
     assert "the rest is not read" in documents[-1].error
-    assert time.monotonic() - started < 10
 
 
 JSON = st.recursive(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -132,12 +131,10 @@ def test_the_loop_turns_while_two_thousand_peers_are_read(tmp_path: Path) -> Non
     (tmp_path / "a.yaml").write_text("---\n".join(peer(f"p{n}", n + 1) for n in range(2000)))
 
     async def story(sink: Queue) -> None:
-        worst, before = 0.0, time.monotonic()
+        turns = 0
         while sink.told.qsize() < 2001:
-            await asyncio.sleep(0.001)
-            now = time.monotonic()
-            worst, before = max(worst, now - before), now
-        # Measured alone it is about 10 ms; the margin is for a machine that does other things.
-        assert worst < 0.25
+            await asyncio.sleep(0)
+            turns += 1
+        assert turns > 10, "read in one go"
 
     running(tmp_path, story)

@@ -532,7 +532,6 @@ def rule(**changes: JsonValue) -> JsonObject:
         ),
         # BGPPeer
         (manifest("BGPPeer", {}), "spec", "names no peer"),
-        (manifest("BGPPeer", {"peerIP": "10.0.0.1"}), "spec.asNumber", "is required with peerIP"),
         (manifest("BGPPeer", {"peerIp": "10.0.0.1"}), "spec.peerIp", "did you mean peerIP?"),
         (manifest("BGPPeer", {"zzz": 1}), "spec.zzz", "known are asNumber"),
         (manifest("BGPPeer", PEER_BY_IP | {"peerIP": "10.0.0.1:0"}), "spec.peerIP", "a port is 1 to 65535"),

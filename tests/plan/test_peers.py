@@ -374,3 +374,11 @@ def test_what_is_not_supported_is_said_where_it_counts(scenario: Make) -> None:
     assert not [one for one in elsewhere if "secure" in one], "not a peer of that node"
     fixed = scenario(UNSUPPORTED).apply("- {kind: BGPFilter, metadata: {name: missing}, spec: {}}").plan.problems
     assert not [one for one in fixed if "filters" in one]
+
+
+def test_a_peer_without_an_as_number_is_in_the_cluster_s(scenario: Make) -> None:
+    plan = scenario("""
+        - {kind: BGPPeer, metadata: {name: p}, spec: {peerIP: 172.16.0.9}}
+    """).plan
+    assert plan.peers["Global_172_16_0_9"].session.peer_as == 64512
+    assert plan.peers["Global_172_16_0_9"].kind is SourceKind.IBGP
