@@ -168,10 +168,9 @@ class Namespace:
         """Give an interface addresses (`10.0.0.1/24`)."""
         self.ip(*(f"addr add {each} dev {interface}{' nodad' if ':' in each else ''}" for each in addresses))
 
-    def route(self, command: str, *, ipv6: bool | None = None) -> None:
-        """`add default via 10.0.0.1`; the family is told by a colon in it."""
-        six = ":" in command if ipv6 is None else ipv6
-        self.ip(f"{'-6 ' if six else ''}route {command}")
+    def route(self, command: str) -> None:
+        """`add default via 10.0.0.1`; `ip` tells the family by the addresses in it."""
+        self.ip(f"route {command}")
 
     def forward(self) -> None:
         """Let it forward packets between its interfaces."""
