@@ -275,9 +275,9 @@ def test_problems_name_file_line_and_field(watched: Watched) -> None:
     watched.write("a.yaml", peer("x") + "  numAllowedLocalASNumbers: -1\n  localAsNumber: 3\n")
     assert watched.problems[0].startswith("a.yaml:9: spec.localAsNumber: ")
     watched.write(
-        "a.yaml", "apiVersion: projectcalico.org/v3\nkind: BGPPeer\nmetadata:\n  name: x\nspec:\n  peerIP: 10.0.0.1\n"
+        "a.yaml", "apiVersion: projectcalico.org/v3\nkind: BGPPeer\nmetadata:\n  name: x\nspec:\n  localWorkloadSelector: all()\n"
     )
-    assert watched.problems == ["a.yaml:5: spec.asNumber: is required with peerIP"]
+    assert watched.problems == ["a.yaml:5: spec.asNumber: is required with localWorkloadSelector"]
 
 
 def test_many_problems_of_one_file_are_cut(watched: Watched) -> None:
