@@ -141,7 +141,7 @@ def socket_path(arguments: argparse.Namespace) -> str:
     run_dir = config.get("runDir", DEFAULT_RUN_DIR) if isinstance(config, dict) else DEFAULT_RUN_DIR
     if not isinstance(run_dir, str):
         raise ConfigError(path, "runDir: must be the path of a folder")
-    return os.path.join(os.path.dirname(os.path.abspath(path)), run_dir, SOCKET_NAME)
+    return os.path.normpath(os.path.join(os.path.dirname(os.path.abspath(path)), run_dir, SOCKET_NAME))
 
 
 # --- commands

@@ -118,15 +118,19 @@ class ControlServer:
     async def _stream(self, items: Iterator[object], writer: asyncio.StreamWriter) -> None:
         batch: list[object] = []
         until = time.monotonic() + BATCH_SECONDS
-        for item in items:
-            batch.append(item)
-            if len(batch) >= BATCH_ITEMS or time.monotonic() >= until:
-                writer.write(encode_items(batch))
-                batch = []
-                await _drain(writer)
-                await asyncio.sleep(0)
-                until = time.monotonic() + BATCH_SECONDS
-        writer.write(encode_items(batch))  # even if empty: it tells an empty table from a null answer
+        try:
+            for item in items:
+                batch.append(item)
+                if len(batch) >= BATCH_ITEMS or time.monotonic() >= until:
+                    writer.write(encode_items(batch))
+                    batch = []
+                    await _drain(writer)
+                    await asyncio.sleep(0)
+                    until = time.monotonic() + BATCH_SECONDS
+        finally:
+            # Also where it breaks off: what there is comes before the error. Also if empty: that tells an empty table
+            # from a null answer.
+            writer.write(encode_items(batch))
 
 
 async def _drain(writer: asyncio.StreamWriter) -> None:

@@ -143,10 +143,10 @@ def parse_config(data: bytes, path: str) -> Config:
     log = top.mapping("log", ("level", "format"))
     return Config(
         node_name=top.get("nodeName", _name, "") or _host_name(path),
-        datastore_path=os.path.join(base, datastore.required("path", _folder, "the folder of resource files")),
+        datastore_path=_absolute(base, datastore.required("path", _folder, "the folder of resource files")),
         router_id=top.get("routerId", _router_id, None),
-        run_dir=os.path.join(base, top.get("runDir", _folder, DEFAULT_RUN_DIR)),
-        state_dir=os.path.join(base, top.get("stateDir", _folder, DEFAULT_STATE_DIR)),
+        run_dir=_absolute(base, top.get("runDir", _folder, DEFAULT_RUN_DIR)),
+        state_dir=_absolute(base, top.get("stateDir", _folder, DEFAULT_STATE_DIR)),
         kernel=KernelConfig(
             program_routes=kernel.get("programRoutes", _flag, True),
             table=kernel.get("table", _table, DEFAULT_TABLE),
@@ -159,6 +159,10 @@ def parse_config(data: bytes, path: str) -> Config:
         ),
         on_stop=top.get("onStop", _choice("restart", "shutdown"), "restart"),
     )
+
+
+def _absolute(base: str, path: str) -> str:
+    return os.path.normpath(os.path.join(base, path))
 
 
 class _Mapping:

@@ -88,7 +88,7 @@ class LogWriter:
             if repeat is not None:
                 self._report_repeat(subject, text, repeat)
             elif len(self._repeats) >= MAX_REMEMBERED:
-                self._forget(now, everything=True)
+                self._forget_repeats(now, everything=True)
             repeat = self._repeats[subject, text] = _Repeat(level, now)
         elif repeat.written >= SAME_LINES:
             repeat.left_out += 1
@@ -112,15 +112,18 @@ class LogWriter:
         self._forget(self._clock(), everything=True)
 
     def _forget(self, now: float, *, everything: bool) -> None:
-        for (subject, text), repeat in list(self._repeats.items()):
-            if everything or now - repeat.since >= SAME_SECONDS:
-                self._report_repeat(subject, text, repeat)
-                del self._repeats[subject, text]
+        self._forget_repeats(now, everything=everything)
         for subject, budget in list(self._budgets.items()):
             if everything or budget.is_full(now):
                 if budget.left_out:
                     self._report_flood(subject, budget)
                 del self._budgets[subject]
+
+    def _forget_repeats(self, now: float, *, everything: bool) -> None:
+        for (subject, text), repeat in list(self._repeats.items()):
+            if everything or now - repeat.since >= SAME_SECONDS:
+                self._report_repeat(subject, text, repeat)
+                del self._repeats[subject, text]
 
     def _report_repeat(self, subject: str, text: str, repeat: _Repeat) -> None:
         if repeat.left_out:

@@ -1,0 +1,147 @@
+"""routed.yaml: what it may say, and how each mistake reads."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from routed.core.effects import Level
+from routed.daemon import config
+from routed.daemon.config import Config, KernelConfig, LogConfig, load_config, make_folders, parse_config, reload
+from routed.errors import ConfigError
+
+DATASTORE = "datastore: {type: file, path: /r}\n"
+
+
+def parse(text: str) -> Config:
+    return parse_config(text.encode(), "/etc/routed/routed.yaml")
+
+
+def test_defaults() -> None:
+    assert parse(DATASTORE) == Config(node_name=socket.gethostname().lower(), datastore_path="/r")
+
+
+def test_everything() -> None:
+    assert parse(
+        """
+nodeName: node-1
+routerId: 10.0.0.1
+datastore:
+  type: file
+  path: resources
+runDir: /tmp/run
+stateDir: ../state
+kernel: {programRoutes: false, table: 100, routeProtocol: 17, metric: 32}
+log: {level: debug, format: json}
+onStop: shutdown
+"""
+    ) == Config(
+        node_name="node-1",
+        router_id=0x0A000001,
+        datastore_path="/etc/routed/resources",
+        run_dir="/tmp/run",
+        state_dir="/etc/state",
+        kernel=KernelConfig(program_routes=False, table=100, route_protocol=17, metric=32),
+        log=LogConfig(Level.DEBUG, "json"),
+        on_stop="shutdown",
+    )
+
+
+@pytest.mark.parametrize(("table", "number"), [("main", 254), ("default", 253), ("1", 1), ("4294967295", 0xFFFFFFFF)])
+def test_tables(table: str, number: int) -> None:
+    assert parse(f"{DATASTORE}kernel: {{table: {table}}}").kernel.table == number
+
+
+def test_table_names_are_those_of_iproute2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "rt_tables").write_text("# comment\n100 blue # ours\n\nnot a line\n")
+    (tmp_path / "rt_tables.d").mkdir()
+    (tmp_path / "rt_tables.d" / "red.conf").write_text("101\tred\n")
+    monkeypatch.setattr(config, "TABLE_NAMES", (str(tmp_path / "rt_tables"), "/nowhere"))
+    assert parse(f"{DATASTORE}kernel: {{table: blue}}").kernel.table == 100
+    assert parse(f"{DATASTORE}kernel: {{table: red}}").kernel.table == 101
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "message"),
+    [
+        ("", "", "datastore.path: is required: the folder of resource files"),
+        ("datastore: {type: file}", ":1", "datastore.path: is required: the folder of resource files"),
+        ("datastore: /r", ":1", "datastore: must be a mapping with the keys type and path"),
+        ("datastore: {type: etcd, path: /r}", ":1", "datastore.type: must be file, not 'etcd'"),
+        ("datastore: {path: [/r]}", ":1", "datastore.path: must be one value, not a list or a mapping"),
+        (DATASTORE + "nodename: a", ":2", "nodename: unknown key; did you mean `nodeName`?"),
+        (DATASTORE + "kernel:\n  metric: 1\n  tabel: 5", ":4", "kernel.tabel: unknown key; did you mean `table`?"),
+        (DATASTORE + "log: {colour: 1}", ":2", "log.colour: unknown key; known keys are level and format"),
+        (DATASTORE + "nodeName: a\nnodeName: b", ":3", "nodeName: is given twice"),
+        (DATASTORE + "nodeName: 17", ":2", "nodeName: must be text, not 17; put it in quotes"),
+        (DATASTORE + "nodeName: a b", ":2", "nodeName: must be a node's name, not 'a b'"),
+        (DATASTORE + "routerId: 0.0.0.0", ":2", "router id 0.0.0.0 is not allowed (RFC 6286)"),
+        (DATASTORE + "routerId: ten", ":2", "routerId: must be a router id such as 10.0.0.1"),
+        (DATASTORE + "runDir:", ":2", "runDir: must be text, not nothing; put it in quotes"),
+        (DATASTORE + 'stateDir: ""', ":2", "stateDir: must be the path of a folder"),
+        (
+            DATASTORE + "kernel: {programRoutes: maybe}",
+            ":2",
+            "kernel.programRoutes: must be true or false, not 'maybe'",
+        ),
+        (DATASTORE + "kernel: {table: 0}", ":2", "kernel.table: must be a number from 1 to 4294967295, not 0"),
+        (DATASTORE + "kernel: {table: local}", ":2", "kernel.table: "),
+        (DATASTORE + "kernel: {table: blau}", ":2", "kernel.table: 'blau' is no routing table's name"),
+        (DATASTORE + "kernel: {table: true}", ":2", "kernel.table: must be a number from 1 to 4294967295, not true"),
+        (DATASTORE + "kernel: {routeProtocol: 4}", ":2", "kernel.routeProtocol: 4 is a route protocol of the kernel"),
+        (
+            DATASTORE + "kernel: {routeProtocol: 256}",
+            ":2",
+            "kernel.routeProtocol: must be a number from 1 to 255, not 256",
+        ),
+        (DATASTORE + "kernel: {metric: -1}", ":2", "kernel.metric: must be a number from 0 to 2147483647, not -1"),
+        (DATASTORE + "log: {level: loud}", ":2", "log.level: must be debug or info or warning or error, not 'loud'"),
+        (DATASTORE + "log: {format: xml}", ":2", "log.format: must be text or json, not 'xml'"),
+        (DATASTORE + "onStop: never", ":2", "onStop: must be restart or shutdown, not 'never'"),
+        ("- a\n- b", ":1", "must be a mapping with the keys nodeName, routerId"),
+        ("nodeName: [", ":1", "is not YAML: "),
+        ("a: 1\n---\nb: 2", ":2", "is not YAML: "),
+        ("\x1b[31m", "", "is not YAML"),
+        (DATASTORE + '"\\e[31m": 1', ":2", "\\x1b[31m: unknown key"),
+        ("[" * 5000, "", "is not"),
+    ],
+)
+def test_mistakes(text: str, place: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(text)
+    assert caught.value.path == f"/etc/routed/routed.yaml{place}" or text.startswith("[" * 5000)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value) and "\x1b" not in str(caught.value)
+
+
+def test_octets_that_are_no_text() -> None:
+    with pytest.raises(ConfigError, match="is not YAML"):
+        parse_config(b"nodeName: \xff\x00", "routed.yaml")
+
+
+def test_missing_and_unreadable(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no such configuration file; name one with --config"):
+        load_config(str(tmp_path / "none.yaml"))
+    with pytest.raises(ConfigError, match="cannot read the configuration: Is a directory"):
+        load_config(str(tmp_path))
+
+
+def test_folders_are_made_with_their_parents(tmp_path: Path) -> None:
+    made = Config("a", "/r", run_dir=str(tmp_path / "a/b/run"), state_dir=str(tmp_path / "c/d/state"))
+    make_folders(made)
+    make_folders(made)
+    assert os.path.isdir(made.run_dir) and os.path.isdir(made.state_dir)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot create the folder stateDir names: Not a directory"):
+        make_folders(replace(made, state_dir=str(tmp_path / "file" / "state")))
+
+
+def test_reload_takes_what_can_change_and_names_the_rest() -> None:
+    old = Config("a", "/r", kernel=KernelConfig(table=100))
+    new = Config("b", "/r", kernel=KernelConfig(table=101), log=LogConfig(Level.DEBUG, "json"), on_stop="shutdown")
+    assert reload(old, new) == (replace(old, log=new.log, on_stop="shutdown"), ("nodeName", "kernel"))
+    assert reload(old, old) == (old, ())
