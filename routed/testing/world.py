@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from routed.core.core import Core, CoreSettings
 from routed.core.effects import Close, Connect, Listen, Log, Routes, Sweep
-from routed.desired import Gateway, KernelRoute
+from routed.desired import Gateway, KernelRoute, RouteBatch
 from routed.model.resources import JsonObject, ResourceKey, Update
 from routed.model.schema import parse_manifest
 from routed.net.addresses import format_address, parse_address
@@ -33,6 +33,8 @@ class Node:
         """To drive: the core itself, or what records it."""
         self.addresses = [(parse_address(text), length) for text, length in addresses]
         self.kernel: dict[tuple[Family, bytes], KernelRoute] = {}
+        self.batches: list[RouteBatch] = []
+        """All that was asked of the kernel, in order."""
         self.log: list[str] = []
         self.sweeps: list[tuple[Family, ...]] = []
         self.port = 0
@@ -193,6 +195,7 @@ class World:
                 case Listen():
                     node.port = effect.port
                 case Routes():
+                    node.batches += effect.batches
                     for batch in effect.batches:
                         for prefix in batch.prefixes:
                             if batch.route is None:
