@@ -65,6 +65,10 @@ class Router:
     def start(self) -> None:
         """Start it and wait until it answers."""
         self.launch()
+        self.wait()
+
+    def wait(self) -> None:
+        """Wait until it answers."""
         wait_for(self.answers, START, f"{self.name} in {self.namespace.name} answers", state=self.namespace.lab.report)
 
     def launch(self) -> None:

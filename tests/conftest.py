@@ -1,0 +1,42 @@
+"""What all tests share: the laboratory, and what it says when a test in it fails."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from routed.testing.lab import Lab
+
+#: The folders of tests that need namespaces, real kernels and other people's daemons.
+LAB_FOLDERS = {"lab", "interop"}
+
+HERE = Path(__file__).parent
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(HERE) and item.path.relative_to(HERE).parts[0] in LAB_FOLDERS:
+            item.add_marker(pytest.mark.lab)
+        if item.get_closest_marker("lab") is not None and os.geteuid() != 0:
+            item.add_marker(pytest.mark.skip(reason="needs root, for network namespaces"))
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    """A laboratory for the tests of one module."""
+    with Lab() as made:
+        yield made
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """The last words of a lab's programs go beside a failure."""
+    report = yield
+    lab = getattr(item, "funcargs", {}).get("lab")
+    if report.failed and isinstance(lab, Lab):
+        report.sections.append(("laboratory", lab.report()))
+    return report
