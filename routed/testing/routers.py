@@ -395,7 +395,8 @@ class ExaBgp(Router):
 
     def launch(self) -> None:
         script = self.folder / "watch"
-        script.write_text(f"#!/bin/sh\nexec cat > {self.heard}\n")
+        # descriptor 3 keeps the pipe to ExaBGP open: an end of it would count as the process's death
+        script.write_text(f"#!/bin/sh\nexec cat 3>&1 > {self.heard}\n")
         script.chmod(0o755)
         file = self.folder / "exabgp.conf"
         file.write_text(f"process watch {{ run {script}; encoder json; }}\n{self.config}")
