@@ -102,6 +102,7 @@ def neighbor(row: Row) -> Iterator[str]:
     """`routedctl show neighbors ADDR`: everything about one."""
     negotiated = row.get("negotiated") or {}
     restart = negotiated.get("gracefulRestart") or {}
+    messages = row.get("messages") or {}
     yield f"{harmless(str(row.get('name')))}: {row.get('address')}, AS {row.get('as')}, {row.get('type')}"
     yield from facts(
         [
@@ -117,7 +118,9 @@ def neighbor(row: Row) -> Iterator[str]:
             ("restart time", f"{restart['restartTime']} s" if restart else None),
             ("forwarding kept", ", ".join(restart.get("forwarding") or [])),
             ("times up", row.get("establishedCount")),
-            ("messages", _counters(row.get("messages") or {})),
+            ("sent", _counted(messages, "sent")),
+            ("received", _counted(messages, "received")),
+            ("bad UPDATEs", _malformed(messages)),
         ],
         "  ",
     )
@@ -156,8 +159,18 @@ def _capabilities(negotiated: Row) -> str:
     return ", ".join(name for key, name in names if negotiated.get(key))
 
 
-def _counters(counters: Row) -> str:
-    return ", ".join(f"{name} {value}" for name, value in counters.items() if isinstance(value, int) and value)
+def _counted(messages: Row, direction: str) -> str:
+    counts = messages.get(direction) or {}
+    return ", ".join(f"{value} {name}" for name, value in counts.items() if value) or "none"
+
+
+def _malformed(messages: Row) -> str | None:
+    """UPDATEs in which something was wrong (RFC 7606)."""
+    withdrawn, discarded = messages.get("treatAsWithdraw") or 0, messages.get("attributeDiscard") or 0
+    if not withdrawn and not discarded:
+        return None
+    text = f"{withdrawn} treated as withdrawals, {discarded} lost an attribute"
+    return f"{text}; last: {messages['lastFinding']}" if messages.get("lastFinding") else text
 
 
 def _stale(family: Row) -> str:
@@ -192,8 +205,8 @@ def _route_lines(rows: Iterable[Row]) -> Iterator[tuple[object, ...]]:
 
 def _kernel_state(row: Row) -> str:
     if row.get("kernelFailure"):
-        return f"refused: {row['kernelFailure']}"
-    return "wanted" if row.get("kernel") else "none"
+        return str(row["kernelFailure"])
+    return str(row.get("kernelState") or "none")
 
 
 def route(row: Row) -> Iterator[str]:
@@ -223,10 +236,10 @@ def route(row: Row) -> Iterator[str]:
             ],
             "    ",
         )
+    state = f" ({row['kernelState']})" if row.get("kernelState") else ""
+    yield harmless(f"  kernel: {row.get('kernel') or 'no route wanted'}{state}")
     if row.get("kernelFailure"):
-        yield harmless(f"  kernel: {row.get('kernel')}, refused: {row['kernelFailure']}")
-    else:
-        yield harmless(f"  kernel: {row.get('kernel') or 'no route wanted'}")
+        yield harmless(f"  kernel: {row['kernelFailure']}")
     for peer in row.get("notAdvertisedTo") or []:
         yield harmless(f"  not advertised to {peer.get('peer')}: {peer.get('reason')}")
 
@@ -262,5 +275,9 @@ def _unknown(path: Row) -> str:
 
 def fib(rows: Iterable[Row], width: int | None) -> Iterator[str]:
     """`routedctl show fib`: what we asked of the kernel, and what it said."""
-    headings = ("Prefix", "Route", "State")
-    yield from table(headings, ((row.get("prefix"), row.get("route"), row.get("state")) for row in rows), width=width)
+    yield from table(("Prefix", "Route", "State"), map(_fib_line, rows), width=width)
+
+
+def _fib_line(row: Row) -> tuple[object, ...]:
+    state = row.get("state")
+    return row.get("prefix"), row.get("route"), f"{state}: {row['reason']}" if row.get("reason") else state

@@ -19,7 +19,7 @@ from routed.core.core import Core
 from routed.daemon.config import Config
 from routed.daemon.driver import Driver
 from routed.dataplane.kernel import Kernel
-from routed.dataplane.routes import FibEntry
+from routed.dataplane.ours import FibEntry
 from routed.desired import KernelRoute, RouteKind
 from routed.errors import ControlError
 from routed.net.addresses import format_address, parse_address
@@ -96,14 +96,20 @@ class Answers:
         every = request.flag("all")
         text = request.text("prefix")
         if text is None:
-            return queries.routes(self._core, every=every)
+            return map(self._with_kernel, queries.routes(self._core, every=every))
         family, prefix = _prefix(text)
         if "/" not in text:
             prefix = self._longest_match(family, prefix)
         first = next(queries.routes(self._core, (family, prefix), every=every), None)
         if first is None:
             raise ControlError(f"no route to {text}")
-        return iter((first,))
+        return iter((self._with_kernel(first),))
+
+    def _with_kernel(self, row: Row) -> Row:
+        """A route with what became of it in the kernel: `installed`, `pending`, `failed`, or null where it is not there."""
+        family, prefix = parse_prefix(str(row["prefix"]))
+        entry = self._kernel.fib_entry(family, prefix) if self._config().kernel.program_routes else None
+        return {**row, "kernelState": None if entry is None else entry.state}
 
     def _longest_match(self, family: Family, host: bytes) -> bytes:
         table = self._core.ribs[family].table

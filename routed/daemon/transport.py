@@ -274,7 +274,7 @@ class Listener:
         self.port = port
         self._transports = transports
         self._servers: dict[socket.AddressFamily, asyncio.Server] = {}
-        self._problems: tuple[str, ...] = ()
+        self._problems: tuple[str, ...] | None = None
         self._task = asyncio.get_running_loop().create_task(self._open())
 
     def stop(self) -> None:

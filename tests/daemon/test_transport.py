@@ -125,7 +125,8 @@ async def listening(owner: Owner, transports: Transports) -> int:
                 continue
             writer.close()
             break
-    await owner.until(lambda: "closed" in owner.names())
+    await owner.until(lambda: {"closed", "listen"} <= set(owner.names()))
+    assert ("listen", port, ()) in owner.calls
     owner.calls.clear()
     return port
 
