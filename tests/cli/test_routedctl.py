@@ -1,0 +1,448 @@
+"""routedctl against a real control server that answers what a daemon would."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+
+from routed import __version__
+from routed.cli.main import main
+from routed.control.protocol import Request
+from routed.control.server import ControlServer, Handler
+from routed.errors import ControlError
+
+NEIGHBORS = [
+    {
+        "name": "Mesh_10_0_0_2",
+        "address": "10.0.0.2",
+        "port": 179,
+        "as": 64512,
+        "localAs": 64512,
+        "localAddress": "10.0.0.1",
+        "type": "internal",
+        "passive": True,
+        "state": "Established",
+        "sinceSeconds": 3723.2,
+        "lastError": "",
+        "why": "node-to-node mesh, Node b",
+        "establishedCount": 2,
+        "messages": {
+            "received": {"open": 1, "update": 12, "keepalive": 3, "notification": 0},
+            "sent": {"open": 1, "update": 7, "keepalive": 3, "notification": 0},
+            "treatAsWithdraw": 3,
+            "attributeDiscard": 0,
+            "lastFinding": "ORIGIN 9 is undefined",
+        },
+        "families": {
+            "ipv4-unicast": {
+                "received": 10,
+                "stale": 0,
+                "best": 9,
+                "sent": 4,
+                "endOfRib": True,
+                "sending": "current",
+            }
+        },
+        "importFilter": {"ipv4-unicast": "accept all"},
+        "exportFilter": {"ipv4-unicast": "default rules"},
+        "negotiated": {
+            "routerId": "10.0.0.2",
+            "holdTime": 240,
+            "keepaliveTime": 80.0,
+            "families": ["ipv4-unicast"],
+            "fourOctetAs": True,
+            "routeRefresh": True,
+            "gracefulRestart": {"restartTime": 120, "restarting": False, "forwarding": ["ipv4-unicast"]},
+        },
+    },
+    {
+        "name": "tor",
+        "address": "10.0.0.254",
+        "as": 65001,
+        "type": "external",
+        "state": "Active",
+        "sinceSeconds": 90061,
+        "lastError": "cannot connect to 10.0.0.254 port 179: \x1b[31mrefused\n",
+        "families": {
+            "ipv4-unicast": {"received": 5, "stale": 5, "best": 5, "sent": 0, "endOfRib": False, "sending": None}
+        },
+    },
+]
+
+ROUTE = {
+    "family": "ipv4-unicast",
+    "prefix": "10.244.2.0/26",
+    "candidates": [
+        {
+            "from": "Mesh_10_0_0_2",
+            "peer": "10.0.0.2",
+            "peerRouterId": "10.0.0.2",
+            "type": "internal",
+            "origin": "igp",
+            "asPath": "",
+            "nextHop": "10.0.0.2",
+            "localPref": 200,
+            "communities": ["64512:1", "64512:2"],
+            "resolved": "via 10.0.0.2 dev eth0 (10.0.0.0/24, connected)",
+            "metric": 0,
+            "best": True,
+            "multipath": True,
+            "step": 2,
+            "stepName": "LOCAL_PREF",
+            "value": "200",
+            "winnerValue": "200",
+            "reason": "best: highest LOCAL_PREF",
+        },
+        {
+            "from": "tor",
+            "peer": "10.0.0.254",
+            "peerRouterId": "10.0.0.254",
+            "type": "external",
+            "origin": "incomplete",
+            "asPath": "65001 65002",
+            "nextHop": "10.0.0.254",
+            "med": 10,
+            "localPref": 100,
+            "resolved": "via 10.0.0.254 dev eth0 (10.0.0.0/24, connected)",
+            "metric": 0,
+            "best": False,
+            "multipath": False,
+            "step": 2,
+            "stepName": "LOCAL_PREF",
+            "value": "100",
+            "winnerValue": "200",
+            "reason": "LOCAL_PREF 100 is lower than 200",
+        },
+    ],
+    "kernel": "via 10.0.0.2 dev eth0",
+    "kernelState": "installed",
+    "kernelFailure": None,
+    "notAdvertisedTo": [{"peer": "Mesh_10_0_0_2", "reason": "it is where the best path came from"}],
+}
+
+REFUSED = {
+    **ROUTE,
+    "prefix": "10.9.0.0/24",
+    "candidates": ROUTE["candidates"][:1],  # type: ignore[index]
+    "kernelState": "failed",
+    "kernelFailure": "refused: 10.9.0.0/24 is held by a static route dev eth1; remove it or filter the prefix",
+}
+
+FIB = [
+    {"family": "ipv4-unicast", "prefix": "10.244.1.0/26", "route": "blackhole", "state": "installed", "reason": None},
+    {
+        "family": "ipv4-unicast",
+        "prefix": "10.9.0.0/24",
+        "route": "via 10.0.0.2 dev eth0",
+        "state": "failed",
+        "reason": "no",
+    },
+]
+
+STATUS = {
+    "node": "a",
+    "version": "9.9.9",
+    "pid": 17,
+    "runningSeconds": 61.0,
+    "routerId": "10.0.0.1",
+    "as": 64512,
+    "listenPort": 179,
+    "listening": False,
+    "datastore": "/etc/routed/resources",
+    "inSync": True,
+    "routeSelectionDeferred": False,
+    "peers": {"configured": 3, "established": 2},
+    "routes": {"ipv4-unicast": {"prefixes": 10, "origins": 1}},
+    "routesRefusedByKernel": 1,
+    "kernel": {"programRoutes": True, "table": 254, "routes": 9},
+    "problems": ["cannot listen on port 179 (IPv4): another program uses it", "a.yaml:3: spec: \x1b[31m"],
+}
+
+
+class Daemon:
+    """Answers as a daemon would, and notes what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, dict[str, object]]] = []
+
+    def handlers(self) -> dict[str, Handler]:
+        return {
+            "status": lambda request: self._note(request, STATUS),
+            "neighbors": self._neighbors,
+            "routes": self._routes,
+            "fib": lambda request: self._note(request, iter(FIB)),
+            "clear": lambda request: self._note(request, {"text": "10.0.0.2: the session is reset"}),
+            "shutdown": lambda request: self._note(request, {"text": "routed is shutting down"}),
+        }
+
+    def _note(self, request: Request, answer: object) -> object:
+        self.asked.append((request.name, request.arguments))
+        return answer
+
+    def _neighbors(self, request: Request) -> object:
+        self._note(request, None)
+        address = request.text("address")
+        rows = [row for row in NEIGHBORS if address in (None, row["address"])]
+        if not rows:
+            raise ControlError(f"no neighbor has the address {address}")
+        return iter(rows)
+
+    def _routes(self, request: Request) -> object:
+        self._note(request, None)
+        return iter([ROUTE] if request.text("prefix") else [ROUTE, REFUSED])
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Daemon]]:
+    """The path of a socket on which a daemon answers."""
+    path = str(tmp_path_factory.mktemp("run") / "routed.sock")
+    daemon = Daemon()
+    started, ended = threading.Event(), threading.Event()
+
+    async def body() -> None:
+        server = ControlServer(daemon.handlers(), lambda *_: None)
+        await server.start(path)
+        started.set()
+        await asyncio.to_thread(ended.wait)
+        await server.stop()
+
+    def serve() -> None:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(body())
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    assert started.wait(10)
+    yield path, daemon
+    ended.set()
+    thread.join()
+
+
+class Ctl:
+    """Runs routedctl with its socket; keeps what it wrote."""
+
+    def __init__(self, path: str, daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
+        self.path = path
+        self.daemon = daemon
+        self._capsys = capsys
+        self.out = self.err = ""
+
+    def __call__(self, *words: str) -> int:
+        self.daemon.asked.clear()
+        status = main(["--socket", self.path, *words])
+        self.out, self.err = self._capsys.readouterr()
+        return status
+
+    def json(self, *words: str) -> Any:
+        assert self(*words, "--json") == 0, self.err
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def ctl(served: tuple[str, Daemon], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Ctl:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    return Ctl(*served, capsys)
+
+
+def test_status(ctl: Ctl) -> None:
+    assert ctl("status") == 0
+    assert ctl.out.splitlines() == [
+        "node:                a",
+        "version:             9.9.9",
+        "pid:                 17",
+        "up for:              00:01:01",
+        "router id:           10.0.0.1",
+        "AS:                  64512",
+        "BGP port:            179 (not open)",
+        "datastore:           /etc/routed/resources (in sync)",
+        "peers:               2 of 3 established",
+        "ipv4-unicast routes: 10 prefixes, 1 our own",
+        "kernel:              9 routes in table 254, 1 refused",
+        "problems: 2",
+        "  cannot listen on port 179 (IPv4): another program uses it",
+        "  a.yaml:3: spec: \\x1b[31m",
+    ]
+    assert ctl.json("status") == STATUS
+
+
+def test_neighbors(ctl: Ctl) -> None:
+    shown_error = "cannot connect to 10.0.0.254 port 179: \\x1b[31mrefused\\x0a"
+    assert ctl("show", "neighbors") == 0
+    assert ctl.out.splitlines() == [
+        "Neighbor       AS  State        Up/Down   Rcvd  Best  Sent  Name",
+        "10.0.0.2    64512  Established  01:02:03    10     9     4  Mesh_10_0_0_2",
+        "10.0.0.254  65001  Active       1d01h01m     5     5     -  tor: " + shown_error,
+    ]
+    assert ctl.daemon.asked == [("neighbors", {})]
+    assert ctl.json("show", "neighbors") == NEIGHBORS
+
+
+def test_a_narrow_terminal(ctl: Ctl, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert ctl("show", "neighbors") == 0
+    assert max(map(len, ctl.out.splitlines())) == 80
+
+
+def test_one_neighbor(ctl: Ctl) -> None:
+    assert ctl("show", "neighbors", "10.0.0.2") == 0
+    for line in (
+        "Mesh_10_0_0_2: 10.0.0.2, AS 64512, internal",
+        "  state:           Established, for 01:02:03",
+        "  hold time:       240 s, a keepalive every 80.0 s",
+        "  capabilities:    4-octet AS, route refresh, graceful restart",
+        "  sent:            1 open, 7 update, 3 keepalive",
+        "  bad UPDATEs:     3 treated as withdrawals, 0 lost an attribute; last: ORIGIN 9 is undefined",
+        "    received:      10",
+        "    export filter: default rules",
+    ):
+        assert line in ctl.out.splitlines()
+    assert ctl("show", "neighbors", "10.0.0.254") == 0
+    assert "    received:   5 (5 stale: kept while the peer restarts)" in ctl.out.splitlines()
+    assert "\x1b" not in ctl.out
+
+
+def test_routes(ctl: Ctl) -> None:
+    assert ctl("show", "route") == 0
+    assert ctl.out.splitlines()[1:] == [
+        ">  10.244.2.0/26  via 10.0.0.2 dev eth0 (10.0.0.0/24, connected)  Mesh_10_0_0_2   200  -        installed",
+        ">  10.9.0.0/24    via 10.0.0.2 dev eth0 (10.0.0.0/24, connected)  Mesh_10_0_0_2   200  -        "
+        + str(REFUSED["kernelFailure"]),
+    ]
+    assert ctl.daemon.asked == [("routes", {"prefix": None, "all": False})]
+    assert ctl.json("show", "route", "--all") == [ROUTE, REFUSED]
+    assert ctl.daemon.asked == [("routes", {"prefix": None, "all": True})]
+
+
+def test_one_route(ctl: Ctl) -> None:
+    assert ctl("show", "route", "10.244.2.0/26", "--all") == 0
+    lines = ctl.out.splitlines()
+    assert lines[0] == "10.244.2.0/26: 2 paths"
+    assert "> from Mesh_10_0_0_2 (internal; peer 10.0.0.2, router id 10.0.0.2)" in lines
+    assert "    values:      step 2, LOCAL_PREF: 200" in lines
+    assert "    communities: 64512:1 64512:2" in lines
+    assert "  from tor (external; peer 10.0.0.254, router id 10.0.0.254)" in lines
+    assert "    decision:   LOCAL_PREF 100 is lower than 200" in lines
+    assert "    values:     step 2, LOCAL_PREF: 100, the winner's 200" in lines
+    assert "    MED:        10" in lines
+    assert lines[-2:] == [
+        "  kernel: via 10.0.0.2 dev eth0 (installed)",
+        "  not advertised to Mesh_10_0_0_2: it is where the best path came from",
+    ]
+
+
+def test_fib(ctl: Ctl) -> None:
+    assert ctl("show", "fib") == 0
+    assert ctl.out.splitlines() == [
+        "Prefix         Route                  State",
+        "10.244.1.0/26  blackhole              installed",
+        "10.9.0.0/24    via 10.0.0.2 dev eth0  failed: no",
+    ]
+    assert ctl.json("show", "fib") == FIB
+
+
+@pytest.mark.parametrize(
+    ("words", "asked"),
+    [
+        (("clear", "10.0.0.2"), ("clear", {"address": "10.0.0.2", "mode": "hard"})),
+        (("clear", "10.0.0.2", "--in"), ("clear", {"address": "10.0.0.2", "mode": "in"})),
+        (("clear", "10.0.0.2", "--out"), ("clear", {"address": "10.0.0.2", "mode": "out"})),
+        (("shutdown",), ("shutdown", {"reason": ""})),
+        (("shutdown", "--reason", "new disk"), ("shutdown", {"reason": "new disk"})),
+    ],
+)
+def test_commands(ctl: Ctl, words: tuple[str, ...], asked: tuple[str, dict[str, object]]) -> None:
+    assert ctl(*words) == 0
+    assert ctl.daemon.asked == [asked]
+    assert ctl.out in ("10.0.0.2: the session is reset\n", "routed is shutting down\n")
+
+
+def test_version(ctl: Ctl, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ctl("version") == 0
+    assert ctl.out == f"routedctl {__version__}\nrouted 9.9.9\n"
+    assert main(["version", "--socket", "/nowhere/routed.sock"]) == 0
+    assert capsys.readouterr().out == f"routedctl {__version__}\nrouted is not running\n"
+
+
+def test_errors_of_the_daemon(ctl: Ctl) -> None:
+    assert ctl("show", "neighbors", "10.0.0.9") == 1
+    assert (ctl.out, ctl.err) == ("", "routedctl: no neighbor has the address 10.0.0.9\n")
+    assert ctl("show", "neighbors", "10.0.0.9", "--json") == 1
+
+
+def test_no_daemon(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "routed.yaml"
+    config.write_text("runDir: run\n")
+    for words in (
+        ("status",),
+        ("show", "neighbors"),
+        ("show", "route"),
+        ("show", "fib"),
+        ("shutdown",),
+        ("clear", "::1"),
+    ):
+        assert main([*words, "--config", str(config)]) == 69
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err == (
+            f"routedctl: routed is not running: nothing listens on {tmp_path}/run/routed.sock; start it with"
+            " `systemctl start routed` or `routed run --config FILE`, or name its socket with --socket\n"
+        )
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may open everything")
+def test_no_permission(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tmp_path.chmod(0)
+    assert main(["status", "--socket", str(tmp_path / "routed.sock")]) == 69
+    assert "no permission to open" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (None, "cannot read the configuration: No such file or directory"),
+        ("runDir: [", "is not YAML; name the daemon's socket with --socket"),
+        ("runDir: 5", "runDir: must be the path of a folder"),
+    ],
+)
+def test_bad_configurations(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None, sentence: str
+) -> None:
+    config = tmp_path / "routed.yaml"
+    if text is not None:
+        config.write_text(text)
+    assert main(["status", "--config", str(config)]) == 78
+    assert capsys.readouterr().err == f"routedctl: {config}: {sentence}\n"
+
+
+@pytest.mark.parametrize(
+    "words", [(), ("dance",), ("show",), ("show", "all"), ("clear",), ("status", "--socket", "a", "--config", "b")]
+)
+def test_wrong_usage(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(list(words))
+    assert caught.value.code == 2
+    assert "usage: routedctl" in capsys.readouterr().err
+
+
+def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    out = capsys.readouterr().out
+    assert "routedctl show route 10.244.1.0/26 --all" in out
+    assert "exit status:" in out
+
+
+def test_a_recording_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text("x\n")
+    assert main(["replay", str(path)]) == 78
+    assert capsys.readouterr().err == f"routedctl: {path}:1: this is not a recording of routed\n"

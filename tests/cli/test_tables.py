@@ -1,0 +1,59 @@
+"""Columns that fit, durations as routers write them, nothing a terminal would act on."""
+
+from __future__ import annotations
+
+import pytest
+
+from routed.cli.tables import SAMPLE, duration, facts, table
+
+
+def test_columns_align() -> None:
+    assert list(table(("Name", "AS"), [("tor", 65001), ("a-long-name", 1), (None, "")], right=frozenset({"AS"}))) == [
+        "Name            AS",
+        "tor          65001",
+        "a-long-name      1",
+        "-                -",
+    ]
+
+
+def test_the_last_column_is_cut_to_fit() -> None:
+    lines = list(table(("A", "Reason"), [("x", "y" * 100)], width=40))
+    assert lines[1] == "x  " + "y" * 36 + "…"
+    assert all(len(line) <= 40 for line in lines)
+
+
+def test_long_tables_stream() -> None:
+    seen = 0
+
+    def rows() -> object:
+        nonlocal seen
+        while True:
+            seen += 1
+            yield (seen,)
+
+    lines = table(("N",), rows())  # type: ignore[arg-type]
+    assert [next(lines) for _ in range(SAMPLE + 10)][-1] == str(SAMPLE + 9)
+    assert seen <= SAMPLE + 10
+
+
+def test_cells_and_facts_are_harmless() -> None:
+    assert list(table(("A",), [("\x1b[31m\n",)]))[1] == "\\x1b[31m\\x0a"
+    assert list(facts([("one", "a\nb"), ("three", 3), ("none", None), ("empty", "")])) == ["one:   a\\x0ab", "three: 3"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "00:00:00"),
+        (59.9, "00:00:59"),
+        (3723, "01:02:03"),
+        (86399, "23:59:59"),
+        (86400, "1d00h00m"),
+        (400 * 86400 + 3 * 3600 + 120, "400d03h02m"),
+        (-5, "00:00:00"),
+        (None, ""),
+        ("x", ""),
+    ],
+)
+def test_durations(seconds: object, text: str) -> None:
+    assert duration(seconds) == text
