@@ -1,0 +1,84 @@
+"""The benchmark itself works: every scenario runs in small, and its verifying run finds what is wrong."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from routed.testing.lab import Lab
+from routed.testing.routers import missing
+from tests.bench.__main__ import BEGIN, DOCUMENT, END, QUICK, STANDARD, main
+from tests.bench.contenders import CONTENDERS, peer_address
+from tests.bench.scenarios import KINDS, Scenario, Wrong, build, measure, verify
+
+SMALL = {
+    "transit": "transit:2000",
+    "fib": "fib:1000",
+    "withdraw": "withdraw:1000",
+    "mesh": "mesh:5x100",
+    "rr": "rr:5x100",
+    "latency": "latency:100",
+}
+
+lab = [
+    pytest.mark.lab,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+    pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc"),
+]
+
+
+@pytest.mark.parametrize("text", [*STANDARD, *QUICK, *SMALL.values()])
+def test_scenarios_read_as_they_are_written(text: str) -> None:
+    scenario = Scenario.parse(text)
+    assert f"{scenario.kind}:{'x'.join(map(str, scenario.numbers))}" == text
+    assert scenario.work.peers >= scenario.senders
+
+
+@pytest.mark.parametrize("text", ["", "transit", "transit:0", "transit:5x5", "rr:5", "rr:1x5", "rr:5x", "walk:5"])
+def test_what_is_no_scenario_is_refused_in_words(text: str) -> None:
+    with pytest.raises(ValueError, match="is no scenario"):
+        Scenario.parse(text)
+
+
+def test_peers_have_addresses_of_their_own() -> None:
+    assert len({peer_address(index) for index in range(2000)}) == 2000
+
+
+def test_the_table_has_its_place_in_the_documentation() -> None:
+    text = Path(DOCUMENT).read_text()
+    assert text.count(BEGIN) == text.count(END) == 1
+    assert text.index(BEGIN) < text.index(END)
+
+
+class TestInSmall:
+    pytestmark = lab
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_routed_does_the_right_thing(self, kind: str) -> None:
+        assert verify(CONTENDERS["routed"], Scenario.parse(SMALL[kind]))
+
+    def test_a_run_is_measured(self) -> None:
+        result = measure(CONTENDERS["routed"], Scenario.parse("withdraw:1000"))
+        assert 0 < result.seconds < 10
+        assert result.peak_mib > 5
+
+    @pytest.mark.skipif(bool(missing("bird")), reason="needs BIRD")
+    def test_a_daemon_that_does_something_else_is_found_out(self) -> None:
+        # on a shared subnet BIRD passes on the sender's next hop (RFC 4271 5.1.3 allows both)
+        with pytest.raises(Wrong, match="NEXT_HOP"):
+            verify(CONTENDERS["bird"], Scenario.parse("transit:100"))
+
+    @pytest.mark.skipif(bool(missing("bird")), reason="needs BIRD")
+    def test_the_program_prints_a_table(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["--daemons", "bird,routed", "--rounds", "1", "rr:4x50"]) == 0
+        out = capsys.readouterr().out
+        assert "| scenario | BIRD 2" in out
+        assert "| rr 4 x 50 |" in out
+        assert "announcements right" in out
+
+    def test_the_load_generator_compiles_without_a_warning(self) -> None:
+        with Lab() as made:
+            assert Path(build(made.folder)).exists()
