@@ -17,7 +17,7 @@ from routed.netlink.routes import Operation, encode_routes
 class Batch:
     """Prefixes in the queue; those of them that `queued` gives another route by now are somebody else's to write."""
 
-    __slots__ = ("metric", "position", "prefixes", "route", "table")
+    __slots__ = ("metric", "position", "prefixes", "route", "scattered", "table")
 
     def __init__(
         self, table: OwnRoutes, route: KernelRoute | None, prefixes: Sequence[bytes], leftover_metric: int = -1
@@ -29,6 +29,8 @@ class Batch:
         """Of leftovers to be deleted; -1 for routes at our metric."""
         self.position = 0
         """Prefixes before this one went into chunks."""
+        self.scattered = False
+        """Deletions that were put into the order they go fastest in."""
 
 
 class Segment:
@@ -56,7 +58,7 @@ class Segment:
 class Chunk:
     """What one send carries: messages of one sequence number, and a fence that is acknowledged after them."""
 
-    __slots__ = ("_out", "refused", "segments", "sequence", "size")
+    __slots__ = ("_out", "denied", "refused", "segments", "sequence", "size")
 
     def __init__(self, sequence: int) -> None:
         self.sequence = sequence
@@ -64,6 +66,8 @@ class Chunk:
         self.size = 0
         """Octets."""
         self.refused: set[RouteId] = set()
+        self.denied = False
+        """Some of it was refused for lack of permission."""
         self._out: list[bytes] = []
 
     def put(self, segment: Segment, *, table: int, protocol: int, metric: int) -> None:

@@ -193,6 +193,12 @@ class KernelEngine:
                     raise KernelError(errno, text, "reading the kernel's routes")
                 self._step_done(now)
 
+    def dump_lost(self, now: float) -> None:
+        """The answer to a dump is incomplete, or the request could not be sent."""
+        if self._fresh is not None and not self._ending:
+            self._sequence += 1  # what may still come belongs to nothing
+            self._abandon(now)
+
     def handle_timer(self, now: float) -> None:
         if self._ending:
             self._end(now)
@@ -331,6 +337,7 @@ class KernelEngine:
 
     def _finish(self, now: float) -> None:
         self._fresh = None
+        self._send_step = False
         self._optional = False
         self._discard = False
         pause = max(self.settings.verify_interval, (now - self._dump_began) / VERIFY_SHARE)
@@ -395,15 +402,15 @@ class KernelEngine:
                 return
             better.update(leg.interface for leg in facts.gateways)
             if at_own_metric:
-                self._beside_ours(family, prefix, facts, message.flags)
+                self._beside_ours(family, prefix, facts, message.flags, now)
         else:
             self.watch.route_removed(family, prefix, facts)
 
-    def _beside_ours(self, family: Family, prefix: bytes, facts: RouteFacts, flags: int) -> None:
+    def _beside_ours(self, family: Family, prefix: bytes, facts: RouteFacts, flags: int, now: float) -> None:
         """A foreign route appeared at the prefix and metric where ours would be."""
         own = self.routes.own_gateways(family, prefix)
         if flags & NLM_F_REPLACE:
-            self.routes.own_replaced(family, prefix)
+            self.routes.own_replaced(family, prefix, now)
         elif own and family is Family.IPV6_UNICAST and set(own) < set(facts.gateways):
             self.watch.forget_legs(family, prefix, own)
 

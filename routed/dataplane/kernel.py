@@ -24,6 +24,8 @@ from routed.observed import KernelChange, RouteFailure
 
 #: Datagrams taken from one socket in a turn of the loop: at 32 KiB of a dump each, about 5 ms.
 _TURN = 8
+#: Notifications, one a datagram, taken in a turn.
+_NOTIFICATIONS = 256
 
 ChangedCallback = Callable[[KernelChange], None]
 FailedCallback = Callable[[tuple[RouteFailure, ...], tuple[tuple[Family, bytes], ...]], None]
@@ -67,7 +69,7 @@ class Kernel:
         self._monitor = self._open(open_monitor(self._writer.port, self._settings.table))
         self._dumper = self._open(open_dumper())
         self._engine = KernelEngine(self._settings, self._writer.port)
-        self._loop.add_reader(self._monitor.fileno(), self._read_monitor)
+        self._loop.add_reader(self._monitor.fileno(), self._work)
         self._loop.add_reader(self._dumper.fileno(), self._read_dumper)
         self._engine.start(self._loop.time())
         self._work()
@@ -156,6 +158,7 @@ class Kernel:
         at = engine.next_timer()
         if at is not None and at <= now:
             engine.handle_timer(now)
+        self._take_notifications(now)  # what others did to a route decides how it may be written
         chunk = engine.take_write(now)
         if chunk:
             self._thread.submit(self._exchange, chunk).add_done_callback(self._exchanged)
@@ -167,6 +170,7 @@ class Kernel:
                 self._dumper.send(request)
             except OSError as error:
                 self._dump_problem = f"can't ask the kernel for its routes: {error.strerror}"
+                engine.dump_lost(now)
         self._tell()
         self._set_timer()
         if engine.idle and self._waiters:
@@ -238,9 +242,8 @@ class Kernel:
                 self._engine.writer_data(answer, now)
         self._work()
 
-    def _read_monitor(self) -> None:
-        now = self._loop.time()
-        for _ in range(_TURN):
+    def _take_notifications(self, now: float) -> None:
+        for _ in range(_NOTIFICATIONS):
             try:
                 data = self._monitor.receive()
             except OSError as error:
@@ -251,17 +254,19 @@ class Kernel:
             if data is None:
                 break
             self._engine.monitor_data(data, now)
-        self._work()
 
     def _read_dumper(self) -> None:
         now = self._loop.time()
         for _ in range(_TURN):
-            data = self._dumper.receive()
-            if data is None:
-                break
             try:
+                data = self._dumper.receive()
+                if data is None:
+                    break
                 self._engine.dump_data(data, now)
                 self._dump_problem = ""
             except KernelError as error:
                 self._dump_problem = str(error)
+            except OSError as error:
+                self._dump_problem = f"can't read the kernel's routes: {error.strerror}"
+                self._engine.dump_lost(now)
         self._work()

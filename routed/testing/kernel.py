@@ -150,8 +150,8 @@ class ModelKernel:
         self._decoder = RouteDecoder()
         self._next_index = 1
         self._next_port = 1000
-        self.lose_answers = False
-        """The next chunk's answers don't fit the sender's buffer."""
+        self.lose_answers_of = 0
+        """Port id of a socket whose next answers do not fit its buffer."""
 
     # ---- the test's side
 
@@ -265,8 +265,8 @@ class ModelKernel:
                     errno, text = self._change(message)
                 if errno or message.flags & NLM_F_ACK:
                     answers.append(_answer(message, errno, text))
-        if self.lose_answers:
-            self.lose_answers = False
+        if sender.port == self.lose_answers_of:
+            self.lose_answers_of = 0
             sender.overflowed = True
             return
         for answer in answers:
@@ -559,7 +559,7 @@ class Driver:
         while (data := self._receive(self._monitor, engine.monitor_overflow)) is not None:
             engine.monitor_data(data, now)
             busy = True
-        while (data := self._receive(self._dumper, engine.monitor_overflow)) is not None:
+        while (data := self._receive(self._dumper, engine.dump_lost)) is not None:
             engine.dump_data(data, now)
             busy = True
         chunk = engine.take_write(now)

@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from routed.desired import Gateway, RouteBatch
+from routed.desired import Gateway, KernelRoute, RouteBatch, RouteKind
 from routed.net.addresses import parse_address
 from routed.net.families import Family
 from routed.net.prefixes import parse_prefix
@@ -336,7 +336,6 @@ def test_routes_return_after_a_link_went_down_and_up(world, eth0, eth1, family):
 
 
 def test_foreign_routes_are_seen_to_come_change_and_go(world, eth0, eth1):
-    world.route_table = None
     world.start()
     key = (V4, parse_prefix("10.1.0.0/24")[1], 0)
     assert {i.name for i in world.interfaces.values()} >= {"eth0", "eth1"}
@@ -398,7 +397,7 @@ def test_many_routes_and_some_bad_ones_in_a_chunk(world, eth0):
     world.route("add", "20.0.7.0/26", "10.0.0.9", dev=eth0)
     world.route("add", "20.11.183.0/26", "10.0.0.9", dev=eth0)
     world.apply("10.1.0.0/24", "10.77.0.1", dev=eth0)
-    world.engine.apply([RouteBatch(V4, prefixes, _route(eth0))])
+    world.engine.apply([RouteBatch(V4, prefixes, KernelRoute(RouteKind.UNICAST, (leg("10.0.0.2", eth0),)))])
     world.settle()
     assert {failure.errno for failure in world.failures.values()} == {errno.EEXIST, errno.ENETUNREACH}
     assert len(world.failures) == 3
@@ -408,9 +407,3 @@ def test_many_routes_and_some_bad_ones_in_a_chunk(world, eth0):
     world.settle()
     assert world.ours() == {} and len(world.failures) == 1 and len(world.others()) == 2
     assert world.engine.routes.counters.deleted == 2998
-
-
-def _route(interface):
-    from routed.desired import KernelRoute, RouteKind
-
-    return KernelRoute(RouteKind.UNICAST, (leg("10.0.0.2", interface),))

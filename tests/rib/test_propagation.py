@@ -36,7 +36,7 @@ class Net:
 
     def __init__(self, kinds: list[SourceKind], *, program: bool = True) -> None:
         self.rib = FamilyRib(V4, program_routes=program)
-        self.next_hops = NextHopTable(lambda family, prefix: None)
+        self.next_hops = NextHopTable(lambda _family, _prefix: None)
         self.next_hops.apply(KernelChange(full=True, interfaces=(ETH0,), routes_added=(CONNECTED,)))
         self.pool = AttributePool()
         self.groups: dict[ExportPolicy, UpdateGroup] = {}
