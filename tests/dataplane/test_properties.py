@@ -118,7 +118,7 @@ class KernelMachine(RuleBasedStateMachine):
     )  # fmt: skip
     def somebody_adds(self, where, flags, number, last, metric, protocol) -> None:
         family, prefix = where
-        if protocol == OWN and flags != NLM_F_CREATE | NLM_F_REPLACE:
+        if protocol == OWN and (flags != NLM_F_CREATE | NLM_F_REPLACE or metric):
             return  # under our number it is ours to judge; several of them would not be told apart
         if protocol == OWN and any(
             r.prefix == prefix and r.protocol != OWN for r in self.kernel.routes() if r.family is family
