@@ -17,7 +17,7 @@ from routed.netlink.routes import Operation, encode_routes
 class Batch:
     """Prefixes in the queue; those of them that `queued` gives another route by now are somebody else's to write."""
 
-    __slots__ = ("metric", "position", "prefixes", "route", "table")
+    __slots__ = ("metric", "position", "prefixes", "route", "scattered", "table")
 
     def __init__(
         self, table: OwnRoutes, route: KernelRoute | None, prefixes: Sequence[bytes], leftover_metric: int = -1
@@ -29,6 +29,8 @@ class Batch:
         """Of leftovers to be deleted; -1 for routes at our metric."""
         self.position = 0
         """Prefixes before this one went into chunks."""
+        self.scattered = False
+        """Deletions that were put into the order they go fastest in."""
 
 
 class Segment:
