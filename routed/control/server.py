@@ -1,7 +1,8 @@
 """Answers requests on a unix socket with the handlers it is given.
 
 A handler is called with the request and returns the answer at once, or an iterator whose items are sent in batches,
-with a turn of the loop between two batches: neither a large table nor a client that reads slowly holds anybody up.
+with a turn of the loop between two batches: neither a large table nor a client that reads slowly holds anybody up. An
+item of None is not sent: it only offers a turn, for work that comes before the first item.
 Errors are sentences: a handler raises `ControlError` for the person who asked; anything else it raises is a bug, which
 is handed to `on_bug` and answered in general words.
 """
@@ -120,11 +121,13 @@ class ControlServer:
         until = time.monotonic() + BATCH_SECONDS
         try:
             for item in items:
-                batch.append(item)
+                if item is not None:
+                    batch.append(item)
                 if len(batch) >= BATCH_ITEMS or time.monotonic() >= until:
-                    writer.write(encode_items(batch))
-                    batch = []
-                    await _drain(writer)
+                    if batch:
+                        writer.write(encode_items(batch))
+                        batch = []
+                        await _drain(writer)
                     await asyncio.sleep(0)
                     until = time.monotonic() + BATCH_SECONDS
         finally:

@@ -125,6 +125,15 @@ def test_an_empty_list_is_no_null(path: Path) -> None:
     assert served(path, client)[0] == []
 
 
+def test_a_turn_offered_is_not_an_item(path: Path) -> None:
+    def client(name: str) -> list[object]:
+        with ControlClient(name) as control:
+            return list(control.stream("slow"))
+
+    handlers: dict[str, Handler] = {"slow": lambda _: iter([None, 1, None, None, 2, None])}
+    assert served(path, client, handlers)[0] == [1, 2]
+
+
 def test_several_questions_on_one_connection(path: Path) -> None:
     def client(name: str) -> list[object]:
         with ControlClient(name) as control:
