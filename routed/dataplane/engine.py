@@ -5,7 +5,8 @@ changes (but not what the writer did), the *dumper* reads everything back: at st
 routes may have vanished without a word, and every now and then.
 
 Invariants:
-- Nothing is written before the first dump is complete, and nothing while a dump that must be exact is read.
+- Nothing is written before the first dump is complete, nothing between the loss of notifications and the dump that
+  makes up for them, and nothing while a dump that must be exact is read.
 - What the monitor hears during a dump is taken in after it, in order, so that the end state is the kernel's whatever
   the dump already showed.
 - A verifying dump gives way to new work; all others finish.
@@ -227,8 +228,8 @@ class KernelEngine:
 
     def take_write(self, now: float) -> bytes | None:
         """The next chunk for the writer; empty: call again; None: nothing to do."""
-        if not self.ready or not self.settings.program_routes:
-            return None
+        if not self.ready or self._full or not self.settings.program_routes:
+            return None  # what others hold is not known: a change might hit it
         return self.routes.take_write(now)
 
     def take_dump(self, now: float) -> bytes:
