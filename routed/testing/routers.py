@@ -232,19 +232,20 @@ class Routed(Router):
 
 
 class Bird(Router):
-    """BIRD 2. `config` is its configuration but for the log."""
+    """BIRD 2. `config` is its configuration but for the log; with `recover` it starts as after a graceful restart."""
 
     name = "bird"
 
-    def __init__(self, namespace: Namespace, config: str) -> None:
+    def __init__(self, namespace: Namespace, config: str, *, recover: bool = False) -> None:
         super().__init__(namespace)
         self.config = config
+        self.recover = recover
 
     def launch(self) -> None:
         file = self.folder / "bird.conf"
         file.write_text(f"log stderr all;\n{self.config}")
         argv = ("bird", "-f", "-c", str(file), "-s", str(self.folder / "bird.ctl"))
-        self.processes = [self.namespace.start("bird", *argv)]
+        self.processes = [self.namespace.start("bird", *argv, *(["-R"] if self.recover else []))]
 
     def configure(self, config: str) -> None:
         """Change the configuration while it runs."""

@@ -19,7 +19,9 @@ BLOCK4, BLOCK6 = "10.244.1.0/26", "fd44:1::/122"
 NET4, NET6 = "192.0.2.0/24", "2001:db8:1::/48"
 
 
-def bird(namespace: Namespace, asn: int = TOR_AS, node_as: int = NODE_AS, extra: str = "") -> Bird:
+def bird(
+    namespace: Namespace, asn: int = TOR_AS, node_as: int = NODE_AS, extra: str = "", *, recover: bool = False
+) -> Bird:
     def session(version: int, local: str, remote: str) -> str:
         family = f"ipv{version}"
         return (
@@ -35,6 +37,7 @@ def bird(namespace: Namespace, asn: int = TOR_AS, node_as: int = NODE_AS, extra:
         "protocol kernel { ipv6 { import none; export where source = RTS_BGP; }; }\n"
         f"protocol static {{ ipv4; route {NET4} blackhole; }}\n"
         f"protocol static {{ ipv6; route {NET6} blackhole; }}\n" + session(4, TOR4, NODE4) + session(6, TOR6, NODE6),
+        recover=recover,
     )
 
 
@@ -46,7 +49,7 @@ def frr(namespace: Namespace, asn: int = TOR_AS, node_as: int = NODE_AS, extra: 
     return Frr(
         namespace,
         f"router bgp {asn}\n bgp router-id {TOR4}\n no bgp ebgp-requires-policy\n no bgp network import-check\n"
-        f" no bgp default ipv4-unicast\n bgp graceful-restart\n{extra}{neighbors}"
+        f" no bgp default ipv4-unicast\n{extra}{neighbors}"
         f" address-family ipv4 unicast\n  network {NET4} route-map tag\n  neighbor {NODE4} activate\n"
         f" address-family ipv6 unicast\n  network {NET6} route-map tag\n  neighbor {NODE6} activate\n"
         " exit-address-family\nexit\nroute-map tag permit 10\n set community 65100:7\nexit\n",
