@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -18,7 +19,6 @@ from routed.control.client import ControlClient, Unreachable
 from routed.control.protocol import DEFAULT_RUN_DIR, SOCKET_NAME
 from routed.errors import ConfigError, ControlError
 from routed.observe.logs import harmless
-from routed.observe.replay import replay
 
 DEFAULT_CONFIG = "/etc/routed/routed.yaml"
 
@@ -52,6 +52,8 @@ Command = Callable[[argparse.Namespace], int]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run routedctl. Returns the exit status; argparse exits by itself on wrong usage."""
     arguments = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that knows no UTF-8 is no reason to fail
     command: Command = arguments.command
     try:
         status = command(arguments)
@@ -258,6 +260,8 @@ def _version(arguments: argparse.Namespace) -> int:
 
 
 def _replay(arguments: argparse.Namespace) -> int:
+    from routed.observe.replay import replay  # noqa: PLC0415 - the only command that needs the engine: 0.1 s
+
     count = 0
     for step in replay(arguments.file):
         count += 1

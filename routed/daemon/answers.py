@@ -76,7 +76,7 @@ class Answers:
             "pid": os.getpid(),
             "runningSeconds": round(time.monotonic() - self._started_at, 3),
             "datastore": config.datastore_path,
-            "listening": bool(self._driver.listening and not self._driver.listen_problems),
+            "listening": self._driver.listening,
             "kernel": {
                 "programRoutes": config.kernel.program_routes,
                 "table": config.kernel.table,

@@ -16,7 +16,7 @@ import os
 import secrets
 import signal
 from collections.abc import Coroutine
-from typing import TextIO
+from typing import Any, TextIO
 
 from routed import __version__
 from routed.control.server import ControlServer
@@ -75,9 +75,13 @@ class Daemon:
     async def run(self) -> int:
         """Run until told to stop; the exit status. Raises ConfigError where it can't start."""
         make_folders(self._config)
-        with contextlib.ExitStack() as files:
-            recording = self._open_recording(files)
+        recording = self._open_recording()
+        try:
             await self._run(recording)
+        finally:
+            if recording is not None:
+                with contextlib.suppress(OSError):  # a full disk has been reported
+                    recording.close()
         self._log.close()
         return 0
 
@@ -98,6 +102,7 @@ class Daemon:
         tasks: list[asyncio.Task[None]] = []
         control: ControlServer | None = None
         loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._stray_bug)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled, number)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
@@ -110,7 +115,7 @@ class Daemon:
                     program_routes=config.kernel.program_routes,
                     routes_found=kernel.found_at_start if config.kernel.program_routes else frozenset(),
                 )
-                core, engine = _build_core(settings, recording)
+                core, engine = self._build_core(settings, recording)
                 driver = self._driver = Driver(engine, kernel, self._log)
                 answers = Answers(
                     core, driver, kernel, config=lambda: self._config, problems=self._problems, stop=self.stop
@@ -251,20 +256,30 @@ class Daemon:
 
     # ---- inside
 
-    def _open_recording(self, files: contextlib.ExitStack) -> TextIO | None:
+    def _open_recording(self) -> TextIO | None:
         if self._record is None:
             return None
         try:
-            return files.enter_context(open(self._record, "w", encoding="utf-8", buffering=1 << 20))
+            return open(self._record, "w", encoding="utf-8", buffering=1 << 20)
         except OSError as error:
             raise ConfigError(self._record, f"cannot write the recording: {error.strerror}") from None
 
+    def _recording_failed(self, error: OSError) -> None:
+        self._log.write(Level.ERROR, "record", f"the recording {self._record} ends here: {error.strerror}")
 
-def _build_core(settings: CoreSettings, recording: TextIO | None) -> tuple[Core, Engine]:
-    """A core, and what the daemon drives: itself, or the recorder around it."""
-    seed = secrets.randbits(64)
-    core = Core(settings, seed)
-    return core, core if recording is None else RecordingCore(core, Header(settings, seed), recording)
+    def _build_core(self, settings: CoreSettings, recording: TextIO | None) -> tuple[Core, Engine]:
+        """A core, and what the daemon drives: itself, or the recorder around it."""
+        seed = secrets.randbits(64)
+        core = Core(settings, seed)
+        if recording is None:
+            return core, core
+        return core, RecordingCore(core, Header(settings, seed), recording, self._recording_failed)
+
+    def _stray_bug(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """An exception nobody caught: one line, and the loop goes on."""
+        error = context.get("exception")
+        text = trace(error) if isinstance(error, BaseException) else str(context.get("message"))
+        self._log.write(Level.ERROR, "bug", f"in the loop: {text}")
 
 
 def _check_datastore(config: Config) -> None:

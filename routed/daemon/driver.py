@@ -50,8 +50,8 @@ class Driver:
         self.clock = clock
         self.listen_problems: tuple[str, ...] = ()
         self.store_problems: tuple[str, ...] = ()
-        self.listening = 0
-        """The port the core wants open; 0: none yet."""
+        self.listening = False
+        """The port the core wants open is, in all families."""
         self.stopping = False
         self._routes = routes
         self._log = log
@@ -121,6 +121,7 @@ class Driver:
 
     def listen_problem(self, port: int, problems: tuple[str, ...]) -> None:
         self.listen_problems = problems
+        self.listening = not problems
         for problem in problems:
             self._log.write(Level.ERROR, "listen", problem)
         if not problems:
@@ -257,7 +258,7 @@ class Driver:
             case Close():
                 self.transports.close(effect.conn)
             case Listen():
-                self.listening = effect.port
+                self.listening = False
                 self.transports.listen(effect.port)
             case Sweep():
                 if not self.stopping:

@@ -15,6 +15,7 @@ while nobody records.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TextIO
 
@@ -96,10 +97,14 @@ def dump(value: Json) -> str:
 class RecordingCore:
     """A core that writes a recording; see the module's docstring."""
 
-    def __init__(self, core: Core, header: Header, out: TextIO) -> None:
+    def __init__(
+        self, core: Core, header: Header, out: TextIO, on_failure: Callable[[OSError], None] | None = None
+    ) -> None:
+        """`on_failure` is told once when `out` can't be written any more, as on a full disk; the core goes on."""
         self.core = core
-        self._out = out
-        self._out.write(header.to_line() + "\n")
+        self._out: TextIO | None = out
+        self._on_failure = on_failure
+        self._write(header.to_line())
 
     @property
     def effects(self) -> list[Effect]:
@@ -163,13 +168,17 @@ class RecordingCore:
 
     def flush(self, now: float) -> bool:
         more = bool(self._record("flush", now))
-        self._out.flush()  # once a turn: what led to a crash is on disk
+        if self._out is not None:
+            try:
+                self._out.flush()  # once a turn: what led to a crash is on disk
+            except OSError as error:
+                self._failed(error)
         return more
 
     def take(self, conn: int, limit: int) -> bytes:
         data = self.core.take(conn, limit)
         # also when it gave nothing: it may have moved a reader past what is not for it
-        self._out.write(dump({"take": conn, "limit": limit, "bytes": data.hex()}) + "\n")
+        self._write(dump({"take": conn, "limit": limit, "bytes": data.hex()}))
         return data
 
     def next_timer(self) -> float | None:
@@ -180,10 +189,23 @@ class RecordingCore:
         for (parameter, codec), argument in zip(INPUTS[name], arguments, strict=True):
             entry[parameter] = codec.to_json(argument)
         returned, outputs, error = call(self.core, name, (*arguments, now))
-        self._out.write(dump({**entry, **outputs}) + "\n")
+        self._write(dump({**entry, **outputs}))
         if error is not None:
             raise error
         return returned
+
+    def _write(self, line: str) -> None:
+        if self._out is not None:
+            try:
+                self._out.write(line + "\n")
+            except OSError as error:
+                self._failed(error)
+
+    def _failed(self, error: OSError) -> None:
+        """A recording with a gap is none: it ends here."""
+        self._out = None
+        if self._on_failure is not None:
+            self._on_failure(error)
 
 
 def call(core: Core, name: str, arguments: tuple[Any, ...]) -> tuple[Any, dict[str, Json], Exception | None]:

@@ -148,6 +148,27 @@ def test_a_last_line_cut_by_a_crash_is_ignored(recordings: list[Path]) -> None:
     assert all(step.equal for step in replay(str(recordings[0])))
 
 
+class FullDisk(io.StringIO):
+    """Takes some octets and no more."""
+
+    def write(self, text: str) -> int:
+        if self.tell() > 500:
+            raise OSError(28, "No space left on device")
+        return super().write(text)
+
+
+def test_a_full_disk_ends_the_recording_and_nothing_else() -> None:
+    told: list[str] = []
+    header = Header(CoreSettings(node_name="a"), 1)
+    recorder = RecordingCore(
+        Core(header.settings, header.seed), header, FullDisk(), lambda error: told.append(error.strerror)
+    )
+    for now in range(100):
+        recorder.timer(float(now))
+        recorder.flush(float(now))
+    assert told == ["No space left on device"]
+
+
 def test_a_bug_is_recorded_and_raised_again(tmp_path: Path) -> None:
     out = io.StringIO()
     header = Header(CoreSettings(node_name="a"), 1)
