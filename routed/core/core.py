@@ -67,6 +67,9 @@ STALE_MAX = 360.0
 #: Connections being closed whose last octets nobody has taken yet.
 LAST_WORDS = 1024
 
+#: Next hops tracked before those no longer in use are looked for.
+NEXT_HOPS = 4096
+
 BLACKHOLE = KernelRoute(RouteKind.BLACKHOLE)
 
 
@@ -121,6 +124,7 @@ class Core:
         self._groups: dict[ExportPolicy, UpdateGroup] = {}
         self._jobs: deque[Iterator[None]] = deque()
         self._timers: list[tuple[float, str]] = []
+        self._next_hops_most = NEXT_HOPS
         self._listening = 0
         self._restart_checked = float("-inf")
 
@@ -296,6 +300,8 @@ class Core:
                     )
         if self.deferring or self.sweep_pending:
             self._check_restart(now)
+        if len(self.next_hops) > self._next_hops_most:
+            self._forget_next_hops()
         return bool(self._jobs) or any(rib.changes for rib in self.ribs.values())
 
     def take(self, conn: int, limit: int) -> bytes:
@@ -432,6 +438,9 @@ class Core:
     def _group(self, policy: ExportPolicy) -> UpdateGroup:
         group = self._groups.get(policy)
         if group is None:
+            rib = self.ribs[policy.family]
+            if rib.changes:  # a new group counts what the table holds: it must not hear of it again
+                self._best_paths_changed(policy.family, rib)
             for known in [policy for policy, group in self._groups.items() if not group.members]:
                 del self._groups[known]
             group = self._groups[policy] = UpdateGroup(policy, self.ribs[policy.family])
@@ -574,6 +583,16 @@ class Core:
     def _own_route(self, family: Family, prefix: bytes) -> Path | None:
         """Our best path for exactly this prefix, if it is in the kernel: next hops resolve through it."""
         return self.ribs[family].best(prefix) if self.settings.program_routes else None
+
+    def _forget_next_hops(self) -> None:
+        """A peer may name a new next hop with every route it replaces: remember only those in use."""
+        live = set().union(*(rib.next_hops_in_use() for rib in self.ribs.values()))
+        for peer in self.peers.values():
+            for adj_in in peer.adj_in.values():
+                adj_in.forget_unused(live)
+        refused = (adj_in.next_hops for peer in self.peers.values() for adj_in in peer.adj_in.values())
+        self.next_hops.forget_unused(live.union(*refused))
+        self._next_hops_most = max(NEXT_HOPS, 2 * len(self.next_hops))
 
     def _interface_of(self, path: Path) -> str:
         """The name of the interface a path leaves by, for filters."""

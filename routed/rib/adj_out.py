@@ -200,7 +200,7 @@ class UpdateGroup:
 
     def _count(self, old: Path | None, new: Path | None, count: int) -> None:
         if old is not None:
-            self.advertised[old.source] -= count
+            self.advertised[old.source] = self.advertised.get(old.source, 0) - count
         if new is not None:
             self.advertised[new.source] = self.advertised.get(new.source, 0) + count
 

@@ -112,6 +112,9 @@ class NextHopTable:
         self._interfaces: dict[int, Interface] = {}
         self._own_addresses: set[bytes] = set()
 
+    def __len__(self) -> int:
+        return len(self._next_hops)
+
     def track(self, address: bytes, interface: int = 0) -> NextHop:
         """The next hop for a packed address, resolved. `interface` is needed for link-local addresses only."""
         key = (address, interface)

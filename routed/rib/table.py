@@ -80,6 +80,12 @@ class AdjRibIn:
         """Next hops of any path the table may hold."""
         self.epoch = 0
 
+    def forget_unused(self, live: set[NextHop]) -> None:
+        """Let go of paths the table does not hold, and of next hops no path uses (`live`: those one does)."""
+        self.paths.clear()
+        self.imported.clear()
+        self.next_hops = live | {path.next_hop for path in self.refused.values() if path.next_hop is not None}
+
     def new_epoch(self) -> None:
         """From here on what was announced before is stale."""
         self.epoch += 1
@@ -217,6 +223,16 @@ class FamilyRib:
         self._put(prefix, source, None)
 
     # ---- what the kernel's table says
+
+    def next_hops_in_use(self) -> set[NextHop]:
+        """Those of all paths in the table. A walk over it."""
+        found: set[NextHop | None] = set()
+        for entry in self.table.values():
+            if isinstance(entry, Candidates):
+                found.update(path.next_hop for path in entry.paths)
+            else:
+                found.add(entry.next_hop)
+        return {next_hop for next_hop in found if next_hop is not None}
 
     def next_hops_changed(self, changed: set[NextHop], adj_ins: Sequence[AdjRibIn]) -> None:
         """Next hops resolve differently now (or no longer): judge again every path that uses one of them."""

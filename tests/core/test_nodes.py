@@ -6,7 +6,10 @@ import random
 
 import pytest
 
+from routed.bgp.attributes import AttributeSet, encode_attributes
 from routed.bgp.neighbor import State
+from routed.bgp.update import update_message
+from routed.core import core as core_module
 from routed.model.resources import JsonObject, ResourceKey
 from routed.net.families import Family
 from routed.testing.world import Node, World
@@ -252,3 +255,41 @@ def test_any_interleaving_ends_in_the_same_tables(seed: int) -> None:
     for each in nodes:
         for key in origins:
             assert key in each.kernel
+
+
+def test_next_hops_nobody_uses_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CVE-2026-30405's class: a peer that gives every route a next hop of its own must not fill our memory."""
+    monkeypatch.setattr(core_module, "NEXT_HOPS", 16)
+    world = World()
+    nodes = mesh(world, 2)
+    world.run(6)
+    core = nodes[0].core
+    core._next_hops_most = 16
+    peer = core.peers["Mesh_10_0_0_2"]
+    for third in range(40):
+        for last in range(3, 8):
+            attrs = encode_attributes(
+                AttributeSet(next_hop=bytes((10, 9, third, last)), local_pref=100),
+                four_octet_as=True, family=V4, include_local_pref=True,
+            )  # fmt: skip
+            core.received(peer.neighbor.connection, update_message(b"", attrs, b"\x18\x0a\xf4\x63"), world.now)
+        core.flush(world.now)
+    assert len(core.next_hops) < 40
+    assert core.ribs[V4].candidates(b"\x18\x0a\xf4\x63")[0].next_hop in core.next_hops._next_hops.values()
+
+
+def test_a_group_that_is_new_does_not_hear_of_old_changes() -> None:
+    world = World()
+    nodes = mesh(world, 2)
+    world.run(6)
+    nodes[0].apply(block("n1", "10.244.77.0/26"))
+    world.sever("n1", "n2")
+    world.run(20)
+    for each in nodes:
+        for group in each.core._groups.values():
+            told: dict[object, int] = {}
+            for prefix in group.rib.table:
+                path = group.rib.best(prefix)
+                if path is not None and group.exported(prefix, path) is not None:
+                    told[path.source] = told.get(path.source, 0) + 1
+            assert {source: count for source, count in group.advertised.items() if count} == told
