@@ -254,14 +254,14 @@ class Neighbor:
                 outgoing.handle(Event.CONNECT_RETRY_TIMER_EXPIRES, now, "started")
         self._settle(now)
 
-    def stop(self, now: float, notification: Notification | None, *, admin_down: bool) -> None:
+    def stop(self, now: float, notification: Notification | None, *, admin_down: bool, why: str = "") -> None:
         """End all connections, with `notification` or, without one, by closing TCP so that a helper keeps our routes.
 
         `admin_down`: stay down, and refuse the peer, until `start`. Otherwise the neighbour comes back by itself after
-        the usual wait, or at once by `start`.
+        the usual wait, or at once by `start`. `why` is for people.
         """
         said = f": NOTIFICATION {notification.text()}" if notification else ""
-        reason = f"{'administratively down' if admin_down else 'reset by this side'}{said}"
+        reason = f"{why or ('administratively down' if admin_down else 'reset by this side')}{said}"
         self.counters.last_error = reason
         if admin_down:
             self._started = False

@@ -253,7 +253,7 @@ class Core:
             notification = (
                 Notification.cease(CeaseSubcode.ADMINISTRATIVE_SHUTDOWN, reason) if mode == "shutdown" else None
             )
-            peer.neighbor.stop(now, notification, admin_down=True)
+            peer.neighbor.stop(now, notification, admin_down=True, why=reason or f"routed stops ({mode})")
             self._after(peer, now)
 
     def clear(self, address: bytes, mode: str, now: float) -> bool:
@@ -362,7 +362,7 @@ class Core:
         problem = neighbor.counters.last_error
         if problem != peer.problem_told:
             peer.problem_told = problem
-            self._log(Level.WARNING, peer.plan.name, problem)
+            self._log(Level.INFO if self.stopping else Level.WARNING, peer.plan.name, problem)
         for waiting in neighbor.pending_output():
             self.writable.add(waiting)
         self._rearm(peer)
@@ -370,7 +370,7 @@ class Core:
     def _state_changed(self, peer: Peer, event: StateChanged) -> None:
         level = Level.INFO if event.new is State.ESTABLISHED else Level.DEBUG
         if event.old is State.ESTABLISHED:
-            level = Level.WARNING
+            level = Level.INFO if self.stopping else Level.WARNING
             peer.problem_told = peer.neighbor.counters.last_error  # this line says it
         self._log(level, peer.plan.name, f"{event.old.label} -> {event.new.label}: {event.reason}")
 
@@ -640,7 +640,12 @@ class Core:
 
     def _remove_peer(self, name: str, now: float) -> None:
         peer = self.peers[name]
-        peer.neighbor.stop(now, Notification.cease(CeaseSubcode.PEER_DECONFIGURED, ""), admin_down=True)
+        peer.neighbor.stop(
+            now,
+            Notification.cease(CeaseSubcode.PEER_DECONFIGURED, ""),
+            admin_down=True,
+            why="no resource asks for this peer any more",
+        )
         self._after(peer, now)
         self._sweep(peer)
         del self.peers[name]
@@ -650,7 +655,9 @@ class Core:
         """A change its session can't survive: a new peer takes its place."""
         peer = self.peers[plan.name]
         self._log(Level.INFO, plan.name, f"its session starts anew: {reason}")
-        peer.neighbor.stop(now, Notification.cease(CeaseSubcode.OTHER_CONFIGURATION_CHANGE, ""), admin_down=True)
+        peer.neighbor.stop(
+            now, Notification.cease(CeaseSubcode.OTHER_CONFIGURATION_CHANGE, ""), admin_down=True, why=reason
+        )
         self._after(peer, now)
         self._sweep(peer)
         del self.peers[plan.name]
