@@ -6,6 +6,8 @@ what to do. A bug is never one of these: it is caught only by the supervisor in 
 
 from __future__ import annotations
 
+import os  # strerror only: the C library's words for an errno
+
 
 class RoutedError(Exception):
     """Base of everything routed raises on purpose."""
@@ -42,8 +44,6 @@ class KernelError(RoutedError):
     """The kernel refused `what`. `errno` is positive; `extack` is the kernel's own sentence, often empty."""
 
     def __init__(self, errno: int, extack: str, what: str) -> None:
-        import os
-
         text = os.strerror(errno) if errno else "error"
         super().__init__(f"{what}: {text}" + (f" ({extack})" if extack else ""))
         self.errno = errno

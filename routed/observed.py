@@ -40,7 +40,7 @@ class Interface:
 
 @dataclass(frozen=True, slots=True)
 class KernelChange:
-    """A batch of observations, in the order seen. A resync is sent as one change with `full` set: what it does not name is gone."""
+    """A batch of observations, in the order seen. A resync is one change with `full` set: what it does not name is gone."""
 
     full: bool = False
     routes_added: tuple[ForeignRoute, ...] = ()

@@ -328,7 +328,7 @@ def gateway(text: str, dev: int) -> Gateway:
     return Gateway(parse_address(address), int(interface) if interface else dev, onlink == "onlink")
 
 
-@pytest.fixture()
+@pytest.fixture
 def namespace() -> Iterator[None]:
     """The test's thread in a network namespace of its own."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -343,7 +343,7 @@ def namespace() -> Iterator[None]:
         os.close(before)
 
 
-@pytest.fixture()
+@pytest.fixture
 def model() -> ModelWorld:
     return ModelWorld()
 

@@ -275,7 +275,8 @@ def test_problems_name_file_line_and_field(watched: Watched) -> None:
     watched.write("a.yaml", peer("x") + "  numAllowedLocalASNumbers: -1\n  localAsNumber: 3\n")
     assert watched.problems[0].startswith("a.yaml:9: spec.localAsNumber: ")
     watched.write(
-        "a.yaml", "apiVersion: projectcalico.org/v3\nkind: BGPPeer\nmetadata:\n  name: x\nspec:\n  localWorkloadSelector: all()\n"
+        "a.yaml",
+        "apiVersion: projectcalico.org/v3\nkind: BGPPeer\nmetadata:\n  name: x\nspec:\n  localWorkloadSelector: all()\n",
     )
     assert watched.problems == ["a.yaml:5: spec.asNumber: is required with localWorkloadSelector"]
 
