@@ -18,7 +18,7 @@ import struct
 import time
 from dataclasses import dataclass, field
 
-from routed.testing.lab import Namespace
+from routed.testing.lab import POLL, Namespace
 
 OPEN, UPDATE, NOTIFICATION, KEEPALIVE, ROUTE_REFRESH = 1, 2, 3, 4, 5
 MARKER = b"\xff" * 16
@@ -224,14 +224,24 @@ class ScriptedPeer:
     def _family(self) -> socket.AddressFamily:
         return socket.AF_INET6 if ":" in self.local else socket.AF_INET
 
-    def connect(self, port: int = 179) -> None:
-        """Connect; whatever was connected before is closed."""
+    def connect(self, port: int = 179, deadline: float = PATIENCE) -> None:
+        """Connect; whatever was connected before is closed. A port that is not open yet is tried until `deadline`."""
         self.close()
-        with self.namespace.entered():
-            sock = socket.socket(self._family, socket.SOCK_STREAM)
-        self._take(sock)
-        sock.bind((self.local, 0))
-        sock.connect((self.remote, port))
+        until = time.monotonic() + deadline
+        while True:
+            with self.namespace.entered():
+                sock = socket.socket(self._family, socket.SOCK_STREAM)
+            sock.bind((self.local, 0))
+            try:
+                sock.connect((self.remote, port))
+            except ConnectionRefusedError:
+                sock.close()
+                if time.monotonic() > until:
+                    raise
+                time.sleep(POLL)
+            else:
+                self._take(sock)
+                return
 
     def listener(self, port: int = 179) -> socket.socket:
         """A listening socket at our end, for `accept`. The caller closes it."""
@@ -349,11 +359,12 @@ class ScriptedPeer:
         return heard
 
     def updates_until(self, prefix: str, deadline: float = PATIENCE) -> list[HeardUpdate]:
-        """The UPDATEs heard up to the one that announces or withdraws `prefix`, that one included."""
+        """The UPDATEs up to the one that announces or withdraws `prefix`, that one included, End-of-RIBs left out."""
         until, heard = time.monotonic() + deadline, []
         while True:
             update_ = read_update(self.expect(UPDATE, max(0.001, until - time.monotonic())).body)
-            heard.append(update_)
+            if not update_.end_of_rib:
+                heard.append(update_)
             if prefix in update_.announced or prefix in update_.withdrawn:
                 return heard
 
