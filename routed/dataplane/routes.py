@@ -97,6 +97,8 @@ class RouteSync:
         self._facts: RouteFacts | None = None
         self._facts_route = _NOWHERE
         self._refusals: set[Refused] = set()
+        self._uncertain: dict[RouteId, set[Gateway]] = {}
+        """Legs of ours that may be or may have gone, since the kernel's answer was lost."""
         self._retries = Retries()
         self._repairs = Repairs()
         self._denied_until: float | None = None
@@ -236,6 +238,8 @@ class RouteSync:
                 for prefix in failed.keys() & segment.prefixes if failed else ():
                     wanted = segment.route if segment.operation is not Operation.DELETE else None
                     failed[prefix] = failed[prefix]._replace(route=wanted)
+                for prefix, before in segment.before.items():
+                    self._uncertain.setdefault((segment.table.family, prefix), set()).update(before.gateways)
         self._in_flight.clear()
         self.suspect = True
 
@@ -268,9 +272,11 @@ class RouteSync:
             self._unknown(table, prefix, route, now)
         elif not same_route(old, route):
             if family is Family.IPV6_UNICAST and set(old.gateways) < set(route.gateways):
-                extra = tuple(leg for leg in route.gateways if leg not in old.gateways)
-                self._watch.legs_appended(family, prefix, facts, extra)
-                return
+                ours = self._uncertain.get((family, prefix), set()).union(old.gateways)
+                extra = tuple(leg for leg in route.gateways if leg not in ours)
+                if extra:
+                    self._watch.legs_appended(family, prefix, facts, extra)
+                    return
             table.installed[prefix] = route
             if prefix not in table.stale:
                 self._disturb(table, prefix, old, now)
@@ -371,6 +377,7 @@ class RouteSync:
                 return True
             if table.swept:
                 self._sweep_leftovers(table)
+        self._uncertain = {}
         self.held = False
         return False
 
