@@ -436,14 +436,16 @@ class Core:
         )
 
     def _group(self, policy: ExportPolicy) -> UpdateGroup:
+        rib = self.ribs[policy.family]
+        if (
+            rib.changes
+        ):  # a new group counts what the table holds, who moves to one knows it: both must not hear of it again
+            self._best_paths_changed(policy.family, rib)
         group = self._groups.get(policy)
         if group is None:
-            rib = self.ribs[policy.family]
-            if rib.changes:  # a new group counts what the table holds: it must not hear of it again
-                self._best_paths_changed(policy.family, rib)
             for known in [policy for policy, group in self._groups.items() if not group.members]:
                 del self._groups[known]
-            group = self._groups[policy] = UpdateGroup(policy, self.ribs[policy.family])
+            group = self._groups[policy] = UpdateGroup(policy, rib)
         return group
 
     def _down(self, peer: Peer, event: SessionDown) -> None:
@@ -680,6 +682,7 @@ class Core:
             if adj_out is not None:
                 policy = self._export_policy(peer, family)
                 if policy != adj_out.group.policy:
+                    self._best_paths_changed(family, self.ribs[family])
                     adj_out.move(self._group(policy))
                     self.writable.add(peer.neighbor.connection)
         self._after(peer, now)

@@ -186,6 +186,8 @@ class UpdateGroup:
                 elif was and old is not None:
                     writer.withdraw(old.source, one)
         chunks = writer.finish()
+        for member in self.members:
+            member.recheck(changes)
         if not chunks:
             return False
         if any(member.in_log for member in self.members):
@@ -332,20 +334,29 @@ class AdjRibOut:
 
     def refresh(self) -> None:
         """Say everything again (RFC 2918)."""
-        self._restart(withdraw=False)
+        self._owe()
+        self._queue, self._queue_at, self._first_queue, self._previous = list(self.group.rib.table), 0, True, None
 
     def release(self) -> None:
         """Route selection is over: say what was chosen."""
         self.held = False
-        self._restart(withdraw=False)
+        self._waiting = {}
+        self._queue, self._queue_at, self._first_queue = list(self.group.rib.table), 0, True
 
     def move(self, group: UpdateGroup) -> None:
-        """Export rules changed: announce what they now let out and withdraw what they no longer do."""
-        self._previous = self.group
-        self.group.members.discard(self)
-        self.group = group
+        """Export rules changed: announce what they now let out and withdraw what they no longer do.
+
+        Best-path changes must have been given to the group it leaves.
+        """
+        previous = self.group
+        previous.members.discard(self)
         group.members.add(self)
-        self._restart(withdraw=True)
+        if not self.held:
+            self._owe()
+        self.group = group
+        if not self.held:  # what it has heard follows from the rules of before, except where something is owed
+            self._queue = [prefix for prefix in group.rib.table if prefix not in self._waiting]
+            self._queue_at, self._first_queue, self._previous = 0, False, previous
 
     def close(self) -> None:
         self.group.members.discard(self)
@@ -394,6 +405,12 @@ class AdjRibOut:
         for prefixes in chunk.prefixes:
             waiting.update(dict.fromkeys(prefixes))
 
+    def recheck(self, changes: list[Change]) -> None:
+        """While this peer hears of new export rules, the old ones say what it was told only where nothing changed."""
+        if self._previous is not None:
+            for change in changes:
+                self._waiting.update(dict.fromkeys(change.prefixes))
+
     def leave_log(self) -> None:
         """Too far behind: hear about the prefixes of the unread chunks one by one, in their state at that time."""
         self.in_log = False
@@ -402,16 +419,11 @@ class AdjRibOut:
         for index in range(self.position - self.group.base, len(unread)):
             self.enqueue(unread[index])
 
-    def _restart(self, *, withdraw: bool) -> None:
+    def _owe(self) -> None:
+        """Remember what the peer has not heard of yet, whatever its group told the others: that stays waiting."""
         if self.in_log:
             self.leave_log()
-        waiting = self._waiting
-        if withdraw:  # what was said before must be looked at whatever it is now
-            waiting.update(dict.fromkeys(self.group.rib.table))
-            self._queue, self._queue_at, self._first_queue = list(waiting), 0, False
-            self._waiting = {}
-        else:  # changes not yet told may be withdrawals, which the table does not show: they stay waiting
-            self._queue, self._queue_at, self._first_queue = list(self.group.rib.table), 0, True
+        self._waiting.update(dict.fromkeys(self._queue[self._queue_at :]))
 
     def _take_queue(self) -> Iterator[bytes]:
         """Messages for the next slice of the queue; joins the log when nothing is left."""
@@ -440,11 +452,10 @@ class AdjRibOut:
             yield from announcements(group.policy.family, attributes, [prefixes])
         if self._queue_at < len(self._queue):
             return
-        if self._first_queue:
-            self._first_queue = False
-            if self.eor_due:
-                self.eor_due = False
-                yield end_of_rib(group.policy.family)
+        self._first_queue = False
+        if self.eor_due:
+            self.eor_due = False
+            yield end_of_rib(group.policy.family)
         self._previous = None
         if self._waiting:
             self._queue, self._queue_at = list(self._waiting), 0

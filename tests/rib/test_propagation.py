@@ -18,7 +18,7 @@ from routed.net.prefixes import parse_prefix
 from routed.observed import ForeignRoute, Interface, KernelChange
 from routed.rib import adj_out as adj_out_module
 from routed.rib.adj_out import AdjRibOut, ExportPolicy, NextHopMode, UpdateGroup
-from routed.rib.filters import RouteFilter
+from routed.rib.filters import Action, PrefixMatch, RouteFilter, Rule
 from routed.rib.nexthops import NextHopTable
 from routed.rib.path import Path, Source, SourceKind
 from routed.rib.table import AdjRibIn, FamilyRib
@@ -26,6 +26,13 @@ from routed.rib.table import AdjRibIn, FamilyRib
 V4 = Family.IPV4_UNICAST
 IMPORT_ALL = RouteFilter("all", V4)
 EXPORT_ALL = RouteFilter("all", V4, export=True)
+#: Export rules a peer may be moved to: they look at nothing, at the path, at the prefix, or let nothing out.
+EXPORTS = [
+    EXPORT_ALL,
+    RouteFilter("paths", V4, [Rule(Action.REJECT, "70001", as_path_prefix=(70001,))], export=True),
+    RouteFilter("long", V4, [Rule(Action.REJECT, "/16", (PrefixMatch(b"\0", 0, 16),))], export=True),
+    RouteFilter("nothing", V4, export=True, default=False),
+]
 ETH0 = Interface(2, "eth0", True, ((parse_address("192.0.2.254"), 24),))
 CONNECTED = ForeignRoute(V4, parse_prefix("192.0.2.0/24")[1], 0, 2, 1, (Gateway(b"", 2),))
 PREFIXES = [parse_prefix(f"10.{index}.0.0/{16 + index % 3}")[1] for index in range(12)]
@@ -40,8 +47,8 @@ class Net:
         self.next_hops.apply(KernelChange(full=True, interfaces=(ETH0,), routes_added=(CONNECTED,)))
         self.pool = AttributePool()
         self.groups: dict[ExportPolicy, UpdateGroup] = {}
-        self.peers = [Peer(self, index, kind) for index, kind in enumerate(kinds)]
         self.kernel: dict[bytes, object] = {}
+        self.peers = [Peer(self, index, kind) for index, kind in enumerate(kinds)]
 
     def flush(self) -> None:
         changes = self.rib.take_changes()
@@ -74,6 +81,7 @@ class Net:
                     if encoded is not None:
                         expected[prefix] = encoded
             assert {prefix: encoded for prefix, (encoded, _) in peer.heard.items()} == expected
+            assert peer.ends == 1, "End-of-RIB is said once in a session"
         assert self.kernel == {
             prefix: self.rib.kernel_route(prefix)
             for prefix in self.rib.table
@@ -105,6 +113,13 @@ class Peer:
     def join(self) -> None:
         self.up = True
         self.heard = {}
+        self.ends = 0
+        self.out = AdjRibOut(self.source, self.group(EXPORT_ALL))
+        context = DecodeContext(True, self.kind is SourceKind.EBGP, frozenset({V4}))
+        self.decoder = UpdateDecoder(context, pool=AttributePool())
+        self.adj_in.new_epoch()
+
+    def group(self, export_filter: RouteFilter) -> UpdateGroup:
         policy = ExportPolicy(
             family=V4,
             kind=self.kind,
@@ -113,15 +128,13 @@ class Peer:
             local_address=parse_address("192.0.2.254"),
             next_hop_mode=NextHopMode.AUTO,
             four_octet_as=True,
-            export_filter=EXPORT_ALL,
+            export_filter=export_filter,
         )
+        self.net.flush()
         group = self.net.groups.get(policy)
         if group is None:
             group = self.net.groups[policy] = UpdateGroup(policy, self.net.rib)
-        self.out = AdjRibOut(self.source, group)
-        context = DecodeContext(True, self.kind is SourceKind.EBGP, frozenset({V4}))
-        self.decoder = UpdateDecoder(context, pool=AttributePool())
-        self.adj_in.new_epoch()
+        return group
 
     def leave(self) -> None:
         self.up = False
@@ -159,6 +172,7 @@ class Peer:
             at += length
             update = self.decoder.decode(body)
             assert not update.findings
+            self.ends += update.end_of_rib is not None
             for _, prefixes in update.withdrawn:
                 for prefix in prefixes:
                     self.heard.pop(prefix, None)
@@ -186,9 +200,9 @@ STEPS = st.lists(
             st.lists(st.sampled_from(PREFIXES), min_size=1, max_size=6),
         ),
         st.tuples(
-            st.sampled_from(["leave", "join", "listen", "flush", "refresh", "lag", "link", "drain"]),
+            st.sampled_from(["leave", "join", "listen", "flush", "refresh", "lag", "link", "drain", "move"]),
             st.integers(0, 4),
-            st.just(0),
+            st.integers(0, 3),
             st.just([]),
         ),
     ),
@@ -221,6 +235,11 @@ def test_everybody_hears_what_the_table_says(
         elif action == "refresh" and peer.up:
             net.flush()
             peer.out.refresh()
+        elif action == "move" and peer.up:
+            net.flush()
+            group = peer.group(EXPORTS[variant])
+            if group is not peer.out.group:
+                peer.out.move(group)
         elif action == "lag" and peer.up and peer.out.in_log:
             peer.out.leave_log()
         elif action == "link":
