@@ -428,7 +428,8 @@ class AdjRibOut:
     def _take_queue(self) -> Iterator[bytes]:
         """Messages for the next slice of the queue; joins the log when nothing is left."""
         group, rib, source = self.group, self.group.rib, self.source
-        previous = self._previous
+        # a change the groups have not heard of makes the table no witness of what was told: say everything
+        previous = self._previous if not rib.changes else None
         reach: dict[bytes, list[bytes]] = {}
         gone: list[bytes] = []
         end = self._queue_at + QUEUE_SLICE
