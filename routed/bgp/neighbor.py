@@ -18,6 +18,9 @@ restart.
 
 After a NOTIFICATION 2/7 or 2/4 one attempt is made without the capabilities the peer named, or without any (RFC 5492 3).
 
+Long for one idea: collisions, back-off and graceful restart all decide on the same few connections, and every verb may
+touch all three.
+
 Like `session`: no socket, no clock. RFC 4271 6.8, 8, 10; 4724; 5492; 6286. Not here: sockets, MD5 and TTL (`daemon`),
 stale routes themselves (`core`).
 """

@@ -12,6 +12,8 @@ Restart (RFC 4724 4.1): when the kernel held routes of ours at start, what we ch
 until the peers have sent their End-of-RIB (or `DEFERRAL_MAX` has passed), and what the kernel holds beyond it is swept
 only after that. A start without such routes defers nothing.
 
+Long for one idea: whatever happens between rooms happens here and nowhere else, in the order of one list of inputs.
+
 Not here: wire formats and session rules (`bgp`), choosing (`rib`), what resources mean (`plan`), sockets (`daemon`).
 """
 

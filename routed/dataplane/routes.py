@@ -15,6 +15,9 @@ Complications first:
 - A notification may be older than our last write. Believing it leads at worst to EEXIST without a foreign route in
   sight, which asks for a dump (`suspect`), and the dump settles it.
 
+Long for one idea: the life of a route between wanted, queued, in flight, installed, disturbed and refused, every event of
+which may meet every state.
+
 Not here: when to try again (`patience`), what is foreign (`watch`), dumps and notifications as bytes (`engine`).
 """
 

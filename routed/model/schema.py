@@ -5,6 +5,8 @@ the Kubernetes datastore writes it); an unknown kind, version or field is refuse
 filter rule lets routes through. A few things Calico lets pass and then ignores are refused too, where they can only
 be mistakes: a peer that names nobody, an address without an AS number, AS 0, a rule whose length window is empty.
 `parse_manifest(to_manifest(r)) == r` for every resource. What a resource means for this node is decided in `plan/`.
+
+Long for one idea: a parser a kind, to be read beside Calico's API reference from top to bottom.
 """
 
 from __future__ import annotations

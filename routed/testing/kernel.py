@@ -7,6 +7,8 @@ it and against a real kernel, so that it can't drift.
 
 `Driver` runs a `KernelEngine` over any sockets with `send` and `receive`: the model's or real ones.
 
+Long for one idea: what Linux does to a route on each request, each event and in each dump depends on the same few tables.
+
 Not modelled: TOS, source routing, nexthop objects, tables' priorities, IPv6 duplicate address detection.
 """
 

@@ -1,0 +1,245 @@
+"""The documentation agrees with the code."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from routed import __version__
+from routed.bgp.neighbor import NeighborConfig
+from routed.bgp.session import LARGE_HOLD_TIME, SEND_HOLD_TIME_MIN
+from routed.cli import main as cli
+from routed.core.core import DEFERRAL_MAX, DEFERRAL_SETTLE, STALE_MAX, SWEEP_MAX
+from routed.daemon import main as daemon
+from routed.dataplane.patience import REPAIR_FIRST, RETRY_FIRST, RETRY_LAST
+from routed.model import schema
+from routed.model.resources import BGPFilterRule
+from routed.rib.decide import MAXIMUM_PATHS, STEPS
+from tests.house.rooms import ROOT, cells, documents, modules, section, table, tree
+
+DOCS = ROOT / "docs"
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+# ---- links, commands
+
+
+@pytest.mark.parametrize("path", documents(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        there = (path.parent / name).resolve() if name else path
+        assert there.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", there.read_text(), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w\- ]", "", each).strip().lower().replace(" ", "-") for each in headings}
+
+
+def test_the_index_has_every_page_and_every_decision() -> None:
+    index = read("docs/README.md")
+    linked = set(re.findall(r"\]\(([^)#]+)\)", index))
+    pages = {path.name for path in DOCS.glob("*.md")} - {"README.md"}
+    decisions = {f"decisions/{path.name}" for path in (DOCS / "decisions").glob("*.md")}
+    assert pages | decisions <= linked
+
+
+def test_every_make_command_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", read("Makefile"), re.MULTILINE))
+    for path in documents():
+        for name in re.findall(r"(?:^    |`)make ([a-z-]+)", path.read_text(), re.MULTILINE):
+            assert name in targets, f"{path.name}: make {name}"
+
+
+def commands(text: str) -> list[str]:
+    """Command lines of `routed` and `routedctl` in code blocks and in backquotes, placeholders left in."""
+    found = re.findall(r"^ {4,}(?:# )?(?:\S*/)?(routed(?:ctl)? [a-z-].*)$", text, re.MULTILINE)
+    return found + re.findall(r"`(routed(?:ctl)? [a-z-][^`]*)`", text)
+
+
+@pytest.mark.parametrize("path", documents(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_command_lines_are_understood(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = cli._parser()
+    for line in commands(path.read_text()):
+        program, *words = shlex.split(line.replace("[", "").replace("]", ""), comments=True)
+        if program == "routed":
+            assert words[0] in {"run", "--version"}, line
+        elif not {"--in", "--out"} <= set(words):
+            try:
+                parser.parse_args(words)
+            except SystemExit:  # a command that is only mentioned may lack its arguments
+                assert "arguments are required" in capsys.readouterr().err, line
+
+
+# ---- docs/cli.md
+
+
+def subcommands(parser: argparse.ArgumentParser, before: str) -> set[str]:
+    """All commands a parser takes, `show route` and the like included."""
+    found = set()
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, inner in action.choices.items():
+                deeper = subcommands(inner, f"{before} {name}")
+                found |= deeper or {f"{before} {name}"}
+    return found
+
+
+def test_the_commands_are_all_there() -> None:
+    rows = table(section(read("docs/cli.md"), "## routedctl"), "command", "does")
+    described = {re.sub(r" (\[.*|--.*|[A-Z]{2,}.*)$", "", row[0].strip("`")) for row in rows}
+    assert described == subcommands(cli._parser(), "routedctl")
+
+
+def test_exit_statuses() -> None:
+    text = read("docs/cli.md")
+    described = {int(row[0]) for row in table(text, "exit status of `routedctl`", "meaning")}
+    assert described == {cli.EX_OK, cli.EX_ERROR, cli.EX_USAGE, cli.EX_UNAVAILABLE, cli.EX_CONFIG}
+    assert {int(row[0]) for row in table(text, "exit status of `routed`", "meaning")} == {0, 2, daemon.EX_CONFIG}
+
+
+@pytest.mark.parametrize("name", ["Neighbor, AS", "State", "Up/Down", "Rcvd", "Best", "Sent", "Name", "From"])
+def test_columns_have_their_names(name: str) -> None:
+    source = (ROOT / "routed" / "cli" / "show.py").read_text()
+    assert f"| {name} |" in read("docs/cli.md")
+    for each in name.split(", "):
+        assert f'"{each}"' in source
+
+
+# ---- docs/bgp.md
+
+
+def test_the_steps_of_the_decision() -> None:
+    rows = table(section(read("docs/bgp.md"), "## The decision"), "step", "compares", "better")
+    assert rows == [[str(rule.step.value), rule.name, rule.prefers] for rule in STEPS]
+
+
+def test_numbers_are_those_of_the_code() -> None:
+    bgp, kernel, restart = read("docs/bgp.md"), read("docs/kernel.md"), read("docs/decisions/0008-restart-rules.md")
+    default = {name: field.default for name, field in NeighborConfig.__dataclass_fields__.items()}
+    rows = dict(row[:2] for row in table(bgp, "setting", "value"))
+    assert rows["hold time"].startswith(f"{default['hold_time']} s")
+    assert rows["waiting for an OPEN"] == f"{LARGE_HOLD_TIME:.0f} s"
+    assert rows["send hold timer"].startswith(f"{SEND_HOLD_TIME_MIN:.0f} s")
+    assert rows["graceful restart time"].startswith(f"{default['restart_time']} s")
+    assert rows["paths of one prefix that share traffic"] == str(MAXIMUM_PATHS)
+    retry, limit = default["connect_retry_time"], default["connect_retry_limit"]
+    assert f"then within {retry:.0f} s, doubling to {limit:.0f} s at most" in bgp
+    assert f"had {DEFERRAL_SETTLE:.0f} s to come up, at most {DEFERRAL_MAX:.0f} s" in " ".join(bgp.split())
+    assert f"or after {SWEEP_MAX:.0f} s" in bgp
+    assert f"stale routes go after {STALE_MAX:.0f} s" in " ".join(bgp.split())
+    assert f"| {DEFERRAL_SETTLE:.0f} s:" in restart
+    assert f"| {DEFERRAL_MAX:.0f} s at most" in restart
+    assert f"after {SWEEP_MAX:.0f} s" in restart
+    assert f"after {REPAIR_FIRST:g} s" in kernel
+    assert f"after {RETRY_FIRST:.0f} s, 2 s, ... {RETRY_LAST:.0f} s" in " ".join(kernel.split())
+
+
+# ---- docs/configuration.md
+
+FIELDS = {
+    "### Node": {"spec": schema._NODE_SPEC, "spec.bgp": schema._NODE_BGP, "status": schema._NODE_STATUS},
+    "### BGPConfiguration": {"spec": schema._BGP_CONFIGURATION_SPEC},
+    "### BGPPeer": {"spec": schema._BGP_PEER_SPEC},
+    "### BGPFilter": {"": schema._RULE},
+    "### IPPool": {"spec": schema._IP_POOL_SPEC},
+}
+
+
+@pytest.mark.parametrize("heading", FIELDS)
+def test_every_field_of_a_resource_is_described(heading: str) -> None:
+    text = section(read("docs/configuration.md"), heading)
+    rows = [cells(line) for line in text.splitlines() if line.startswith("| `")]
+    described = {name for row in rows for name in re.findall(r"`([\w.]+)`", row[0])}
+    known = {f"{at}.{name}" if at else name for at, names in FIELDS[heading].items() for name in names}
+    assert described == known
+
+
+def test_what_is_reported_is_described_as_reported() -> None:
+    text = read("docs/configuration.md")
+    for name in ("unsupported", "peers"):
+        source = (ROOT / "routed" / "plan" / f"{name}.py").read_text()
+        for field in re.findall(r"spec\.(\w+)(?:: | and \w+: )[a-zA-Z ]*not ", source):
+            rows = [line for line in text.splitlines() if line.startswith("|") and f"`spec.{field}`" in line]
+            assert any("reported" in row for row in rows), field
+
+
+def test_every_kind_has_its_section() -> None:
+    text = read("docs/configuration.md")
+    assert all(f"### {kind}\n" in text for kind in schema.KINDS)
+    assert len(BGPFilterRule.__dataclass_fields__) == 12, "a condition was added: describe it"
+
+
+# ---- docs/troubleshooting.md
+
+
+#: What strerror says.
+LIBC = {"No route to host", "Network is unreachable", "Connection timed out"}
+
+
+def source_texts() -> list[re.Pattern[str]]:
+    """Every text in the code that is long enough to be a message, as a pattern with its placeholders open."""
+    patterns = set()
+    for path in modules():
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.JoinedStr):
+                parts = [re.escape(each.value) if isinstance(each, ast.Constant) else ".+" for each in node.values]
+                patterns.add("".join(parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                patterns.add(re.escape(node.value))
+    return [re.compile(each) for each in patterns if len(re.sub(r"\.\+|\\", "", each)) >= 8]
+
+
+def test_messages_are_those_of_the_code() -> None:
+    """Each message quoted in a first column is a text of the code: all of it, or its longest part between dots."""
+    patterns = source_texts()
+    for line in read("docs/troubleshooting.md").splitlines():
+        for message in re.findall(r"`([^`]{12,})`", cells(line)[0] if line.startswith("| ") else ""):
+            told = re.sub(r"^NOTIFICATION \d/(\d|\.\.\.) ?|: (Connection|Network|Cannot) [\w ]*", "", message)
+            longest = max((part.strip(" :,;") for part in told.split("...")), key=len)
+            if len(longest) >= 8 and longest not in LIBC:
+                assert any(pattern.search(told) or longest in plain(pattern) for pattern in patterns), message
+
+
+def plain(pattern: re.Pattern[str]) -> str:
+    return re.sub(r"\\(.)", r"\1", pattern.pattern)
+
+
+# ---- the rest of the paper
+
+
+def test_the_architecture_fits_in_one_sitting() -> None:
+    text = read("ARCHITECTURE.md")
+    assert len(text.splitlines()) <= 200
+    rooms = ROOT / "routed"
+    for name in re.findall(r"`([a-z]+/\w+\.py)`", text):
+        assert (rooms / name).exists(), name
+
+
+def test_decisions_are_short_and_say_what_would_change_our_mind() -> None:
+    paths = sorted((DOCS / "decisions").glob("*.md"))
+    for number, path in enumerate(paths, 1):
+        text = path.read_text()
+        assert re.fullmatch(rf"{number:04d}-[a-z0-9-]+\.md", path.name)
+        assert text.startswith(f"# {number:04d}: ")
+        assert len(text.splitlines()) <= 40, path.name
+        for heading in ("## Context", "## Decision", "## What would change our mind"):
+            assert f"\n{heading}\n" in text, path.name
+
+
+def test_the_changelog_knows_this_version() -> None:
+    assert re.search(rf"^## {re.escape(__version__)} ", read("CHANGELOG.md"), re.MULTILINE)
+
+
+def test_the_license_is_the_one_that_is_declared() -> None:
+    assert "Apache License\n                           Version 2.0" in read("LICENSE")
+    assert "Apache-2.0" in read("pyproject.toml")
