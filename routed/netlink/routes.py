@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import enum
 import struct
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -223,11 +224,11 @@ def _facts(data: bytes) -> RouteFacts:
         elif attribute_type == RTA_VIA:
             gateway = value[2:]
         elif attribute_type == RTA_OIF:
-            interface = _U32.unpack(value)[0]
+            interface = _number(value)
         elif attribute_type == RTA_PRIORITY:
-            metric = _U32.unpack(value)[0]
+            metric = _number(value)
         elif attribute_type == RTA_TABLE:
-            table = _U32.unpack(value)[0]
+            table = _number(value)
         elif attribute_type == RTA_MULTIPATH:
             gateways.update(_legs(value))
     if kind != _RTN_UNICAST:
@@ -236,6 +237,10 @@ def _facts(data: bytes) -> RouteFacts:
         gateways.add(Gateway(gateway, interface, bool(flags & RTNH_F_ONLINK)))
     plain = not (source_length or tos or flags & RTM_F_CLONED)
     return RouteFacts(table, protocol, metric, kind, plain, tuple(sorted(gateways)))
+
+
+def _number(value: bytes) -> int:
+    return int.from_bytes(value[:4], sys.byteorder)
 
 
 def _legs(data: bytes) -> list[Gateway]:
