@@ -150,12 +150,10 @@ def dump_routes(family: Family, *, table: int, sequence: int) -> bytes:
 def refused_prefix(refusal: Refusal) -> tuple[Family, bytes] | None:
     """Family and wire prefix of a request of ours the kernel refused, or None where it was not one about a route."""
     data = refusal.request
-    if len(data) < HEADER_LENGTH + RTMSG_LENGTH + 8:
-        return None
-    family = FAMILY_OF_AF.get(data[HEADER_LENGTH])
-    if family is None:
-        return None
     start = HEADER_LENGTH + RTMSG_LENGTH + 4
+    family = FAMILY_OF_AF.get(data[HEADER_LENGTH]) if len(data) > start else None
+    if family is None or len(data) < start + family.address_length or data[HEADER_LENGTH + 1] > family.max_length:
+        return None
     return family, make_prefix(data[start : start + family.address_length], data[HEADER_LENGTH + 1])
 
 
@@ -190,7 +188,7 @@ class RouteDecoder:
             return None
         bits = data[17]
         end = 44 if family is Family.IPV4_UNICAST else 56
-        if data[36:40] == _DST_HEADER[family] and bits <= family.max_length:
+        if data[36:40] == _DST_HEADER[family] and bits <= family.max_length and len(data) >= end:
             key = data[18:36] + data[end:]
             facts = self._facts.get(key)
             if facts is not None:

@@ -190,3 +190,4 @@ def test_no_octets_from_the_socket_can_raise_but_cut_short_at_worst(noise, cut, 
             decode_link(message.data)
             decode_address(message.data)
             refused_prefix(parse_error(message))
+            refused_prefix(Refusal(1, "", message.data))
