@@ -136,9 +136,9 @@ def encode_routes(
 
 
 def message_length(family: Family, route: KernelRoute | None) -> int:
-    """About how many octets one message for such a route takes, to size chunks by."""
-    legs = len(route.gateways) if route is not None else 0
-    return 56 + family.address_length + legs * (16 + family.address_length)
+    """At most how many octets one message for such a route takes, to size chunks by."""
+    legs = sum(16 + len(gateway.address) for gateway in route.gateways) if route is not None else 0
+    return 56 + family.address_length + legs
 
 
 def dump_routes(family: Family, *, table: int, sequence: int) -> bytes:

@@ -93,7 +93,7 @@ def test_what_is_encoded_is_decoded(batch, table, metric):
         assert (facts.table, facts.protocol, facts.metric) == (table, 120, metric)
         assert (facts.kind, facts.gateways) == (batch.route.kind, batch.route.gateways)
         assert refused_prefix(Refusal(1, "", message.data)) == (family, prefix)
-        assert len(message.data) <= message_length(family, batch.route) + 16
+        assert len(message.data) <= message_length(family, batch.route)
         found.append(prefix)
     assert sorted(found) == sorted(batch.prefixes)
 
