@@ -146,7 +146,7 @@ def test_numbers_are_those_of_the_code() -> None:
 
 # ---- docs/configuration.md
 
-FIELDS = {
+FIELDS: dict[str, dict[str, tuple[str, ...]]] = {
     "### Node": {"spec": schema._NODE_SPEC, "spec.bgp": schema._NODE_BGP, "status": schema._NODE_STATUS},
     "### BGPConfiguration": {"spec": schema._BGP_CONFIGURATION_SPEC},
     "### BGPPeer": {"spec": schema._BGP_PEER_SPEC},
@@ -192,7 +192,7 @@ def source_texts() -> list[re.Pattern[str]]:
     for path in modules():
         for node in ast.walk(tree(path)):
             if isinstance(node, ast.JoinedStr):
-                parts = [re.escape(each.value) if isinstance(each, ast.Constant) else ".+" for each in node.values]
+                parts = [re.escape(str(each.value)) if isinstance(each, ast.Constant) else ".+" for each in node.values]
                 patterns.add("".join(parts))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 patterns.add(re.escape(node.value))
