@@ -60,7 +60,9 @@ def project_files() -> tuple[Path, ...]:
     if listed.returncode == 0 and listed.stdout:
         paths = [ROOT / name for name in listed.stdout.split("\0") if name]
     else:
-        paths = [path for path in ROOT.rglob("*") if not any(part[0] == "." for part in path.relative_to(ROOT).parts)]
+        strange = [path.parent for path in ROOT.rglob("pyvenv.cfg")] + [ROOT / "build"]
+        paths = [path for path in ROOT.rglob("*") if not any(map(path.is_relative_to, strange))]
+        paths = [path for path in paths if not any(part[0] == "." for part in path.relative_to(ROOT).parts)]
     return tuple(path for path in sorted(paths) if path.is_file())
 
 
