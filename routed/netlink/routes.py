@@ -231,7 +231,7 @@ def _facts(data: bytes) -> RouteFacts:
             gateways.update(_legs(value))
     if kind != _RTN_UNICAST:
         gateways.clear()
-    elif interface and not gateways:
+    elif (interface or gateway) and not gateways:
         gateways.add(Gateway(gateway, interface, bool(flags & RTNH_F_ONLINK)))
     plain = not (source_length or tos or flags & RTM_F_CLONED)
     return RouteFacts(table, protocol, metric, kind, plain, tuple(sorted(gateways)))

@@ -75,7 +75,10 @@ def batches(draw: st.DrawFn) -> RouteBatch:
     addresses = [st.binary(min_size=family.address_length, max_size=family.address_length)]
     if family is V4:
         addresses.append(st.binary(min_size=16, max_size=16))
-    legs = st.builds(Gateway, st.one_of(*addresses, st.just(b"")), st.integers(1, 2**31 - 1), st.booleans())
+    legs = st.one_of(
+        st.builds(Gateway, st.one_of(*addresses), st.integers(0, 2**31 - 1), st.booleans()),
+        st.builds(Gateway, st.just(b""), st.integers(1, 2**31 - 1), st.booleans()),
+    )
     gateways = draw(st.lists(legs, max_size=4, unique=True))
     kind = RouteKind.UNICAST if gateways else RouteKind.BLACKHOLE
     route = KernelRoute(kind, tuple(sorted(gateways)))
