@@ -277,3 +277,38 @@ def test_the_engine_needs_no_kernel_to_say_what_it_wants():
     engine.start(5.0)
     assert engine.next_timer() == 5.0
     assert engine.take_dump(5.0)
+
+
+def test_a_conflict_that_ends_is_noticed_however_long_it_lasted(started):
+    started.route("add", "10.1.0.0/24", "10.0.0.9", dev=started.eth0)
+    started.apply("10.1.0.0/24", "10.0.0.2", dev=started.eth0)
+    started.run(40.0)
+    assert started.failures and started.engine.routes.counters.failures == {errno.EEXIST: 1}
+    started.route("delete", "10.1.0.0/24", "10.0.0.9", dev=started.eth0)
+    assert started.until(lambda: bool(started.ours()), 0.1)
+
+
+def test_nothing_is_written_between_lost_notifications_and_the_dump(started):
+    """The foreign leg we were not told of would fall to our replacement."""
+    started.apply("fd01::/64", "fd00::2", dev=started.eth0)
+    started.settle()
+    started.route("append", "fd01::/64", "fd00::9", dev=started.eth0)
+    monitor = started.driver._monitor
+    monitor.queue.clear()
+    monitor.overflowed = True
+    started.apply("fd01::/64", "fd00::3", dev=started.eth0)
+    assert started.until(lambda: bool(started.failures), 0.5)
+    assert {leg for _, _, _, legs in started.others(V6) for leg in legs} == {
+        Gateway(parse_address("fd00::9"), started.eth0)
+    }
+
+
+def test_a_leg_of_ours_whose_removal_was_never_answered_is_still_ours(started):
+    eth1 = started.link("eth1", "fd00:1::1/64")
+    started.apply("fd01::/64", f"fd00::2%{started.eth0}", f"fd00:1::2%{eth1}")
+    started.settle()
+    started.kernel.lose_answers_of = started.driver._writer.port
+    started.kernel.fail_next("add", errno.ENOMEM)
+    started.apply("fd01::/64", "fd00::2", dev=started.eth0)
+    wanted = {"fd01::/64": (1, (Gateway(parse_address("fd00::2"), started.eth0),))}
+    assert started.until(lambda: started.ours(V6) == wanted)
