@@ -265,10 +265,11 @@ class _Stage:
         self._base = self._prefixes()
 
     def _prefixes(self) -> int:
-        """Prefixes in the IPv4 tables of the daemon's namespace."""
+        """Prefixes in the main IPv4 table of the daemon's namespace (and in the local one, which shares its trie)."""
         with self._namespace.entered():
             text = Path("/proc/thread-self/net/fib_triestat").read_text()
-        return sum(int(line.split()[1]) for line in text.splitlines() if line.strip().startswith("Prefixes:"))
+        _, _, main = text.partition("Main:")
+        return int(main.partition("Prefixes:")[2].split()[0])
 
     def wait_fib(self, count: int) -> float:
         """When the kernel held so many prefixes more than at start (0: no more). Raises TooSlow."""
@@ -287,7 +288,10 @@ class _Stage:
         """Look at some kernel routes: prefix, gateway, protocol. How many. Raises Wrong."""
         numbers = random.Random(scenario.total).sample(range(scenario.total), min(SAMPLES, scenario.total))
         asked = "".join(f"route get fibmatch {_prefix(number).partition('/')[0]}\n" for number in numbers)
-        answers = run("ip", "-n", self._namespace.full_name, "-batch", "-", given=asked).splitlines()
+        try:
+            answers = run("ip", "-n", self._namespace.full_name, "-batch", "-", given=asked).splitlines()
+        except LabError as error:
+            raise Wrong(f"a route is missing: {str(error).splitlines()[0]}") from None
         for number, answer in zip(numbers, answers, strict=True):
             must = f"{_prefix(number)} via {peer_address(number // scenario.routes)} dev dut proto {protocol}"
             if not f"{answer} ".startswith(f"{must} "):
