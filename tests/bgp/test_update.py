@@ -348,4 +348,4 @@ def test_hostile_sizes_stay_linear(broken: bool) -> None:
     path = prepend(b"", 70000, 16000)
     path_block = struct.pack(">BBH", 0x50, 2, len(path)) + path
     only_peer_errors(decoder(), struct.pack(">HH", 0, len(path_block)) + path_block + b"\x08\x0a")
-    assert time.perf_counter() - started < 1.0
+    assert time.perf_counter() - started < 30.0, "quadratic would be minutes"
