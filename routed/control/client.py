@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Iterator
 
@@ -50,7 +51,8 @@ class ControlClient:
 
     def _exchange(self, request: Request) -> Iterator[object]:
         try:
-            self._socket.sendall(encode_request(request))
+            with contextlib.suppress(BrokenPipeError):  # who is refused at once is told why: that is still to be read
+                self._socket.sendall(encode_request(request))
             streamed = False
             while True:
                 line = self._reader.readline(MAX_REPLY)

@@ -56,7 +56,8 @@ from routed.rib.nexthops import NextHop, NextHopTable
 from routed.rib.path import Path, Source, SourceKind
 from routed.rib.table import PATH_CACHE, SLICE, FamilyRib
 
-#: Seconds a restarting speaker at least waits for peers that are not up yet, and at most for anything (RFC 4724 4.1).
+#: Seconds a restarting speaker at least waits for peers that are not up yet, and at most for anything (RFC 4724 4.1). The
+#: shorter one is also what a peer that sends no End-of-RIB has to announce its routes again before old ones are swept.
 DEFERRAL_SETTLE = 10.0
 DEFERRAL_MAX = 30.0
 
@@ -325,8 +326,7 @@ class Core:
         """When `timer` wants to be called, or None."""
         at = self._timers[0][0] if self._timers else None
         if (self.deferring or self.sweep_pending) and self.in_sync_at is not None:
-            for seconds in (DEFERRAL_SETTLE, DEFERRAL_MAX) if self.deferring else (SWEEP_MAX,):
-                due = self.in_sync_at + seconds
+            for due in sorted(self._restart_looks(self.in_sync_at)):
                 if self._restart_checked < due:
                     return due if at is None or due < at else at
         return at
@@ -702,7 +702,11 @@ class Core:
             up = [peer for peer in waiting if peer.neighbor.state is State.ESTABLISHED]
             if not waiting or elapsed >= DEFERRAL_MAX or (not up and elapsed >= DEFERRAL_SETTLE):
                 self._select(waiting)
-        if self.sweep_pending and not self.deferring and (not waiting or elapsed >= SWEEP_MAX):
+        if (
+            self.sweep_pending
+            and not self.deferring
+            and (elapsed >= SWEEP_MAX or not any(self._owes_routes(peer, now) for peer in self.peers.values()))
+        ):
             self.sweep_pending = False
             self.effects.append(Sweep(tuple(sorted(self.settings.routes_found))))
 
@@ -715,6 +719,31 @@ class Core:
         if restart is None or restart.restarting:
             return False
         return not peer.end_of_rib >= set(peer.adj_out)
+
+    def _owes_routes(self, peer: Peer, now: float) -> bool:
+        """Whether routes found at start may still be announced by this peer again.
+
+        Wider than `_awaited`: a peer that restarts too, or never heard of graceful restart, delays no route selection,
+        but what it announced before must not leave the kernel in the moment before it announces it again.
+        """
+        negotiated, came_up = peer.neighbor.negotiated, peer.neighbor.counters.established_at
+        if peer.neighbor.state is not State.ESTABLISHED or negotiated is None or came_up is None:
+            return not peer.neighbor.config.admin_down
+        if peer.end_of_rib >= set(peer.adj_out):
+            return False
+        return negotiated.graceful_restart is not None or now - came_up < DEFERRAL_SETTLE
+
+    def _restart_looks(self, in_sync_at: float) -> Iterator[float]:
+        """Times at which `_check_restart` may find a wait to be over."""
+        if self.deferring:
+            yield in_sync_at + DEFERRAL_SETTLE
+            yield in_sync_at + DEFERRAL_MAX
+            return
+        yield in_sync_at + SWEEP_MAX
+        for peer in self.peers.values():
+            came_up = peer.neighbor.counters.established_at
+            if came_up is not None and peer.neighbor.state is State.ESTABLISHED:
+                yield came_up + DEFERRAL_SETTLE
 
     def _select(self, waiting: list[Peer]) -> None:
         """Route selection begins: program and advertise what was learned so far."""

@@ -130,6 +130,27 @@ def test_a_restart_keeps_routes_everywhere_and_sweeps_only_after_end_of_rib() ->
     assert sum(each.core.peers["Mesh_10_0_0_3"].neighbor.counters.established for each in nodes[:2]) == 4
 
 
+def test_nothing_is_swept_while_a_peer_that_restarts_too_still_owes_its_routes() -> None:
+    """It delays no route selection (RFC 4724 4.1), but packets go on over what it announced before."""
+    world = World()
+    first, second = mesh(world, 2)
+    world.run(5)
+    world.kill("n1")
+    world.kill("n2")
+    both = [*POOLS, node("n1", 1), node("n2", 2)]
+    again = world.add(
+        "n1", addresses(1), [*both, *blocks("n1", 1)], routes_found=frozenset(Family), kernel=first.kernel
+    )
+    # the other waits ten seconds for a third node before it announces anything
+    waits = [*both, node("n3", 3), *blocks("n2", 2)]
+    world.add("n2", addresses(2), waits, routes_found=frozenset(Family), kernel=second.kernel)
+    assert world.run(5, until=lambda: not again.core.deferring and established(again) == 2)
+    world.run(5)
+    assert not again.sweeps
+    assert world.run(10, until=lambda: bool(again.sweeps))
+    assert all(peer.end_of_rib >= set(peer.adj_out) for peer in again.core.peers.values())
+
+
 def test_route_reflection_reaches_clients_only_once() -> None:
     world = World()
     peering = [
