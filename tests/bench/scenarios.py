@@ -273,7 +273,7 @@ class _Stage:
 
     def wait_fib(self, count: int) -> float:
         """When the kernel held so many prefixes more than at start (0: no more). Raises TooSlow."""
-        pause = 0.002 if count < 50_000 else 0.02
+        pause = 0.002 if count < 50_000 else 0.05
         until = time.monotonic() + LIMIT
         while True:
             held = self._prefixes() - self._base
