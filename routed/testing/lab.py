@@ -43,6 +43,9 @@ CLONE_NEWNET = 0x40000000
 #: Seconds between two looks of `wait_for`.
 POLL = 0.02
 
+#: Characters of a state that are shown where waiting was in vain.
+MAX_STATE = 4000
+
 #: Seconds a program may take to end after it was asked to.
 PATIENCE = 10.0
 
@@ -69,6 +72,8 @@ def wait_for(
             return answer
         if time.monotonic() > until:
             seen = f"; now: {state()}" if state is not None else f"; last answer: {answer!r}"
+            if len(seen) > MAX_STATE:
+                seen = f"{seen[:MAX_STATE]} ... ({len(seen)} characters)"
             raise AssertionError(f"waited {deadline:g} s for: {what or condition}{seen}")
         time.sleep(POLL)
 
