@@ -227,7 +227,7 @@ class Namespace:
             argv += ["proto", str(protocol)]
         found: dict[str, str] = {}
         last = ""
-        for line in run(*argv).splitlines():
+        for line in run(*argv, check=table == "main").splitlines():  # another table may not exist yet
             if line[:1].isspace():  # a leg of the route before
                 found[last] += " " + " ".join(line.split())
                 continue
