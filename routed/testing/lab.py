@@ -22,7 +22,6 @@ import atexit
 import contextlib
 import ctypes
 import itertools
-import json
 import os
 import re
 import shutil
@@ -237,16 +236,6 @@ class Namespace:
             found.setdefault(last, " ".join([*([kind] if kind else []), *words]))
         return found
 
-    def counters(self) -> dict[str, int]:
-        """Of /proc/net/snmp, by `Tcp.RetransSegs` and the like."""
-        with self.entered():
-            lines = Path("/proc/thread-self/net/snmp").read_text().splitlines()
-        found: dict[str, int] = {}
-        for names, values in zip(lines[::2], lines[1::2], strict=True):
-            group, *keys = names.split()
-            found.update(zip((group + "." + key for key in keys), map(int, values.split()[1:]), strict=True))
-        return {key.replace(":.", "."): value for key, value in found.items()}
-
 
 @dataclass(frozen=True, slots=True)
 class Port:
@@ -350,12 +339,6 @@ def run(*argv: str, given: str | None = None, check: bool = True) -> str:
         said = (done.stderr.strip() or done.stdout.strip())[:2000]
         raise LabError(f"`{' '.join(argv)}` failed ({done.returncode}): {said}" + (f"\n{given}" if given else ""))
     return done.stdout
-
-
-def ip_json(namespace: Namespace, *words: str) -> list[dict[str, object]]:
-    """`ip -j` in a namespace, parsed."""
-    answer: list[dict[str, object]] = json.loads(run("ip", "-j", "-n", namespace.full_name, *words) or "[]")
-    return answer
 
 
 # ---- inside

@@ -11,7 +11,6 @@ blocks, keeps no timers and sends nothing by itself, KEEPALIVEs included: let th
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 import socket
 import struct
@@ -367,11 +366,3 @@ class ScriptedPeer:
                 heard.append(update_)
             if prefix in update_.announced or prefix in update_.withdrawn:
                 return heard
-
-    def drain(self, seconds: float = 0.0) -> list[Heard]:
-        """What has arrived, and what does within `seconds`."""
-        until, heard = time.monotonic() + seconds, []
-        with contextlib.suppress(TimeoutError):
-            while (found := self.receive(max(0.001, until - time.monotonic()))) is not None:
-                heard.append(found)
-        return heard
