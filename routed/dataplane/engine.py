@@ -53,8 +53,13 @@ MAX_ATTEMPTS = 5
 #: A verifying dump may take this part of the time.
 VERIFY_SHARE = 0.01
 
-_LINKS, _ADDRESSES, _ROUTES4, _ROUTES6 = range(4)
-_ROUTE_FAMILY = {_ROUTES4: Family.IPV4_UNICAST, _ROUTES6: Family.IPV6_UNICAST}
+_LINKS, _ADDRESSES, _ROUTES4, _ROUTES6, _MAIN4, _MAIN6 = range(6)
+_ROUTE_FAMILY = {
+    _ROUTES4: Family.IPV4_UNICAST,
+    _ROUTES6: Family.IPV6_UNICAST,
+    _MAIN4: Family.IPV4_UNICAST,
+    _MAIN6: Family.IPV6_UNICAST,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,10 @@ class KernelEngine:
     def __init__(self, settings: KernelSettings, writer_port: int) -> None:
         self.settings = settings
         self.watch = Watch(settings.metric)
+        """Of the table we write to: what may be in our way."""
+        self.roads = self.watch if settings.table == RT_TABLE_MAIN else Watch(settings.metric)
+        """Of the main table, in which the kernel looks for gateways whatever table the route is in: next hops do so too."""
+        self._watches = (self.watch,) if self.roads is self.watch else (self.watch, self.roads)
         self.routes = RouteSync(self.watch, table=settings.table, protocol=settings.protocol)
         self.counters = EngineCounters()
         self.ready = False
@@ -97,7 +106,9 @@ class KernelEngine:
         self._writer_port = writer_port
         self._decoder = RouteDecoder()
         self._fresh: Watch | None = None
-        """What the dump under way shows of others."""
+        """What the dump under way shows of others in our table."""
+        self._fresh_watches: tuple[Watch, ...] = ()
+        """The same, in the order of `_watches`."""
         self._step = _LINKS
         self._send_step = False
         self._sequence = 0
@@ -179,11 +190,13 @@ class KernelEngine:
             elif kind == RTM_NEWLINK:
                 link = decode_link(message.data)
                 if link is not None:
-                    self._fresh.link_changed(link)
+                    for fresh in self._fresh_watches:
+                        fresh.link_changed(link)
             elif kind == RTM_NEWADDR:
                 address = decode_address(message.data)
                 if address is not None:
-                    self._fresh.address_added(address)
+                    for fresh in self._fresh_watches:
+                        fresh.address_added(address)
             elif kind in (NLMSG_DONE, NLMSG_ERROR):
                 refusal = parse_error(message) if kind == NLMSG_ERROR else None
                 errno = refusal.errno if refusal is not None else dump_errno(message)
@@ -250,11 +263,13 @@ class KernelEngine:
             return dump_links(self._sequence)
         if self._step == _ADDRESSES:
             return dump_addresses(self._sequence)
-        return dump_routes(_ROUTE_FAMILY[self._step], table=self.settings.table, sequence=self._sequence)
+        return dump_routes(_ROUTE_FAMILY[self._step], table=self._step_table, sequence=self._sequence)
 
     def take_change(self) -> KernelChange | None:
         """What was observed since the last call, or None."""
-        return self.watch.take_change()
+        if self.watch is not self.roads:
+            self.watch.take_change()  # nobody follows what only stands in the way
+        return self.roads.take_change()
 
     @property
     def idle(self) -> bool:
@@ -277,7 +292,8 @@ class KernelEngine:
         self._dump_by(at)
 
     def _begin(self) -> None:
-        self._fresh = Watch(self.settings.metric)
+        self._fresh_watches = tuple(Watch(self.settings.metric) for _ in self._watches)
+        self._fresh = self._fresh_watches[0]
         self._step = _LINKS
         self._send_step = True
         self._torn = False
@@ -289,9 +305,11 @@ class KernelEngine:
         if decoded is None or self._fresh is None or self._discard:
             return
         family, prefix, facts = decoded
-        if facts.table != self.settings.table or family is not _ROUTE_FAMILY.get(self._step):
+        if facts.table != self._step_table or family is not _ROUTE_FAMILY.get(self._step):
             return
-        if facts.protocol != self.settings.protocol:
+        if self._step >= _MAIN4:
+            self._fresh_watches[-1].found_route(family, prefix, facts)
+        elif facts.protocol != self.settings.protocol:
             self._fresh.found_route(family, prefix, facts)
         elif facts.plain:
             self.routes.found_own(family, prefix, facts, now)
@@ -299,7 +317,7 @@ class KernelEngine:
     def _step_done(self, now: float) -> None:
         if self._discard:
             self._abandon(now)
-        elif self._step < _ROUTES6:
+        elif self._step < (_ROUTES6 if len(self._watches) == 1 else _MAIN6):
             self._step += 1
             self._send_step = True
         elif self._torn and self._attempt < MAX_ATTEMPTS:
@@ -307,6 +325,11 @@ class KernelEngine:
             self._begin()
         else:
             self._complete(now)
+
+    @property
+    def _step_table(self) -> int:
+        """The table whose routes the dump's step reads."""
+        return RT_TABLE_MAIN if self._step >= _MAIN4 else self.settings.table
 
     def _abandon(self, now: float) -> None:
         """A dump that leads to nothing: given up for new work, or refused."""
@@ -317,11 +340,11 @@ class KernelEngine:
         self._finish(now)
 
     def _complete(self, now: float) -> None:
-        fresh = self._fresh
-        if fresh is None:
+        if self._fresh is None:
             return
         self.counters.dumps += 1
-        self.watch.adopt(fresh, full=self._full)
+        for watch, found in zip(self._watches, self._fresh_watches, strict=True):
+            watch.adopt(found, full=self._full)
         self._full = False
         self._ending = True
         self._end(now)
@@ -352,7 +375,6 @@ class KernelEngine:
     def _notifications(self, data: bytes, now: float) -> None:
         better: set[int] = set()
         """Interfaces about which something changed for the better."""
-        watch = self.watch
         for message in messages(data):
             kind = message.type
             if kind in (RTM_NEWROUTE, RTM_DELROUTE):
@@ -360,23 +382,28 @@ class KernelEngine:
             elif kind == RTM_NEWLINK:
                 link = decode_link(message.data)
                 if link is not None:
-                    if watch.link_changed(link):
+                    went = [watch.link_changed(link) for watch in self._watches]
+                    if any(went):
                         self._vanished(link.index, now)
                     elif link.up:
                         better.add(link.index)
             elif kind == RTM_DELLINK:
                 link = decode_link(message.data)
                 if link is not None:
-                    watch.link_removed(link.index)
+                    for watch in self._watches:
+                        watch.link_removed(link.index)
                     self._vanished(link.index, now)
             elif kind in (RTM_NEWADDR, RTM_DELADDR):
                 address = decode_address(message.data)
                 if address is not None:
+                    for watch in self._watches:
+                        if kind == RTM_NEWADDR:
+                            watch.address_added(address)
+                        else:
+                            watch.address_removed(address)
                     if kind == RTM_NEWADDR:
-                        watch.address_added(address)
                         better.add(address.index)
                     else:
-                        watch.address_removed(address)
                         self._vanished(address.index, now)
         self._released()
         if better:
@@ -390,6 +417,8 @@ class KernelEngine:
             return
         family, prefix, facts = decoded
         if facts.table != self.settings.table:
+            if facts.table == RT_TABLE_MAIN:
+                self._road_event(message, family, prefix, facts, better)
             return
         at_own_metric = facts.metric == self.watch.own_metric(family)
         if facts.protocol == self.settings.protocol:
@@ -406,6 +435,13 @@ class KernelEngine:
                 self._beside_ours(family, prefix, facts, message.flags, now)
         else:
             self.watch.route_removed(family, prefix, facts)
+
+    def _road_event(self, message: Message, family: Family, prefix: bytes, facts: RouteFacts, better: set[int]) -> None:
+        """A route of the main table changed, while ours go into another."""
+        if message.type == RTM_DELROUTE:
+            self.roads.route_removed(family, prefix, facts)
+        elif self.roads.route_added(family, prefix, facts, message.flags) is not None:
+            better.update(leg.interface for leg in facts.gateways)
 
     def _beside_ours(self, family: Family, prefix: bytes, facts: RouteFacts, flags: int, now: float) -> None:
         """A foreign route appeared at the prefix and metric where ours would be."""

@@ -13,6 +13,7 @@ import struct
 from routed.netlink.numbers import (
     NETLINK_ROUTE,
     RT_TABLE_COMPAT,
+    RT_TABLE_MAIN,
     RTM_DELROUTE,
     RTM_NEWROUTE,
     RTNLGRP_IPV4_IFADDR,
@@ -78,16 +79,20 @@ class NetlinkSocket:
             return None
 
     def filter(self, writer_port: int, table: int) -> None:
-        """Have the kernel drop what the writer caused and what other tables' routes do, before it costs us anything."""
+        """Have the kernel drop what the writer caused and what other tables' routes do, before it costs us anything.
+
+        The main table's stay: next hops resolve through it.
+        """
         rtm_table = table if table <= 255 else RT_TABLE_COMPAT
         program = [
             (_LOAD_WORD, 0, 0, 12),  # nlmsg_pid
-            (_JUMP_EQUAL, 6, 0, socket.htonl(writer_port)),
+            (_JUMP_EQUAL, 7, 0, socket.htonl(writer_port)),
             (_LOAD_HALF, 0, 0, 4),  # nlmsg_type
             (_JUMP_EQUAL, 1, 0, socket.htons(RTM_NEWROUTE)),
-            (_JUMP_EQUAL, 0, 2, socket.htons(RTM_DELROUTE)),
+            (_JUMP_EQUAL, 0, 3, socket.htons(RTM_DELROUTE)),
             (_LOAD_BYTE, 0, 0, 20),  # rtm_table
-            (_JUMP_EQUAL, 0, 1, rtm_table),
+            (_JUMP_EQUAL, 1, 0, rtm_table),
+            (_JUMP_EQUAL, 0, 1, RT_TABLE_MAIN),
             (_RETURN, 0, 0, _ACCEPT),
             (_RETURN, 0, 0, _DROP),
         ]
@@ -116,7 +121,7 @@ def open_dumper() -> NetlinkSocket:
 
 
 def open_monitor(writer_port: int, table: int) -> NetlinkSocket:
-    """Hears of links, addresses and the table's routes, but for the writer's doing."""
+    """Hears of links, addresses and the routes of the table and of main, but for the writer's doing."""
     groups = 0
     for group in _GROUPS:
         groups |= 1 << (group - 1)

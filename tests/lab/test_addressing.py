@@ -138,6 +138,18 @@ def test_another_table_and_protocol(lab: Lab) -> None:
         shown = routed.namespace.routes(protocol=121, ipv6=ipv6, table="1000")[block(32, ipv6=ipv6)]
         assert shown.startswith(f"via {address(32, ipv6=ipv6)} dev eth0 metric 77")
         assert routed.namespace.routes(protocol=121, ipv6=ipv6) == {}
+    # gateways are found in the main table, also when that changes
+    detour = f"{address(32)}/32 via 10.0.0.99"
+    for change, gateway in (("add", "10.0.0.99"), ("del", address(32))):
+        routed.namespace.route(f"{change} {detour}")
+        wait_for(
+            lambda gateway=gateway: (
+                f"via {gateway} " in routed.namespace.routes(protocol=121, table="1000").get(block(32), "")
+            ),
+            SOON,
+            f"the route leads to {gateway}",
+            state=lambda: routed.route(block(32)),
+        )
     # programRoutes false: routes are known, and the kernel holds none
     wait_for(lambda: block(31) in other.routes(), SOON, "the block is known", state=other.routes)
     assert other.kernel_routes() == {} and other.kernel_routes(ipv6=True) == {}

@@ -8,7 +8,7 @@ import pytest
 
 from routed.testing.lab import Lab, stays, wait_for
 from routed.testing.routers import Routed
-from tests.lab.topology import SOON, Rack, address, affinity, block, cluster, flaps, pod, start
+from tests.lab.topology import RECONNECT, SOON, Rack, address, affinity, block, cluster, flaps, pod, start
 
 #: Seconds after which a repair is late: a second, and some for a busy machine.
 REPAIR = 3.0
@@ -35,7 +35,7 @@ def subject(both: dict[int, Routed]) -> Iterator[Routed]:
     """Node 1, with everything in place before and after."""
     wait_for(lambda: is_whole(both[1]), SOON, "node-1 has its routes", state=both[1].kernel_routes)
     yield both[1]
-    wait_for(lambda: is_whole(both[1]), SOON, "node-1 has its routes again", state=both[1].kernel_routes)
+    wait_for(lambda: is_whole(both[1]), RECONNECT, "node-1 has its routes again", state=both[1].kernel_routes)
     assert both[1].problems() == []
 
 
@@ -129,10 +129,10 @@ def test_link_down_and_up(subject: Routed, both: dict[int, Routed]) -> None:
     )
     subject.namespace.ip("link set eth0 up", f"addr replace {address(1, ipv6=True)}/64 dev eth0 nodad")
     wait_for(
-        lambda: is_whole(subject) and subject.namespace.pings(pod(2), source=pod(1)), 45, "everything is back",
+        lambda: is_whole(subject) and subject.namespace.pings(pod(2), source=pod(1)), RECONNECT, "everything is back",
         state=lambda: (subject.sessions(), subject.fib()),
     )  # fmt: skip
-    wait_for(lambda: both[2].established(address(1), address(1, ipv6=True)), 45, "the other end is back too")
+    wait_for(lambda: both[2].established(address(1), address(1, ipv6=True)), RECONNECT, "the other end is back too")
 
 
 def test_many_deletions_at_once(subject: Routed, both: dict[int, Routed]) -> None:
@@ -165,12 +165,12 @@ def test_a_crash_leaves_the_routes_and_a_restart_adopts_them(subject: Routed, bo
     )
     subject.start()
     wait_for(
-        lambda: subject.kernel_routes() == expected(ipv6=False), SOON, "stale routes of ours are swept after End-of-RIB",
+        lambda: subject.kernel_routes() == expected(ipv6=False), 60, "stale routes of ours are swept after End-of-RIB",
         state=lambda: (subject.kernel_routes(), subject.status()),
     )  # fmt: skip
     assert "10.244.98.0/26" in subject.namespace.routes(), "another daemon's route is not ours to sweep"
     subject.namespace.ip("route del 10.244.98.0/26 proto 121")
-    wait_for(lambda: both[2].established(address(1)), SOON, "the session is back")
+    wait_for(lambda: both[2].established(address(1)), RECONNECT, "the session is back")
 
 
 def test_stale_routes_wait_for_end_of_rib(subject: Routed, both: dict[int, Routed]) -> None:
@@ -181,5 +181,5 @@ def test_stale_routes_wait_for_end_of_rib(subject: Routed, both: dict[int, Route
     stays(lambda: is_whole(subject), 3.0, "nothing is swept while the peer is away")
     assert subject.status()["sweepPending"]
     both[2].start()
-    wait_for(lambda: not subject.status()["sweepPending"], 30, "the sweep is done", state=subject.status)
+    wait_for(lambda: not subject.status()["sweepPending"], RECONNECT, "the sweep is done", state=subject.status)
     assert is_whole(subject)

@@ -13,7 +13,7 @@ import pytest
 
 from routed.testing.lab import Lab, Namespace, wait_for
 from routed.testing.routers import Bird, Routed, resource
-from tests.lab.topology import CLUSTER_AS, SOON, Rack, address, block, cluster, pod, start
+from tests.lab.topology import CLUSTER_AS, RECONNECT, SOON, Rack, address, block, cluster, pod, start
 
 TOR_AS = 65000
 TOR = 254
@@ -51,7 +51,7 @@ def nodes(lab: Lab) -> dict[int, Routed]:
 @pytest.fixture
 def settled(nodes: dict[int, Routed]) -> dict[int, Routed]:
     for number, routed in nodes.items():
-        wait_for(lambda: is_whole(routed, number), SOON, f"node-{number} has all it needs", state=routed.sessions)
+        wait_for(lambda: is_whole(routed, number), RECONNECT, f"node-{number} has all it needs", state=routed.sessions)
     return nodes
 
 
@@ -93,8 +93,10 @@ def test_nothing_is_lost_while_the_daemon_restarts(settled: dict[int, Routed], h
             first.kill()
         assert second.kernel_routes()[block(1)] == f"via {address(1)} dev eth0", "the other node keeps the routes"
         first.start()
-        wait_for(lambda: is_whole(first, 1) and is_whole(second, 2), 30, "all is as before", state=first.sessions)
-        wait_for(lambda: not first.status()["sweepPending"], 30, "the restart is over", state=first.status)
+        wait_for(
+            lambda: is_whole(first, 1) and is_whole(second, 2), RECONNECT, "all is as before", state=first.sessions
+        )
+        wait_for(lambda: not first.status()["sweepPending"], RECONNECT, "the restart is over", state=first.status)
         wait_for(lambda: second.neighbors()[address(1)]["families"], SOON, "the session is back at the other end")
 
 
@@ -107,4 +109,4 @@ def test_a_shutdown_withdraws_and_says_why(settled: dict[int, Routed]) -> None:
     assert "new memory" in second.ctl("show", "neighbors", address(1))
     assert first.kernel_routes()[block(2)] == f"via {address(2)} dev eth0", "its own kernel keeps them"
     first.start()
-    wait_for(lambda: is_whole(first, 1) and is_whole(second, 2), 30, "all is as before", state=second.sessions)
+    wait_for(lambda: is_whole(first, 1) and is_whole(second, 2), RECONNECT, "all is as before", state=second.sessions)

@@ -16,6 +16,9 @@ CLUSTER_AS = 64512
 #: Seconds until whatever should happen soon must have happened, on a machine that runs other tests beside.
 SOON = 15.0
 
+#: Seconds until a session that was lost must be back: the back-off between attempts is 30 s at most.
+RECONNECT = 45.0
+
 
 def block(number: int, *, ipv6: bool = False) -> str:
     return f"fd00:244:{number}::/122" if ipv6 else f"10.244.{number}.0/26"
