@@ -246,8 +246,6 @@ class Core:
                 self._log(Level.WARNING, name, f"no End-of-RIB within {STALE_MAX:.0f} s: its stale routes are removed")
                 self._sweep(peer)
             self._after(peer, now)
-        if self.deferring or self.sweep_pending:
-            self._check_restart(now)
 
     def shutdown(self, mode: str, reason: str, now: float) -> None:
         """End all sessions: `restart` closes TCP so that helpers keep our routes, `shutdown` sends Cease/2 with `reason`."""
@@ -341,7 +339,7 @@ class Core:
             neighbor.events = []
             for event in events:
                 if event.__class__ is Update:
-                    self._update(peer, event, now)
+                    self._update(peer, event)
                 elif isinstance(event, ConnectRequested):
                     self._connect(peer, event.conn)
                 elif isinstance(event, CloseRequested):
@@ -474,7 +472,7 @@ class Core:
 
     # ================================================================ routes
 
-    def _update(self, peer: Peer, update: Update, now: float) -> None:
+    def _update(self, peer: Peer, update: Update) -> None:
         for family, prefixes in update.withdrawn:
             adj_in = peer.adj_in.get(family)
             if adj_in is not None:
@@ -487,7 +485,7 @@ class Core:
                     path = self._new_path(peer, reach.family, reach.attrs)
                 self.ribs[reach.family].announce(adj_in, path, reach.prefixes)
         if update.end_of_rib is not None:
-            self._end_of_rib(peer, update.end_of_rib, now)
+            self._end_of_rib(peer, update.end_of_rib)
 
     def _new_path(self, peer: Peer, family: Family, attrs: AttributeSet) -> Path:
         adj_in = peer.adj_in[family]
@@ -545,15 +543,13 @@ class Core:
                     return f"its CLUSTER_LIST holds our cluster id {format_router_id(plan.cluster_id)}"
         return ""
 
-    def _end_of_rib(self, peer: Peer, family: Family, now: float) -> None:
+    def _end_of_rib(self, peer: Peer, family: Family) -> None:
         peer.end_of_rib.add(family)
         adj_in = peer.adj_in.get(family)
         if adj_in is not None and peer.stale_until is not None:
             self._jobs.append(self.ribs[family].sweep(adj_in))
             if peer.end_of_rib >= set(peer.adj_out):
                 peer.stale_until = None
-        if self.deferring or self.sweep_pending:
-            self._check_restart(now)
 
     def _best_paths_changed(self, family: Family, rib: FamilyRib) -> None:
         changes = rib.take_changes()
@@ -692,7 +688,10 @@ class Core:
     # ================================================================ restart
 
     def _check_restart(self, now: float) -> None:
-        """End the deferral of route selection, and the keeping of routes found at start, when it is time."""
+        """End the deferral of route selection, and the keeping of routes found at start, when it is time.
+
+        Only `flush` calls it, after it has passed on what changed: a sweep must come behind the routes it spares.
+        """
         if self.in_sync_at is None or self._replan_needed:
             return
         self._restart_checked = now
@@ -705,6 +704,9 @@ class Core:
         if (
             self.sweep_pending
             and not self.deferring
+            # what was chosen must be asked of the kernel before the rest goes
+            and not self._jobs
+            and not any(rib.changes or rib.kernel_changes for rib in self.ribs.values())
             and (elapsed >= SWEEP_MAX or not any(self._owes_routes(peer, now) for peer in self.peers.values()))
         ):
             self.sweep_pending = False

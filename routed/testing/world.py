@@ -35,6 +35,9 @@ class Node:
         self.kernel: dict[tuple[Family, bytes], KernelRoute] = {}
         self.batches: list[RouteBatch] = []
         """All that was asked of the kernel, in order."""
+        self.found: set[tuple[Family, bytes]] = set()
+        """Routes of ours that were there at start and were not asked for since."""
+        self.swept: set[tuple[Family, bytes]] = set()
         self.log: list[str] = []
         self.sweeps: list[tuple[Family, ...]] = []
         self.port = 0
@@ -115,6 +118,7 @@ class World:
         engine = core if self._record is None else self._record(name, core, header)
         node = self.nodes[name] = Node(self, core, engine, addresses)
         node.kernel.update(kernel or {})
+        node.found = set(node.kernel)
         node.link(True)
         node.apply(*manifests)
         engine.in_sync(self.now)
@@ -198,12 +202,17 @@ class World:
                     node.batches += effect.batches
                     for batch in effect.batches:
                         for prefix in batch.prefixes:
+                            node.found.discard((batch.family, prefix))
                             if batch.route is None:
                                 node.kernel.pop((batch.family, prefix), None)
                             else:
                                 node.kernel[batch.family, prefix] = batch.route
                 case Sweep():
                     node.sweeps.append(effect.families)
+                    for key in [key for key in node.found if key[0] in effect.families]:
+                        node.found.discard(key)
+                        node.swept.add(key)
+                        del node.kernel[key]
                 case Log():
                     node.log.append(f"{effect.subject}: {effect.text}")
         if node.engine.effects:
