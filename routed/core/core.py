@@ -52,6 +52,7 @@ from routed.plan.diff import diff
 from routed.plan.planner import Planner
 from routed.plan.types import PeerChange, PeerPlan, Plan, PlanSettings
 from routed.rib.adj_out import AdjRibOut, ExportPolicy, UpdateGroup
+from routed.rib.decide import best
 from routed.rib.nexthops import NextHop, NextHopTable
 from routed.rib.path import Path, Source, SourceKind
 from routed.rib.table import PATH_CACHE, SLICE, FamilyRib
@@ -107,6 +108,8 @@ class Core:
             for family in Family
         }
         self.next_hops = NextHopTable(self._own_route)
+        for family, rib in self.ribs.items():
+            rib.watched = self.next_hops.watched[family]
         self.local = Source("local", SourceKind.LOCAL, 0, b"", 0)
         self.deferring = bool(settings.routes_found)
         """Route selection is deferred: nothing is advertised or programmed yet."""
@@ -290,6 +293,10 @@ class Core:
             job = self._jobs[0]
             if next(job, True):  # a slice yields None
                 self._jobs.popleft()
+        for family, rib in self.ribs.items():
+            if rib.touched:
+                touched, rib.touched = rib.touched, set()
+                self._next_hops_changed(set(self.next_hops.routes_changed(family, touched)))
         for family, rib in self.ribs.items():
             if rib.changes:
                 self._best_paths_changed(family, rib)
@@ -553,17 +560,6 @@ class Core:
 
     def _best_paths_changed(self, family: Family, rib: FamilyRib) -> None:
         changes = rib.take_changes()
-        watched = self.next_hops.watched[family]
-        if watched:
-            hits = [
-                prefix
-                for change in changes
-                if not watched.isdisjoint(change.prefixes)
-                for prefix in change.prefixes
-                if prefix in watched
-            ]
-            if hits:
-                self._next_hops_changed(set(self.next_hops.routes_changed(family, hits)))
         for policy, group in self._groups.items():
             if policy.family is family and group.append(changes):
                 group.trim()
@@ -581,8 +577,15 @@ class Core:
             )
 
     def _own_route(self, family: Family, prefix: bytes) -> Path | None:
-        """Our best path for exactly this prefix, if it is in the kernel: next hops resolve through it."""
-        return self.ribs[family].best(prefix) if self.settings.program_routes else None
+        """Our best path for exactly this prefix that next hops may resolve through; None where we program nothing."""
+        if not self.settings.program_routes:
+            return None
+        carriers = [
+            path
+            for path in self.ribs[family].candidates(prefix)
+            if path.next_hop is None or path.next_hop.resolves_directly
+        ]
+        return best(carriers, maximum_paths=1).best if carriers else None
 
     def _forget_next_hops(self) -> None:
         """A peer may name a new next hop with every route it replaces: remember only those in use."""

@@ -1,17 +1,17 @@
 """Next-hop tracking: which on-link gateways a BGP next hop stands for right now (RFC 4271 section 9.1.2.1).
 
-A next hop resolves through the longest match among foreign routes (connected, static, another daemon's; the default
-route counts) and our own best routes, recursively, until legs that are on-link are found. The outcome is a function of
-the foreign table, the interfaces and our own best routes.
+A next hop resolves in at most two steps, by the longest match:
+1. *directly*, through foreign routes alone (connected, static, another daemon's; the default route counts);
+2. through a route of ours that is longer than any foreign match, if that route's own next hop resolves directly.
 
 Invariants:
+- The outcome is a function of the foreign table, the interfaces and our candidates, never of the order in which they
+  came. That is what the limit to two steps is for: which of our routes may carry a next hop is decided by direct
+  resolution alone, so a next hop can't change the standing of the route that carries it, and nothing can flap. (BIRD
+  does not resolve through BGP routes at all; decision 0007.)
 - `NextHop` objects are interned: one per (address, interface). They are updated in place, and whoever holds one is
   told through the returned lists.
-- At equal length a foreign route goes before ours, since we never replace one: our own doing then can't change how a
-  next hop resolves.
-- A route of ours whose next hop leads back to the one being resolved is skipped. Where that alone made a match
-  unusable, the match stays skipped until it leaves our table or the kernel's routes around the next hop change:
-  otherwise a prefix that is best through A only while A resolves, and by which A resolves, would flap forever.
+- At equal length a foreign route goes before ours, since we never replace one.
 
 Not here: watching the kernel (`dataplane/watch`), choosing between paths (`decide`).
 """
@@ -29,9 +29,6 @@ from routed.net.trie import PrefixTable
 from routed.observed import ForeignRoute, Interface, KernelChange
 from routed.rib.path import Path
 
-#: How many routes of ours a next hop may be followed through. One or two are usual; a longer chain is a mistake.
-MAX_DEPTH = 8
-
 _UNICAST = 1
 _THROW = 9
 #: rtm_type of routes that end a lookup without a way out, in the words of `ip route`.
@@ -44,14 +41,24 @@ PROTOCOL_NAMES = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class _Resolution:
+    gateways: tuple[Gateway, ...]
+    metric: int
+    text: str
+
+
+def _unreachable(why: str) -> _Resolution:
+    return _Resolution((), 0, f"unreachable: {why}")
+
+
 class NextHop:
     """Where a BGP next hop leads. Compares by identity; read-only for everybody but its table."""
 
     __slots__ = (
-        "_barred",
         "_covering",
+        "_direct",
         "_interfaces",
-        "_recursive",
         "address",
         "gateways",
         "interface",
@@ -72,35 +79,24 @@ class NextHop:
         """`via 10.0.0.254 dev eth0 (default route)`, or why it is unreachable."""
         bits = len(address) * 8
         self._covering = tuple(make_prefix(address, length) for length in range(bits, -1, -1))
-        self._recursive = False
+        self._direct = _unreachable("not resolved yet")
         self._interfaces: frozenset[int] = frozenset()
-        self._barred: set[bytes] = set()
+
+    @property
+    def resolves_directly(self) -> bool:
+        """Whether foreign routes alone lead to it: then a route with this next hop may carry others."""
+        return bool(self._direct.gateways)
 
     def __repr__(self) -> str:
         return f"<NextHop {format_address(self.address)} {self.text}>"
 
 
-@dataclass(slots=True)
-class _Resolution:
-    gateways: tuple[Gateway, ...]
-    metric: int
-    text: str
-
-
-class _Walk:
-    """What one resolution looked at, so that changes elsewhere need not repeat it."""
-
-    __slots__ = ("interfaces", "led_back", "recursive")
-
-    def __init__(self) -> None:
-        self.interfaces: set[int] = set()
-        self.recursive = False
-        self.led_back = False
-        """A route of ours was skipped because its next hop leads back."""
-
-
 class NextHopTable:
-    """All next hops in use. Pure; `own_route` gives our best path for exactly one prefix, or None."""
+    """All next hops in use. Pure.
+
+    `own_route` gives the best of our paths for exactly one prefix among those whose next hop `resolves_directly` and those
+    of our own making, or None.
+    """
 
     def __init__(self, own_route: Callable[[Family, bytes], Path | None]) -> None:
         self.watched: dict[Family, set[bytes]] = {family: set() for family in Family}
@@ -122,6 +118,7 @@ class NextHopTable:
         if next_hop is None:
             next_hop = self._next_hops[key] = NextHop(address, interface)
             self.watched[Family.of_address(address)].update(next_hop._covering)
+            self._resolve_directly(next_hop)
             self._resolve(next_hop)
         return next_hop
 
@@ -171,7 +168,7 @@ class NextHopTable:
             self._own_addresses = own
 
         if touched_prefixes is None:
-            return self._resolve_all(list(self._next_hops.values()), kernel_changed=True)
+            return self._kernel_changed(list(self._next_hops.values()))
         prefixes: dict[Family, set[bytes]] = {family: set() for family in Family}
         for family, prefix in touched_prefixes:
             if prefix in self.watched[family]:
@@ -183,12 +180,10 @@ class NextHopTable:
             or not touched_interfaces.isdisjoint(next_hop._interfaces)
             or next_hop.address in touched_addresses
         ]
-        if not touched:
-            return []
-        return self._resolve_all(self._with_recursive(touched), kernel_changed=True)
+        return self._kernel_changed(touched)
 
     def routes_changed(self, family: Family, prefixes: Iterable[bytes]) -> list[NextHop]:
-        """Our own best paths for `prefixes` changed; the next hops that resolve differently now."""
+        """Our candidates for `prefixes` changed; the next hops that resolve differently now."""
         hits = self.watched[family].intersection(prefixes)
         if not hits:
             return []
@@ -197,7 +192,7 @@ class NextHopTable:
             for next_hop in self._next_hops.values()
             if len(next_hop.address) == family.address_length and not hits.isdisjoint(next_hop._covering)
         ]
-        return self._resolve_all(self._with_recursive(touched), kernel_changed=False)
+        return [next_hop for next_hop in touched if self._resolve(next_hop)]
 
     def _interface_name(self, index: int) -> str:
         """`eth0`, or `interface 7` for one we have not seen."""
@@ -206,81 +201,72 @@ class NextHopTable:
 
     # ---- inside
 
-    def _with_recursive(self, touched: list[NextHop]) -> list[NextHop]:
-        """`touched` and every next hop that depends on others by recursion."""
-        seen = set(touched)
-        return touched + [nh for nh in self._next_hops.values() if nh._recursive and nh not in seen]
-
-    def _resolve_all(self, next_hops: list[NextHop], *, kernel_changed: bool) -> list[NextHop]:
-        if kernel_changed:
-            for next_hop in next_hops:
-                next_hop._barred.clear()
-        return [next_hop for next_hop in next_hops if self._resolve(next_hop)]
+    def _kernel_changed(self, touched: list[NextHop]) -> list[NextHop]:
+        """What the kernel holds changed for `touched`; and for what our routes with such a next hop carry."""
+        if not touched:
+            return []
+        for next_hop in touched:
+            self._resolve_directly(next_hop)
+        return [next_hop for next_hop in self._next_hops.values() if self._resolve(next_hop)]
 
     def _resolve(self, next_hop: NextHop) -> bool:
         """Update one next hop; whether its gateways or metric changed."""
-        walk = _Walk()
-        found = self._follow(next_hop, (), walk)
-        changed = found.gateways != next_hop.gateways or found.metric != next_hop.metric
-        next_hop.gateways = found.gateways
-        next_hop.metric = found.metric
-        next_hop.text = found.text
-        next_hop._recursive = walk.recursive
-        next_hop._interfaces = frozenset(walk.interfaces)
+        found = self._through_own_route(next_hop) or next_hop._direct
+        # what decides between paths must not depend on what was decided: the direct metric, wherever there is one
+        metric = next_hop._direct.metric if next_hop._direct.gateways else found.metric
+        changed = found.gateways != next_hop.gateways or metric != next_hop.metric
+        next_hop.gateways, next_hop.metric, next_hop.text = found.gateways, metric, found.text
         return changed
 
-    def _follow(self, next_hop: NextHop, stack: tuple[NextHop, ...], walk: _Walk) -> _Resolution:
+    def _resolve_directly(self, next_hop: NextHop) -> None:
+        interfaces: set[int] = set()
+        next_hop._direct = self._directly(next_hop, interfaces)
+        next_hop._interfaces = frozenset(interfaces)
+
+    def _directly(self, next_hop: NextHop, interfaces: set[int]) -> _Resolution:
         address = next_hop.address
         if next_hop.interface:
-            return self._through(next_hop.interface, address, walk)
+            return self._through(next_hop.interface, address, interfaces)
         if address in self._own_addresses:
             return _unreachable(f"{format_address(address)} is this node's own address")
-        if len(address) == 16 and address[0] == 0xFE and address[1] & 0xC0 == 0x80:
+        if _is_link_local(address):
             return _unreachable(f"{format_address(address)} is link-local and its interface is not known")
-        family = Family.of_address(address)
-        foreign = self._foreign[family]
-        own_route = self._own_route
-        stack = (*stack, next_hop)
+        foreign = self._foreign[Family.of_address(address)]
         for prefix in next_hop._covering:
             by_metric = foreign.get(prefix)
             if by_metric is not None:
-                result = self._by_foreign(address, prefix, by_metric, walk)
+                result = self._by_foreign(address, prefix, by_metric, interfaces)
                 if result is not None:
                     return result
-            path = own_route(family, prefix)
-            if path is None:
-                next_hop._barred.discard(prefix)
-                continue
-            walk.recursive = True
-            if prefix in next_hop._barred:
-                continue
-            inner = path.next_hop
-            if inner is None:
-                if path.kernel_route is None:
-                    continue
-                return _unreachable(
-                    f"{format_address(address)} lies in our own block {format_prefix(family, prefix)} and is not in use"
-                )
-            if inner in stack:
-                walk.led_back = True
-                if inner is next_hop:
-                    next_hop._barred.add(prefix)
-                continue
-            if len(stack) > MAX_DEPTH:
-                continue
-            outer_led_back, walk.led_back = walk.led_back, False
-            found = self._follow(inner, stack, walk)
-            if found.gateways:
-                walk.led_back = walk.led_back or outer_led_back
-                way = f"BGP route {format_prefix(family, prefix)} through {format_address(inner.address)}"
-                return _Resolution(found.gateways, found.metric, f"{self._legs(found.gateways)} ({way})")
-            if walk.led_back and len(stack) == 1:
-                next_hop._barred.add(prefix)
-            walk.led_back = walk.led_back or outer_led_back
         return _unreachable(f"no route to {format_address(address)}")
 
+    def _through_own_route(self, next_hop: NextHop) -> _Resolution | None:
+        """By a route of ours that is more specific than any foreign one; None to go by those."""
+        address = next_hop.address
+        if next_hop.interface or address in self._own_addresses or _is_link_local(address):
+            return None
+        family = Family.of_address(address)
+        foreign = self._foreign[family]
+        for prefix in next_hop._covering:
+            if prefix in foreign:
+                return None
+            path = self._own_route(family, prefix)
+            if path is None:
+                continue
+            inner = path.next_hop
+            if inner is next_hop:
+                return None  # it is announced by itself: reached as before
+            if inner is not None:
+                found = inner._direct
+                way = f"BGP route {format_prefix(family, prefix)} through {format_address(inner.address)}"
+                return _Resolution(found.gateways, found.metric, f"{self._legs(found.gateways)} ({way})")
+            if path.kernel_route is not None:
+                block = format_prefix(family, prefix)
+                return _unreachable(f"{format_address(address)} lies in our own block {block} and is not in use")
+        return None
+
     def _by_foreign(
-        self, address: bytes, prefix: bytes, by_metric: dict[int, ForeignRoute], walk: _Walk
+        self, address: bytes, prefix: bytes, by_metric: dict[int, ForeignRoute], interfaces: set[int]
     ) -> _Resolution | None:
         """Resolve by one prefix's foreign routes, the lowest metric that has a living leg; None to look further."""
         family = Family.of_address(address)
@@ -297,7 +283,7 @@ class NextHopTable:
             legs = set()
             connected = False
             for leg in route.gateways:
-                walk.interfaces.add(leg.interface)
+                interfaces.add(leg.interface)
                 interface = self._interfaces.get(leg.interface)
                 if interface is None or not interface.up:
                     down = self._interface_name(leg.interface)
@@ -315,9 +301,9 @@ class NextHopTable:
                 return _Resolution(gateways, 0 if connected else metric, f"{self._legs(gateways)} ({way})")
         return _unreachable(f"{down} is down ({where})") if down is not None else None
 
-    def _through(self, index: int, address: bytes, walk: _Walk) -> _Resolution:
+    def _through(self, index: int, address: bytes, interfaces: set[int]) -> _Resolution:
         """An address known to be on the link of one interface."""
-        walk.interfaces.add(index)
+        interfaces.add(index)
         interface = self._interfaces.get(index)
         if interface is None or not interface.up:
             return _unreachable(f"{self._interface_name(index)} is {'gone' if interface is None else 'down'}")
@@ -330,5 +316,5 @@ class NextHopTable:
         return ", ".join(f"via {format_address(g.address)} dev {self._interface_name(g.interface)}" for g in gateways)
 
 
-def _unreachable(why: str) -> _Resolution:
-    return _Resolution((), 0, f"unreachable: {why}")
+def _is_link_local(address: bytes) -> bool:
+    return len(address) == 16 and address[0] == 0xFE and address[1] & 0xC0 == 0x80

@@ -107,6 +107,10 @@ class FamilyRib:
         self.kernel_changes: list[tuple[KernelRoute | None, Sequence[bytes]]] = []
         self.default_route_seen = False
         """A default route was in the table at some time: exports must look out for it."""
+        self.watched: set[bytes] = set()
+        """Prefixes that cover a tracked next hop, by which it may resolve."""
+        self.touched: set[bytes] = set()
+        """Those of them whose candidates changed; the owner takes them away."""
         self._open: Change | None = None
         """The last of `changes` while single prefixes may still be added to it."""
         self._open_kernel: list[bytes] | None = None
@@ -128,6 +132,8 @@ class FamilyRib:
                 prefixes = list(entries)
             adj_in.count += len(prefixes)
             table.update(entries)
+            if not self.watched.isdisjoint(entries):
+                self.touched |= self.watched.intersection(entries)
             if DEFAULT_ROUTE in entries:
                 self.default_route_seen = True
             if path.usable:
@@ -180,6 +186,8 @@ class FamilyRib:
                     if entry.source is not source or entry.epoch == epoch:
                         continue
                     del table[prefix]  # the only candidate goes: there is no choice to make
+                    if prefix in self.watched:
+                        self.touched.add(prefix)
                     adj_in.count -= 1
                     if entry.usable:
                         if entry is not old:
@@ -334,6 +342,8 @@ class FamilyRib:
         """`source`'s candidate for a prefix becomes `path` (None: it has none). Whether it had one."""
         table = self.table
         entry = table.get(prefix)
+        if prefix in self.watched:
+            self.touched.add(prefix)
         if entry is None:
             if path is not None:
                 table[prefix] = path

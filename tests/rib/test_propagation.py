@@ -18,6 +18,7 @@ from routed.net.prefixes import parse_prefix
 from routed.observed import ForeignRoute, Interface, KernelChange
 from routed.rib import adj_out as adj_out_module
 from routed.rib.adj_out import AdjRibOut, ExportPolicy, NextHopMode, UpdateGroup
+from routed.rib.decide import best
 from routed.rib.filters import Action, PrefixMatch, RouteFilter, Rule
 from routed.rib.nexthops import NextHopTable
 from routed.rib.path import Path, Source, SourceKind
@@ -309,3 +310,54 @@ def test_a_peer_too_far_behind_leaves_the_log(monkeypatch: pytest.MonkeyPatch) -
     deaf.out.refresh()
     net.drain()
     net.check()
+
+
+TANGLED = ["20.1.1.0/24", "20.2.1.0/24", "20.3.1.0/24", "0.0.0.0/0"]
+LEADING = ["20.1.1.7", "20.2.1.7", "20.3.1.7", "192.0.2.50"]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2), st.sampled_from(TANGLED), st.sampled_from(LEADING), st.sampled_from([100, 200])),
+        max_size=9,
+        unique_by=lambda route: route[:2],
+    ),
+    st.randoms(use_true_random=False),
+)
+def test_next_hops_through_our_own_routes_settle_and_do_not_depend_on_order(
+    routes: list[tuple[int, str, str, int]], rng: random.Random
+) -> None:
+    """Routes whose next hops lie in one another: no order of arrival may make them flap, or end elsewhere."""
+    ends = []
+    for _ in range(3):
+        rng.shuffle(routes)
+        net = Net([SourceKind.EBGP, SourceKind.IBGP, SourceKind.IBGP])
+        rib = net.rib
+
+        def carrier(_family: Family, prefix: bytes, rib: FamilyRib = rib) -> Path | None:
+            carriers = [p for p in rib.candidates(prefix) if p.next_hop is None or p.next_hop.resolves_directly]
+            return best(carriers, maximum_paths=1).best if carriers else None
+
+        net.next_hops._own_route = carrier
+        rib.watched = net.next_hops.watched[V4]
+        for index, prefix, next_hop, preference in routes:
+            peer = net.peers[index]
+            attrs = net.pool.intern(AttributeSet(next_hop=parse_address(next_hop), local_pref=preference))
+            path = Path(peer.source, attrs, net.next_hops.track(attrs.next_hop), peer.adj_in.epoch)
+            peer.adj_in.paths[attrs] = path
+            peer.adj_in.next_hops.add(path.next_hop)  # type: ignore[arg-type]
+            rib.refresh(path)
+            rib.announce(peer.adj_in, path, [parse_prefix(prefix)[1]])
+            for _turn in range(20):
+                touched, rib.touched = rib.touched, set()
+                changed = set(net.next_hops.routes_changed(V4, touched))
+                rib.next_hops_changed(changed, [each.adj_in for each in net.peers])
+                if not rib.touched and not changed:
+                    break
+            else:
+                raise AssertionError("it does not settle")
+        net.drain()
+        net.check()
+        ends.append(dict(net.kernel))
+    assert ends[0] == ends[1] == ends[2]
