@@ -120,7 +120,7 @@ class Core:
         self._pool = AttributePool()
         self._own_attrs = self._pool.intern(AttributeSet())
         self._planner = Planner(
-            settings.node_name, PlanSettings(router_id=settings.router_id, interface_of=self._interface_of)
+            settings.node_name, PlanSettings(router_id=settings.router_id, interface_of=lambda path: path.interface)
         )
         self._replan_needed = False
         self._conns: dict[int, Peer] = {}
@@ -130,6 +130,7 @@ class Core:
         self._groups: dict[ExportPolicy, UpdateGroup] = {}
         self._jobs: deque[Iterator[None]] = deque()
         self._timers: list[tuple[float, str]] = []
+        self._filters_ask_for_interfaces = False
         self._next_hops_most = NEXT_HOPS
         self._listening = 0
         self._restart_checked = float("-inf")
@@ -325,6 +326,8 @@ class Core:
                 before = adj_out.messages
                 data += adj_out.take(limit - len(data))
                 peer.neighbor.counters.updates_sent += adj_out.messages - before
+                if not data and adj_out.has_output():
+                    self.writable.add(conn)  # a slice without anything to say: ask again in the next turn
         return data
 
     def next_timer(self) -> float | None:
@@ -459,6 +462,7 @@ class Core:
         for adj_out in peer.adj_out.values():
             adj_out.close()
         peer.adj_out = {}
+        peer.stale_until = None
         peer.end_of_rib.clear()
         if not event.keep_routes:
             self._sweep(peer)
@@ -501,6 +505,7 @@ class Core:
         next_hop = self.next_hops.track(address, scope)
         path = Path(peer.source, attrs, next_hop, adj_in.epoch)
         path.rejected = self._loop(peer, attrs)
+        path.interface = self._leaves_by(next_hop)
         if len(adj_in.paths) >= PATH_CACHE:
             adj_in.paths.clear()
         adj_in.paths[attrs] = path
@@ -509,15 +514,20 @@ class Core:
         return path
 
     def _remake(self, peer: Peer, family: Family) -> Callable[[Path], Path]:
-        """Paths like those a peer's routes have, judged for loops by its plan of now."""
+        """Paths like those a peer's routes have, judged for loops by its plan of now and leaving by the interface of now."""
         made: dict[Path, Path] = {}
 
         def remake(path: Path) -> Path:
             new = made.get(path)
             if new is None:
-                new = made[path] = Path(path.source, path.attrs, path.next_hop, path.epoch)
+                new = Path(path.source, path.attrs, path.next_hop, path.epoch)
                 new.rejected = self._loop(peer, path.attrs)
-                self.ribs[family].refresh(new)
+                new.interface = self._leaves_by(path.next_hop) or path.interface
+                if (new.rejected, new.interface) == (path.rejected, path.interface):
+                    new = path
+                else:
+                    self.ribs[family].refresh(new)
+                made[path] = new
             return new
 
         return remake
@@ -572,9 +582,14 @@ class Core:
         if not changed:
             return
         for family, rib in self.ribs.items():
-            rib.next_hops_changed(
-                changed, [peer.adj_in[family] for peer in self.peers.values() if family in peer.adj_in]
-            )
+            adj_ins = [peer.adj_in[family] for peer in self.peers.values() if family in peer.adj_in]
+            rib.next_hops_changed(changed, adj_ins)
+        if self._filters_ask_for_interfaces:
+            for peer in self.peers.values():
+                for family, adj_in in peer.adj_in.items():
+                    if not adj_in.next_hops.isdisjoint(changed):
+                        adj_in.paths.clear()
+                        self._jobs.append(self.ribs[family].reimport(adj_in, self._remake(peer, family)))
 
     def _own_route(self, family: Family, prefix: bytes) -> Path | None:
         """Our best path for exactly this prefix that next hops may resolve through; None where we program nothing."""
@@ -597,11 +612,11 @@ class Core:
         self.next_hops.forget_unused(live.union(*refused))
         self._next_hops_most = max(NEXT_HOPS, 2 * len(self.next_hops))
 
-    def _interface_of(self, path: Path) -> str:
-        """The name of the interface a path leaves by, for filters."""
-        if path.next_hop is None or not path.next_hop.gateways:
+    def _leaves_by(self, next_hop: NextHop | None) -> str:
+        """The name of the interface that leads to a next hop, or empty."""
+        if next_hop is None or not next_hop.gateways:
             return ""
-        interface = self.interfaces.get(path.next_hop.gateways[0].interface)
+        interface = self.interfaces.get(next_hop.gateways[0].interface)
         return interface.name if interface is not None else ""
 
     # ================================================================ the plan
@@ -609,6 +624,13 @@ class Core:
     def _apply_plan(self, plan: Plan, now: float) -> None:
         old, self.plan = self.plan, plan
         delta = diff(old, plan)
+        self._filters_ask_for_interfaces = any(
+            rule.interface
+            for peer in plan.peers.values()
+            for filters in (peer.import_filter, peer.export_filter)
+            for route_filter in filters.values()
+            for rule in route_filter.rules
+        )
         for problem in plan.problems:
             if problem not in old.problems:
                 self._log(Level.WARNING, "plan", problem)

@@ -215,7 +215,7 @@ class Driver:
         self._act()
         if self.engine.writable and self._pull(now):
             more = True
-        if more:
+        if more or self.engine.writable:
             self.wake()
         self._arm()
 

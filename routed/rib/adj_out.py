@@ -369,12 +369,12 @@ class AdjRibOut:
         return True
 
     def take(self, limit: int) -> bytes:
-        """The next messages for this peer, about `limit` octets of them; empty when it has heard everything."""
+        """The next messages for this peer, about `limit` octets of them. Empty does not mean all: see `has_output`."""
         if self.held:
             return b""
         out: list[bytes] = []
         size = 0
-        while not self.in_log and size < limit:
+        if not self.in_log and size < limit:  # one slice, whatever comes of it: there may be nothing to say for long
             for message in self._take_queue():
                 out.append(message)
                 size += len(message)
@@ -495,6 +495,7 @@ def export_attributes(path: Path, attrs: AttributeSet, policy: ExportPolicy) -> 
     own_next_hop = (
         local
         or not attrs.next_hop
+        or (len(attrs.next_hop) == 16 and attrs.next_hop[0] == 0xFE and attrs.next_hop[1] & 0xC0 == 0x80)  # RFC 2545 3
         or policy.next_hop_mode is NextHopMode.SELF
         or (policy.next_hop_mode is NextHopMode.AUTO and external)
     )

@@ -51,7 +51,7 @@ class Source:
 class Path:
     """One (source, attributes, next hop), see the module's docstring."""
 
-    __slots__ = ("announced", "attrs", "epoch", "kernel_route", "next_hop", "rejected", "source", "usable")
+    __slots__ = ("announced", "attrs", "epoch", "interface", "kernel_route", "next_hop", "rejected", "source", "usable")
 
     def __init__(self, source: Source, attrs: AttributeSet, next_hop: NextHop | None, epoch: int = 0) -> None:
         self.source = source
@@ -62,6 +62,9 @@ class Path:
         """Which session of the source announced it; one older than its Adj-RIB-In's is stale (RFC 4724) or about to go."""
         self.announced: Path = self
         """The path as the peer announced it: another one where the import filter changed the attributes."""
+        self.interface = ""
+        """The name of the interface it leaves by, for filters that ask. It stays as it was when the next hop is lost; where
+        that moves to another interface, another path takes this one's place, so that a verdict on a path never changes."""
         self.rejected = ""
         """Why it can't be chosen whatever its next hop ("AS path holds our own AS 64512"), or empty."""
         self.usable = True

@@ -323,6 +323,7 @@ class FamilyRib:
                 adj_in.imported.clear()
             made = adj_in.imported[key] = Path(path.source, verdict.attrs, path.next_hop, path.epoch)
             made.announced = path
+            made.interface = path.interface
             self.refresh(made)
         return made
 
@@ -420,6 +421,8 @@ class FamilyRib:
         if path not in before and path.next_hop in changed:
             before[path] = (path.usable, path.kernel_route)
             self.refresh(path)
+            if path.announced is not path:  # what it was made from comes back when the filter changes
+                self._refresh_once(path.announced, changed, before)
 
     def _kernel_route(self, gateways: tuple[Gateway, ...]) -> KernelRoute:
         route = self._kernel_routes.get(gateways)
@@ -443,7 +446,13 @@ class FamilyRib:
             return
         if old is new:
             return
-        if old is not None and new is not None and old.attrs is new.attrs and old.source is new.source:
+        if (
+            old is not None
+            and new is not None
+            and old.attrs is new.attrs
+            and old.source is new.source
+            and old.interface == new.interface
+        ):
             # said again in a new session: nothing that we tell others differs, and the count of best paths neither
             return
         self._open = Change(old, new, [prefix])

@@ -175,6 +175,7 @@ class World:
                 while data := node.engine.take(conn, 65536):
                     wire.to[1 - side].append(data)
                     busy = True
+                busy = busy or conn in node.engine.writable
             if wire.to[side] and key in self._wires:
                 busy = True
                 for data in wire.to[side]:

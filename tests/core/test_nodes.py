@@ -10,8 +10,11 @@ from routed.bgp.attributes import AttributeSet, encode_attributes
 from routed.bgp.neighbor import State
 from routed.bgp.update import update_message
 from routed.core import core as core_module
+from routed.desired import Gateway
 from routed.model.resources import JsonObject, ResourceKey
 from routed.net.families import Family
+from routed.net.prefixes import parse_prefix
+from routed.observed import ForeignRoute, Interface, KernelChange
 from routed.testing.world import Node, World
 
 API = "projectcalico.org/v3"
@@ -318,3 +321,43 @@ def test_a_group_that_is_new_does_not_hear_of_old_changes() -> None:
                 if path is not None and group.exported(prefix, path) is not None:
                     told[path.source] = told.get(path.source, 0) + 1
             assert {source: count for source, count in group.advertised.items() if count} == told
+
+
+def test_a_rule_that_asks_for_an_interface_withdraws_when_that_fails_or_another_takes_over() -> None:
+    world = World()
+    every = [{"action": "Accept"}]
+    by_eth0 = [{"action": "Accept", "cidr": "10.244.0.0/16", "matchOperator": "In", "interface": "eth0"}]
+    resources = [
+        manifest("BGPConfiguration", "default", {"nodeToNodeMeshEnabled": False}),
+        manifest("BGPFilter", "all", {"exportV4": every, "importV4": every}),
+        manifest("BGPFilter", "eth0", {"exportV4": [*by_eth0, {"action": "Reject"}]}),
+        *(node(f"n{index}", index, asNumber=65000 + index) for index in (1, 2, 3)),
+    ]
+    for one, other, name in ((1, 2, "all"), (2, 1, "all"), (2, 3, "eth0"), (3, 2, "all")):
+        spec = {"node": f"n{one}", "peerIP": f"10.0.0.{other}", "asNumber": 65000 + other, "filters": [name]}
+        resources.append(manifest("BGPPeer", f"p{one}{other}", spec))  # type: ignore[arg-type]
+    nodes = [
+        world.add(f"n{index}", addresses(index), [*POOLS, *resources, block(f"n{index}", f"10.244.{index}.0/26")])
+        for index in (1, 2, 3)
+    ]
+    world.run(6)
+    assert nodes[2].routes()["10.244.1.0/26"] == "via 10.0.0.2"
+    nodes[1].link(False)
+    world.run(1)
+    assert "10.244.1.0/26" not in nodes[2].routes()
+    nodes[1].link(True)
+    world.run(1)
+    assert "10.244.1.0/26" in nodes[2].routes()
+    # the same network now behind another interface
+    connected = parse_prefix("10.0.0.0/24")[1]
+    nodes[1].engine.kernel(
+        KernelChange(
+            interfaces=(Interface(3, "eth1", True, ()),),
+            routes_added=(ForeignRoute(V4, connected, 0, 2, 1, (Gateway(b"", 3),)),),
+        ),
+        world.now,
+    )
+    nodes[1].more = True
+    world.run(1)
+    assert nodes[1].core.ribs[V4].best(bytes((26, 10, 244, 1, 0))) is not None
+    assert "10.244.1.0/26" not in nodes[2].routes()
