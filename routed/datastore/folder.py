@@ -6,7 +6,8 @@ Invariants:
   between an editor's two renames, is not taken at its word.
 - What could not be read deletes nothing. A file with a bad document keeps every resource it had and does not name now;
   so does one that is empty, holds nothing but comments, or names fewer resources than before and breaks off in the
-  middle of a line; one cut short in the middle of what it said before is not believed at all. Good documents beside a
+  middle of a line; one cut short in the middle of what it said before is not believed at all, and one that names fewer
+  only once nobody has it open for writing and it has been left alone for a moment. Good documents beside a
   bad one apply. A file that is gone from the folder, and only that, takes all its resources with it.
 - One resource, one file: the first by file name has it, any other is reported and takes over when the first lets go.
 - An update is a real change: manifests are compared.
@@ -17,7 +18,10 @@ files, Kubernetes' `..data`). Synchronous, and used from one thread at a time; `
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+import signal
 import stat
 import time
 from collections.abc import Iterable
@@ -34,6 +38,8 @@ SUFFIXES = (".yaml", ".yml", ".json")
 MAX_FILE_SIZE = 64 << 20
 #: Problems reported of one file; a thousand more would say nothing new.
 MAX_PROBLEMS_PER_FILE = 100
+#: Seconds a file must have been left alone, with nobody writing to it, before what it no longer names is deleted.
+DELETION_SETTLE = 0.5
 #: Seconds in which a file's change time is too young to tell a second change from the first.
 _YOUNG = 1.0
 
@@ -207,9 +213,11 @@ class Folder:
             file.settled = False
             return True
         if data != file.data:
+            if not _take(file, path, data, signature):
+                file.settled = False
+                return True
             file.data = data
             self._dirty = True
-            _take(file, path, data)
         return not file.settled
 
     def _publish(self) -> tuple[Update, ...]:
@@ -239,16 +247,18 @@ class Folder:
         return tuple(updates)
 
 
-def _take(file: _File, path: str, data: bytes) -> None:
-    """Bring a file's last good state up to date with what it says now."""
+def _take(file: _File, path: str, data: bytes, signature: tuple[int, ...]) -> bool:
+    """Bring a file's last good state up to date with what it says now. False: not yet, it may say more in a moment."""
     reading = _parse(path, data, file.entries)
     whole = data.endswith(b"\n") or data.rstrip().endswith((b"}", b"]"))
     if not whole and 0 < len(data) < len(file.good_data) and file.good_data.startswith(data):
         text = "the file breaks off in the middle of what it said before; its last good state stays until it is whole"
         file.problems = (Problem(path, data.count(b"\n") + 1, "", text),)
-        return
+        return True
     missing = [key for key in file.entries if key not in reading.entries]
     reason = _reason_to_keep(reading, data, whole)
+    if missing and not reason and _unfinished(path, signature):
+        return False
     if missing and reason:
         if not reading.bad:
             more = f" and {len(missing) - 1} more stay" if len(missing) > 1 else " stays"
@@ -265,6 +275,7 @@ def _take(file: _File, path: str, data: bytes) -> None:
         left = len(reading.problems) - MAX_PROBLEMS_PER_FILE
         reading.problems[MAX_PROBLEMS_PER_FILE:] = [Problem(path, 0, "", f"the file has {left} problems more")]
     file.problems = tuple(reading.problems)
+    return True
 
 
 def _signature(path: str) -> tuple[int, ...]:
@@ -273,6 +284,22 @@ def _signature(path: str) -> tuple[int, ...]:
     except OSError as error:
         return (error.errno or 0,)
     return (status.st_dev, status.st_ino, status.st_mode, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def _unfinished(path: str, signature: tuple[int, ...]) -> bool:
+    """Whether a file may still be on its way: cut at the end of a document it looks whole."""
+    if 0 <= time.time() - signature[4] / 1e9 < DELETION_SETTLE:
+        return True
+    try:
+        with open(path, "rb") as stream:
+            # a read lease is granted only where nobody has the file open for writing; asking the holder to give it up
+            # is SIGIO, which would end the process, unless another signal is named
+            fcntl.fcntl(stream, fcntl.F_SETSIG, signal.SIGURG)
+            fcntl.fcntl(stream, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+            fcntl.fcntl(stream, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError as error:
+        return error.errno == errno.EAGAIN  # anything else: no leases here, or not for us
+    return False
 
 
 def _contents(path: str, signature: tuple[int, ...]) -> bytes:

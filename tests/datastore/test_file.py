@@ -138,3 +138,21 @@ def test_the_loop_turns_while_two_thousand_peers_are_read(tmp_path: Path) -> Non
         assert turns > 10, "read in one go"
 
     running(tmp_path, story)
+
+
+def test_a_file_written_document_by_document_deletes_nothing_on_its_way(tmp_path: Path) -> None:
+    """Cut at the end of a document a file looks whole; whoever writes it has it open."""
+    (tmp_path / "a.yaml").write_text("---\n".join(peer(f"p{n}", n + 1) for n in range(4)))
+
+    async def story(sink: Queue) -> None:
+        while sink.told.qsize() < 5:
+            await asyncio.sleep(0.01)
+        with (tmp_path / "a.yaml").open("w") as stream:
+            for n in range(4):
+                stream.write(("---\n" if n else "") + peer(f"p{n}", n + 1))
+                stream.flush()
+                await asyncio.sleep(0.35)  # longer than a look: the time between two writes is the matter of this test
+        await asyncio.sleep(1.2)
+        assert sink.told.qsize() == 5
+
+    running(tmp_path, story)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from routed.datastore import folder as folder_module
 from routed.datastore.folder import MAX_PROBLEMS_PER_FILE, Folder, Look, Problem
 from routed.errors import StoreError
 from routed.model.resources import BGPPeer, ResourceKey
@@ -22,6 +23,12 @@ def peer(name: str, asn: int = 65001, address: str = "10.0.0.1") -> str:
 
 def several(*documents: str) -> str:
     return "---\n".join(documents)
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deletions wait for time to pass; `test_file` has that."""
+    monkeypatch.setattr(folder_module, "DELETION_SETTLE", 0)
 
 
 class Watched:
