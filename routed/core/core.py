@@ -68,6 +68,9 @@ SWEEP_MAX = 120.0
 #: Seconds stale routes are kept for a restarted peer whose End-of-RIB does not come.
 STALE_MAX = 360.0
 
+#: Addresses whose refused connections are remembered.
+REFUSED_KEPT = 8
+
 #: Connections being closed whose last octets nobody has taken yet.
 LAST_WORDS = 1024
 
@@ -90,6 +93,15 @@ class CoreSettings:
     maximum_paths: int = 16
 
 
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Connections from one address that nobody wanted."""
+
+    count: int
+    last_at: float
+    reason: str
+
+
 class Core:
     """See the module's docstring."""
 
@@ -102,6 +114,10 @@ class Core:
         self.peers: dict[str, Peer] = {}
         self.plan = Plan()
         self.interfaces: dict[int, Interface] = {}
+        self.refused: dict[bytes, Refused] = {}
+        """The last addresses whose connections were refused, the latest last."""
+        self.address_problems: tuple[str, ...] = ()
+        """Addresses of the Node that no interface has."""
         self.route_failures: dict[tuple[Family, bytes], RouteFailure] = {}
         self.ribs: dict[Family, FamilyRib] = {
             family: FamilyRib(family, program_routes=settings.program_routes, maximum_paths=settings.maximum_paths)
@@ -181,6 +197,10 @@ class Core:
                 return answer
             refusal = answer
         self._log(Level.WARNING, "listen", f"refused a connection from {format_address(remote)}: {refusal}")
+        count = self.refused.pop(remote, Refused(0, 0.0, "")).count
+        self.refused[remote] = Refused(count + 1, now, refusal)
+        if len(self.refused) > REFUSED_KEPT:
+            del self.refused[next(iter(self.refused))]
         return 0
 
     def received(self, conn: int, data: bytes, now: float) -> None:
@@ -221,6 +241,8 @@ class Core:
             self.interfaces.pop(index, None)
         for interface in change.interfaces:
             self.interfaces[interface.index] = interface
+        if change.full or change.interfaces or change.interfaces_removed:
+            self._check_addresses()
         self._next_hops_changed(set(self.next_hops.apply(change)))
 
     def route_failures_changed(
@@ -612,12 +634,35 @@ class Core:
         self.next_hops.forget_unused(live.union(*refused))
         self._next_hops_most = max(NEXT_HOPS, 2 * len(self.next_hops))
 
+    def _check_addresses(self) -> None:
+        """Say where the Node's address is on no interface: with passive peers nothing else would."""
+        speaker = self.plan.speaker
+        if speaker is None or not self.interfaces:
+            self.address_problems = ()
+            return
+        there = {address for interface in self.interfaces.values() for address, _ in interface.addresses}
+        known, self.address_problems = (
+            self.address_problems,
+            tuple(
+                f"Node {self.settings.node_name}: spec.bgp.{field} {format_address(address)} is on no interface here"
+                for field, address in (("ipv4Address", speaker.ipv4_address), ("ipv6Address", speaker.ipv6_address))
+                if address and address not in there
+            ),
+        )
+        for problem in self.address_problems:
+            if problem not in known:
+                self._log(Level.WARNING, "plan", problem)
+
     def _leaves_by(self, next_hop: NextHop | None) -> str:
         """The name of the interface that leads to a next hop, or empty."""
         if next_hop is None or not next_hop.gateways:
             return ""
         interface = self.interfaces.get(next_hop.gateways[0].interface)
         return interface.name if interface is not None else ""
+
+    def session_address(self, peer: Peer) -> bytes:
+        """Our packed address in a peer's session; where there is none, the configured one or empty."""
+        return self._local_address.get(peer.neighbor.connection, peer.neighbor.config.local_address)
 
     # ================================================================ the plan
 
@@ -636,6 +681,7 @@ class Core:
                 self._log(Level.WARNING, "plan", problem)
         if plan.speaker is not None:
             self.local.router_id = plan.speaker.router_id
+        self._check_addresses()
         for name in delta.removed:
             self._remove_peer(name, now)
         for name, reason in delta.reset.items():

@@ -23,6 +23,9 @@ from routed.rib.table import FamilyRib
 
 Row: TypeAlias = dict[str, object]
 
+#: Seconds a refused connection is worth a line.
+REFUSED_SHOWN = 600.0
+
 _KIND_NAMES = {
     SourceKind.LOCAL: "local",
     SourceKind.EBGP: "external",
@@ -52,9 +55,19 @@ def status(core: Core, now: float) -> Row:
             for family, rib in core.ribs.items()
         },
         "routesRefusedByKernel": len(core.route_failures),
-        "problems": list(core.plan.problems),
+        "problems": [*core.plan.problems, *core.address_problems, *_refused_connections(core, now)],
         "uptimeSeconds": None if core.in_sync_at is None else round(now - core.in_sync_at, 3),
     }
+
+
+def _refused_connections(core: Core, now: float) -> list[str]:
+    """Who tried to connect lately and was not let in: often a peer that comes from another address than configured."""
+    return [
+        f"{format_address(remote)} connected {refused.count} times and was refused, last {now - refused.last_at:.0f} s ago: "
+        f"{refused.reason}"
+        for remote, refused in core.refused.items()
+        if now - refused.last_at < REFUSED_SHOWN
+    ]
 
 
 def neighbors(core: Core, now: float, address: bytes | None = None) -> list[Row]:
@@ -79,7 +92,7 @@ def _neighbor(core: Core, peer: Peer, now: float) -> Row:
         "port": config.port,
         "as": config.peer_as,
         "localAs": config.local_as,
-        "localAddress": format_address(config.local_address) if config.local_address else None,
+        "localAddress": format_address(local) if (local := core.session_address(peer)) else None,
         "type": _KIND_NAMES[peer.plan.kind],
         "passive": config.passive,
         "state": neighbor.state.label,
@@ -214,7 +227,7 @@ def _path(path: Path) -> Row:
 def _unusable(path: Path) -> str:
     if path.rejected:
         return path.rejected
-    return f"next hop unreachable: {path.next_hop.text}" if path.next_hop is not None else "not usable"
+    return f"next hop {path.next_hop.text}" if path.next_hop is not None else "not usable"
 
 
 def _refused(core: Core, rib: FamilyRib, prefix: bytes) -> list[Row]:

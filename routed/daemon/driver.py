@@ -50,6 +50,7 @@ class Driver:
         self.clock = clock
         self.listen_problems: tuple[str, ...] = ()
         self.store_problems: tuple[str, ...] = ()
+        self._known_problems: tuple[Problem, ...] = ()
         self.listening = False
         """The port the core wants open is, in all families."""
         self.stopping = False
@@ -148,9 +149,11 @@ class Driver:
         for problem in self.store_problems:
             if problem not in known:
                 self._log.write(Level.ERROR, "datastore", problem)
-        for problem in known:
-            if problem not in self.store_problems:
-                self._log.write(Level.INFO, "datastore", f"put right: {problem}")
+        wrong = {problem.file for problem in problems}
+        for before in self._known_problems:
+            if before.file not in wrong:
+                self._log.write(Level.INFO, "datastore", f"put right: {before}")
+        self._known_problems = problems
 
     # ---- the kernel
 

@@ -78,7 +78,8 @@ def _session_text(old: NeighborConfig, new: NeighborConfig) -> str:
     for entry in fields(NeighborConfig):
         before, after = getattr(old, entry.name), getattr(new, entry.name)
         if before != after:
-            texts.append(f"{entry.name.replace('_', ' ')} {_text(before)} -> {_text(after)}")
+            text = format_router_id if entry.name == "router_id" else _text
+            texts.append(f"{entry.name.replace('_', ' ')} {text(before)} -> {text(after)}")
     return ", ".join(texts)
 
 

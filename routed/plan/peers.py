@@ -163,12 +163,16 @@ class _Builder:
                 continue
             for family, address in self._addresses(node):
                 own = self.own[family]
+                text = format_address(address)
+                if address == own and node.name != self.node.name:
+                    self.problems.append(
+                        f"Node {node.name}: has this node's own address {text}, so there is no session"
+                    )
                 if not own or address == own:
                     continue
-                text = format_address(address)
                 key = (address, self.cluster.listen_port(node.name) or DEFAULT_PORT)
                 if key in self._taken:
-                    taken.append(f"{text} ({self._taken[key].why})")
+                    taken.append(f"{text} of {node.name} ({self._taken[key].why})")
                     continue
                 peer_as = self.cluster.as_number(node)
                 self._put(

@@ -90,8 +90,11 @@ def _log_level(configuration: BGPConfiguration) -> list[str]:
 
 
 def _pool(pool: IPPool) -> list[str]:
-    return [
+    found = [
         f"spec.{field}: {mode.value} is not supported, its routes are programmed without encapsulation"
         for field, mode in (("ipipMode", pool.ipip_mode), ("vxlanMode", pool.vxlan_mode))
         if mode is not EncapMode.NEVER
     ]
+    if pool.nat_outgoing:
+        found.append("spec.natOutgoing: is not supported, packets leave the cluster with the pod's address")
+    return found

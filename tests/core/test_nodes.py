@@ -10,6 +10,7 @@ from routed.bgp.attributes import AttributeSet, encode_attributes
 from routed.bgp.neighbor import State
 from routed.bgp.update import update_message
 from routed.core import core as core_module
+from routed.core.queries import status
 from routed.desired import Gateway
 from routed.model.resources import JsonObject, ResourceKey
 from routed.net.families import Family
@@ -361,3 +362,14 @@ def test_a_rule_that_asks_for_an_interface_withdraws_when_that_fails_or_another_
     world.run(1)
     assert nodes[1].core.ribs[V4].best(bytes((26, 10, 244, 1, 0))) is not None
     assert "10.244.1.0/26" not in nodes[2].routes()
+
+
+def test_what_nobody_else_would_notice_is_among_the_problems() -> None:
+    world = World()
+    each = world.add("n1", [("10.0.0.77", 24)], [*POOLS, node("n1", 1), node("n2", 2)])
+    world.run(1)
+    assert each.engine.accepted(b"\x0a\x00\x00\x63", b"\x0a\x00\x00\x01", "", world.now) == 0
+    problems = status(each.core, world.now + 5)["problems"]
+    assert isinstance(problems, list)
+    assert "Node n1: spec.bgp.ipv4Address 10.0.0.1 is on no interface here" in problems
+    assert any(line.startswith("10.0.0.99 connected 1 times and was refused, last 5 s ago") for line in problems)

@@ -45,7 +45,7 @@ LIVE = [
 RESET = [
     ({"session": replace(SESSION, peer_as=65002)}, "peer as 65001 -> 65002"),
     ({"session": replace(SESSION, local_as=64513)}, "local as 64512 -> 64513"),
-    ({"session": replace(SESSION, router_id=2)}, "router id 1 -> 2"),
+    ({"session": replace(SESSION, router_id=2)}, "router id 0.0.0.1 -> 0.0.0.2"),
     ({"session": replace(SESSION, local_address=b"")}, "local address 10.0.0.1 -> any"),
     ({"kind": SourceKind.IBGP_CLIENT}, "peer type external -> route-reflection client"),
     ({"cluster_id": 1}, "cluster id 0.0.0.0 -> 0.0.0.1"),

@@ -330,7 +330,7 @@ def test_saying_the_same_twice_is_no_problem(scenario: Make) -> None:
 def test_a_bgp_peer_goes_before_the_mesh(scenario: Make) -> None:
     both = scenario("- {kind: BGPPeer, metadata: {name: a}, spec: {peerIP: 10.192.0.3, asNumber: 64512, filters: []}}")
     assert "Global_10_192_0_3" in both.peers and "Mesh_10_192_0_3" not in both.peers
-    assert both.plan.problems[0].startswith("node-to-node mesh: not used for 10.192.0.3 (BGPPeer a)")
+    assert both.plan.problems[0].startswith("node-to-node mesh: not used for 10.192.0.3 of kube-node-1 (BGPPeer a)")
 
 
 def test_explicit_goes_before_reverse(scenario: Make) -> None:
@@ -382,3 +382,8 @@ def test_a_peer_without_an_as_number_is_in_the_cluster_s(scenario: Make) -> None
     """).plan
     assert plan.peers["Global_172_16_0_9"].session.peer_as == 64512
     assert plan.peers["Global_172_16_0_9"].kind is SourceKind.IBGP
+
+
+def test_another_node_with_our_address_is_told(scenario: Make) -> None:
+    both = scenario("- {kind: Node, metadata: {name: twin}, spec: {bgp: {ipv4Address: 10.192.0.2/16}}}")
+    assert "Node twin: has this node's own address 10.192.0.2, so there is no session" in both.plan.problems

@@ -108,7 +108,7 @@ def test_ordinary_settings_are_no_problem(scenario: Make) -> None:
           metadata: {name: default}
           spec: {logSeverityScreen: Info, nodeToNodeMeshEnabled: true, asNumber: 64512, bindMode: None, listenPort: 179}
         - {kind: BGPConfiguration, metadata: {name: node.kube-node-1}, spec: {bindMode: NodeIP}}
-        - {kind: IPPool, metadata: {name: p}, spec: {cidr: 10.244.0.0/16, natOutgoing: true, ipipMode: Never}}
+        - {kind: IPPool, metadata: {name: p}, spec: {cidr: 10.244.0.0/16, natOutgoing: false, ipipMode: Never}}
     """).plan.problems
 
 
