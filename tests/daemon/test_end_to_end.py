@@ -119,6 +119,7 @@ def test_a_mesh_of_two(nodes: tuple[RecordedRouted, RecordedRouted]) -> None:
 def test_without_permission_it_says_so_and_goes_on(lab: Lab) -> None:
     space = lab.namespace("powerless")
     space.address("lo", "10.0.0.1/32")
+    space.address("lo", "fd00::1/128")
     node = WithoutCapabilities(space, "a")
     node.put(*CLUSTER)
     node.start()
