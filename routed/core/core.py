@@ -312,10 +312,6 @@ class Core:
         if self._replan_needed and self.in_sync_at is not None:
             self._replan_needed = False
             self._apply_plan(self._planner.plan(), now)
-        if self._jobs:
-            job = self._jobs[0]
-            if next(job, True):  # a slice yields None
-                self._jobs.popleft()
         for family, rib in self.ribs.items():
             if rib.touched:
                 touched, rib.touched = rib.touched, set()
@@ -331,9 +327,13 @@ class Core:
                     )
         if self.deferring or self.sweep_pending:
             self._check_restart(now)
+        if self._jobs:  # after the changes so far were passed on: `UpdateGroup.count` must not see what it will hear of
+            job = self._jobs[0]
+            if next(job, True):  # a slice yields None
+                self._jobs.popleft()
         if len(self.next_hops) > self._next_hops_most:
             self._forget_next_hops()
-        return bool(self._jobs) or any(rib.changes for rib in self.ribs.values())
+        return bool(self._jobs) or any(rib.changes or rib.kernel_changes or rib.touched for rib in self.ribs.values())
 
     def take(self, conn: int, limit: int) -> bytes:
         """The next octets to write on a connection, about `limit` of them; empty when there is nothing to say."""
@@ -471,13 +471,15 @@ class Core:
         rib = self.ribs[policy.family]
         if (
             rib.changes
-        ):  # a new group counts what the table holds, who moves to one knows it: both must not hear of it again
+        ):  # a new group counts what the table holds, who moves to one knows it: they must not hear it again
             self._best_paths_changed(policy.family, rib)
         group = self._groups.get(policy)
         if group is None:
             for known in [policy for policy, group in self._groups.items() if not group.members]:
                 del self._groups[known]
             group = self._groups[policy] = UpdateGroup(policy, rib)
+            if rib.table:
+                self._jobs.append(group.count())
         return group
 
     def _down(self, peer: Peer, event: SessionDown) -> None:

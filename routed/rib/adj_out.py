@@ -92,6 +92,7 @@ class UpdateGroup:
     __slots__ = (
         "_encoded",
         "_encoded_attrs",
+        "_uncounted",
         "_whole",
         "advertised",
         "base",
@@ -118,10 +119,20 @@ class UpdateGroup:
         """Encoded attributes by path and what the filter made of its attributes."""
         self.advertised: dict[Source, int] = {}
         """How many prefixes the group holds advertised, by the source of their best path."""
-        for prefix in rib.table:
-            path = rib.best(prefix)
-            if path is not None and self.exported(prefix, path) is not None:
-                self.advertised[path.source] = self.advertised.get(path.source, 0) + 1
+        self._uncounted = set(rib.table)
+        """Prefixes `count` has still to look at; what happens to them until then is its business."""
+
+    def count(self) -> Iterator[None]:
+        """Fill `advertised` with what the table held when the group began, a slice at a time."""
+        rib, advertised, uncounted = self.rib, self.advertised, self._uncounted
+        prefixes = list(uncounted)
+        for start in range(0, len(prefixes), QUEUE_SLICE):
+            for prefix in prefixes[start : start + QUEUE_SLICE]:
+                uncounted.discard(prefix)
+                path = rib.best(prefix)
+                if path is not None and self.exported(prefix, path) is not None:
+                    advertised[path.source] = advertised.get(path.source, 0) + 1
+            yield
 
     # ---- the rules
 
@@ -166,7 +177,7 @@ class UpdateGroup:
             if self._whole and not (self.rib.default_route_seen and DEFAULT_ROUTE in prefixes):
                 attributes = None if new is None else self._exported_whole(new)
                 was = old is not None and self._exported_whole(old) is not None
-                self._count(old if was else None, new if attributes is not None else None, len(prefixes))
+                self._count(old if was else None, new if attributes is not None else None, prefixes)
                 if attributes is not None and new is not None:
                     writer.announce(new.source, attributes, prefixes)
                     if was and old is not None and old.source is not new.source:
@@ -178,7 +189,7 @@ class UpdateGroup:
                 one = (prefix,)
                 attributes = None if new is None else self.exported(prefix, new)
                 was = old is not None and self.exported(prefix, old) is not None
-                self._count(old if was else None, new if attributes is not None else None, 1)
+                self._count(old if was else None, new if attributes is not None else None, one)
                 if attributes is not None and new is not None:
                     writer.announce(new.source, attributes, one)
                     if was and old is not None and old.source is not new.source:
@@ -200,7 +211,10 @@ class UpdateGroup:
                     member.enqueue(chunk)
         return True
 
-    def _count(self, old: Path | None, new: Path | None, count: int) -> None:
+    def _count(self, old: Path | None, new: Path | None, prefixes: Sequence[bytes]) -> None:
+        count = len(prefixes)
+        if self._uncounted:
+            count -= sum(1 for prefix in prefixes if prefix in self._uncounted)
         if old is not None:
             self.advertised[old.source] = self.advertised.get(old.source, 0) - count
         if new is not None:

@@ -248,6 +248,7 @@ class FamilyRib:
         if not affected:
             return
         before: dict[Path, tuple[bool, KernelRoute | None]] = {}
+        alone: dict[Path, list[bytes]] = {}
         for prefix in [key for key, entry in self.table.items() if _uses(entry, changed)]:
             entry = self.table[prefix]
             if isinstance(entry, Candidates):
@@ -255,12 +256,16 @@ class FamilyRib:
                     self._refresh_once(path, changed, before)
                 self._decide(prefix, entry)
             else:
-                self._refresh_once(entry, changed, before)
-                was_usable, was_route = before[entry]
-                if was_usable != entry.usable:
-                    self._best_changed(prefix, entry if was_usable else None, entry if entry.usable else None)
-                if was_route is not entry.kernel_route:
-                    self._kernel_changed(prefix, entry.kernel_route)
+                alone.setdefault(entry, []).append(prefix)
+        for path, prefixes in alone.items():  # the usual case, and there may be very many
+            self._refresh_once(path, changed, before)
+            was_usable, was_route = before[path]
+            if was_usable != path.usable:
+                self.changes.append(Change(path if was_usable else None, path if path.usable else None, prefixes))
+                self._open = None
+            if was_route is not path.kernel_route and self.program_routes:
+                self.kernel_changes.append((path.kernel_route, prefixes))
+                self._open_kernel = None
         for adj_in in affected:  # not in the table now, but to be found again
             for path in {*adj_in.paths.values(), *adj_in.imported.values(), *adj_in.refused.values()}:
                 self._refresh_once(path, changed, before)

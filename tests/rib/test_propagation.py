@@ -4,6 +4,7 @@ the table says, and the table does not depend on the order in which it was told.
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -48,6 +49,7 @@ class Net:
         self.next_hops.apply(KernelChange(full=True, interfaces=(ETH0,), routes_added=(CONNECTED,)))
         self.pool = AttributePool()
         self.groups: dict[ExportPolicy, UpdateGroup] = {}
+        self.counting: list[Iterator[None]] = []
         self.kernel: dict[bytes, object] = {}
         self.peers = [Peer(self, index, kind) for index, kind in enumerate(kinds)]
 
@@ -65,6 +67,10 @@ class Net:
 
     def drain(self) -> None:
         self.flush()
+        for job in self.counting:
+            for _ in job:
+                pass
+        self.counting = []
         for peer in self.peers:
             peer.listen(1 << 20)
             while peer.up and peer.out.has_output():
@@ -135,6 +141,7 @@ class Peer:
         group = self.net.groups.get(policy)
         if group is None:
             group = self.net.groups[policy] = UpdateGroup(policy, self.net.rib)
+            self.net.counting.append(group.count())
         return group
 
     def leave(self) -> None:
