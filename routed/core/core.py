@@ -51,8 +51,9 @@ from routed.observed import Interface, KernelChange, RouteFailure
 from routed.plan.diff import diff
 from routed.plan.planner import Planner
 from routed.plan.types import PeerChange, PeerPlan, Plan, PlanSettings
-from routed.rib.adj_out import AdjRibOut, ExportPolicy, UpdateGroup
+from routed.rib.adj_out import AdjRibOut, UpdateGroup
 from routed.rib.decide import best
+from routed.rib.export import ExportPolicy
 from routed.rib.nexthops import NextHop, NextHopTable
 from routed.rib.path import Path, Source, SourceKind
 from routed.rib.table import PATH_CACHE, SLICE, FamilyRib

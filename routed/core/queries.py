@@ -16,8 +16,8 @@ from routed.core.peer import Peer
 from routed.net.addresses import format_address, format_router_id
 from routed.net.families import Family
 from routed.net.prefixes import format_prefix
-from routed.rib.adj_out import refusal
 from routed.rib.decide import explain
+from routed.rib.export import refusal
 from routed.rib.path import Path, SourceKind
 from routed.rib.table import FamilyRib
 

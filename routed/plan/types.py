@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from routed.bgp.neighbor import NeighborConfig
 from routed.net.families import Family
-from routed.rib.adj_out import NextHopMode
+from routed.rib.export import NextHopMode
 from routed.rib.filters import RouteFilter
 from routed.rib.path import Path, SourceKind
 

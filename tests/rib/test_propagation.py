@@ -18,8 +18,9 @@ from routed.net.families import Family
 from routed.net.prefixes import parse_prefix
 from routed.observed import ForeignRoute, Interface, KernelChange
 from routed.rib import adj_out as adj_out_module
-from routed.rib.adj_out import AdjRibOut, ExportPolicy, NextHopMode, UpdateGroup
+from routed.rib.adj_out import AdjRibOut, UpdateGroup
 from routed.rib.decide import best
+from routed.rib.export import ExportPolicy, NextHopMode
 from routed.rib.filters import Action, PrefixMatch, RouteFilter, Rule
 from routed.rib.nexthops import NextHopTable
 from routed.rib.path import Path, Source, SourceKind

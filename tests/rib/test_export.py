@@ -7,7 +7,7 @@ import pytest
 from routed.bgp.attributes import AttributeSet
 from routed.net.addresses import parse_address
 from routed.net.families import Family
-from routed.rib.adj_out import (
+from routed.rib.export import (
     NO_ADVERTISE,
     NO_EXPORT,
     NO_EXPORT_SUBCONFED,
