@@ -622,8 +622,8 @@ KINDS: tuple[str, ...] = tuple(_PARSERS)
 OTHER_KINDS = frozenset(
     {
         "CalicoNodeStatus", "ClusterInformation", "FelixConfiguration", "GlobalNetworkPolicy", "GlobalNetworkSet",
-        "HostEndpoint", "IPAMConfig", "IPAMConfiguration", "IPReservation", "KubeControllersConfiguration",
-        "NetworkPolicy", "NetworkSet", "Profile", "StagedGlobalNetworkPolicy", "StagedKubernetesNetworkPolicy",
+        "HostEndpoint", "IPAMBlock", "IPAMConfig", "IPAMConfiguration", "IPAMHandle", "IPReservation", "KubeControllersConfiguration",
+        "LiveMigration", "NetworkPolicy", "NetworkSet", "Profile", "StagedGlobalNetworkPolicy", "StagedKubernetesNetworkPolicy",
         "StagedNetworkPolicy", "Tier", "WorkloadEndpoint",
     }
 )  # fmt: skip
