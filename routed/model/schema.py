@@ -622,9 +622,9 @@ KINDS: tuple[str, ...] = tuple(_PARSERS)
 OTHER_KINDS = frozenset(
     {
         "CalicoNodeStatus", "ClusterInformation", "FelixConfiguration", "GlobalNetworkPolicy", "GlobalNetworkSet",
-        "HostEndpoint", "IPAMBlock", "IPAMConfig", "IPAMConfiguration", "IPAMHandle", "IPReservation", "KubeControllersConfiguration",
-        "LiveMigration", "NetworkPolicy", "NetworkSet", "Profile", "StagedGlobalNetworkPolicy", "StagedKubernetesNetworkPolicy",
-        "StagedNetworkPolicy", "Tier", "WorkloadEndpoint",
+        "HostEndpoint", "IPAMBlock", "IPAMConfig", "IPAMConfiguration", "IPAMHandle", "IPReservation",
+        "KubeControllersConfiguration", "LiveMigration", "NetworkPolicy", "NetworkSet", "Profile",
+        "StagedGlobalNetworkPolicy", "StagedKubernetesNetworkPolicy", "StagedNetworkPolicy", "Tier", "WorkloadEndpoint",
     }
 )  # fmt: skip
 """Calico's kinds that are refused, but are no mistake in what they are: an export of a cluster holds them."""
