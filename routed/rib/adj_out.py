@@ -438,11 +438,12 @@ class AdjRibOut:
             yield from announcements(group.policy.family, attributes, [prefixes])
         if self._queue_at < len(self._queue):
             return
-        self._first_queue = False
-        if self.eor_due:
+        if self.eor_due and (
+            self._first_queue or not self._waiting
+        ):  # what was owed at a move is part of the beginning
             self.eor_due = False
             yield end_of_rib(group.policy.family)
-        self._previous = None
+        self._first_queue, self._previous = False, None
         if self._waiting:
             self._queue, self._queue_at = list(self._waiting), 0
             self._waiting = {}

@@ -369,3 +369,21 @@ def test_next_hops_through_our_own_routes_settle_and_do_not_depend_on_order(
         net.check()
         ends.append(dict(net.kernel))
     assert ends[0] == ends[1] == ends[2]
+
+
+def test_end_of_rib_comes_behind_everything_also_where_the_rules_change_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A restarting peer drops what it kept of ours when it hears End-of-RIB: it must have been told all by then."""
+    monkeypatch.setattr(adj_out_module, "QUEUE_SLICE", 2)
+    net = Net([SourceKind.EBGP, SourceKind.EBGP])
+    speaker, listener = net.peers
+    listener.leave()
+    net.rib.announce(speaker.adj_in, speaker.path(0), PREFIXES)
+    net.drain()
+    listener.join()
+    listener.listen(1 << 20)
+    assert 0 < len(listener.heard) < len(PREFIXES)
+    listener.out.move(listener.group(EXPORTS[2]))
+    while not listener.ends:
+        listener.listen(1 << 20)
+    allowed = {prefix for prefix in PREFIXES if prefix[0] > 16}
+    assert set(listener.heard) == allowed
