@@ -295,7 +295,7 @@ _EXTENDED_SUBTYPES = {0x02: "rt", 0x03: "soo"}
 """Route target and route origin (RFC 4360 4, 5)."""
 
 
-def _split(value: bytes, size: int) -> list[bytes]:
+def split_values(value: bytes, size: int) -> list[bytes]:
     return [value[at : at + size] for at in range(0, len(value), size)]
 
 
@@ -311,12 +311,14 @@ def _community_text(value: bytes) -> str:
 
 def communities_text(attrs: AttributeSet) -> str:
     """`64512:100 no-export`, in the order received."""
-    return " ".join(map(_community_text, _split(attrs.communities, 4)))
+    return " ".join(map(_community_text, split_values(attrs.communities, 4)))
 
 
 def large_communities_text(attrs: AttributeSet) -> str:
     """`64512:1:2`, in the order received (RFC 8092 4: three unsigned decimals)."""
-    return " ".join("{}:{}:{}".format(*struct.unpack(">III", value)) for value in _split(attrs.large_communities, 12))
+    return " ".join(
+        "{}:{}:{}".format(*struct.unpack(">III", value)) for value in split_values(attrs.large_communities, 12)
+    )
 
 
 def _extended_community_text(value: bytes) -> str:
@@ -335,12 +337,12 @@ def _extended_community_text(value: bytes) -> str:
 
 def extended_communities_text(attrs: AttributeSet) -> str:
     """`rt:64512:100 soo:10.0.0.1:1 0x0123456789abcdef`: route targets and origins by name, others in hexadecimal."""
-    return " ".join(map(_extended_community_text, _split(attrs.extended_communities, 8)))
+    return " ".join(map(_extended_community_text, split_values(attrs.extended_communities, 8)))
 
 
 def cluster_list_text(attrs: AttributeSet) -> str:
     """`10.0.0.1 10.0.0.2`, nearest first."""
-    return " ".join(map(format_address, _split(attrs.cluster_list, 4)))
+    return " ".join(map(format_address, split_values(attrs.cluster_list, 4)))
 
 
 def describe(attrs: AttributeSet) -> dict[str, object]:

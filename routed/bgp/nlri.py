@@ -9,7 +9,7 @@ and are cleared, so what leaves here is always canonical. Add-path identifiers d
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from routed.net.families import Family
 from routed.net.prefixes import covers, make_prefix, parse_prefix
@@ -137,8 +137,3 @@ def without_unroutable(family: Family, prefixes: Sequence[bytes]) -> Sequence[by
     ignored = _IGNORED[family]
     kept = [prefix for prefix in prefixes if not any(covers(outer, prefix) for outer in ignored)]
     return kept if len(kept) < len(prefixes) else prefixes
-
-
-def join_nlri(prefixes: Iterable[bytes]) -> bytes:
-    """The NLRI field of canonical prefixes."""
-    return b"".join(prefixes)

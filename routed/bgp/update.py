@@ -36,6 +36,7 @@ from routed.bgp.iana import (
 )
 from routed.bgp.nlri import NlriError, split_nlri, split_uniform, without_unroutable
 from routed.errors import PeerError
+from routed.net.addresses import is_link_local
 from routed.net.families import Family
 
 Prefixes = Sequence[bytes]
@@ -394,7 +395,7 @@ class UpdateDecoder:
         attrs = block.by_next_hop.get(mp.next_hop)
         if attrs is None:
             next_hop, link_local = mp.next_hop[:16], mp.next_hop[16:]
-            if link_local and not _is_link_local(link_local):
+            if link_local and not is_link_local(link_local):
                 link_local = b""
             if link_local and not any(next_hop):
                 # a peer without a global address on the link fills in zeros (RFC 2545 leaves no form for it)
@@ -444,10 +445,6 @@ def _routable(family: Family, prefixes: Prefixes, attribute: int, findings: list
     if kept is not prefixes:
         findings.append(_UNROUTABLE_IGNORED[attribute])
     return kept
-
-
-def _is_link_local(address: bytes) -> bool:
-    return address[0] == 0xFE and address[1] & 0xC0 == 0x80
 
 
 def _is_host_address(address: bytes) -> bool:

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from routed.bgp.as_path import segments
-from routed.bgp.attributes import AttributeSet
+from routed.bgp.attributes import AttributeSet, split_values
 from routed.bgp.iana import CeaseSubcode
 from routed.bgp.messages import Notification
 from routed.bgp.neighbor import (
@@ -45,14 +45,14 @@ from routed.core.effects import Close, Connect, Effect, Level, Listen, Log, Rout
 from routed.core.peer import Peer
 from routed.desired import KernelRoute, RouteBatch, RouteKind
 from routed.model.resources import Update as ResourceUpdate
-from routed.net.addresses import format_address, format_router_id
+from routed.net.addresses import format_address, format_router_id, is_link_local
 from routed.net.families import Family
 from routed.observed import Interface, KernelChange, RouteFailure
 from routed.plan.diff import diff
 from routed.plan.planner import Planner
 from routed.plan.types import PeerChange, PeerPlan, Plan, PlanSettings
 from routed.rib.adj_out import AdjRibOut, UpdateGroup
-from routed.rib.decide import best
+from routed.rib.decide import MAXIMUM_PATHS, best
 from routed.rib.export import ExportPolicy
 from routed.rib.nexthops import NextHop, NextHopTable
 from routed.rib.path import Path, Source, SourceKind
@@ -91,7 +91,7 @@ class CoreSettings:
     program_routes: bool = True
     routes_found: frozenset[Family] = field(default_factory=frozenset)
     """Families in which the kernel held routes of ours at start: this is a restart."""
-    maximum_paths: int = 16
+    maximum_paths: int = MAXIMUM_PATHS
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ class Core:
         self.next_hops = NextHopTable(self._own_route)
         for family, rib in self.ribs.items():
             rib.watched = self.next_hops.watched[family]
-        self.local = Source("local", SourceKind.LOCAL, 0, b"", 0)
+        self.local = Source("local", SourceKind.LOCAL, 0, b"")
         self.deferring = bool(settings.routes_found)
         """Route selection is deferred: nothing is advertised or programmed yet."""
         self.sweep_pending = bool(settings.routes_found)
@@ -292,7 +292,7 @@ class Core:
                 continue
             found = True
             if mode == "hard":
-                peer.neighbor.stop(now, Notification.cease(CeaseSubcode.ADMINISTRATIVE_RESET, ""), admin_down=False)
+                peer.neighbor.stop(now, Notification.cease(CeaseSubcode.ADMINISTRATIVE_RESET), admin_down=False)
                 peer.neighbor.start(now)
             elif mode == "in":
                 for family in peer.adj_in:
@@ -526,7 +526,7 @@ class Core:
     def _new_path(self, peer: Peer, family: Family, attrs: AttributeSet) -> Path:
         adj_in = peer.adj_in[family]
         address = attrs.next_hop
-        scope = self._scope(peer) if address[:1] == b"\xfe" and address[1] & 0xC0 == 0x80 else 0
+        scope = self._scope(peer) if is_link_local(address) else 0
         next_hop = self.next_hops.track(address, scope)
         path = Path(peer.source, attrs, next_hop, adj_in.epoch)
         path.rejected = self._loop(peer, attrs)
@@ -537,6 +537,12 @@ class Core:
         adj_in.next_hops.add(next_hop)
         self.ribs[family].refresh(path)
         return path
+
+    def _judge_anew(self, peer: Peer, family: Family) -> None:
+        """What loop rules and filters ask of a peer's paths has changed: have paths made anew and judged."""
+        adj_in = peer.adj_in[family]
+        adj_in.paths.clear()
+        self._jobs.append(self.ribs[family].reimport(adj_in, self._remake(peer, family)))
 
     def _remake(self, peer: Peer, family: Family) -> Callable[[Path], Path]:
         """Paths like those a peer's routes have, judged for loops by its plan of now and leaving by the interface of now."""
@@ -580,8 +586,7 @@ class Core:
                 return "its ORIGINATOR_ID is our router id: it was reflected back to us"
             if attrs.cluster_list and plan.cluster_id:
                 own = plan.cluster_id.to_bytes(4, "big")
-                clusters = attrs.cluster_list
-                if any(clusters[index : index + 4] == own for index in range(0, len(clusters), 4)):
+                if own in split_values(attrs.cluster_list, 4):
                     return f"its CLUSTER_LIST holds our cluster id {format_router_id(plan.cluster_id)}"
         return ""
 
@@ -613,8 +618,7 @@ class Core:
             for peer in self.peers.values():
                 for family, adj_in in peer.adj_in.items():
                     if not adj_in.next_hops.isdisjoint(changed):
-                        adj_in.paths.clear()
-                        self._jobs.append(self.ribs[family].reimport(adj_in, self._remake(peer, family)))
+                        self._judge_anew(peer, family)
 
     def _own_route(self, family: Family, prefix: bytes) -> Path | None:
         """Our best path for exactly this prefix that next hops may resolve through; None where we program nothing."""
@@ -713,29 +717,22 @@ class Core:
         self._after(peer, now)
 
     def _remove_peer(self, name: str, now: float) -> None:
-        peer = self.peers[name]
-        peer.neighbor.stop(
-            now,
-            Notification.cease(CeaseSubcode.PEER_DECONFIGURED, ""),
-            admin_down=True,
-            why="no resource asks for this peer any more",
-        )
-        self._after(peer, now)
-        self._sweep(peer)
-        del self.peers[name]
+        self._drop_peer(name, CeaseSubcode.PEER_DECONFIGURED, "no resource asks for this peer any more", now)
         self._log(Level.INFO, name, "peer removed: no resource asks for it any more")
 
     def _reset_peer(self, plan: PeerPlan, reason: str, now: float) -> None:
         """A change its session can't survive: a new peer takes its place."""
-        peer = self.peers[plan.name]
         self._log(Level.INFO, plan.name, f"its session starts anew: {reason}")
-        peer.neighbor.stop(
-            now, Notification.cease(CeaseSubcode.OTHER_CONFIGURATION_CHANGE, ""), admin_down=True, why=reason
-        )
+        self._drop_peer(plan.name, CeaseSubcode.OTHER_CONFIGURATION_CHANGE, reason, now)
+        self._add_peer(plan, now)
+
+    def _drop_peer(self, name: str, subcode: CeaseSubcode, why: str, now: float) -> None:
+        """End a peer's session and let its routes go."""
+        peer = self.peers[name]
+        peer.neighbor.stop(now, Notification.cease(subcode), admin_down=True, why=why)
         self._after(peer, now)
         self._sweep(peer)
-        del self.peers[plan.name]
-        self._add_peer(plan, now)
+        del self.peers[name]
 
     def _change_peer(self, plan: PeerPlan, change: PeerChange, now: float) -> None:
         """A change its session survives."""
@@ -746,15 +743,13 @@ class Core:
         for family, adj_in in peer.adj_in.items():
             adj_in.import_filter = plan.import_filter[family]
             if plan.allowed_own_as != old.allowed_own_as:
-                adj_in.paths.clear()
-                self._jobs.append(self.ribs[family].reimport(adj_in, self._remake(peer, family)))
+                self._judge_anew(peer, family)
             elif PeerChange.IMPORT in change:
                 self._jobs.append(self.ribs[family].reimport(adj_in))
             adj_out = peer.adj_out.get(family)
             if adj_out is not None:
                 policy = self._export_policy(peer, family)
                 if policy != adj_out.group.policy:
-                    self._best_paths_changed(family, self.ribs[family])
                     adj_out.move(self._group(policy))
                     self.writable.add(peer.neighbor.connection)
         self._after(peer, now)

@@ -28,7 +28,7 @@ class Peer:
     def __init__(self, plan: PeerPlan, neighbor: Neighbor) -> None:
         self.plan = plan
         self.neighbor = neighbor
-        self.source = Source(plan.name, plan.kind, 0, plan.session.address, plan.session.peer_as)
+        self.source = Source(plan.name, plan.kind, 0, plan.session.address)
         self.adj_in: dict[Family, AdjRibIn] = {
             family: AdjRibIn(self.source, plan.import_filter[family]) for family in plan.session.families
         }

@@ -19,7 +19,7 @@ import socket
 import struct
 from typing import Protocol, cast
 
-from routed.net.addresses import format_address
+from routed.net.addresses import format_address, is_link_local
 
 #: Octets asked of the core at a time.
 CHUNK = 262144
@@ -219,7 +219,7 @@ class Transports:
             _mark(sock, family)
             if local:
                 what = f"cannot use the source address {format_address(local)}"
-                sock.bind(_socket_address(local, 0, scope if _is_link_local(local) else 0))
+                sock.bind(_socket_address(local, 0, scope if is_link_local(local) else 0))
             what = f"cannot connect to {format_address(remote)} port {port}"
             await loop.sock_connect(sock, _socket_address(remote, port, scope))
             await loop.create_connection(lambda: Connection(self, conn), sock=sock)
@@ -346,10 +346,6 @@ def _why(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)
     return str(error) or type(error).__name__
-
-
-def _is_link_local(address: bytes) -> bool:
-    return len(address) == 16 and address[0] == 0xFE and address[1] & 0xC0 == 0x80
 
 
 def _socket_address(address: bytes, port: int, scope: int) -> tuple[str, int] | tuple[str, int, int, int]:

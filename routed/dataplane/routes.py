@@ -421,9 +421,6 @@ class RouteSync:
         """Routes of ours in the kernel."""
         return len(self._tables[family].installed)
 
-    def failed_count(self, family: Family) -> int:
-        return len(self._tables[family].failed)
-
     def entries(self, family: Family) -> Iterator[FibEntry]:
         """Every route of ours, wanted or there. May be walked in slices while routes change."""
         table = self._tables[family]

@@ -18,6 +18,7 @@ namespaceSelector, so here it holds for everything, as in Calico.
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -31,14 +32,14 @@ _STRING = re.compile(r"""'([^']*)'|"([^"]*)\"""")
 _OPERATOR = re.compile(r"==|!=|contains|starts[ \t]*with|ends[ \t]*with|not[ \t]*in|in")
 
 
-class Selector:
+class Selector(ABC):
     """A parsed selector."""
 
     __slots__ = ()
 
+    @abstractmethod
     def matches(self, labels: Mapping[str, str]) -> bool:
         """Whether something with these labels is selected."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Values: address families, wire prefixes, addresses, AS numbers, router ids, the longest-prefix trie.
+"""Values: address families, wire prefixes, addresses, AS numbers, router ids.
 
 Invariants: no I/O, no clock; everything is immutable and hashable. A *wire prefix* (`bytes`) is the NLRI form of
 RFC 4271 section 4.3: one octet of length in bits, then the fewest octets that hold it, with the bits past the length

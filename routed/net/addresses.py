@@ -20,6 +20,11 @@ def format_address(address: bytes) -> str:
     return socket.inet_ntop(socket.AF_INET if len(address) == 4 else socket.AF_INET6, address)
 
 
+def is_link_local(address: bytes) -> bool:
+    """Whether packed octets are an IPv6 link-local address (fe80::/10), which means something on one link only."""
+    return len(address) == 16 and address[0] == 0xFE and address[1] & 0xC0 == 0x80
+
+
 def parse_asn(value: int | str) -> int:
     """An AS number from 64512, "64512" or the dotted form "1.10" (RFC 5396). Raises ValueError outside 0..2^32-1."""
     if isinstance(value, str):

@@ -147,26 +147,13 @@ class UpdateGroup:
             old, new, prefixes = change.old, change.new, change.prefixes
             if self._whole and not (self.rib.default_route_seen and DEFAULT_ROUTE in prefixes):
                 attributes = None if new is None else self._exported_whole(new)
-                was = old is not None and self._exported_whole(old) is not None
-                self._count(old if was else None, new if attributes is not None else None, prefixes)
-                if attributes is not None and new is not None:
-                    writer.announce(new.source, attributes, prefixes)
-                    if was and old is not None and old.source is not new.source:
-                        writer.withdraw_from_source(prefixes)
-                elif was and old is not None:
-                    writer.withdraw(old.source, prefixes)
+                heard = old if old is not None and self._exported_whole(old) is not None else None
+                self._tell(writer, heard, new, attributes, prefixes)
                 continue
             for prefix in prefixes:
-                one = (prefix,)
                 attributes = None if new is None else self.exported(prefix, new)
-                was = old is not None and self.exported(prefix, old) is not None
-                self._count(old if was else None, new if attributes is not None else None, one)
-                if attributes is not None and new is not None:
-                    writer.announce(new.source, attributes, one)
-                    if was and old is not None and old.source is not new.source:
-                        writer.withdraw_from_source(one)
-                elif was and old is not None:
-                    writer.withdraw(old.source, one)
+                heard = old if old is not None and self.exported(prefix, old) is not None else None
+                self._tell(writer, heard, new, attributes, (prefix,))
         chunks = writer.finish()
         for member in self.members:
             member.recheck(changes)
@@ -181,6 +168,24 @@ class UpdateGroup:
                 for chunk in chunks:
                     member.enqueue(chunk)
         return True
+
+    def _tell(
+        self,
+        writer: _ChunkWriter,
+        heard: Path | None,
+        new: Path | None,
+        attributes: bytes | None,
+        prefixes: Sequence[bytes],
+    ) -> None:
+        """Write what follows for the members from what they had `heard` and what the rules now let out, if anything."""
+        if new is not None and attributes is not None:
+            self._count(heard, new, prefixes)
+            writer.announce(new.source, attributes, prefixes)
+            if heard is not None and heard.source is not new.source:
+                writer.withdraw_from_source(prefixes)
+        elif heard is not None:
+            self._count(heard, None, prefixes)
+            writer.withdraw(heard.source, prefixes)
 
     def _count(self, old: Path | None, new: Path | None, prefixes: Sequence[bytes]) -> None:
         count = len(prefixes)
@@ -220,7 +225,6 @@ class _ChunkWriter:
         "_data",
         "_family",
         "_instead",
-        "_next_hop",
         "_source",
         "_touched",
         "_withdrawn",

@@ -14,16 +14,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from routed.bgp.as_path import prepend
-from routed.bgp.attributes import AttributeSet, encode_attributes
-from routed.bgp.iana import MAX_MESSAGE
+from routed.bgp.attributes import AttributeSet, encode_attributes, split_values
+from routed.bgp.iana import MAX_MESSAGE, Community
 from routed.bgp.update import nlri_room, reach_message, withdraw_message
+from routed.net.addresses import is_link_local
 from routed.net.families import Family
 from routed.rib.filters import RouteFilter
 from routed.rib.path import Path, SourceKind
 
-NO_EXPORT = b"\xff\xff\xff\x01"
-NO_ADVERTISE = b"\xff\xff\xff\x02"
-NO_EXPORT_SUBCONFED = b"\xff\xff\xff\x03"
+NO_EXPORT = Community.NO_EXPORT.to_bytes(4, "big")
+NO_ADVERTISE = Community.NO_ADVERTISE.to_bytes(4, "big")
+NO_EXPORT_SUBCONFED = Community.NO_EXPORT_SUBCONFED.to_bytes(4, "big")
 
 
 class NextHopMode(enum.Enum):
@@ -60,7 +61,7 @@ def refusal(path: Path, policy: ExportPolicy) -> str | None:
         )
     communities = attrs.communities
     if communities:
-        known = {communities[index : index + 4] for index in range(0, len(communities), 4)}
+        known = set(split_values(communities, 4))
         if NO_ADVERTISE in known:
             return "carries community no-advertise (RFC 1997)"
         if policy.kind is SourceKind.EBGP and (NO_EXPORT in known or NO_EXPORT_SUBCONFED in known):
@@ -75,7 +76,7 @@ def export_attributes(path: Path, attrs: AttributeSet, policy: ExportPolicy) -> 
     own_next_hop = (
         local
         or not attrs.next_hop
-        or (len(attrs.next_hop) == 16 and attrs.next_hop[0] == 0xFE and attrs.next_hop[1] & 0xC0 == 0x80)  # RFC 2545 3
+        or is_link_local(attrs.next_hop)  # RFC 2545 3
         or policy.next_hop_mode is NextHopMode.SELF
         or (policy.next_hop_mode is NextHopMode.AUTO and external)
     )
@@ -95,9 +96,7 @@ def export_attributes(path: Path, attrs: AttributeSet, policy: ExportPolicy) -> 
     return attrs.replace(
         next_hop=next_hop,
         link_local=b"",
-        local_pref=path.local_pref
-        if attrs is path.attrs
-        else (attrs.local_pref if attrs.local_pref is not None else path.local_pref),
+        local_pref=path.local_pref if attrs.local_pref is None else attrs.local_pref,
         originator_id=(attrs.originator_id if attrs.originator_id is not None else path.source.router_id)
         if reflected
         else None,
@@ -107,10 +106,7 @@ def export_attributes(path: Path, attrs: AttributeSet, policy: ExportPolicy) -> 
 
 def _transitive(communities: bytes) -> bytes:
     """The extended communities that may cross the border of an AS: those without bit 0x40 (RFC 4360 2 and 6)."""
-    if not communities:
-        return communities
-    each = (communities[index : index + 8] for index in range(0, len(communities), 8))
-    return b"".join(community for community in each if not community[0] & 0x40)
+    return b"".join(community for community in split_values(communities, 8) if not community[0] & 0x40)
 
 
 def encode(attrs: AttributeSet, policy: ExportPolicy) -> bytes | None:

@@ -22,10 +22,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from routed.desired import Gateway
-from routed.net.addresses import format_address
+from routed.net.addresses import format_address, is_link_local
 from routed.net.families import Family
 from routed.net.prefixes import DEFAULT_ROUTE, format_prefix, make_prefix
-from routed.net.trie import PrefixTable
 from routed.observed import ForeignRoute, Interface, KernelChange
 from routed.rib.path import Path
 
@@ -103,7 +102,7 @@ class NextHopTable:
         """Every prefix that covers a tracked next hop: only these can matter to one."""
         self._own_route = own_route
         self._next_hops: dict[tuple[bytes, int], NextHop] = {}
-        self._foreign: dict[Family, PrefixTable[dict[int, ForeignRoute]]] = {family: PrefixTable() for family in Family}
+        self._foreign: dict[Family, dict[bytes, dict[int, ForeignRoute]]] = {family: {} for family in Family}
         """By prefix, then metric."""
         self._interfaces: dict[int, Interface] = {}
         self._own_addresses: set[bytes] = set()
@@ -135,8 +134,7 @@ class NextHopTable:
         if change.full:
             touched_prefixes = None
             for table in self._foreign.values():
-                for prefix, _ in list(table.items()):
-                    table.pop(prefix)
+                table.clear()
             self._interfaces = {}
             touched_interfaces: set[int] = set()
         else:
@@ -229,7 +227,7 @@ class NextHopTable:
             return self._through(next_hop.interface, address, interfaces)
         if address in self._own_addresses:
             return _unreachable(f"{format_address(address)} is this node's own address")
-        if _is_link_local(address):
+        if is_link_local(address):
             return _unreachable(f"{format_address(address)} is link-local and its interface is not known")
         foreign = self._foreign[Family.of_address(address)]
         for prefix in next_hop._covering:
@@ -243,7 +241,7 @@ class NextHopTable:
     def _through_own_route(self, next_hop: NextHop) -> _Resolution | None:
         """By a route of ours that is more specific than any foreign one; None to go by those."""
         address = next_hop.address
-        if next_hop.interface or address in self._own_addresses or _is_link_local(address):
+        if next_hop.interface or address in self._own_addresses or is_link_local(address):
             return None
         family = Family.of_address(address)
         foreign = self._foreign[family]
@@ -314,7 +312,3 @@ class NextHopTable:
 
     def _legs(self, gateways: tuple[Gateway, ...]) -> str:
         return ", ".join(f"via {format_address(g.address)} dev {self._interface_name(g.interface)}" for g in gateways)
-
-
-def _is_link_local(address: bytes) -> bool:
-    return len(address) == 16 and address[0] == 0xFE and address[1] & 0xC0 == 0x80

@@ -30,22 +30,17 @@ class SourceKind(enum.IntEnum):
 class Source:
     """One session's worth of a neighbour (or this node itself): the identity its paths are judged by."""
 
-    __slots__ = ("address", "kind", "name", "peer_as", "prefixes_best", "router_id")
+    __slots__ = ("address", "kind", "name", "prefixes_best", "router_id")
 
-    def __init__(self, name: str, kind: SourceKind, router_id: int, address: bytes, peer_as: int) -> None:
+    def __init__(self, name: str, kind: SourceKind, router_id: int, address: bytes) -> None:
         self.name = name
         self.kind = kind
         self.router_id = router_id
         """BGP identifier from its OPEN; ours for LOCAL."""
         self.address = address
         """Packed peer address; empty for LOCAL."""
-        self.peer_as = peer_as
         self.prefixes_best = 0
         """How many prefixes have a path of this source as their best one, over all families. Kept by the RIB."""
-
-    @property
-    def is_external(self) -> bool:
-        return self.kind is SourceKind.EBGP
 
 
 class Path:

@@ -24,6 +24,7 @@ from routed.bgp.attributes import AttributeSet
 from routed.desired import Gateway, KernelRoute, RouteKind
 from routed.net.families import Family
 from routed.net.prefixes import DEFAULT_ROUTE
+from routed.rib.decide import MAXIMUM_PATHS
 from routed.rib.decide import best as decide_best
 from routed.rib.filters import RouteFilter
 from routed.rib.nexthops import NextHop
@@ -98,7 +99,7 @@ class AdjRibIn:
 class FamilyRib:
     """The Loc-RIB of one family and the machinery around it. See the module's docstring."""
 
-    def __init__(self, family: Family, *, program_routes: bool, maximum_paths: int = 16) -> None:
+    def __init__(self, family: Family, *, program_routes: bool, maximum_paths: int = MAXIMUM_PATHS) -> None:
         self.family = family
         self.program_routes = program_routes
         self.maximum_paths = maximum_paths

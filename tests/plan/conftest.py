@@ -75,12 +75,12 @@ class Scenario:
         return (
             self.plan.peers[peer]
             .export_filter[family]
-            .evaluate(family, wire, Path(Source("x", kind, 1, b"", 64512), attrs, None))
+            .evaluate(family, wire, Path(Source("x", kind, 1, b""), attrs, None))
         )
 
     def imports(self, peer: str, prefix: str) -> FilterVerdict:
         family, wire = parse_prefix(prefix)
-        source = Source(peer, SourceKind.EBGP, 1, b"", 65001)
+        source = Source(peer, SourceKind.EBGP, 1, b"")
         return self.plan.peers[peer].import_filter[family].evaluate(family, wire, Path(source, AttributeSet(), None))
 
 

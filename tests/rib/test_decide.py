@@ -40,7 +40,7 @@ def path(
 ) -> Path:
     fields: AttributeFields = {"as_path": as_path(65001, 65002), "local_pref": 100, "origin": 0, "med": 10}
     fields.update(attributes)  # type: ignore[typeddict-item]
-    source = Source(name, kind, router_id, address, 65001)
+    source = Source(name, kind, router_id, address)
     return Path(source, AttributeSet(**fields), None if kind is SourceKind.LOCAL else next_hop)
 
 

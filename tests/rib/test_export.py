@@ -41,7 +41,7 @@ def policy(kind: SourceKind, mode: NextHopMode = NextHopMode.AUTO) -> ExportPoli
 
 def path(kind: SourceKind, **fields: object) -> Path:
     fields.setdefault("next_hop", b"" if kind is SourceKind.LOCAL else THEM)
-    return Path(Source("s", kind, 9, THEM, 64512), AttributeSet(**fields), None)  # type: ignore[arg-type]
+    return Path(Source("s", kind, 9, THEM), AttributeSet(**fields), None)  # type: ignore[arg-type]
 
 
 EBGP, IBGP, CLIENT, LOCAL = SourceKind.EBGP, SourceKind.IBGP, SourceKind.IBGP_CLIENT, SourceKind.LOCAL

@@ -24,7 +24,7 @@ def sequence(*numbers: int) -> bytes:
 def path(kind: SourceKind = SourceKind.EBGP, **attributes: object) -> Path:
     fields: AttributeFields = {"as_path": sequence(65001, 65002)}
     fields.update(attributes)  # type: ignore[typeddict-item]
-    return Path(Source("peer", kind, 1, b"\x0a\0\0\x01", 65001), AttributeSet(**fields), None)
+    return Path(Source("peer", kind, 1, b"\x0a\0\0\x01"), AttributeSet(**fields), None)
 
 
 def rules_of(rules: list[dict[str, object]], direction: str, family: Family) -> tuple[BGPFilterRule, ...]:

@@ -14,7 +14,7 @@ from routed.observed import ForeignRoute, Interface, KernelChange
 from routed.rib.nexthops import NextHop, NextHopTable
 from routed.rib.path import Path, Source, SourceKind
 
-SOURCE = Source("peer", SourceKind.IBGP, 1, b"\x0a\x00\x00\x09", 65000)
+SOURCE = Source("peer", SourceKind.IBGP, 1, b"\x0a\x00\x00\x09")
 ETH0 = Interface(2, "eth0", True, ((parse_address("10.0.0.1"), 24), (parse_address("fe80::1"), 64)))
 ETH1 = Interface(3, "eth1", True, ((parse_address("10.0.1.1"), 24),))
 
@@ -172,7 +172,7 @@ def test_two_next_hops_that_lead_to_each_other_fall_back_to_the_kernel_or_nothin
 def test_inside_our_own_block_only_what_is_in_use():
     rib = Rib(CONNECTED, DEFAULT)
     family, block = parse_prefix("10.1.0.0/26")
-    own = Path(Source("self", SourceKind.LOCAL, 1, b"", 0), AttributeSet(), None)
+    own = Path(Source("self", SourceKind.LOCAL, 1, b""), AttributeSet(), None)
     own.kernel_route = KernelRoute(RouteKind.BLACKHOLE)
     rib.best[family, block] = own
     pod = rib.track("10.1.0.5")

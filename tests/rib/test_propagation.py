@@ -112,7 +112,7 @@ class Peer:
     def __init__(self, net: Net, index: int, kind: SourceKind) -> None:
         self.net = net
         self.kind = kind
-        self.source = Source(f"p{index}", kind, index + 1, bytes((192, 0, 2, index + 1)), 65000 + index)
+        self.source = Source(f"p{index}", kind, index + 1, bytes((192, 0, 2, index + 1)))
         self.adj_in = AdjRibIn(self.source, IMPORT_ALL)
         self.heard: dict[bytes, tuple[bytes, AttributeSet]] = {}
         self.up = False
