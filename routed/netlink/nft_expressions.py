@@ -1,0 +1,275 @@
+"""Rule expressions of nf_tables: what a rule is made of, octet by octet (linux/netfilter/nf_tables.h).
+
+A rule is a list of expressions the kernel runs in order: load something into a register, compare the register, and so
+on; the first comparison that fails ends the rule. Each function here gives one encoded expression
+(`NFTA_LIST_ELEM { NFTA_EXPR_NAME, NFTA_EXPR_DATA }`); a rule is their concatenation. Numbers in attributes are big-endian.
+
+Registers: `REGISTER` holds 16 octets; a concatenated key is loaded field by field into `concat_register(i)`, each of
+4 octets. Shapes follow what `nft` itself emits, so that `nft list ruleset` reads them back as text.
+
+Not here: tables, chains, sets and batches (`nftables`), and what the rules should say (`dataplane`).
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+
+from routed.netlink.messages import attribute
+
+NFPROTO_INET = 1
+NFPROTO_IPV4 = 2
+NFPROTO_IPV6 = 10
+
+REGISTER = 1
+"""NFT_REG_1: 16 octets."""
+_VERDICT_REGISTER = 0
+
+_NESTED = 0x8000
+_U32 = struct.Struct(">I")
+_U64 = struct.Struct(">Q")
+
+_LIST_ELEM = 1
+
+
+def u32(value: int) -> bytes:
+    return _U32.pack(value)
+
+
+def u64(value: int) -> bytes:
+    return _U64.pack(value)
+
+
+def text(value: str) -> bytes:
+    """A NUL-terminated string."""
+    return value.encode() + b"\x00"
+
+
+def nested(kind: int, *values: bytes) -> bytes:
+    return attribute(kind | _NESTED, b"".join(values))
+
+
+def concat_register(field: int) -> int:
+    """NFT_REG32_00 and up: the 4-octet register of 4-octet word `field` of a concatenated key."""
+    return 8 + field
+
+
+class Meta(enum.IntEnum):
+    """NFT_META_*."""
+
+    MARK = 3
+    IIF = 4
+    OIF = 5
+    IIFNAME = 6
+    OIFNAME = 7
+    NFPROTO = 15
+    L4PROTO = 16
+
+
+class Base(enum.IntEnum):
+    """NFT_PAYLOAD_*: where a payload offset counts from."""
+
+    NETWORK = 1
+    TRANSPORT = 2
+
+
+class Compare(enum.IntEnum):
+    """NFT_CMP_*."""
+
+    EQUAL = 0
+    NOT_EQUAL = 1
+
+
+class Verdict(enum.IntEnum):
+    """Verdict codes: netfilter's and nf_tables' own."""
+
+    DROP = 0
+    ACCEPT = 1
+    JUMP = -3
+    GOTO = -4
+    RETURN = -5
+
+
+class CtState(enum.IntFlag):
+    """Bits of NFT_CT_STATE: `1 << (enum ip_conntrack_info + 1)`, invalid is bit 0."""
+
+    INVALID = 1
+    ESTABLISHED = 2
+    RELATED = 4
+    NEW = 8
+    UNTRACKED = 64
+
+
+def data_value(value: bytes) -> bytes:
+    """NFTA_DATA_VALUE."""
+    return attribute(1, value)
+
+
+def data_verdict(verdict: Verdict, chain: str = "") -> bytes:
+    """NFTA_DATA_VERDICT; `chain` is where JUMP and GOTO lead."""
+    code = attribute(1, struct.pack(">i", verdict))
+    return nested(2, code, attribute(2, text(chain)) if chain else b"")
+
+
+# ---- loads
+
+
+def meta(key: Meta, register: int = REGISTER) -> bytes:
+    return _expression("meta", attribute(2, u32(key)), attribute(1, u32(register)))
+
+
+def set_mark(register: int = REGISTER) -> bytes:
+    """The packet's mark becomes the register's value."""
+    return _expression("meta", attribute(2, u32(Meta.MARK)), attribute(3, u32(register)))
+
+
+def payload(base: Base, offset: int, length: int, register: int = REGISTER) -> bytes:
+    return _expression(
+        "payload",
+        attribute(1, u32(register)),
+        attribute(2, u32(base)),
+        attribute(3, u32(offset)),
+        attribute(4, u32(length)),
+    )
+
+
+def ct_state(register: int = REGISTER) -> bytes:
+    return _expression("ct", attribute(2, u32(0)), attribute(1, u32(register)))
+
+
+def ct_status(register: int = REGISTER) -> bytes:
+    return _expression("ct", attribute(2, u32(2)), attribute(1, u32(register)))
+
+
+def fib_source_present(register: int = REGISTER) -> bytes:
+    """Whether the FIB has a route back to the source address out of the interface the packet came in by: 1 or 0.
+
+    `fib saddr . iif oif exists`, the reverse path check of nft (RFC 3704 2.2, strict).
+    """
+    flags = 1 | 8 | 32  # NFTA_FIB_F_SADDR | NFTA_FIB_F_IIF | NFTA_FIB_F_PRESENT
+    return _expression("fib", attribute(1, u32(register)), attribute(2, u32(1)), attribute(3, u32(flags)))
+
+
+def fib_destination_type(register: int = REGISTER) -> bytes:
+    """The type of the route to the destination address (RTN_*): `fib daddr type`."""
+    return _expression("fib", attribute(1, u32(register)), attribute(2, u32(3)), attribute(3, u32(2)))
+
+
+def immediate(value: bytes, register: int = REGISTER) -> bytes:
+    return _expression("immediate", attribute(1, u32(register)), nested(2, data_value(value)))
+
+
+def bitwise(mask: bytes, xor: bytes | None = None, register: int = REGISTER) -> bytes:
+    """register = (register & mask) ^ xor."""
+    length = len(mask)
+    return _expression(
+        "bitwise",
+        attribute(1, u32(register)),
+        attribute(2, u32(register)),
+        attribute(3, u32(length)),
+        attribute(6, u32(0)),
+        nested(4, data_value(mask)),
+        nested(5, data_value(xor if xor is not None else bytes(length))),
+    )
+
+
+# ---- comparisons
+
+
+def compare(value: bytes, operator: Compare = Compare.EQUAL, register: int = REGISTER) -> bytes:
+    return _expression("cmp", attribute(1, u32(register)), attribute(2, u32(operator)), nested(3, data_value(value)))
+
+
+def in_range(low: bytes, high: bytes, operator: Compare = Compare.EQUAL, register: int = REGISTER) -> bytes:
+    """low <= register <= high, both inclusive and of the same length; NOT_EQUAL inverts."""
+    return _expression(
+        "range",
+        attribute(1, u32(register)),
+        attribute(2, u32(operator)),
+        nested(3, data_value(low)),
+        nested(4, data_value(high)),
+    )
+
+
+def lookup(set_name: str, set_id: int = 0, *, inverted: bool = False, register: int = REGISTER) -> bytes:
+    """The register's value is in the set. `set_id` names a set made in the same batch, 0 one that exists."""
+    return _expression(
+        "lookup",
+        attribute(1, text(set_name)),
+        attribute(2, u32(register)),
+        attribute(4, u32(set_id)) if set_id else b"",
+        attribute(5, u32(1)) if inverted else b"",
+    )
+
+
+def verdict_map(set_name: str, set_id: int = 0, register: int = REGISTER) -> bytes:
+    """The verdict the map has for the register's value; no entry: the rule ends."""
+    return _expression(
+        "lookup",
+        attribute(1, text(set_name)),
+        attribute(2, u32(register)),
+        attribute(3, u32(_VERDICT_REGISTER)),
+        attribute(4, u32(set_id)) if set_id else b"",
+    )
+
+
+# ---- statements
+
+
+def verdict(code: Verdict, chain: str = "") -> bytes:
+    return _expression("immediate", attribute(1, u32(_VERDICT_REGISTER)), nested(2, data_verdict(code, chain)))
+
+
+def counter() -> bytes:
+    """An anonymous counter."""
+    return _expression("counter", attribute(1, u64(0)), attribute(2, u64(0)))
+
+
+def named_counter(name: str) -> bytes:
+    """Counts into a counter object of the table."""
+    return _expression("objref", attribute(1, u32(1)), attribute(2, text(name)))
+
+
+def log(group: int, prefix: str, snaplen: int = 0) -> bytes:
+    """To NFLOG `group`, with a prefix of at most 127 octets."""
+    return _expression(
+        "log",
+        attribute(1, struct.pack(">H", group)),
+        attribute(2, text(prefix)),
+        attribute(3, u32(snaplen)) if snaplen else b"",
+    )
+
+
+def limit(rate: int, burst: int) -> bytes:
+    """At most `rate` packets a second match, `burst` more at once."""
+    return _expression(
+        "limit", attribute(1, u64(rate)), attribute(2, u64(1)), attribute(3, u32(burst)), attribute(4, u32(0)),
+        attribute(5, u32(0)),
+    )  # fmt: skip
+
+
+def masquerade(*, fully_random: bool = False) -> bytes:
+    return _expression("masq", attribute(1, u32(1 << 4)) if fully_random else b"")
+
+
+def source_nat(family: int, register: int = REGISTER) -> bytes:
+    """The source address becomes the register's value."""
+    return _expression(
+        "nat",
+        attribute(1, u32(0)),
+        attribute(2, u32(family)),
+        attribute(3, u32(register)),
+    )
+
+
+def no_track() -> bytes:
+    return _expression("notrack")
+
+
+def reject_port_unreachable() -> bytes:
+    """ICMP or ICMPv6 port unreachable, whichever fits (NFT_REJECT_ICMPX_UNREACH)."""
+    return _expression("reject", attribute(1, u32(2)), attribute(2, b"\x01"))
+
+
+def _expression(name: str, *data: bytes) -> bytes:
+    return nested(_LIST_ELEM, attribute(1, text(name)), nested(2, *data))
