@@ -13,9 +13,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from typing import Protocol
 
 from routed.datastore.folder import Folder, Look, Problem
+from routed.datastore.health import StoreHealth
+from routed.errors import StoreError
 from routed.model.resources import Resource, Update
 
 __all__ = ["FileStore", "Problem", "Sink", "load_folder"]
@@ -45,17 +48,35 @@ class FileStore:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
+        self.health = StoreHealth("file")
 
     async def run(self, sink: Sink) -> None:
         """Feed the sink until cancelled. Raises StoreError where the folder cannot be read at the start."""
         folder = Folder(self.path)
-        look = await asyncio.to_thread(folder.look)
+        try:
+            look = await asyncio.to_thread(folder.look)
+        except StoreError as error:
+            self._note(str(error))
+            raise
         problems = await self._deliver(look, sink, ())
         sink.in_sync()
+        self.health.readings += 1
+        self._note(look.unreadable)
         while True:
             await asyncio.sleep(SETTLE if look.unsettled else INTERVAL)
             look = await asyncio.to_thread(folder.look)
+            self.health.changes += len(look.updates)
             problems = await self._deliver(look, sink, problems)
+            self._note(look.unreadable)
+
+    def _note(self, problem: str) -> None:
+        """A look is over; `problem` is why it did not see the folder, or empty."""
+        health = self.health
+        if problem and problem != health.problem:
+            health.failures += 1
+        health.connected, health.problem = not problem, problem
+        if not problem:
+            health.as_of = time.time()
 
     async def _deliver(self, look: Look, sink: Sink, known: tuple[Problem, ...]) -> tuple[Problem, ...]:
         loop = asyncio.get_running_loop()

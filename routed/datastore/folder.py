@@ -71,6 +71,8 @@ class Look:
     """All that are open now, sorted."""
     unsettled: bool
     """Something changed just now and will be believed if the next look finds it the same."""
+    unreadable: str = ""
+    """Why the folder itself could not be looked into, or empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +149,8 @@ class Folder:
                 unsettled |= self._look_at(name, name in names)
             self._first = False
         updates = self._publish() if self._dirty else ()
-        return Look(updates, tuple(sorted(problems + self._file_problems)), unsettled)
+        unreadable = "; ".join(str(problem) for problem in problems)
+        return Look(updates, tuple(sorted(problems + self._file_problems)), unsettled, unreadable)
 
     def _list(self, problems: list[Problem]) -> set[str] | None:
         """The names of resource files; None (and why) where the folder does not say."""

@@ -156,3 +156,40 @@ def test_a_file_written_document_by_document_deletes_nothing_on_its_way(tmp_path
         assert sink.told.qsize() == 5
 
     running(tmp_path, story)
+
+
+def test_its_health_says_what_it_sees(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "resources", tmp_path / "elsewhere"
+    folder.mkdir()
+    (folder / "a.yaml").write_text(peer("a"))
+    store = FileStore(folder)
+    health = store.health
+    assert (health.kind, health.connected, health.as_of, health.readings) == ("file", False, None, 0)
+
+    async def play() -> None:
+        sink = Queue()
+        task = asyncio.create_task(store.run(sink))
+        assert [await sink.next(), await sink.next()] == ["a 65001", "in sync"]
+        await until(lambda: health.connected)
+        assert (health.readings, health.changes, health.failures, health.from_snapshot) == (1, 0, 0, False)
+        (folder / "b.yaml").write_text(peer("b"))
+        assert await sink.next() == "b 65001"
+        assert health.changes == 1
+        folder.rename(elsewhere)
+        await until(lambda: not health.connected)
+        last = health.as_of
+        assert "cannot be read" in health.problem and health.failures == 1
+        elsewhere.rename(folder)
+        await until(lambda: health.connected)
+        assert health.problem == "" and health.failures == 1
+        assert last is not None and health.as_of is not None and health.as_of > last
+        task.cancel()
+
+    asyncio.run(play())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the loop turn until something is so, for as long as a look may take and some."""
+    async with asyncio.timeout(5 * WITHIN):
+        while not condition():
+            await asyncio.sleep(0.01)
