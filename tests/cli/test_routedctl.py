@@ -432,6 +432,31 @@ def test_wrong_usage(words: tuple[str, ...], capsys: pytest.CaptureFixture[str])
     assert "usage: routedctl" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "request_name"),
+    [(("sh", "ne"), "neighbors"), (("sh", "r"), "routes"), (("sta",), "status"), (("show", "routes"), "routes"),
+     (("show", "protocols"), "neighbors"), (("--json", "sh", "f"), "fib"), (("cl", "10.0.0.2"), "clear")],
+)  # fmt: skip
+def test_words_may_be_shortened(ctl: Ctl, words: tuple[str, ...], request_name: str) -> None:
+    assert ctl(*words) == 0
+    assert [name for name, _ in ctl.daemon.asked] == [request_name]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("s",), "`s` may be `show`, `status`"),
+        (("shut",), "invalid choice: 'shut'"),
+        (("show", "x"), "invalid choice: 'x'"),
+    ],
+)
+def test_words_that_say_too_little(words: tuple[str, ...], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(list(words))
+    assert caught.value.code == 2
+    assert sentence in capsys.readouterr().err
+
+
 def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["--help"])

@@ -14,6 +14,7 @@ from routed import __version__
 from routed.bgp.neighbor import NeighborConfig
 from routed.bgp.session import LARGE_HOLD_TIME, SEND_HOLD_TIME_MIN
 from routed.cli import main as cli
+from routed.cli.command import ExitStatus
 from routed.core.core import DEFERRAL_MAX, DEFERRAL_SETTLE, STALE_MAX, SWEEP_MAX
 from routed.daemon import main as daemon
 from routed.dataplane.patience import REPAIR_FIRST, RETRY_FIRST, RETRY_LAST
@@ -68,14 +69,14 @@ def commands(text: str) -> list[str]:
 
 @pytest.mark.parametrize("path", documents(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_command_lines_are_understood(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    parser = cli._parser()
+    made = cli.commands()
     for line in commands(path.read_text()):
         program, *words = shlex.split(line.replace("[", "").replace("]", ""), comments=True)
         if program == "routed":
             assert words[0] in {"run", "--version"}, line
         elif not {"--in", "--out"} <= set(words):
             try:
-                parser.parse_args(words)
+                made.parse(words)
             except SystemExit:  # a command that is only mentioned may lack its arguments
                 assert "arguments are required" in capsys.readouterr().err, line
 
@@ -97,19 +98,20 @@ def subcommands(parser: argparse.ArgumentParser, before: str) -> set[str]:
 def test_the_commands_are_all_there() -> None:
     rows = table(section(read("docs/cli.md"), "## routedctl"), "command", "does")
     described = {re.sub(r" (\[.*|--.*|[A-Z]{2,}.*)$", "", row[0].strip("`")) for row in rows}
-    assert described == subcommands(cli._parser(), "routedctl")
+    assert described == subcommands(cli.commands().parser, "routedctl")
 
 
 def test_exit_statuses() -> None:
     text = read("docs/cli.md")
-    described = {int(row[0]) for row in table(text, "exit status of `routedctl`", "meaning")}
-    assert described == {cli.EX_OK, cli.EX_ERROR, cli.EX_USAGE, cli.EX_UNAVAILABLE, cli.EX_CONFIG}
+    described = {int(row[0]): row[1] for row in table(text, "exit status of `routedctl`", "meaning")}
+    assert set(described) == set(ExitStatus)
+    assert all(described[status].startswith(status.meaning) for status in ExitStatus)
     assert {int(row[0]) for row in table(text, "exit status of `routed`", "meaning")} == {0, 2, daemon.EX_CONFIG}
 
 
 @pytest.mark.parametrize("name", ["Neighbor, AS", "State", "Up/Down", "Rcvd", "Best", "Sent", "Name", "From"])
 def test_columns_have_their_names(name: str) -> None:
-    source = (ROOT / "routed" / "cli" / "show.py").read_text()
+    source = "".join(path.read_text() for path in (ROOT / "routed" / "cli").glob("*.py"))
     assert f"| {name} |" in read("docs/cli.md")
     for each in name.split(", "):
         assert f'"{each}"' in source

@@ -1,0 +1,116 @@
+"""Commands about the node as a whole: `status`, `version`, `shutdown`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from typing import Any
+
+from routed import __version__
+from routed.cli.command import Commands, Row, ask, sentence, show_one
+from routed.cli.tables import duration, facts
+from routed.control.client import Unreachable
+from routed.errors import ConfigError, ControlError
+from routed.observe.logs import harmless
+
+
+def add(commands: Commands) -> None:
+    commands.add(
+        "status",
+        _status,
+        "the node at a glance, and its problems",
+        examples=[
+            ("routedctl status", "is this node well?"),
+            ("routedctl status --json", "the same for a program"),
+        ],
+    )
+    commands.add(
+        "version",
+        _version,
+        "the version of routedctl and of the daemon",
+        examples=[("routedctl version", "both versions; a daemon that does not run is no error")],
+    )
+    shutdown = commands.add(
+        "shutdown",
+        _shutdown,
+        "end all sessions with a reason (Cease/2), then the daemon; its routes stay in the kernel",
+        examples=[('routedctl shutdown --reason "new kernel"', "the peers' operators read why")],
+        abbreviate=False,
+    )
+    shutdown.add_argument("--reason", metavar="TEXT", default="", help="what the peers' operators read (RFC 9003)")
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    return show_one(arguments, ask(arguments, "status"), status)
+
+
+def _shutdown(arguments: argparse.Namespace) -> int:
+    return show_one(arguments, ask(arguments, "shutdown", reason=arguments.reason), sentence)
+
+
+def _version(arguments: argparse.Namespace) -> int:
+    """Also says the version of a daemon that runs; one that does not is no error here."""
+    try:
+        daemon = ask(arguments, "status").get("version")
+    except (Unreachable, ControlError, ConfigError):
+        daemon = None
+    return show_one(arguments, {"routedctl": __version__, "routed": daemon}, _versions)
+
+
+def _versions(versions: Any) -> Iterator[str]:
+    daemon = versions["routed"]
+    yield f"routedctl {versions['routedctl']}"
+    yield f"routed {harmless(str(daemon))}" if daemon else "routed is not running"
+
+
+def status(row: Row) -> Iterator[str]:
+    """`routedctl status`."""
+    peers = row.get("peers") or {}
+    routes = row.get("routes") or {}
+    kernel = row.get("kernel") or {}
+    yield from facts(
+        [
+            ("node", row.get("node")),
+            ("version", row.get("version")),
+            ("pid", row.get("pid")),
+            ("up for", duration(row.get("runningSeconds"))),
+            ("router id", row.get("routerId")),
+            ("AS", row.get("as")),
+            ("BGP port", _listening(row)),
+            ("datastore", _datastore(row)),
+            ("peers", f"{peers.get('established', 0)} of {peers.get('configured', 0)} established"),
+            *((f"{label} routes", _route_counts(counts)) for label, counts in routes.items()),
+            ("kernel", _kernel(row, kernel)),
+            (
+                "restart",
+                "route selection waits for the peers' End-of-RIB" if row.get("routeSelectionDeferred") else None,
+            ),
+        ]
+    )
+    problems = row.get("problems") or []
+    yield f"problems: {len(problems)}" if problems else "problems: none"
+    for problem in problems:
+        yield f"  {harmless(str(problem))}"
+
+
+def _listening(row: Row) -> str | None:
+    port = row.get("listenPort")
+    if port is None:
+        return None
+    return f"{port}{'' if row.get('listening') else ' (not open)'}"
+
+
+def _datastore(row: Row) -> str:
+    return f"{row.get('datastore', '')} ({'in sync' if row.get('inSync') else 'not read yet'})"
+
+
+def _route_counts(counts: Row) -> str:
+    return f"{counts.get('prefixes', 0)} prefixes, {counts.get('origins', 0)} our own"
+
+
+def _kernel(row: Row, kernel: Row) -> str:
+    if kernel.get("programRoutes") is False:
+        return "routes are not programmed (kernel.programRoutes is false)"
+    refused = row.get("routesRefusedByKernel") or 0
+    text = f"{kernel.get('routes', 0)} routes in table {kernel.get('table')}"
+    return f"{text}, {refused} refused" if refused else text
