@@ -10,9 +10,9 @@ PYTHON := $(VENV)/bin/python
 # Lab tests wait for daemons more than they compute, so there are more workers than cores.
 WORKERS ?= 4
 PYTEST := $(PYTHON) -m pytest
-SOURCES := routed tests
+SOURCES := routed tests package setup.py
 
-.PHONY: help setup check format test test-fast demo bench clean
+.PHONY: help setup check format test test-fast demo bench man wheel deb clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,7 +26,7 @@ $(VENV)/.installed: pyproject.toml $(VENV)/.packages
 	@[ -x $(PYTHON) ] || python3 -m venv $(VENV)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'routed needs Python 3.11 or newer'; exit 1; }
 	@echo 'installing routed into $(VENV)'
-	@$(PYTHON) -m pip install --quiet --disable-pip-version-check -e '.[test,lint]'
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check -e '.[test,lint,package]'
 	@touch $@
 
 setup: $(VENV)/.installed ## install the system packages and .venv that the rest needs
@@ -52,6 +52,15 @@ demo: setup ## three nodes, a top-of-rack switch and pods in network namespaces 
 
 bench: setup ## the speed of this machine's routed, as docs/benchmarks has it (root)
 	$(PYTHON) -m tests.bench
+
+man: setup ## the man pages, in build/man
+	@$(PYTHON) -m package.man build/man
+
+wheel: setup ## the wheel, in dist
+	@$(PYTHON) -m package.wheel dist
+
+deb: setup ## the Debian package for this distribution and its Python, in dist
+	@$(PYTHON) -m package.deb dist
 
 clean: ## remove .venv and everything that is generated
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -19,6 +19,7 @@ from collections.abc import Coroutine
 from typing import Any, TextIO
 
 from routed import __version__
+from routed.bgp.neighbor import State
 from routed.control.server import ControlServer
 from routed.core.core import Core, CoreSettings
 from routed.core.effects import Level
@@ -40,6 +41,9 @@ FAREWELL = 3.0
 
 #: Seconds between two looks at the loop's lag, the log's repeats and the watchdog.
 TICK = 1.0
+
+#: Seconds systemd is asked to wait on while the kernel's routes are read back, each TICK anew.
+START_PATIENCE = 30.0
 
 #: Seconds of lag that are worth a line in the log.
 LONG_LAG = 1.0
@@ -67,6 +71,8 @@ class Daemon:
         self._changes: list[KernelChange] = []
         """What the kernel told before there was a core to tell."""
         self._driver: Driver | None = None
+        self._core: Core | None = None
+        self._kernel: Kernel | None = None
         self._stopped = asyncio.Event()
         self._hurry = asyncio.Event()
         self._stop_mode = ""
@@ -116,6 +122,7 @@ class Daemon:
                     routes_found=kernel.found_at_start if config.kernel.program_routes else frozenset(),
                 )
                 core, engine = self._build_core(settings, recording)
+                self._core, self._kernel = core, kernel
                 driver = self._driver = Driver(engine, kernel, self._log)
                 answers = Answers(
                     core, driver, kernel, config=lambda: self._config, problems=self._problems, stop=self.stop
@@ -131,7 +138,7 @@ class Daemon:
                 tasks.append(loop.create_task(self._read_datastore(driver)))
                 tasks.append(loop.create_task(self._tick(answers)))
                 _tell_collector()
-                self._notifier.ready(f"node {config.node_name}")
+                self._notifier.ready(self._summary())
                 await self._stopped.wait()
                 await self._farewell(driver)
         finally:
@@ -176,7 +183,7 @@ class Daemon:
                 )
                 self._log.write(Level.WARNING, "config", self._reload_problem)
             self._log.write(Level.INFO, "config", "reloaded; resources are followed as they change")
-        self._notifier.ready(f"node {self._config.node_name}")
+        self._notifier.ready(self._summary())
 
     def _problems(self) -> list[str]:
         """Everything a person should see to, the plan's own problems excepted."""
@@ -187,13 +194,35 @@ class Daemon:
             *(problem for problem in (self._store_problem, self._kernel_problem, self._reload_problem) if problem),
         ]
 
+    def _summary(self) -> str:
+        """The node in one line, for `systemctl status`."""
+        core, kernel = self._core, self._kernel
+        if core is None or kernel is None:
+            return f"node {self._config.node_name}: starting"
+        up = sum(peer.neighbor.state is State.ESTABLISHED for peer in core.peers.values())
+        routes = sum(kernel.route_count(family) for family in Family)
+        problems = len(self._problems()) + len(core.plan.problems)
+        return (
+            f"node {self._config.node_name}: {up} of {len(core.peers)} sessions established, {routes} routes in the kernel"
+            f"{f', {problems} problems: see routedctl status' if problems else ''}"
+        )
+
     # ---- the kernel
 
     async def _start_kernel(self, kernel: Kernel) -> None:
+        patience = asyncio.ensure_future(self._ask_for_patience())
         try:
             await kernel.start()
         except OSError as error:
             raise ConfigError("", f"cannot speak to the kernel about routes: {error.strerror}") from None
+        finally:
+            patience.cancel()
+
+    async def _ask_for_patience(self) -> None:
+        """Reading back a large table may take longer than the unit's start may; a loop that hangs asks for nothing."""
+        while True:
+            self._notifier.starting(f"node {self._config.node_name}: reading the kernel's routes", START_PATIENCE)
+            await asyncio.sleep(TICK)
 
     def _kernel_changed(self, change: KernelChange) -> None:
         if self._driver is not None:
@@ -242,7 +271,7 @@ class Daemon:
                 self._log.write(Level.WARNING, "routed", f"busy or stopped for {lag:.1f} s")
             self._log.tidy()
             if self._notifier.watchdog_interval is not None:
-                self._notifier.alive(f"node {self._config.node_name}")
+                self._notifier.alive(self._summary())
 
     async def _farewell(self, driver: Driver) -> None:
         """End the sessions and wait until the peers have closed too, but not for long."""

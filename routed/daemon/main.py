@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import faulthandler
 import sys
 from collections.abc import Sequence
 
@@ -30,6 +31,20 @@ exit status: 0 stopped when asked to; 2 wrong arguments; 78 the configuration is
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run routed. Returns the exit status; argparse exits by itself on wrong usage."""
+    arguments = command_parser().parse_args(argv)
+    try:
+        config = load_config(arguments.config)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_run(config, arguments.config, arguments.record))
+    except ConfigError as error:
+        sys.stderr.write(harmless(f"routed: {error}") + "\n")
+        return EX_CONFIG
+    except KeyboardInterrupt:  # before the daemon listened to signals
+        return 130
+
+
+def command_parser() -> argparse.ArgumentParser:
+    """What `routed` can be told; its help is also the source of routed(8)."""
     parser = argparse.ArgumentParser(
         prog="routed",
         description="Pure layer-3 networking for this node: BGP and the kernel's routes, from Calico-shaped resources.",
@@ -43,19 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     run.add_argument("--config", metavar="FILE", default=DEFAULT_PATH, help=f"default {DEFAULT_PATH}")
     run.add_argument("--record", metavar="FILE", help="write every input of the core to this file, as JSON lines")
-    arguments = parser.parse_args(argv)
-    try:
-        config = load_config(arguments.config)
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_run(config, arguments.config, arguments.record))
-    except ConfigError as error:
-        sys.stderr.write(harmless(f"routed: {error}") + "\n")
-        return EX_CONFIG
-    except KeyboardInterrupt:  # before the daemon listened to signals
-        return 130
+    return parser
 
 
 async def _run(config: Config, path: str, record: str | None) -> int:
+    faulthandler.enable(2)  # at the watchdog's SIGABRT, where the loop hangs is written to standard error
     log = LogWriter(sys.stderr, config.log.level, config.log.form)
     return await Daemon(config, path, log, record).run()
 

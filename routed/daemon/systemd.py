@@ -1,4 +1,4 @@
-"""What systemd is told (sd_notify(3)): ready, reloading, alive, stopping. Nothing at all outside of systemd."""
+"""What systemd is told (sd_notify(3)): starting, ready, reloading, alive, stopping. Nothing at all outside of systemd."""
 
 from __future__ import annotations
 
@@ -17,8 +17,13 @@ class Notifier:
         self.watchdog_interval = _watchdog_interval()
         """Seconds between two `alive`, or None where nobody waits for them."""
 
+    def starting(self, status: str, seconds: float) -> None:
+        """Not ready yet, but at work: systemd waits this much longer from now on, whatever the unit's timeout."""
+        self._send(f"EXTEND_TIMEOUT_USEC={seconds * 1e6:.0f}\nSTATUS={status}")
+
     def ready(self, status: str) -> None:
-        self._send(f"READY=1\nSTATUS={status}")
+        """MAINPID tells it who we are also where a wrapper started us (with NotifyAccess=all)."""
+        self._send(f"READY=1\nMAINPID={os.getpid()}\nSTATUS={status}")
 
     def reloading(self) -> None:
         self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")

@@ -242,15 +242,23 @@ def test_the_second_daemon_of_a_folder_is_refused(make: Callable[[str], Process]
     assert a.ask()["pid"] == a.process.pid  # type: ignore[union-attr]
 
 
-def test_systemd_is_told(make: Callable[[str], Process], tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["a path", "an abstract name"])
+def test_systemd_is_told(make: Callable[[str], Process], tmp_path: Path, kind: str) -> None:
     a = make("a")
     a.put(*two_nodes()[0])
+    name = str(tmp_path / "notify") if kind == "a path" else f"@routed-test-{os.getpid()}"
+    summary = "node a: 0 of 0 sessions established, 0 routes in the kernel"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.bind(str(tmp_path / "notify"))
+        manager.bind(name.replace("@", "\0", 1))
         manager.settimeout(SOON)
-        a.start(env={"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "300000"})
-        assert manager.recv(4096) == b"READY=1\nSTATUS=node a"
+        a.start(env={"NOTIFY_SOCKET": name, "WATCHDOG_USEC": "300000"})
+        assert a.process is not None
+        starting = "EXTEND_TIMEOUT_USEC=30000000\nSTATUS=node a: reading the kernel's routes"
+        assert manager.recv(4096).decode() == starting
+        assert manager.recv(4096).decode() == f"READY=1\nMAINPID={a.process.pid}\nSTATUS={summary}"
         assert manager.recv(4096).startswith(b"WATCHDOG=1\n")
+        while b"0 of 1 sessions established" not in (told := manager.recv(4096)):
+            assert told.startswith(b"WATCHDOG=1\n")
         a.signal(signal.SIGHUP)
         while not (told := manager.recv(4096)).startswith(b"RELOADING=1\nMONOTONIC_USEC="):
             assert told.startswith(b"WATCHDOG=1\n")
