@@ -93,7 +93,20 @@ class NeighborConfig:
     """What our graceful restart capability promises, at most 4095."""
     interface: str = ""
     """For a link-local `address`: the interface it is on."""
+    password: str = ""
+    """`SECRET/KEY`: where the password of TCP MD5 (RFC 2385) is kept, which nobody here knows; empty: none."""
+    password_generation: int = 0
+    """Of the password's content: another number, another password."""
+    ttl_security: int = 0
+    """Hops the peer may be away (GTSM, RFC 5082); 0: any number."""
     admin_down: bool = False
+    held: str = ""
+    """Why there must be no session although somebody wants one, in words; empty: nothing forbids it."""
+
+    @property
+    def down_reason(self) -> str:
+        """Why it neither connects nor accepts; empty where it may."""
+        return self.held or ("administratively down" if self.admin_down else "")
 
     @property
     def external(self) -> bool:
@@ -103,7 +116,8 @@ class NeighborConfig:
     def needs_reset(self, old: NeighborConfig) -> bool:
         """Whether a session held under `old` must end before this configuration can apply.
 
-        The rest changes live: `passive`, `admin_down`, `port` and the times, those of the OPEN from the next session on.
+        The rest changes live: `passive`, `admin_down`, `held`, `port` and the times, those of the OPEN from the next
+        session on.
         """
         return (
             self.address != old.address
@@ -114,6 +128,9 @@ class NeighborConfig:
             or self.router_id != old.router_id
             or set(self.families) != set(old.families)
             or self.graceful_restart != old.graceful_restart
+            or self.password != old.password
+            or self.password_generation != old.password_generation
+            or self.ttl_security != old.ttl_security
         )
 
 
@@ -242,9 +259,9 @@ class Neighbor:
     # ================================================================ verbs
 
     def start(self, now: float) -> None:
-        """Let it connect or be connected to; an active neighbour connects at once. Does nothing while `admin_down`."""
-        if self.config.admin_down:
-            self.counters.last_error = "administratively down"
+        """Let it connect or be connected to; an active neighbour connects at once. With a `down_reason` it does nothing."""
+        if self.config.down_reason:
+            self.counters.last_error = self.config.down_reason
             return
         self._started = True
         self._retries = 0
@@ -284,11 +301,12 @@ class Neighbor:
 
     def reconfigure(self, config: NeighborConfig, now: float) -> None:
         """Apply a changed configuration live. Where `config.needs_reset(old)`, `stop` first and `start` after."""
-        was_down = self.config.admin_down
+        was_down = self.config.down_reason
         self.config = config
-        if config.admin_down and self._started:
-            self.stop(now, Notification.cease(CeaseSubcode.ADMINISTRATIVE_SHUTDOWN), admin_down=True)
-        elif was_down and not config.admin_down:
+        if config.down_reason and self._started:
+            cease = Notification.cease(CeaseSubcode.ADMINISTRATIVE_SHUTDOWN)
+            self.stop(now, cease, admin_down=True, why=config.down_reason)
+        elif was_down and not config.down_reason:
             self.start(now)
         else:
             self._settle(now)
@@ -307,7 +325,9 @@ class Neighbor:
     def accept(self, now: float) -> int | str:
         """The configured address has connected to us: the id of the connection, or why it is refused."""
         refusal = ""
-        if self.config.admin_down:
+        if self.config.held:
+            refusal = f"the neighbour is held: {self.config.held}"
+        elif self.config.admin_down:
             refusal = "the neighbour is administratively down"
         elif not self._started:
             refusal = "the neighbour is not started"

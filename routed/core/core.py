@@ -22,7 +22,7 @@ from __future__ import annotations
 import heapq
 import random
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from routed.bgp.as_path import segments
@@ -41,7 +41,7 @@ from routed.bgp.neighbor import (
     StateChanged,
 )
 from routed.bgp.update import AttributePool, Update
-from routed.core.effects import Close, Connect, Effect, Level, Listen, Log, Routes, Sweep
+from routed.core.effects import Close, Connect, Effect, Guard, Guards, Level, Listen, Log, Routes, Sweep
 from routed.core.peer import Peer
 from routed.desired import KernelRoute, RouteBatch, RouteKind
 from routed.model.resources import Update as ResourceUpdate
@@ -149,7 +149,8 @@ class Core:
         self._timers: list[tuple[float, str]] = []
         self._filters_ask_for_interfaces = False
         self._next_hops_most = NEXT_HOPS
-        self._listening = 0
+        self._listening = Listen(0)
+        self._guards = Guards(())
         self._restart_checked = float("-inf")
 
     # ================================================================ inputs: the datastore
@@ -157,6 +158,14 @@ class Core:
     def resource(self, update: ResourceUpdate, now: float) -> None:  # noqa: ARG002 - every input carries its time
         """A resource exists with this value, or (None) does not."""
         self._planner.update(update)
+        self._replan_needed = True
+
+    def secret(self, reference: str, generation: int, problem: str, now: float) -> None:  # noqa: ARG002
+        """A password is kept at `reference` (`SECRET/KEY`): its content's generation, or 0 where there is none.
+
+        `problem` says what is wrong with it. The password itself never comes here.
+        """
+        self._planner.secret(reference, generation, problem)
         self._replan_needed = True
 
     def in_sync(self, now: float) -> None:
@@ -418,7 +427,17 @@ class Core:
     def _connect(self, peer: Peer, conn: int) -> None:
         config = peer.neighbor.config
         self._conns[conn] = peer
-        self.effects.append(Connect(conn, config.address, config.port, config.local_address, config.interface))
+        self.effects.append(
+            Connect(
+                conn,
+                config.address,
+                config.port,
+                config.local_address,
+                config.interface,
+                config.password,
+                config.ttl_security,
+            )
+        )
 
     def _close(self, peer: Peer, conn: int) -> None:
         """Let a connection go; what is still to be said on it (a NOTIFICATION) waits for `take`."""
@@ -689,6 +708,10 @@ class Core:
         if plan.speaker is not None:
             self.local.router_id = plan.speaker.router_id
         self._check_addresses()
+        guards = Guards(tuple(_guards(plan.peers.values())))
+        if guards != self._guards:
+            self._guards = guards
+            self.effects.append(guards)
         for name in delta.removed:
             self._remove_peer(name, now)
         for name, reason in delta.reset.items():
@@ -700,12 +723,14 @@ class Core:
         for family, prefix in delta.origins_removed:
             self.ribs[family].withdraw_origin(prefix, self.local)
         for (family, prefix), origin in delta.origins_set.items():
-            path = Path(self.local, self._own_attrs, None)
+            path = Path(self.local, self._own_attrs, self.next_hops.track(origin.gateway) if origin.gateway else None)
             path.kernel_route = BLACKHOLE if origin.blackhole else None
             self.ribs[family].originate(prefix, path)
-        if plan.speaker is not None and plan.speaker.listen_port != self._listening:
-            self._listening = plan.speaker.listen_port
-            self.effects.append(Listen(self._listening))
+        if plan.speaker is not None:
+            listen = Listen(plan.speaker.listen_port, plan.speaker.listen_addresses)
+            if listen != self._listening:
+                self._listening = listen
+                self.effects.append(listen)
 
     def _add_peer(self, plan: PeerPlan, now: float) -> None:
         neighbor = Neighbor(plan.session, rng=self._random, pool=self._pool, allocate=self._allocate)
@@ -846,3 +871,13 @@ class Core:
 
     def _log(self, level: Level, subject: str, text: str) -> None:
         self.effects.append(Log(level, subject, text))
+
+
+def _guards(peers: Iterable[PeerPlan]) -> Iterator[Guard]:
+    """What connections from the peers' addresses must have. An address that is held keeps its guard: nobody gets in."""
+    seen: set[bytes] = set()
+    for peer in peers:
+        session = peer.session
+        if (session.password or session.ttl_security) and session.address not in seen:
+            seen.add(session.address)
+            yield Guard(session.address, session.password, session.password_generation, session.ttl_security)

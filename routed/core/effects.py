@@ -29,6 +29,28 @@ class Connect:
     """Packed source address; empty leaves the choice to the kernel."""
     interface: str
     """Scope of a link-local remote address, else empty."""
+    password: str = ""
+    """`SECRET/KEY`: where the password of TCP MD5 (RFC 2385) is kept; empty: none."""
+    ttl_security: int = 0
+    """Hops the peer may be away (RFC 5082); 0: any number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """What a connection from a peer's address must have to be let in: `password` and `ttl_security` as in Connect."""
+
+    remote: bytes
+    password: str
+    generation: int
+    """Of the password: another number, another password."""
+    ttl_security: int
+
+
+@dataclass(frozen=True, slots=True)
+class Guards:
+    """All there are now. Comes before what is asked of a connection under them."""
+
+    peers: tuple[Guard, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +62,11 @@ class Close:
 
 @dataclass(frozen=True, slots=True)
 class Listen:
-    """Accept connections on this port, on all local addresses of both families."""
+    """Accept connections on this port, and no longer on what an earlier one named."""
 
     port: int
+    addresses: tuple[bytes, ...] = ()
+    """Packed local addresses; empty: all of both families."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,4 +93,4 @@ class Log:
     text: str
 
 
-Effect = Connect | Close | Listen | Routes | Sweep | Log
+Effect = Connect | Close | Guards | Listen | Routes | Sweep | Log

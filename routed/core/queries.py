@@ -95,6 +95,8 @@ def _neighbor(core: Core, peer: Peer, now: float) -> Row:
         "localAddress": format_address(local) if (local := core.session_address(peer)) else None,
         "type": _KIND_NAMES[peer.plan.kind],
         "passive": config.passive,
+        "password": config.password or None,
+        "ttlSecurity": config.ttl_security or None,
         "state": neighbor.state.label,
         "sinceSeconds": round(now - since, 3) if since is not None else None,
         "lastError": counters.last_error,

@@ -5,6 +5,7 @@
     datastore: {type: file, path: /etc/routed/resources}
     runDir: /run/routed           # the control socket
     stateDir: /var/lib/routed
+    secrets: {dir: /etc/routed/secrets}    # passwords of sessions; default: none
     kernel: {programRoutes: true, table: main, routeProtocol: 120, metric: 0}
     log: {level: info, format: text}
     onStop: restart               # restart: peers keep our routes (RFC 4724); shutdown: sessions end with Cease/2
@@ -35,6 +36,9 @@ DEFAULT_STATE_DIR = "/var/lib/routed"
 DEFAULT_TABLE = 254
 DEFAULT_PROTOCOL = 120
 DEFAULT_METRIC = 0
+
+#: `routerId: hash`, among router ids while the file is read.
+HASHED = -1
 
 #: Octets of the largest file that is read.
 MAX_SIZE = 1 << 20
@@ -76,6 +80,10 @@ class Config:
     kernel: KernelConfig = KernelConfig()
     log: LogConfig = LogConfig()
     on_stop: str = "restart"
+    secrets_dir: str = ""
+    """Holds `SECRET/KEY` files; empty: there are no secrets."""
+    router_id_from_name: bool = False
+    """`routerId: hash`: also where the Node has an IPv4 address."""
 
     @property
     def socket_path(self) -> str:
@@ -92,6 +100,8 @@ KEYS = {
     "kernel": ("kernel", False),
     "log": ("log", True),
     "on_stop": ("onStop", True),
+    "secrets_dir": ("secrets.dir", False),
+    "router_id_from_name": ("routerId", False),
 }
 
 
@@ -105,7 +115,7 @@ def reload(old: Config, new: Config) -> tuple[Config, tuple[str, ...]]:
         values[each.name] = after if live else before
         if not live and before != after:
             refused.append(key)
-    return Config(**values), tuple(refused)
+    return Config(**values), tuple(dict.fromkeys(refused))
 
 
 def load_config(path: str) -> Config:
@@ -134,17 +144,25 @@ def parse_config(data: bytes, path: str) -> Config:
     except RecursionError:
         raise ConfigError(path, "is not a configuration: it is nested too deeply") from None
     top = _Mapping(
-        path, "", node, ("nodeName", "routerId", "datastore", "runDir", "stateDir", "kernel", "log", "onStop")
+        path,
+        "",
+        node,
+        ("nodeName", "routerId", "datastore", "runDir", "stateDir", "secrets", "kernel", "log", "onStop"),
     )
     base = os.path.dirname(os.path.abspath(path))
     datastore = top.mapping("datastore", ("type", "path"))
     datastore.get("type", _choice("file"), "file")
     kernel = top.mapping("kernel", ("programRoutes", "table", "routeProtocol", "metric"))
     log = top.mapping("log", ("level", "format"))
+    secrets = top.mapping("secrets", ("dir",))
+    secrets_dir = secrets.get("dir", _folder, "")
+    router_id = top.get("routerId", _router_id, None)
     return Config(
         node_name=top.get("nodeName", _name, "") or _host_name(path),
         datastore_path=_absolute(base, datastore.required("path", _folder, "the folder of resource files")),
-        router_id=top.get("routerId", _router_id, None),
+        router_id=None if router_id == HASHED else router_id,
+        router_id_from_name=router_id == HASHED,
+        secrets_dir=_absolute(base, secrets_dir) if secrets_dir else "",
         run_dir=_absolute(base, top.get("runDir", _folder, DEFAULT_RUN_DIR)),
         state_dir=_absolute(base, top.get("stateDir", _folder, DEFAULT_STATE_DIR)),
         kernel=KernelConfig(
@@ -281,10 +299,12 @@ def _folder(value: object) -> str:
 
 def _router_id(value: object) -> int | None:
     text = _text(value)
+    if text == "hash":
+        return HASHED
     try:
         return parse_router_id(text)
     except ValueError as error:
-        raise ValueError(f"must be a router id such as 10.0.0.1: {error}") from None
+        raise ValueError(f"must be a router id such as 10.0.0.1, or hash: {error}") from None
 
 
 def _protocol(value: object) -> int:

@@ -26,6 +26,7 @@ from routed.core.effects import Level
 from routed.daemon.answers import Answers
 from routed.daemon.config import Config, load_config, make_folders, reload
 from routed.daemon.driver import Driver, trace
+from routed.daemon.secrets import LOOK, SecretFolder
 from routed.daemon.systemd import Notifier
 from routed.dataplane.engine import KernelSettings
 from routed.dataplane.kernel import Kernel
@@ -35,6 +36,7 @@ from routed.net.families import Family
 from routed.observe.logs import LogWriter
 from routed.observe.recorder import Engine, Header, RecordingCore
 from routed.observed import KernelChange, RouteFailure
+from routed.plan.speaker import router_id_from_name
 
 #: Seconds the last words may take to reach the peers.
 FAREWELL = 3.0
@@ -68,6 +70,7 @@ class Daemon:
         self._kernel_problem = ""
         self._store_problem = ""
         self._reload_problem = ""
+        self._secrets = SecretFolder(config.secrets_dir)
         self._changes: list[KernelChange] = []
         """What the kernel told before there was a core to tell."""
         self._driver: Driver | None = None
@@ -117,13 +120,13 @@ class Daemon:
             if not self._stopped.is_set():
                 settings = CoreSettings(
                     node_name=config.node_name,
-                    router_id=config.router_id,
+                    router_id=router_id_from_name(config.node_name) if config.router_id_from_name else config.router_id,
                     program_routes=config.kernel.program_routes,
                     routes_found=kernel.found_at_start if config.kernel.program_routes else frozenset(),
                 )
                 core, engine = self._build_core(settings, recording)
                 self._core, self._kernel = core, kernel
-                driver = self._driver = Driver(engine, kernel, self._log)
+                driver = self._driver = Driver(engine, kernel, self._log, passwords=self._secrets.password)
                 answers = Answers(
                     core, driver, kernel, config=lambda: self._config, problems=self._problems, stop=self.stop
                 )
@@ -135,6 +138,8 @@ class Daemon:
                 self._log.write(
                     Level.INFO, "routed", f"version {__version__} runs as node {config.node_name}, pid {os.getpid()}"
                 )
+                await self._look_at_secrets(driver)  # before the resources that name them
+                tasks.append(loop.create_task(self._follow_secrets(driver)))
                 tasks.append(loop.create_task(self._read_datastore(driver)))
                 tasks.append(loop.create_task(self._tick(answers)))
                 _tell_collector()
@@ -191,7 +196,11 @@ class Daemon:
         return [
             *(driver.store_problems if driver is not None else ()),
             *(driver.listen_problems if driver is not None else ()),
-            *(problem for problem in (self._store_problem, self._kernel_problem, self._reload_problem) if problem),
+            *(
+                problem
+                for problem in (self._store_problem, self._kernel_problem, self._reload_problem, self._secrets.problem)
+                if problem
+            ),
         ]
 
     def _summary(self) -> str:
@@ -258,6 +267,18 @@ class Daemon:
                 self._log.write(Level.ERROR, "bug", f"in the datastore: {trace(error)}")
             await asyncio.sleep(STORE_RETRY)
             self._store_problem = ""
+
+    async def _look_at_secrets(self, driver: Driver) -> None:
+        for news in await asyncio.to_thread(self._secrets.look):
+            driver.secret(news.reference, news.generation, news.problem)
+
+    async def _follow_secrets(self, driver: Driver) -> None:
+        while self._config.secrets_dir:
+            await asyncio.sleep(LOOK)
+            try:
+                await self._look_at_secrets(driver)
+            except Exception as error:
+                driver.bug("the secrets", error)
 
     async def _tick(self, answers: Answers) -> None:
         loop = asyncio.get_running_loop()

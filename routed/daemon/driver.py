@@ -15,8 +15,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from routed.core.effects import Close, Connect, Effect, Level, Listen, Log, Routes, Sweep
-from routed.daemon.transport import Transports
+from routed.core.effects import Close, Connect, Effect, Guards, Level, Listen, Log, Routes, Sweep
+from routed.daemon.transport import Protection, Transports
 from routed.datastore.file import Problem
 from routed.desired import RouteBatch
 from routed.model.resources import Update
@@ -32,6 +32,11 @@ PULL_SECONDS = 0.02
 BUG_PAUSE = 1.0
 
 
+def no_passwords(reference: str) -> bytes:
+    """Where no secrets are configured."""
+    raise KeyError(reference)
+
+
 class RouteSink(Protocol):
     """Who makes the kernel's table what the core wants."""
 
@@ -43,8 +48,14 @@ class Driver:
     """See the module's docstring. One thread; every public method may be called from any callback of the loop."""
 
     def __init__(
-        self, engine: Engine, routes: RouteSink, log: LogWriter, clock: Callable[[], float] = time.monotonic
+        self,
+        engine: Engine,
+        routes: RouteSink,
+        log: LogWriter,
+        clock: Callable[[], float] = time.monotonic,
+        passwords: Callable[[str], bytes] = no_passwords,
     ) -> None:
+        """`passwords` gives the password kept at a reference."""
         self.engine = engine
         self.transports = Transports(self)
         self.clock = clock
@@ -55,6 +66,7 @@ class Driver:
         """The port the core wants open is, in all families."""
         self.stopping = False
         self._routes = routes
+        self._passwords = passwords
         self._log = log
         self._loop = asyncio.get_running_loop()
         self._turn_due = False
@@ -154,6 +166,19 @@ class Driver:
             if before.file not in wrong:
                 self._log.write(Level.INFO, "datastore", f"put right: {before}")
         self._known_problems = problems
+
+    # ---- secrets
+
+    def secret(self, reference: str, generation: int, problem: str) -> None:
+        """What is known of the password kept at `reference`: see `Core.secret`."""
+        try:
+            self.engine.secret(reference, generation, problem, self.clock())
+        except Exception as error:
+            self.bug("secret", error)
+        self.wake()
+
+    def _password(self, reference: str) -> bytes | None:
+        return self._passwords(reference) if reference else None
 
     # ---- the kernel
 
@@ -257,12 +282,26 @@ class Driver:
                 if not self.stopping:
                     self._routes.apply(effect.batches)
             case Connect():
-                self.transports.connect(effect.conn, effect.remote, effect.port, effect.local, effect.interface)
+                protection = Protection(self._password(effect.password), effect.ttl_security)
+                self.transports.connect(
+                    effect.conn, effect.remote, effect.port, effect.local, effect.interface, protection
+                )
+            case Guards():
+                self.transports.protect(
+                    {
+                        guard.remote: Protection(
+                            # one that is held has no password yet, and the core lets nobody in for it
+                            self._password(guard.password) if guard.generation else None,
+                            guard.ttl_security,
+                        )
+                        for guard in effect.peers
+                    }
+                )
             case Close():
                 self.transports.close(effect.conn)
             case Listen():
                 self.listening = False
-                self.transports.listen(effect.port)
+                self.transports.listen(effect.port, effect.addresses)
             case Sweep():
                 if not self.stopping:
                     self._routes.sweep(effect.families)

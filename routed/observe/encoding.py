@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from routed.core.core import CoreSettings
-from routed.core.effects import Close, Connect, Effect, Listen, Log, Routes, Sweep
+from routed.core.effects import Close, Connect, Effect, Guards, Listen, Log, Routes, Sweep
 from routed.desired import Gateway, KernelRoute, RouteBatch
 from routed.model.resources import ResourceKey, Update
 from routed.model.schema import parse_manifest
@@ -218,11 +218,20 @@ def effect_to_json(effect: Effect) -> Json:
                 "port": effect.port,
                 "local": effect.local.hex(),
                 "interface": effect.interface,
+                **({"password": effect.password} if effect.password else {}),
+                **({"ttlSecurity": effect.ttl_security} if effect.ttl_security else {}),
             }
         case Close():
             return {"close": effect.conn}
         case Listen():
-            return {"listen": effect.port}
+            addresses = [address.hex() for address in effect.addresses]
+            return {"listen": effect.port, **({"addresses": addresses} if addresses else {})}
+        case Guards():
+            return {
+                "guards": [
+                    [guard.remote.hex(), guard.password, guard.generation, guard.ttl_security] for guard in effect.peers
+                ]
+            }
         case Routes():
             return {"routes": [_batch_to_json(batch) for batch in effect.batches]}
         case Sweep():
@@ -237,6 +246,7 @@ Parameters: TypeAlias = tuple[tuple[str, Codec], ...]
 
 INPUTS: dict[str, Parameters] = {
     "resource": (("update", UPDATE),),
+    "secret": (("reference", PLAIN), ("generation", PLAIN), ("problem", PLAIN)),
     "in_sync": (),
     "connected": (("conn", PLAIN), ("local", OCTETS)),
     "connect_failed": (("conn", PLAIN), ("reason", PLAIN)),

@@ -38,6 +38,7 @@ class Engine(Protocol):
     writable: set[int]
 
     def resource(self, update: Update, now: float) -> None: ...
+    def secret(self, reference: str, generation: int, problem: str, now: float) -> None: ...
     def in_sync(self, now: float) -> None: ...
     def connected(self, conn: int, local: bytes, now: float) -> None: ...
     def connect_failed(self, conn: int, reason: str, now: float) -> None: ...
@@ -124,6 +125,9 @@ class RecordingCore:
 
     def resource(self, update: Update, now: float) -> None:
         self._record("resource", now, update)
+
+    def secret(self, reference: str, generation: int, problem: str, now: float) -> None:
+        self._record("secret", now, reference, generation, problem)
 
     def in_sync(self, now: float) -> None:
         self._record("in_sync", now)

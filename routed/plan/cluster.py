@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TypeVar
 
 from routed.model.resources import (
@@ -38,10 +39,33 @@ class Aspect(enum.Flag):
     FILTERS = enum.auto()
 
 
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """What planning knows of a password: never the password."""
+
+    generation: int
+    """Of its content; 0: there is none."""
+    problem: str
+    """What is wrong with it, in words, or empty."""
+
+
+NO_SECRET = Secret(0, "")
+
+
 class Cluster:
     """See the module's docstring. Dictionaries are by resource name."""
 
-    __slots__ = ("_claims", "affinities", "configurations", "filters", "node_name", "nodes", "peers", "pools")
+    __slots__ = (
+        "_claims",
+        "affinities",
+        "configurations",
+        "filters",
+        "node_name",
+        "nodes",
+        "peers",
+        "pools",
+        "secrets",
+    )
 
     def __init__(self, node_name: str) -> None:
         self.node_name = node_name
@@ -51,6 +75,8 @@ class Cluster:
         self.filters: dict[str, BGPFilter] = {}
         self.pools: dict[str, IPPool] = {}
         self.affinities: dict[str, BlockAffinity] = {}
+        self.secrets: dict[str, Secret] = {}
+        """By `SECRET/KEY`."""
         self._claims: dict[Cidr, set[str]] = {}
         """Names of the affinities of each block."""
 

@@ -45,7 +45,8 @@ def diff(old: Plan, new: Plan) -> PlanDelta:
         origins_set={
             key: origin
             for key, origin in new.origins.items()
-            if key not in old.origins or old.origins[key].blackhole != origin.blackhole
+            if key not in old.origins
+            or (old.origins[key].blackhole, old.origins[key].gateway) != (origin.blackhole, origin.gateway)
         },
     )
 
@@ -77,7 +78,12 @@ def _session_text(old: NeighborConfig, new: NeighborConfig) -> str:
     texts = []
     for entry in fields(NeighborConfig):
         before, after = getattr(old, entry.name), getattr(new, entry.name)
-        if before != after:
+        if entry.name == "held":  # what holds it is said where it is held
+            continue
+        if entry.name == "password_generation":
+            if before and after and before != after:
+                texts.append(f"the password in Secret {new.password} changed")
+        elif before != after:
             text = format_router_id if entry.name == "router_id" else _text
             texts.append(f"{entry.name.replace('_', ' ')} {text(before)} -> {text(after)}")
     return ", ".join(texts)
@@ -86,4 +92,4 @@ def _session_text(old: NeighborConfig, new: NeighborConfig) -> str:
 def _text(value: object) -> str:
     if isinstance(value, bytes):
         return format_address(value) if value else "any"
-    return str(value)
+    return str(value) or "none"

@@ -18,16 +18,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from routed.bgp.neighbor import NeighborConfig
-from routed.model.resources import DEFAULT_PORT, BGPPeer, Node, ReversePeering, SourceAddress
+from routed.model.resources import DEFAULT_PORT, BGPPeer, Node, ReversePeering, SecretKeyRef, SourceAddress
 from routed.model.resources import NextHopMode as ResourceNextHopMode
 from routed.net.addresses import format_address
 from routed.net.families import Family
-from routed.plan.cluster import Cluster, address_of, is_selected
-from routed.plan.types import NextHopMode, Speaker
+from routed.net.prefixes import make_prefix
+from routed.plan.cluster import NO_SECRET, Cluster, address_of, is_selected
+from routed.plan.types import NextHopMode, Origin, Speaker
 from routed.rib.path import SourceKind
 
 #: Graceful restart time where no resource names one; what Calico's BIRD uses.
 DEFAULT_RESTART_TIME = 120
+
+#: Kind of the origin that leads to a peer.
+PEER_WAY = "peer"
 
 _NEXT_HOP_MODES = {
     ResourceNextHopMode.AUTO: NextHopMode.AUTO,
@@ -63,8 +67,22 @@ class _Target:
     """Given by an address that is a node's. (Nodes a selector found don't count: both ends open, as in Calico.)"""
 
 
-def plan_peers(cluster: Cluster, speaker: Speaker) -> tuple[dict[str, PeerSpec], list[str]]:
-    """This node's neighbours by name, and what is wrong with the resources they come from."""
+@dataclass(frozen=True, slots=True)
+class _Password:
+    """How a session is authenticated: see the fields of NeighborConfig."""
+
+    reference: str
+    generation: int
+    held: str
+
+
+_NO_PASSWORD = _Password("", 0, "")
+
+
+def plan_peers(
+    cluster: Cluster, speaker: Speaker
+) -> tuple[dict[str, PeerSpec], dict[tuple[Family, bytes], Origin], list[str]]:
+    """This node's neighbours by name, the routes that lead to them, and what is wrong with the resources they come from."""
     builder = _Builder(cluster, speaker)
     for peer in builder.resources:
         if peer.is_global:
@@ -75,7 +93,7 @@ def plan_peers(cluster: Cluster, speaker: Speaker) -> tuple[dict[str, PeerSpec],
     for peer in builder.resources:
         builder.add_reverse(peer)
     builder.add_mesh()
-    return builder.specs, builder.problems
+    return builder.specs, builder.ways, builder.problems
 
 
 class _Builder:
@@ -89,8 +107,11 @@ class _Builder:
         self.own_text = {family: format_address(address) if address else "" for family, address in self.own.items()}
         self.resources = [cluster.peers[name] for name in sorted(cluster.peers)]
         self.specs: dict[str, PeerSpec] = {}
+        self.ways: dict[tuple[Family, bytes], Origin] = {}
         self.problems: list[str] = []
         self._taken: dict[tuple[bytes, int], PeerSpec] = {}
+        self._guards: dict[bytes, PeerSpec] = {}
+        """The first session with each address."""
         self._nodes = [cluster.nodes[name] for name in sorted(cluster.nodes)]
         self._owners: dict[bytes, Node] = {}
         for node in self._nodes:
@@ -155,6 +176,7 @@ class _Builder:
         if default.node_to_node_mesh_enabled is False or self.speaker.cluster_id:
             return
         restart_time = _seconds(default.node_mesh_max_restart_time, DEFAULT_RESTART_TIME)
+        password = self._password(default.node_mesh_password, f"BGPConfiguration {default.name}: spec.nodeMeshPassword")
         local_as = self.speaker.local_as
         taken: list[str] = []
         for node in self._nodes:
@@ -189,6 +211,9 @@ class _Builder:
                             passive=text > self.own_text[family],
                             families=(family,),
                             restart_time=restart_time,
+                            password=password.reference,
+                            password_generation=password.generation,
+                            held=password.held,
                         ),
                         kind=SourceKind.IBGP if peer_as == local_as else SourceKind.EBGP,
                         cluster_id=0,
@@ -257,6 +282,7 @@ class _Builder:
             next_hop_mode = _NEXT_HOP_MODES[peer.next_hop_mode]
         else:
             next_hop_mode = NextHopMode.KEEP if peer.keep_original_next_hop and external else NextHopMode.AUTO
+        password = self._password(peer.password, f"BGPPeer {peer.name}: spec.password")
         spec = PeerSpec(
             session=NeighborConfig(
                 name=_peer_name(scope, format_address(target.address), target.port),
@@ -270,6 +296,10 @@ class _Builder:
                 families=(family,),
                 keepalive_time=_seconds(peer.keepalive_time, 0),
                 restart_time=_seconds(peer.max_restart_time, DEFAULT_RESTART_TIME),
+                password=password.reference,
+                password_generation=password.generation,
+                ttl_security=peer.ttl_security or 0,
+                held=password.held,
             ),
             kind=kind,
             cluster_id=0 if external else self.speaker.cluster_id,
@@ -280,31 +310,67 @@ class _Builder:
         )
         if first is None:
             self._put(key, spec)
+            if not reverse:  # the gateway is on this side's way
+                self._add_way(peer, target.address)
         elif not _same_but_for_names(first, spec):
             self.problems.append(
                 f"BGPPeer {peer.name}: not used for {format_address(target.address)} port {key[1]}, "
                 f"since {first.why} says something else about the same address and port and comes first"
             )
 
+    def _password(self, ref: SecretKeyRef | None, label: str) -> _Password:
+        """What a session is to be authenticated with. One whose password is missing is held, unless it is optional."""
+        if ref is None:
+            return _NO_PASSWORD
+        reference = f"{ref.name}/{ref.key}"
+        secret = self.cluster.secrets.get(reference, NO_SECRET)
+        if secret.generation:
+            if secret.problem:
+                self.problems.append(f"{label}: {secret.problem}; the password known before stays in use")
+            return _Password(reference, secret.generation, "")
+        why = secret.problem or f"there is no {reference} in the folder secrets.dir of routed's own configuration"
+        if ref.optional and not secret.problem:
+            self.problems.append(f"{label}: {why}, and it is optional: there is no password")
+            return _NO_PASSWORD
+        self.problems.append(f"{label}: {why}, so there is no session")
+        return _Password(reference, 0, f"its password is missing: {why}")
+
+    def _add_way(self, peer: BGPPeer, address: bytes) -> None:
+        """Of reachableBy: a route to the peer alone, as Calico gives BIRD a static one."""
+        gateway = peer.reachable_by
+        if gateway is None:
+            return
+        family = Family.of_address(address)
+        key = (family, make_prefix(address, family.max_length))
+        way = Origin(PEER_WAY, blackhole=False, why=f"BGPPeer {peer.name} spec.reachableBy", gateway=gateway)
+        known = self.ways.setdefault(key, way)
+        if known.gateway != gateway:
+            self.problems.append(
+                f"BGPPeer {peer.name}: spec.reachableBy {format_address(gateway)} is not used, "
+                f"since {known.why} leads to the same address by {format_address(known.gateway)} and comes first"
+            )
+
     def _put(self, key: tuple[bytes, int], spec: PeerSpec) -> None:
+        self._check_guard(key[0], spec)
         self._taken[key] = spec
         self.specs[spec.session.name] = spec
 
+    def _check_guard(self, address: bytes, spec: PeerSpec) -> None:
+        """Connections that come in are told apart by their address: two sessions with one have to agree."""
+        new = spec.session
+        known = self._guards.setdefault(address, spec)
+        old = known.session
+        if (old.password, old.ttl_security) != (new.password, new.ttl_security):
+            self.problems.append(
+                f"{spec.why}: {known.why} has another password or ttlSecurity for {format_address(address)}; "
+                "connections from that address are let in by those of the first"
+            )
+
     def _report_unsupported(self, peer: BGPPeer) -> None:
-        for is_set, what in (
-            (peer.password is not None, "spec.password: TCP MD5 is not supported, so the session is tried without it"),
-            (peer.ttl_security is not None, "spec.ttlSecurity: not supported, packets from any distance are accepted"),
-            (
-                peer.reachable_by is not None,
-                "spec.reachableBy: not supported, the peer is reached by the kernel's routes",
-            ),
-            (
-                peer.local_workload_selector is not None,
-                "spec.localWorkloadSelector: not supported, no pod is a peer by it",
-            ),
-        ):
-            if is_set:
-                self.problems.append(f"BGPPeer {peer.name}: {what}")
+        if peer.local_workload_selector is not None:
+            self.problems.append(
+                f"BGPPeer {peer.name}: spec.localWorkloadSelector: not supported, no pod is a peer by it"
+            )
         self.problems.extend(
             f"BGPPeer {peer.name}: spec.filters names BGPFilter {name}, which does not exist, so it filters nothing"
             for name in peer.filters

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from routed.model.resources import Update
 from routed.net.families import Family
-from routed.plan.cluster import Aspect, Cluster
+from routed.plan.cluster import Aspect, Cluster, Secret
 from routed.plan.export import FilterBook
 from routed.plan.origins import plan_origins
 from routed.plan.peers import PeerSpec, plan_peers
@@ -32,12 +32,19 @@ class Planner:
         self._made_from: dict[str, PeerSpec] = {}
         """What each peer of the last plan was made from."""
         self._origins: dict[tuple[Family, bytes], Origin] = {}
+        self._ways: dict[tuple[Family, bytes], Origin] = {}
+        """Routes to peers by their reachableBy."""
         self._session_problems: list[str] = []
         self._origin_problems: list[str] = []
 
     def update(self, update: Update) -> None:
         """A resource exists with this value, or (None) does not."""
         self._dirty |= self._cluster.apply(update)
+
+    def secret(self, reference: str, generation: int, problem: str) -> None:
+        """What there is at `reference` (`SECRET/KEY`): see `Secret`."""
+        self._cluster.secrets[reference] = Secret(generation, problem)
+        self._dirty |= Aspect.SESSIONS
 
     def plan(self) -> Plan:
         """The plan for the resources as they are now; the same object as last time where nothing changed."""
@@ -55,12 +62,12 @@ class Planner:
             self._book.renew(cluster, self._origins)
         if dirty & (Aspect.SESSIONS | Aspect.FILTERS):  # a peer may name a filter that did not exist before
             self._speaker, self._session_problems = plan_speaker(cluster, self._settings)
-            self._specs = {}
+            self._specs, self._ways = {}, {}
             if self._speaker is not None:
-                self._specs, problems = plan_peers(cluster, self._speaker)
+                self._specs, self._ways, problems = plan_peers(cluster, self._speaker)
                 self._session_problems += problems
         problems = [*self._session_problems, *self._origin_problems, *unsupported_settings(cluster)]
-        plan = Plan(self._speaker, self._peers(), self._origins, tuple(sorted(set(problems))))
+        plan = Plan(self._speaker, self._peers(), {**self._ways, **self._origins}, tuple(sorted(set(problems))))
         if plan != self._plan:
             self._plan = plan
         return self._plan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from routed.model.resources import DEFAULT_PORT
+from routed.model.resources import DEFAULT_PORT, BindMode
 from routed.net.families import Family
 from routed.plan.cluster import Cluster, address_of
 from routed.plan.types import PlanSettings, Speaker
@@ -33,6 +33,9 @@ def plan_speaker(cluster: Cluster, settings: PlanSettings) -> tuple[Speaker | No
         cluster_id=node.bgp.route_reflector_cluster_id or 0,
         ipv4_address=ipv4,
         ipv6_address=ipv6,
+        listen_addresses=tuple(filter(None, (ipv4, ipv6)))
+        if cluster.default_configuration.bind_mode is BindMode.NODE_IP
+        else (),
     )
     return speaker, problems
 

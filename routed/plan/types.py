@@ -37,6 +37,8 @@ class Speaker:
     ipv4_address: bytes = b""
     """Packed, without its mask; empty: the Node has none, so it has no IPv4 sessions."""
     ipv6_address: bytes = b""
+    listen_addresses: tuple[bytes, ...] = ()
+    """Where connections are taken (bindMode NodeIP); empty: on every address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +67,13 @@ class Origin:
     """A route this node originates."""
 
     kind: str
-    """`block`: a block of pod addresses this node owns."""
+    """`block`: a block of pod addresses this node owns; `peer`: the way to a peer by its reachableBy."""
     blackhole: bool
     """Whether the kernel gets a blackhole for it, so that unused addresses do not follow the default route."""
     why: str
     """Which resource made it: "BlockAffinity node-1-10-244-1-0-26"."""
+    gateway: bytes = b""
+    """Packed address the kernel's route leads through; empty: none."""
 
 
 @dataclass(frozen=True, slots=True)

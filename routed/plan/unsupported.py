@@ -8,7 +8,6 @@ from __future__ import annotations
 from routed.model.resources import (
     DEFAULT_ROUTE_PRIORITY,
     BGPConfiguration,
-    BindMode,
     EncapMode,
     IPPool,
     LogSeverity,
@@ -43,14 +42,6 @@ def _cluster_wide(configuration: BGPConfiguration) -> list[str]:
     )
     texts = [f"spec.{field}: services are not announced" for field, cidrs in services if cidrs]
     checks = (
-        (
-            configuration.node_mesh_password is not None,
-            "spec.nodeMeshPassword: TCP MD5 is not supported, so the mesh is tried without it",
-        ),
-        (
-            configuration.bind_mode is BindMode.NODE_IP,
-            "spec.bindMode: NodeIP is not supported, connections are taken on every address",
-        ),
         (
             bool(configuration.ignored_interfaces),
             "spec.ignoredInterfaces: not needed, addresses of interfaces are never announced",

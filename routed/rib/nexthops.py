@@ -256,7 +256,8 @@ class NextHopTable:
                 return None  # it is announced by itself: reached as before
             if inner is not None:
                 found = inner._direct
-                way = f"BGP route {format_prefix(family, prefix)} through {format_address(inner.address)}"
+                whose = "BGP route" if path.source.kind else "route by reachableBy"
+                way = f"{whose} {format_prefix(family, prefix)} through {format_address(inner.address)}"
                 return _Resolution(found.gateways, found.metric, f"{self._legs(found.gateways)} ({way})")
             if path.kernel_route is not None:
                 block = format_prefix(family, prefix)

@@ -112,6 +112,8 @@ class FamilyRib:
         """Prefixes that cover a tracked next hop, by which it may resolve."""
         self.touched: set[bytes] = set()
         """Those of them whose candidates changed; the owner takes them away."""
+        self.own_next_hops: set[NextHop] = set()
+        """Those of paths of our own."""
         self._open: Change | None = None
         """The last of `changes` while single prefixes may still be added to it."""
         self._open_kernel: list[bytes] | None = None
@@ -226,6 +228,9 @@ class FamilyRib:
 
     def originate(self, prefix: bytes, path: Path) -> None:
         """A path of our own; replaces an earlier one of the same source."""
+        if path.next_hop is not None:
+            self.own_next_hops.add(path.next_hop)
+            self.refresh(path)
         self._put(prefix, path.source, path)
 
     def withdraw_origin(self, prefix: bytes, source: Source) -> None:
@@ -246,7 +251,7 @@ class FamilyRib:
     def next_hops_changed(self, changed: set[NextHop], adj_ins: Sequence[AdjRibIn]) -> None:
         """Next hops resolve differently now (or no longer): judge again every path that uses one of them."""
         affected = [adj_in for adj_in in adj_ins if not adj_in.next_hops.isdisjoint(changed)]
-        if not affected:
+        if not affected and self.own_next_hops.isdisjoint(changed):
             return
         before: dict[Path, tuple[bool, KernelRoute | None]] = {}
         alone: dict[Path, list[bytes]] = {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 from routed.core.core import Core, CoreSettings
-from routed.core.effects import Close, Connect, Listen, Log, Routes, Sweep
+from routed.core.effects import Close, Connect, Guard, Guards, Listen, Log, Routes, Sweep
 from routed.desired import Gateway, KernelRoute, RouteBatch
 from routed.model.resources import JsonObject, ResourceKey, Update
 from routed.model.schema import parse_manifest
@@ -40,7 +40,10 @@ class Node:
         self.swept: set[tuple[Family, bytes]] = set()
         self.log: list[str] = []
         self.sweeps: list[tuple[Family, ...]] = []
-        self.port = 0
+        self.listen = Listen(0)
+        self.guards: dict[bytes, Guard] = {}
+        """What connections from an address must have."""
+        self.secrets: dict[str, int] = {}
         self.alive = True
         self.more = True
 
@@ -49,6 +52,12 @@ class Node:
         for manifest in manifests:
             resource = parse_manifest(manifest, "")
             self.engine.resource(Update(resource.key, resource), self.world.now)
+        self.more = True
+
+    def secret(self, reference: str, generation: int, problem: str = "") -> None:
+        """There is a password at a reference. Two nodes have the same where reference and generation are the same."""
+        self.secrets[reference] = generation
+        self.engine.secret(reference, generation, problem, self.world.now)
         self.more = True
 
     def delete(self, key: ResourceKey) -> None:
@@ -197,8 +206,10 @@ class World:
                     self._connect(node, effect)
                 case Close():
                     self._close(node, effect.conn)
+                case Guards():
+                    node.guards = {guard.remote: guard for guard in effect.peers}
                 case Listen():
-                    node.port = effect.port
+                    node.listen = effect
                 case Routes():
                     node.batches += effect.batches
                     for batch in effect.batches:
@@ -225,7 +236,7 @@ class World:
             (
                 each
                 for each in self.nodes.values()
-                if each.port == effect.port and any(address == effect.remote for address, _ in each.addresses)
+                if each.listen.port == effect.port and any(address == effect.remote for address, _ in each.addresses)
             ),
             None,
         )
@@ -234,6 +245,11 @@ class World:
             node.engine.connect_failed(effect.conn, "connection refused", self.now)
             return
         local = effect.local or next(address for address, _ in node.addresses if len(address) == len(effect.remote))
+        guard = other.guards.get(local)
+        asked = (guard.password, guard.generation, guard.ttl_security) if guard is not None else ("", 0, 0)
+        if asked != (effect.password, node.secrets.get(effect.password, 0), effect.ttl_security):
+            node.engine.connect_failed(effect.conn, "connection timed out", self.now)
+            return
         conn = other.engine.accepted(local, effect.remote, "", self.now)
         other.more = True
         if conn == 0:

@@ -10,9 +10,11 @@ from routed.bgp.attributes import AttributeSet, encode_attributes
 from routed.bgp.neighbor import State
 from routed.bgp.update import update_message
 from routed.core import core as core_module
+from routed.core.effects import Listen
 from routed.core.queries import status
-from routed.desired import Gateway
+from routed.desired import Gateway, KernelRoute, RouteKind
 from routed.model.resources import JsonObject, ResourceKey
+from routed.net.addresses import parse_address
 from routed.net.families import Family
 from routed.net.prefixes import parse_prefix
 from routed.observed import ForeignRoute, Interface, KernelChange
@@ -373,3 +375,141 @@ def test_what_nobody_else_would_notice_is_among_the_problems() -> None:
     assert isinstance(problems, list)
     assert "Node n1: spec.bgp.ipv4Address 10.0.0.1 is on no interface here" in problems
     assert any(line.startswith("10.0.0.99 connected 1 times and was refused, last 5 s ago") for line in problems)
+
+
+# ---- passwords, TTL security, reachableBy
+
+MESH_PASSWORD = manifest(
+    "BGPConfiguration", "default", {"nodeMeshPassword": {"secretKeyRef": {"name": "bgp", "key": "mesh"}}}
+)
+
+
+def up(world: World) -> bool:
+    return all(
+        peer.neighbor.state is State.ESTABLISHED for one in world.nodes.values() for peer in one.core.peers.values()
+    )
+
+
+def times_up(one: Node) -> dict[str, int]:
+    return {name: peer.neighbor.counters.established for name, peer in one.core.peers.items()}
+
+
+def test_a_mesh_waits_for_its_password_and_follows_it() -> None:
+    world = World()
+    nodes = mesh(world, 2, MESH_PASSWORD)
+    world.run(60)
+    assert [peer.neighbor.state for peer in nodes[0].core.peers.values()] == [State.IDLE, State.IDLE]
+    problem = "BGPConfiguration default: spec.nodeMeshPassword: there is no bgp/mesh in the folder secrets.dir"
+    assert any(problem in line for line in nodes[0].log)
+    nodes[0].secret("bgp/mesh", 1)
+    world.run(10)
+    assert not up(world), "the other one has none: it is not tried without"
+    nodes[1].secret("bgp/mesh", 1)
+    assert world.run(60, until=lambda: up(world))
+    assert not nodes[0].core.plan.problems
+
+    nodes[0].secret("bgp/mesh", 1, "the file is gone")
+    world.run(300)
+    assert up(world) and set(times_up(nodes[0]).values()) == {1}, "what was known stays in use"
+    assert any("the password known before stays in use" in problem for problem in nodes[0].core.plan.problems)
+
+    for one in nodes:
+        one.secret("bgp/mesh", 2)
+    assert world.run(60, until=lambda: up(world) and set(times_up(nodes[0]).values()) == {1})
+    assert any("its session starts anew: the password in Secret bgp/mesh changed" in line for line in nodes[0].log)
+
+
+def test_a_password_of_one_peer_is_no_matter_of_the_others() -> None:
+    world = World()
+    nodes = mesh(world, 3)
+    world.run(30, until=lambda: up(world))
+    before = {name: times_up(one) for name, one in world.nodes.items()}
+    peer = manifest(
+        "BGPPeer",
+        "a-to-b",
+        {
+            "node": "n1",
+            "peerIP": "10.0.0.2",
+            "asNumber": 64512,
+            "ttlSecurity": 1,
+            "password": {"secretKeyRef": {"name": "bgp", "key": "b"}},
+        },
+    )
+    for one in nodes:
+        one.secret("bgp/b", 7)
+        one.apply(peer)
+    assert world.run(60, until=lambda: up(world) and "Node_10_0_0_2" in nodes[0].core.peers)
+    assert nodes[0].guards.keys() == {parse_address("10.0.0.2")}
+    assert nodes[1].guards.keys() == {parse_address("10.0.0.1")}, "the reverse has the same password"
+    for one in nodes:
+        for name, count in times_up(one).items():
+            assert count == before[names_of(world)[one]].get(name, 1), name
+    nodes[0].secret("bgp/b", 8)
+    world.run(5)
+    assert not up(world), "the ends differ"
+    nodes[1].secret("bgp/b", 8)
+    assert world.run(60, until=lambda: up(world))
+    assert times_up(nodes[2]) == before["n3"]
+    nodes[0].delete(ResourceKey("BGPPeer", "a-to-b"))
+    nodes[1].delete(ResourceKey("BGPPeer", "a-to-b"))
+    assert world.run(60, until=lambda: up(world))
+    assert nodes[0].guards == {}
+
+
+def names_of(world: World) -> dict[Node, str]:
+    return {one: name for name, one in world.nodes.items()}
+
+
+def test_a_restarted_node_waits_for_a_peer_whose_password_is_missing() -> None:
+    """Its routes stay in the kernel as long as those of any peer that is late."""
+    world = World()
+    key = parse_prefix("10.244.9.0/26")
+    kernel = {key: KernelRoute(RouteKind.BLACKHOLE)}
+    peer = {"peerIP": "10.0.0.9", "password": {"secretKeyRef": {"name": "bgp", "key": "x"}}}
+    one = world.add(
+        "n1",
+        addresses(2),
+        [*POOLS, node("n1", 2), manifest("BGPPeer", "x", peer)],
+        routes_found=frozenset({V4}),
+        kernel=kernel,
+    )
+    world.run(100)
+    assert key in one.kernel
+    world.run(30)
+    assert key not in one.kernel
+
+
+def test_a_peer_reachable_by_a_gateway() -> None:
+    """The gateway is on the link, the peer behind it; its route comes and goes with the resource and the link."""
+    world = World()
+    peer = {"peerIP": "172.16.0.1", "asNumber": 65001, "reachableBy": "10.0.0.254"}
+    one = world.add("n1", addresses(2), [*POOLS, node("n1", 2), manifest("BGPPeer", "far", peer)])
+    world.run(1)
+    assert one.routes() == {"172.16.0.1/32": "via 10.0.0.254"}
+    next_hop = one.core.next_hops.track(parse_address("172.16.0.1"))
+    assert next_hop.text == "via 10.0.0.254 dev eth0 (route by reachableBy 172.16.0.1/32 through 10.0.0.254)"
+    one.link(False)
+    world.run(1)
+    assert one.routes() == {}
+    one.link(True)
+    world.run(1)
+    assert one.routes() == {"172.16.0.1/32": "via 10.0.0.254"}
+    one.apply(manifest("BGPPeer", "far", {**peer, "reachableBy": "10.0.0.253"}))
+    world.run(1)
+    assert one.routes() == {"172.16.0.1/32": "via 10.0.0.253"}
+    assert not any("anew" in line for line in one.log)
+    one.delete(ResourceKey("BGPPeer", "far"))
+    world.run(1)
+    assert one.routes() == {}
+
+
+def test_bind_mode_is_a_matter_of_listening_alone() -> None:
+    world = World()
+    nodes = mesh(world, 2)
+    world.run(30, until=lambda: up(world))
+    assert nodes[0].listen == Listen(179)
+    for one in nodes:
+        one.apply(manifest("BGPConfiguration", "default", {"bindMode": "NodeIP"}))
+    world.run(10)
+    assert nodes[0].listen == Listen(179, (parse_address("10.0.0.1"), parse_address("fd00::1")))
+    assert up(world) and set(times_up(nodes[0]).values()) == {1}

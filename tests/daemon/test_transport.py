@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import uvloop
 
 from routed.daemon import transport
-from routed.daemon.transport import Transports
+from routed.daemon.transport import Protection, Transports, set_md5_key
 
 LOCALHOST = bytes([127, 0, 0, 1])
 LOCALHOST_6 = bytes(15) + b"\x01"
@@ -331,3 +332,194 @@ def test_another_port_replaces_the_first() -> None:
             await asyncio.open_connection("127.0.0.1", first)
 
     run(test)
+
+
+# ---- what guards a session
+
+SECRET = Protection(b"s3cret")
+
+
+def signed(password: bytes, remote: bytes = LOCALHOST) -> socket.socket:
+    """A socket that signs for a peer."""
+    sock = socket.socket(socket.AF_INET if len(remote) == 4 else socket.AF_INET6)
+    sock.setblocking(False)
+    set_md5_key(sock, remote, password)
+    return sock
+
+
+async def opened(owner: Owner, transports: Transports) -> int:
+    """Listen, and wait until that is said to be so: who guards a port lets no probe in."""
+    port = free_port()
+    transports.listen(port)
+    await owner.until(lambda: ("listen", port, ()) in owner.calls)
+    return port
+
+
+async def reaches(sock: socket.socket, host: str, port: int, seconds: float = 5.0) -> bool:
+    """Whether a connection comes about; segments that are not signed as they should be are dropped in silence."""
+    with sock:
+        try:
+            await asyncio.wait_for(asyncio.get_running_loop().sock_connect(sock, (host, port)), seconds)
+        except TimeoutError:
+            return False
+        return True
+
+
+@pytest.mark.parametrize(("host", "address"), [("127.0.0.1", LOCALHOST), ("::1", LOCALHOST_6)])
+def test_a_listening_socket_wants_the_peer_s_password(host: str, address: bytes) -> None:
+    async def test(owner: Owner, transports: Transports) -> None:
+        port = await opened(owner, transports)
+        transports.protect({address: SECRET})
+        plain = socket.socket(socket.AF_INET if len(address) == 4 else socket.AF_INET6)
+        plain.setblocking(False)
+        assert await reaches(signed(b"s3cret", address), host, port)
+        await owner.until(lambda: ("accepted", address, address, "") in owner.calls)
+        assert not await reaches(signed(b"another", address), host, port, 0.3)
+        assert not await reaches(plain, host, port, 0.3)
+
+        transports.protect({address: Protection(b"renewed")})
+        assert await reaches(signed(b"renewed", address), host, port)
+        assert not await reaches(signed(b"s3cret", address), host, port, 0.3)
+
+        transports.protect({})
+        _, writer = await asyncio.open_connection(host, port)
+        writer.close()
+        assert not await reaches(signed(b"renewed", address), host, port, 0.3), "a signature nobody asked for"
+
+    run(test)
+
+
+def test_a_listener_that_opens_later_has_the_passwords() -> None:
+    async def test(owner: Owner, transports: Transports) -> None:
+        transports.protect({LOCALHOST: SECRET})
+        port = await opened(owner, transports)
+        assert await reaches(signed(b"s3cret"), "127.0.0.1", port)
+        assert not await reaches(signed(b"other"), "127.0.0.1", port, 0.3)
+
+    run(test)
+
+
+def test_we_sign_what_we_open() -> None:
+    async def test(owner: Owner, transports: Transports) -> None:
+        other = Transports(theirs := Owner())
+        other.protect({LOCALHOST: SECRET})
+        port = await opened(theirs, other)
+        transports.connect(1, LOCALHOST, port, b"", "", SECRET)
+        await owner.until(lambda: ("connected", 1, LOCALHOST) in owner.calls)
+        transports.connect(2, LOCALHOST, port, b"", "", Protection(b"wrong"))
+        transports.connect(3, LOCALHOST, port, b"", "")
+        theirs.output[theirs.next_conn] = [b"hello"]
+        other.pull(theirs.next_conn)
+        await owner.until(lambda: owner.data.get(1) == b"hello")
+        assert owner.names() == ["connected"], "the others wait for an answer"
+        other.reset_all()
+
+    run(test)
+
+
+def test_a_password_the_kernel_does_not_take_lets_nobody_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOMEM, "no room")
+
+    async def test(owner: Owner, transports: Transports) -> None:
+        port = await opened(owner, transports)
+        owner.calls.clear()
+        monkeypatch.setattr(transport, "set_md5_key", refuse)
+        transports.protect({LOCALHOST: SECRET})
+        ((_, _, (problem,)),) = owner.calls  # type: ignore[misc]
+        assert problem == (
+            "connections from 127.0.0.1 are refused: the kernel takes no TCP MD5 key for it, for want of room: "
+            "raise `sysctl net.core.optmem_max`"
+        )
+        reader, _ = await asyncio.open_connection("127.0.0.1", port)
+        with pytest.raises(ConnectionResetError):
+            await reader.read()
+        transports.connect(5, LOCALHOST, port, b"", "", SECRET)
+        await owner.until(lambda: "connect_failed" in owner.names())
+        assert "accepted" not in owner.names()
+        assert owner.calls[-1] == (
+            "connect_failed", 5, "cannot protect the session with 127.0.0.1 by TCP MD5: Cannot allocate memory",
+        )  # fmt: skip
+
+    run(test)
+
+
+@pytest.mark.parametrize("address", [LOCALHOST, LOCALHOST_6])
+def test_ttl_security_on_both_ends(address: bytes) -> None:
+    """Loopback is no router, so a full TTL arrives in full, and what is sent with less is dropped."""
+
+    async def test(owner: Owner, transports: Transports) -> None:
+        near = Protection(hops=1)
+        transports.protect({address: near})
+        port = await opened(owner, transports)
+        other = Transports(theirs := Owner())
+        other.connect(1, address, port, b"", "", near)
+        await theirs.until(lambda: ("connected", 1, address) in theirs.calls)
+        await owner.until(lambda: owner.next_conn == 101)
+        theirs.output[1] = [b"near"]
+        other.pull(1)
+        await owner.until(lambda: owner.data.get(101) == b"near")
+
+        other.connect(2, address, port, b"", "")
+        await theirs.until(lambda: ("connected", 2, address) in theirs.calls)
+        await owner.until(lambda: owner.next_conn == 102)
+        theirs.output[2] = [b"from afar"]
+        other.pull(2)
+        owner.output[101] = [b"and back"]
+        transports.pull(101)
+        await theirs.until(lambda: theirs.data.get(1) == b"and back")
+        assert 102 not in owner.data, "sent with the usual TTL of 64"
+        other.reset_all()
+
+    run(test)
+
+
+def test_listening_on_some_addresses_only() -> None:
+    async def test(owner: Owner, transports: Transports) -> None:
+        port = await opened(owner, transports)
+        _, writer = await asyncio.open_connection("127.0.0.2", port)
+        await owner.until(lambda: owner.next_conn == 101)
+        owner.calls.clear()
+        transports.listen(port, (LOCALHOST, LOCALHOST_6))
+        await owner.until(lambda: ("listen", port, ()) in owner.calls)
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.2", port)
+        for host in ("127.0.0.1", "::1"):
+            _, other = await asyncio.open_connection(host, port)
+            other.close()
+        writer.write(b"still here")
+        await owner.until(lambda: owner.data.get(101) == b"still here")
+        transports.listen(port)
+        owner.calls.clear()
+        await owner.until(lambda: ("listen", port, ()) in owner.calls)
+        _, other = await asyncio.open_connection("127.0.0.2", port)
+        other.close()
+        writer.close()
+
+    run(test)
+
+
+def test_an_address_no_interface_has_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "LISTEN_RETRY", 0.01)
+
+    async def test(owner: Owner, transports: Transports) -> None:
+        port = free_port()
+        no_such = (
+            f"cannot listen on port {port} of 192.0.2.1: no interface has this address, and bindMode is NodeIP; "
+            "routed keeps trying"
+        )
+        transports.listen(port, (LOCALHOST, bytes([192, 0, 2, 1])))
+        await owner.until(lambda: bool(owner.calls))
+        assert owner.calls[0] == (
+            "listen",
+            port,
+            (no_such,),
+        )
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.close()
+
+    run(test)
+
+
+def test_a_protection_does_not_show_its_password() -> None:
+    assert "s3cret" not in repr(SECRET)

@@ -245,3 +245,33 @@ def test_the_changelog_knows_this_version() -> None:
 def test_the_license_is_the_one_that_is_declared() -> None:
     assert "Apache License\n                           Version 2.0" in read("LICENSE")
     assert "Apache-2.0" in read("pyproject.toml")
+
+
+# ---- docs/calico-compatibility.md
+
+COMPARED: dict[str, dict[str, tuple[str, ...]]] = {
+    "## Node": {"spec.bgp": schema._NODE_BGP},
+    "## BGPConfiguration": {"spec": schema._BGP_CONFIGURATION_SPEC},
+    "## BGPPeer": {"spec": schema._BGP_PEER_SPEC},
+}
+
+
+@pytest.mark.parametrize("heading", COMPARED)
+def test_every_field_is_compared_with_calico(heading: str) -> None:
+    text = section(read("docs/calico-compatibility.md"), heading)
+    rows = [cells(line) for line in text.splitlines() if line.startswith("| `")]
+    compared = {name: row[1].strip() for row in rows for name in re.findall(r"`([\w.]+)`", row[0])}
+    known = {f"{at}.{name}" for at, names in COMPARED[heading].items() for name in names}
+    assert set(compared) - {"spec.bgp"} == known
+    assert set(compared.values()) <= {"honoured", "honoured, differs", "reported", "no effect"}
+
+
+def test_what_is_reported_in_the_comparison_is_reported_in_the_reference() -> None:
+    reference = read("docs/configuration.md")
+    text = read("docs/calico-compatibility.md")
+    rows = [cells(line) for line in text.splitlines() if line.startswith("| `")]
+    reported = {name for row in rows if row[1].strip() == "reported" for name in re.findall(r"`([\w.]+)`", row[0])}
+    assert reported
+    for name in reported:
+        lines = [line for line in reference.splitlines() if line.startswith("|") and f"`{name}`" in line.split("|")[1]]
+        assert any("reported" in line for line in lines), name

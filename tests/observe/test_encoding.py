@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routed.core.core import Core, CoreSettings
-from routed.core.effects import Effect, Level
+from routed.core.effects import Effect, Guard, Level
 from routed.desired import Gateway, KernelRoute, RouteBatch, RouteKind
 from routed.model.resources import JsonObject, ResourceKey, Update
 from routed.model.schema import parse_manifest
@@ -169,6 +169,12 @@ def any_effect(draw: st.DrawFn) -> object:
         "level": st.sampled_from(Level),
         "subject": st.text(),
         "text": st.text(),
+        "password": st.text(),
+        "ttl_security": st.integers(0, 255),
+        "addresses": st.lists(addresses, max_size=2).map(tuple),
+        "peers": st.lists(
+            st.builds(Guard, addresses, st.text(), st.integers(0, 9), st.integers(0, 255)), max_size=2
+        ).map(tuple),
     }
     return kind(**{name: draw(values[name]) for name in kind.__match_args__})
 

@@ -348,7 +348,7 @@ def test_explicit_goes_before_reverse(scenario: Make) -> None:
     assert scenario(*text).plan.problems == ()
 
 
-# ---- not supported
+# ---- not supported, or not to be had
 
 UNSUPPORTED = """
 - kind: BGPPeer
@@ -365,9 +365,9 @@ UNSUPPORTED = """
 """
 
 
-def test_what_is_not_supported_is_said_where_it_counts(scenario: Make) -> None:
+def test_what_is_not_to_be_had_is_said_where_it_counts(scenario: Make) -> None:
     problems = scenario(UNSUPPORTED).plan.problems
-    for field in ("password", "ttlSecurity", "reachableBy", "filters"):
+    for field in ("password", "filters"):
         assert [one for one in problems if one.startswith(f"BGPPeer secure: spec.{field}")], field
     assert [one for one in problems if one.startswith("BGPPeer pods: spec.localWorkloadSelector")]
     elsewhere = scenario(UNSUPPORTED, node="kube-node-1").plan.problems

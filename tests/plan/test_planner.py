@@ -76,7 +76,6 @@ def test_bgp_off(scenario: Make) -> None:
     ("kind", "name", "spec", "expected"),
     [
         ("BGPConfiguration", "default", "nodeMeshPassword: {secretKeyRef: {name: s, key: k}}", "spec.nodeMeshPassword"),
-        ("BGPConfiguration", "default", "bindMode: NodeIP", "spec.bindMode"),
         ("BGPConfiguration", "default", "serviceClusterIPs: [{cidr: 10.96.0.0/12}]", "spec.serviceClusterIPs"),
         ("BGPConfiguration", "default", "serviceExternalIPs: [{cidr: 203.0.113.0/24}]", "spec.serviceExternalIPs"),
         (

@@ -62,12 +62,17 @@ def neighbour(peer: PeerPlan, plan: Plan) -> Json:
         ("clusterId", format_router_id(peer.cluster_id), "0.0.0.0"),
         ("nextHop", peer.next_hop_mode.name.lower(), NextHopMode.AUTO.name.lower()),
         ("allowedOwnAs", peer.allowed_own_as, 0),
+        ("password", session.password, ""),
+        ("ttlSecurity", session.ttl_security, 0),
+        ("held", bool(session.held), False),
     )
     row.update({key: value for key, value, default in unusual if value != default})
     return row
 
 
 def route(origin: Origin) -> str:
+    if origin.gateway:
+        return f"via {format_address(origin.gateway)}"
     return "blackhole" if origin.blackhole else "advertised"
 
 
@@ -88,6 +93,8 @@ class Run:
             for manifest in (*step.get("resources", ()), *step.get("apply", ())):
                 resource = parse_manifest({"apiVersion": "projectcalico.org/v3", **manifest})
                 planner.update(Update(resource.key, resource))
+            for reference, generation in step.get("secrets", {}).items():
+                planner.secret(reference, generation, "")
             for gone in step.get("delete", ()):
                 planner.update(Update(ResourceKey(gone["kind"], gone["name"], gone.get("namespace", "")), None))
         before = self.plans
