@@ -19,10 +19,13 @@ import yaml
 
 from routed.control.client import ControlClient
 from routed.control.protocol import DEFAULT_RUN_DIR, SOCKET_NAME
-from routed.errors import ConfigError
+from routed.errors import ConfigError, RoutedError
 from routed.observe.logs import harmless
 
 DEFAULT_CONFIG = "/etc/routed/routed.yaml"
+
+SHOW = "show neighbors, routes, interfaces and more"
+"""The help of the group that most modules add to."""
 
 Run: TypeAlias = Callable[[argparse.Namespace], int]
 
@@ -31,6 +34,10 @@ Row: TypeAlias = dict[str, Any]
 
 Render: TypeAlias = Callable[[Iterable[Any]], Iterator[str]]
 """Rows of an answer as lines of text."""
+
+
+class UsageError(RoutedError):
+    """The arguments don't go together in a way argparse can't see."""
 
 
 class ExitStatus(enum.IntEnum):

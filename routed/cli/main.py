@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from routed.cli import neighbors, node, recordings, routes
-from routed.cli.command import Commands, ExitStatus
+from routed.cli.command import Commands, ExitStatus, UsageError
 from routed.control.client import Unreachable
 from routed.errors import ConfigError, RoutedError
 from routed.observe.logs import harmless
@@ -25,7 +25,9 @@ examples:
   routedctl show route 10.244.1.0/26 --all      every path, which won, in which step
   routedctl show route 10.244.1.7               the route that covers an address
   routedctl show fib --json                     what is in the kernel, for programs
-  routedctl clear 10.0.0.2 --in                 ask a neighbour for its routes again
+  routedctl show received 10.0.0.2              what a neighbour announced, refused routes and why included
+  routedctl show advertised 10.0.0.2            what we announce to it, with the attributes as they are sent
+  routedctl clear 10.0.0.2 soft in              ask a neighbour for its routes again
   routedctl shutdown --reason "new kernel"      end all sessions and the daemon
 
 Words may be shortened while one command only is meant: `routedctl sh ne`. Every command has its own --help.
@@ -66,6 +68,8 @@ def status_of(error: RoutedError) -> ExitStatus:
     match error:
         case Unreachable():
             return ExitStatus.UNAVAILABLE
+        case UsageError():
+            return ExitStatus.USAGE
         case ConfigError():
             return ExitStatus.CONFIG
         case _:

@@ -1,19 +1,39 @@
-"""Commands about BGP neighbours: `show neighbors`, `clear`."""
+"""Commands about BGP neighbours: `show neighbors`, `show summary`, `show received`, `show advertised`, `clear`."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Iterator
 
-from routed.cli.command import Commands, Row, ask, each, sentence, show_one, stream
+from routed.cli.attributes import ATTRIBUTES, attribute_facts, attributes_line
+from routed.cli.command import (
+    SHOW,
+    Commands,
+    Render,
+    Row,
+    UsageError,
+    ask,
+    connect,
+    each,
+    sentence,
+    show_list,
+    show_one,
+    stream,
+)
 from routed.cli.tables import duration, facts, table, terminal_width
+from routed.errors import ControlError
 from routed.observe.logs import harmless
 
-NUMBERS = frozenset({"AS", "Rcvd", "Best", "Sent"})
+NUMBERS = frozenset(
+    {"AS", "Rcvd", "Best", "Sent", "V", "MsgRcvd", "MsgSent", "OutQ", "State/PfxRcd", "PfxSnt", "Pref", "MED"}
+)
+
+#: Columns that may be cut on a narrow terminal.
+TEXTS = frozenset({"Name", "Desc", "AS path", "Communities", "Verdict", "From"})
 
 
 def add(commands: Commands) -> None:
-    commands.group("show", "show neighbors, routes or the kernel's table")
+    commands.group("show", SHOW)
     shown = commands.add(
         "show neighbors",
         _neighbors,
@@ -25,20 +45,72 @@ def add(commands: Commands) -> None:
         aliases=["neighbours", "protocols"],
     )
     shown.add_argument("address", nargs="?", metavar="ADDR", help="a neighbour's address")
+    summary = commands.add(
+        "show summary",
+        _summary,
+        "the BGP neighbours of each family with message and prefix counts, as `show bgp summary` of other routers",
+        examples=[
+            ("routedctl show summary", "all families"),
+            ("routedctl show summary --family ipv6", "one of them"),
+        ],
+    )
+    _add_family(summary)
+    for name, run, text, examples in (
+        (
+            "received",
+            _received,
+            "what a neighbour announced to us (Adj-RIB-In), and what became of each route",
+            [
+                ("routedctl show received 10.0.0.2", "all of it, what a filter or loop check refused included"),
+                ("routedctl show received 10.0.0.2 10.244.2.0/26", "one prefix in full"),
+                ("routedctl show received 10.0.0.2 10.244.0.0/16 --longer", "what lies within a prefix"),
+            ],
+        ),
+        (
+            "advertised",
+            _advertised,
+            "what we announce to a neighbour (Adj-RIB-Out), with the attributes as they are sent",
+            [
+                ("routedctl show advertised 10.0.0.254", "all of it"),
+                (
+                    "routedctl show advertised 10.0.0.254 10.244.1.0/26",
+                    "one prefix in full, or why it is not announced",
+                ),
+                ("routedctl show advertised 10.0.0.254 --all", "also what is not announced, and why"),
+            ],
+        ),
+    ):
+        parser = commands.add(f"show {name}", run, text, examples=examples)
+        parser.add_argument("address", metavar="ADDR", help="a neighbour's address or name")
+        parser.add_argument("prefix", nargs="?", metavar="PREFIX", help="a prefix, or an address it covers")
+        parser.add_argument("--longer", action="store_true", help="also the prefixes that lie within PREFIX")
+        parser.set_defaults(request=name)
+        if run is _advertised:
+            parser.add_argument("--all", action="store_true", help="also what is not announced, and why")
+        _add_family(parser)
     clear = commands.add(
         "clear",
         _clear,
-        "reset the session with a neighbour",
+        "reset the session with a neighbour, or exchange the routes again without a reset (soft)",
         examples=[
             ("routedctl clear 10.0.0.2", "reset the session (Cease/4)"),
-            ("routedctl clear 10.0.0.2 --in", "ask for its routes again, the session stays"),
-            ("routedctl clear 10.0.0.2 --out", "send our routes again, the session stays"),
+            ("routedctl clear 10.0.0.2 soft", "ask for its routes again, and send ours again; the session stays"),
+            ("routedctl clear 10.0.0.2 soft in", "only ask for its routes again"),
+            ("routedctl clear 10.0.0.2 soft out", "only send our routes again"),
+            ("routedctl clear all soft out", "the same for every neighbour"),
         ],
     )
-    clear.add_argument("address", metavar="ADDR", help="the neighbour's address")
+    clear.add_argument(
+        "address", metavar="ADDR", help="the neighbour's address or name; `all` or `*` for every neighbour"
+    )
+    clear.add_argument("how", nargs="*", metavar="soft [in|out]", help="without a reset of the session")
     soft = clear.add_mutually_exclusive_group()
-    soft.add_argument("--in", dest="mode", action="store_const", const="in", help="only ask it for its routes again")
-    soft.add_argument("--out", dest="mode", action="store_const", const="out", help="only send it our routes again")
+    soft.add_argument("--in", dest="mode", action="store_const", const="in", help="the same as `soft in`")
+    soft.add_argument("--out", dest="mode", action="store_const", const="out", help="the same as `soft out`")
+
+
+def _add_family(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--family", choices=("ipv4", "ipv6"), help="of one address family only")
 
 
 def _neighbors(arguments: argparse.Namespace) -> int:
@@ -47,15 +119,123 @@ def _neighbors(arguments: argparse.Namespace) -> int:
     return stream(arguments, neighbors, "neighbors")
 
 
+def _summary(arguments: argparse.Namespace) -> int:
+    with connect(arguments) as client:
+        status = client.ask("status")
+        rows = list(client.stream("neighbors"))
+    assert isinstance(status, dict)
+    known = {label for row in rows if isinstance(row, dict) for label in row.get("families") or {}}
+    labels = [label for label in sorted(known) if label.startswith(arguments.family or "")]
+    answer = {
+        **{name: status.get(name) for name in ("routerId", "as", "memoryBytes")},
+        "families": {
+            label: {
+                **((status.get("routes") or {}).get(label) or {}),
+                "neighbors": [
+                    _of_family(row, label) for row in rows if isinstance(row, dict) and label in row["families"]
+                ],
+            }
+            for label in labels
+        },
+    }
+    return show_one(arguments, answer, summary)
+
+
+def _of_family(row: Row, label: str) -> Row:
+    """What a summary says of one neighbour in one family."""
+    messages, family = row.get("messages") or {}, row["families"][label]
+    kept = ("name", "address", "as", "state", "sinceSeconds", "establishedCount", "lastError", "why")
+    return {
+        **{name: row.get(name) for name in kept},
+        "version": 4,
+        "messagesReceived": sum((messages.get("received") or {}).values()),
+        "messagesSent": sum((messages.get("sent") or {}).values()),
+        "prefixesReceived": family.get("received"),
+        "prefixesSent": family.get("sent"),
+        "prefixesWaiting": family.get("waiting"),
+    }
+
+
+def _received(arguments: argparse.Namespace) -> int:
+    single = arguments.prefix is not None and not arguments.longer
+    return _exchanged(arguments, each(received) if single else received_table, single)
+
+
+def _advertised(arguments: argparse.Namespace) -> int:
+    single = arguments.prefix is not None and not arguments.longer
+    return _exchanged(arguments, each(advertised) if single else advertised_table, single, all=arguments.all)
+
+
+def _exchanged(arguments: argparse.Namespace, render: Render, single: bool, **values: object) -> int:
+    names = ("address", "prefix", "family", "longer")
+    values |= {name: getattr(arguments, name) for name in names}
+    with connect(arguments) as client:
+        rows = client.stream(arguments.request, **values)
+        if single:
+            found = list(rows)
+            if not found:
+                raise ControlError(f"{arguments.address} has not announced {arguments.prefix}")
+            rows = iter(found)
+        return show_list(arguments, rows, render)
+
+
 def _clear(arguments: argparse.Namespace) -> int:
-    answer = ask(arguments, "clear", address=arguments.address, mode=arguments.mode or "hard")
-    return show_one(arguments, answer, sentence)
+    modes = {
+        (): "hard",
+        ("soft",): "soft",
+        ("soft", "in"): "in",
+        ("soft", "out"): "out",
+        ("in",): "in",
+        ("out",): "out",
+    }
+    mode = arguments.mode or modes.get(tuple(arguments.how))
+    if mode is None or (arguments.mode and arguments.how):
+        raise UsageError(f"after the neighbour comes `soft`, `soft in` or `soft out`, not `{' '.join(arguments.how)}`")
+    if arguments.address in ("all", "*"):
+        return stream(arguments, each(sentence), "clear", address="all", mode=mode)
+    return show_one(arguments, ask(arguments, "clear", address=arguments.address, mode=mode), sentence)
 
 
 def neighbors(rows: Iterable[Row]) -> Iterator[str]:
     """`routedctl show neighbors`: one line a neighbour."""
     headings = ("Neighbor", "AS", "State", "Up/Down", "Rcvd", "Best", "Sent", "Name")
     yield from table(headings, map(_neighbor_line, rows), right=NUMBERS, width=terminal_width())
+
+
+def summary(answer: Row) -> Iterator[str]:
+    """`routedctl show summary`."""
+    headings = (
+        "Neighbor", "V", "AS", "MsgRcvd", "MsgSent", "OutQ", "Up/Down", "State/PfxRcd", "PfxSnt", "Desc",
+    )  # fmt: skip
+    memory = answer.get("memoryBytes")
+    used = f", memory {memory / 2**20:.0f} MiB" if isinstance(memory, int) else ""
+    yield f"BGP router identifier {answer.get('routerId') or '-'}, local AS number {answer.get('as') or '-'}{used}"
+    for label, family in (answer.get("families") or {}).items():
+        peers = family.get("neighbors") or []
+        up = sum(1 for row in peers if row.get("state") == "Established")
+        yield ""
+        yield f"{label}: {family.get('prefixes')} prefixes, table version {family.get('tableVersion')}"
+        yield from table(headings, map(_summary_line, peers), right=NUMBERS, width=terminal_width())
+        counts = [sum(row.get(name) or 0 for row in peers) for name in ("prefixesReceived", "prefixesSent")]
+        yield f"{len(peers)} neighbors, {up} established; {counts[0]} prefixes received, {counts[1]} sent"
+
+
+def _summary_line(row: Row) -> tuple[object, ...]:
+    up = row.get("state") == "Established"
+    never = not up and not row.get("establishedCount")
+    desc = f"{row.get('name')}: {row['lastError']}" if not up and row.get("lastError") else row.get("name")
+    return (
+        row.get("address"),
+        row.get("version"),
+        row.get("as"),
+        row.get("messagesReceived"),
+        row.get("messagesSent"),
+        row.get("prefixesWaiting"),
+        "never" if never else duration(row.get("sinceSeconds")),
+        row.get("prefixesReceived") if up else row.get("state"),
+        row.get("prefixesSent") if up else None,
+        desc,
+    )
 
 
 def _neighbor_line(row: Row) -> tuple[object, ...]:
@@ -157,3 +337,61 @@ def _malformed(messages: Row) -> str | None:
 
 def _stale(family: Row) -> str:
     return f" ({family['stale']} stale: kept while the peer restarts)" if family.get("stale") else ""
+
+
+# --- what was exchanged
+
+
+def received_table(rows: Iterable[Row]) -> Iterator[str]:
+    """`routedctl show received ADDR`: a line a prefix."""
+    lines = ((_mark(row), row.get("prefix"), *attributes_line(row), _verdict(row)) for row in rows)
+    yield from table(("", "Prefix", *ATTRIBUTES, "Verdict"), lines, right=NUMBERS, width=terminal_width(), shrink=TEXTS)
+
+
+def _mark(row: Row) -> str:
+    return ">" if row.get("best") else "=" if row.get("multipath") else "" if row.get("accepted") else "x"
+
+
+def _verdict(row: Row) -> str:
+    changed = f"; changed by {row['changedBy']}" if row.get("changedBy") else ""
+    return f"{'stale; ' if row.get('stale') else ''}{row.get('reason')}{changed}"
+
+
+def received(row: Row) -> Iterator[str]:
+    """`routedctl show received ADDR PREFIX`: one prefix in full."""
+    yield harmless(f"{row.get('prefix')} from {row.get('peer')}: {'accepted' if row.get('accepted') else 'refused'}")
+    changed = [f"{name} = {_changed(value)}" for name, value in (row.get("changedTo") or {}).items()]
+    yield from facts(
+        [
+            ("verdict", row.get("reason")),
+            ("stale", "kept while the peer restarts" if row.get("stale") else None),
+            *attribute_facts(row),
+            ("changed by", row.get("changedBy")),
+            ("changed to", ", ".join(changed)),
+        ],
+        "  ",
+    )
+
+
+def _changed(value: object) -> str:
+    if value is None or value == "":
+        return "none"
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def advertised_table(rows: Iterable[Row]) -> Iterator[str]:
+    """`routedctl show advertised ADDR`: a line a prefix."""
+    lines = ((row.get("prefix"), *attributes_line(row), row.get("from"), _told(row)) for row in rows)
+    yield from table(
+        ("Prefix", *ATTRIBUTES, "From", "State"), lines, right=NUMBERS, width=terminal_width(), shrink=TEXTS
+    )
+
+
+def _told(row: Row) -> str:
+    return f"{row.get('state')}: {row['reason']}" if row.get("reason") else str(row.get("state"))
+
+
+def advertised(row: Row) -> Iterator[str]:
+    """`routedctl show advertised ADDR PREFIX`: one prefix in full."""
+    yield harmless(f"{row.get('prefix')} to {row.get('peer')}: {row.get('state')}")
+    yield from facts([("because", row.get("reason")), ("learned from", row.get("from")), *attribute_facts(row)], "  ")

@@ -1,14 +1,14 @@
-"""Commands about the node as a whole: `status`, `version`, `shutdown`."""
+"""Commands about the node as a whole: `status`, `show interfaces`, `version`, `shutdown`."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from routed import __version__
-from routed.cli.command import Commands, Row, ask, sentence, show_one
-from routed.cli.tables import duration, facts
+from routed.cli.command import SHOW, Commands, Row, ask, sentence, show_list, show_one
+from routed.cli.tables import duration, facts, table, terminal_width
 from routed.control.client import Unreachable
 from routed.errors import ConfigError, ControlError
 from routed.observe.logs import harmless
@@ -30,6 +30,13 @@ def add(commands: Commands) -> None:
         "the version of routedctl and of the daemon",
         examples=[("routedctl version", "both versions; a daemon that does not run is no error")],
     )
+    commands.group("show", SHOW)
+    commands.add(
+        "show interfaces",
+        _interfaces,
+        "the node's interfaces as routed sees them",
+        examples=[("routedctl show interfaces", "which carries BGP, which leads to workloads, what is down")],
+    )
     shutdown = commands.add(
         "shutdown",
         _shutdown,
@@ -42,6 +49,27 @@ def add(commands: Commands) -> None:
 
 def _status(arguments: argparse.Namespace) -> int:
     return show_one(arguments, ask(arguments, "status"), status)
+
+
+def _interfaces(arguments: argparse.Namespace) -> int:
+    return show_list(arguments, ask(arguments, "interfaces"), interfaces)
+
+
+def interfaces(rows: Iterable[Row]) -> Iterator[str]:
+    """`routedctl show interfaces`."""
+    lines = (
+        (
+            row.get("name"),
+            row.get("state"),
+            row.get("mtu"),
+            " ".join(row.get("roles") or []),
+            " ".join(row["addresses"]),
+        )
+        for row in rows
+    )
+    yield from table(
+        ("Interface", "State", "MTU", "Role", "Addresses"), lines, right=frozenset({"MTU"}), width=terminal_width()
+    )
 
 
 def _shutdown(arguments: argparse.Namespace) -> int:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Iterator
 
-from routed.cli.command import Commands, Row, each, stream
+from routed.cli.attributes import attribute_facts
+from routed.cli.command import SHOW, Commands, Row, each, stream
 from routed.cli.tables import facts, table, terminal_width
 from routed.observe.logs import harmless
 
-NUMBERS = frozenset({"Pref", "Metric"})
+NUMBERS = frozenset({"Pref"})
+
+#: Columns that may be cut on a narrow terminal.
+TEXTS = frozenset({"Route", "From", "AS path", "Kernel", "State"})
 
 
 def add(commands: Commands) -> None:
-    commands.group("show", "show neighbors, routes or the kernel's table")
+    commands.group("show", SHOW)
     shown = commands.add(
         "show route",
         _route,
@@ -48,7 +52,7 @@ def _fib(arguments: argparse.Namespace) -> int:
 def routes(rows: Iterable[Row]) -> Iterator[str]:
     """`routedctl show route`: a line for each path in use."""
     headings = ("", "Prefix", "Route", "From", "Pref", "AS path", "Kernel")
-    yield from table(headings, _route_lines(rows), right=NUMBERS, width=terminal_width())
+    yield from table(headings, _route_lines(rows), right=NUMBERS, width=terminal_width(), shrink=TEXTS)
 
 
 def _route_lines(rows: Iterable[Row]) -> Iterator[tuple[object, ...]]:
@@ -87,17 +91,7 @@ def route(row: Row) -> Iterator[str]:
                 ("decision", path.get("reason")),
                 ("values", _compared(path)),
                 ("next hop", _next_hop(path)),
-                ("AS path", path.get("asPath") or "empty"),
-                ("origin", path.get("origin")),
-                ("local pref", path.get("localPref")),
-                ("MED", path.get("med")),
-                ("communities", _words(path.get("communities"))),
-                ("large communities", _words(path.get("largeCommunities"))),
-                ("ext. communities", _words(path.get("extendedCommunities"))),
-                ("aggregator", _aggregator(path)),
-                ("originator id", path.get("originatorId")),
-                ("cluster list", _words(path.get("clusterList"))),
-                ("unknown", _unknown(path)),
+                *attribute_facts({**path, "nextHop": None}),
             ],
             "    ",
         )
@@ -122,25 +116,12 @@ def _next_hop(path: Row) -> str | None:
     return f"{path['nextHop']} ({path.get('resolved')}; metric {path.get('metric')})"
 
 
-def _words(words: list[str] | None) -> str:
-    return " ".join(words or [])
-
-
-def _aggregator(path: Row) -> str | None:
-    aggregator = path.get("aggregator")
-    return None if aggregator is None else f"AS {aggregator.get('as')}, {aggregator.get('routerId')}"
-
-
-def _unknown(path: Row) -> str:
-    return ", ".join(f"type {each.get('type')}: {each.get('value')}" for each in path.get("unknown") or [])
-
-
 # --- the kernel's table
 
 
 def fib(rows: Iterable[Row]) -> Iterator[str]:
     """`routedctl show fib`: what we asked of the kernel, and what it said."""
-    yield from table(("Prefix", "Route", "State"), map(_fib_line, rows), width=terminal_width())
+    yield from table(("Prefix", "Route", "State"), map(_fib_line, rows), width=terminal_width(), shrink=TEXTS)
 
 
 def _fib_line(row: Row) -> tuple[object, ...]:

@@ -14,6 +14,9 @@ SAMPLE = 1000
 
 GAP = "  "
 
+#: Characters of a column that is made narrower, at least.
+NARROWEST = 8
+
 
 def terminal_width() -> int | None:
     """Columns of the terminal, or None where the output goes elsewhere: then nothing is cut."""
@@ -28,26 +31,50 @@ def table(
     *,
     right: frozenset[str] = frozenset(),
     width: int | None = None,
+    shrink: frozenset[str] = frozenset(),
 ) -> Iterator[str]:
-    """Lines of a table. The columns named in `right` are flush right; the last one is cut where `width` would be passed."""
+    """Lines of a table. The columns named in `right` are flush right.
+
+    Where a line would be wider than `width`, the widest columns of `shrink` are made narrower, and what does not fit into
+    them is cut; where that is not enough, the end of the line is.
+    """
     rows = iter(rows)
     sample = [_cells(row) for _, row in zip(range(SAMPLE), rows, strict=False)]
     widths = [max(len(cell) for cell in column) for column in zip(headings, *sample, strict=True)]
+    narrowed = [width is not None and heading in shrink for heading in headings]
+    if width is not None:
+        widths = _fitted(widths, narrowed, width)
     aligned_right = [heading in right for heading in headings]
 
     def line(cells: Sequence[str]) -> str:
         padded = [
-            cell.rjust(size) if flush else cell.ljust(size)
-            for cell, size, flush in zip(cells, widths, aligned_right, strict=True)
+            _cut(cell, size if narrow else None).rjust(size)
+            if flush
+            else _cut(cell, size if narrow else None).ljust(size)
+            for cell, size, flush, narrow in zip(cells, widths, aligned_right, narrowed, strict=True)
         ]
-        text = GAP.join(padded).rstrip()
-        return text if width is None or len(text) <= width else text[: width - 1] + "…"
+        return _cut(GAP.join(padded).rstrip(), width)
 
     yield line(headings)
     for cells in sample:
         yield line(cells)
     for row in rows:
         yield line(_cells(row))
+
+
+def _fitted(widths: list[int], may_shrink: list[bool], width: int) -> list[int]:
+    """`widths` with the widest of the columns that may shrink made narrower, down to `NARROWEST`, until a line fits."""
+    widths = list(widths)
+    while sum(widths) + len(GAP) * (len(widths) - 1) > width:
+        wide = [size if may and size > NARROWEST else 0 for size, may in zip(widths, may_shrink, strict=True)]
+        if not any(wide):
+            break
+        widths[wide.index(max(wide))] -= 1
+    return widths
+
+
+def _cut(text: str, width: int | None) -> str:
+    return text if width is None or len(text) <= width else text[: width - 1] + "…"
 
 
 def _cells(row: Sequence[object]) -> list[str]:

@@ -50,6 +50,7 @@ def status(core: Core, now: float) -> Row:
         "routes": {
             family.label: {
                 "prefixes": len(rib.table),
+                "tableVersion": rib.version,
                 "origins": sum(1 for origin_family, _ in core.plan.origins if origin_family is family),
             }
             for family, rib in core.ribs.items()
@@ -149,6 +150,7 @@ def _neighbor_family(core: Core, peer: Peer, family: Family) -> Row:
         "stale": _stale(core, peer, family),
         "best": peer.source.prefixes_best,
         "sent": sent,
+        "waiting": adj_out.backlog if adj_out is not None else 0,
         "endOfRib": family in peer.end_of_rib,
         "sending": "deferred" if adj_out is not None and adj_out.held else "current" if adj_out is not None else None,
     }

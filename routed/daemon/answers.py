@@ -1,7 +1,8 @@
 """What the daemon answers on its control socket: the core's queries, and what only the daemon knows.
 
-The requests: `status`, `neighbors` (address), `routes` (prefix, all), `fib` (prefix), `clear` (address, mode), `shutdown`
-(reason). Arguments are text as people type it; what is wrong with them is said in a sentence.
+The requests: `status`, `neighbors` (address), `routes` (prefix, all), `fib` (prefix), `received` and `advertised` (address,
+prefix, family, longer, all), `interfaces`, `clear` (address, mode), `shutdown` (reason). Arguments are text as people type
+it, an address may be a neighbour's name as well; what is wrong with them is said in a sentence.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from itertools import chain
 from routed import __version__
 from routed.control.protocol import Request
 from routed.control.server import Handler
-from routed.core import queries
+from routed.core import exchanged, queries
 from routed.core.core import Core
+from routed.core.peer import Peer
 from routed.daemon.config import Config
 from routed.daemon.driver import Driver
 from routed.dataplane.kernel import Kernel
@@ -24,10 +26,22 @@ from routed.desired import KernelRoute, RouteKind
 from routed.errors import ControlError
 from routed.net.addresses import format_address, parse_address
 from routed.net.families import Family
-from routed.net.prefixes import format_prefix, make_prefix, parse_prefix, prefix_address
+from routed.net.prefixes import format_prefix, parse_prefix
+from routed.observed import Interface
 
-#: Prefixes looked at between two turns of the loop.
-SLICE = 4000
+#: Words for all neighbours, as other routers have them.
+EVERYBODY = ("all", "*")
+
+#: What `clear` did, by its mode.
+CLEARED = {
+    "hard": "the session is reset",
+    "soft": "asked for its routes again, and ours are sent again",
+    "in": "asked for its routes again",
+    "out": "our routes are sent again",
+}
+
+#: How Calico and the CNI name the host's end of a workload's interface.
+WORKLOAD_PREFIX = "cali"
 
 Row = dict[str, object]
 
@@ -61,6 +75,9 @@ class Answers:
             "neighbors": self.neighbors,
             "routes": self.routes,
             "fib": self.fib,
+            "received": self.received,
+            "advertised": self.advertised,
+            "interfaces": self.interfaces,
             "clear": self.clear,
             "shutdown": self.shutdown,
         }
@@ -83,17 +100,20 @@ class Answers:
                 "protocol": config.kernel.route_protocol,
                 "routes": sum(self._kernel.route_count(family) for family in Family),
             },
+            "memoryBytes": _memory(),
             "largestLoopLagSeconds": round(self.largest_lag, 3),
             "problems": problems,
         }
 
     def neighbors(self, request: Request) -> Iterator[Row]:
         text = request.text("address")
-        address = None if text is None else _address(text)
-        rows = queries.neighbors(self._core, self._driver.clock(), address)
-        if address is not None and not rows:
-            raise ControlError(f"no neighbor has the address {format_address(address)}")
-        return iter(rows)
+        now = self._driver.clock()
+        if text is None:
+            return iter(queries.neighbors(self._core, now))
+        peers = self._peers(text)
+        names = {peer.plan.name for peer in peers}
+        rows = queries.neighbors(self._core, now, peers[0].plan.session.address)
+        return (row for row in rows if row["name"] in names)
 
     def routes(self, request: Request) -> Iterator[Row | None]:
         every = request.flag("all")
@@ -102,7 +122,7 @@ class Answers:
             return chain.from_iterable(self._table(family, every) for family in Family)
         family, prefix = _prefix(text)
         if "/" not in text:
-            prefix = self._longest_match(family, prefix)
+            prefix = exchanged.longest_match(family, prefix, self._core.ribs[family].table)
         first = next(queries.routes(self._core, (family, prefix), every=every), None)
         if first is None:
             raise ControlError(f"no route to {text}")
@@ -114,18 +134,12 @@ class Answers:
         if every:
             adj_ins = [peer.adj_in[family] for peer in self._core.peers.values() if family in peer.adj_in]
             keys = set(keys).union(*(adj_in.refused for adj_in in adj_ins))
-        groups: dict[bytes, list[bytes]] = {}
-        end = 3 if family is Family.IPV4_UNICAST else 5
-        for number, key in enumerate(list(keys)):
-            groups.setdefault(key[1:end], []).append(key)
-            if not number % SLICE:
+        for key in exchanged.in_order(family, list(keys)):
+            if key is None:
                 yield None
-        for number, start in enumerate(sorted(groups)):
-            if not number % SLICE:
-                yield None
-            for key in sorted(groups[start], key=lambda key: (key[1:], key[0])):
-                for row in queries.routes(self._core, (family, key), every=every):
-                    yield self._with_kernel(row)
+                continue
+            for row in queries.routes(self._core, (family, key), every=every):
+                yield self._with_kernel(row)
 
     def _with_kernel(self, row: Row) -> Row:
         """A route with what became of it in the kernel: `installed`, `pending`, `failed`, or null where it is not there."""
@@ -133,14 +147,80 @@ class Answers:
         entry = self._kernel.fib_entry(family, prefix) if self._config().kernel.program_routes else None
         return {**row, "kernelState": None if entry is None else entry.state}
 
-    def _longest_match(self, family: Family, host: bytes) -> bytes:
-        table = self._core.ribs[family].table
-        address = prefix_address(family, host)
-        for length in range(family.max_length, -1, -1):
-            prefix = make_prefix(address, length)
-            if prefix in table:
-                return prefix
-        return host
+    def received(self, request: Request) -> Iterator[Row | None]:
+        wanted = self._wanted(request, lambda peer, family: exchanged.announces(self._core, peer, family))
+        return chain.from_iterable(exchanged.received(self._core, peer, each) for peer, each in wanted)
+
+    def advertised(self, request: Request) -> Iterator[Row | None]:
+        every = request.flag("all") or request.text("prefix") is not None
+        wanted = self._wanted(request, lambda _, family: self._core.ribs[family].table)
+        down = [peer for peer, _ in wanted if not peer.adj_out]
+        if down and len(down) == len(wanted):
+            peer = down[0]
+            raise ControlError(f"nothing is advertised to {peer.plan.name}: it is {peer.neighbor.state.label}")
+        return chain.from_iterable(exchanged.advertised(self._core, peer, each, every=every) for peer, each in wanted)
+
+    def _wanted(
+        self, request: Request, known: Callable[[Peer, Family], Collection[bytes]]
+    ) -> list[tuple[Peer, exchanged.Wanted]]:
+        """Which tables of which peers a request is about, by its arguments address, prefix, family and longer."""
+        peers = self._peers(_required(request, "address", "the address or name of a neighbor"))
+        text, label = request.text("prefix"), request.text("family")
+        only, prefix = (None, None) if text is None else _prefix(text)
+        families = [family for family in Family if label is None or family.label.startswith(label)]
+        if not families:
+            raise ControlError(f"there is no family {label!r}; there are {', '.join(each.label for each in Family)}")
+        if only is not None:
+            if only not in families:
+                raise ControlError(f"{text} is no prefix of family {label}")
+            families = [only]
+        found = []
+        for peer in peers:
+            for family in families:
+                if family not in peer.adj_in:
+                    continue
+                meant = prefix
+                if meant is not None and text is not None and "/" not in text:
+                    meant = exchanged.longest_match(family, meant, known(peer, family))
+                found.append((peer, exchanged.Wanted(family, meant, request.flag("longer"))))
+        if not found:
+            raise ControlError(f"{peers[0].plan.name} has no {' or '.join(each.label for each in families)} session")
+        return found
+
+    def _peers(self, text: str) -> list[Peer]:
+        """The peers an operator means by an address or a name. Raises ControlError where there are none."""
+        try:
+            address = parse_address(text)
+        except ValueError:
+            peer = self._core.peers.get(text)
+            if peer is None:
+                raise ControlError(f"no neighbor has the address or name {text!r}; see `show neighbors`") from None
+            return [peer]
+        found = [peer for peer in self._core.peers.values() if peer.plan.session.address == address]
+        if not found:
+            raise ControlError(f"no neighbor has the address {format_address(address)}")
+        return found
+
+    def interfaces(self, _: Request) -> list[Row]:
+        ours = {self._core.session_address(peer) for peer in self._core.peers.values()}
+        return [self._interface(each, ours) for _, each in sorted(self._core.interfaces.items())]
+
+    def _interface(self, interface: Interface, ours: set[bytes]) -> Row:
+        roles = []
+        if interface.name == "lo":
+            roles.append("loopback")
+        if any(address in ours for address, _ in interface.addresses):
+            roles.append("BGP")
+        if interface.name.startswith(WORKLOAD_PREFIX):
+            roles.append("workload")
+        return {
+            "index": interface.index,
+            "name": interface.name,
+            "state": "up" if interface.up else "down",
+            "mtu": _mtu(interface.name),
+            "addresses": [f"{format_address(address)}/{length}" for address, length in interface.addresses],
+            "roles": roles,
+        }
 
     def fib(self, request: Request) -> Iterator[Row]:
         text = request.text("prefix")
@@ -174,29 +254,58 @@ class Answers:
             legs.append(f"via {format_address(gateway.address)} dev {device}" if gateway.address else f"dev {device}")
         return " nexthop ".join(legs)
 
-    def clear(self, request: Request) -> Row:
-        text = request.text("address")
-        if text is None:
-            raise ControlError("clear needs the address of a neighbor")
+    def clear(self, request: Request) -> Row | Iterator[Row]:
+        """One neighbor, or `all`: then a row for each, with a turn between two of them."""
+        text = _required(request, "address", "the address or name of a neighbor, or all")
         mode = request.text("mode") or "hard"
-        if mode not in ("hard", "in", "out"):
-            raise ControlError(f"clear can do hard, in and out, not {mode!r}")
-        address = _address(text)
-        if not self._driver.clear(address, mode):
-            raise ControlError(f"no neighbor has the address {format_address(address)}")
-        done = {"hard": "the session is reset", "in": "asked for its routes again", "out": "our routes are sent again"}
-        return {"text": f"{format_address(address)}: {done[mode]}"}
+        if mode not in CLEARED:
+            raise ControlError(f"clear can do {', '.join(CLEARED)}, not {mode!r}")
+        if text in EVERYBODY:
+            return self._clear_all(mode)
+        peers = self._peers(text)
+        return self._clear(peers[0].plan.session.address, mode)
+
+    def _clear_all(self, mode: str) -> Iterator[Row]:
+        for address in sorted({peer.plan.session.address for peer in self._core.peers.values()}, key=_address_order):
+            yield self._clear(address, mode)
+
+    def _clear(self, address: bytes, mode: str) -> Row:
+        for each in ("in", "out") if mode == "soft" else (mode,):
+            self._driver.clear(address, each)
+        return {"address": format_address(address), "text": f"{format_address(address)}: {CLEARED[mode]}"}
 
     def shutdown(self, request: Request) -> Row:
         self._stop("shutdown", request.text("reason") or "shut down by routedctl")
         return {"text": "routed is shutting down; its routes stay in the kernel"}
 
 
-def _address(text: str) -> bytes:
+def _required(request: Request, name: str, what: str) -> str:
+    text = request.text(name)
+    if text is None:
+        raise ControlError(f"{request.name} needs {what}")
+    return text
+
+
+def _address_order(address: bytes) -> tuple[int, bytes]:
+    return len(address), address
+
+
+def _memory() -> int | None:
+    """Octets of memory the daemon holds (resident)."""
     try:
-        return parse_address(text)
-    except ValueError:
-        raise ControlError(f"{text!r} is not an IPv4 or IPv6 address") from None
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _mtu(interface: str) -> int | None:
+    """What the kernel says; None where it says nothing, as for an interface that is just going."""
+    try:
+        with open(f"/sys/class/net/{interface}/mtu", encoding="ascii") as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return None
 
 
 def _prefix(text: str) -> tuple[Family, bytes]:

@@ -350,6 +350,34 @@ class AdjRibOut:
     def close(self) -> None:
         self.group.members.discard(self)
 
+    @property
+    def first(self) -> bool:
+        """The peer has not yet heard all there was when it came up: it can't hold what it would have to forget."""
+        return self._first_queue
+
+    @property
+    def backlog(self) -> int:
+        """How many prefixes, about, the peer is still to hear about."""
+        unread = self.group.head - self.position if self.in_log else 0
+        return len(self._queue) - min(self._queue_at, len(self._queue)) + len(self._waiting) + unread
+
+    def owed(self) -> Iterator[Sequence[bytes]]:
+        """The prefixes the peer is still to hear about, a slice at a time, for people who ask."""
+        log = self.group.log
+        chunks = [log[index] for index in range(self.position - self.group.base, len(log))] if self.in_log else []
+        for chunk in chunks:
+            yield from chunk.prefixes
+        for prefixes in (self._queue[self._queue_at :], list(self._waiting)):
+            for start in range(0, len(prefixes), QUEUE_SLICE):
+                yield prefixes[start : start + QUEUE_SLICE]
+
+    def said_before(self, prefix: bytes, path: Path) -> bool:
+        """The prefix is owed only for export rules that changed, and they say of it what the peer knows already."""
+        previous = self._previous if not self.group.rib.changes else None
+        if previous is None or prefix in self._waiting:
+            return False
+        return previous.exported(prefix, path) == self.group.exported(prefix, path)
+
     def has_output(self) -> bool:
         if self.held:
             return False

@@ -105,6 +105,8 @@ class FamilyRib:
         self.maximum_paths = maximum_paths
         self.table: dict[bytes, Path | Candidates] = {}
         self.changes: list[Change] = []
+        self.version = 0
+        """How many best paths have changed so far; what other routers call the table version."""
         self.kernel_changes: list[tuple[KernelRoute | None, Sequence[bytes]]] = []
         self.default_route_seen = False
         """A default route was in the table at some time: exports must look out for it."""
@@ -487,6 +489,7 @@ class FamilyRib:
                 change.old.source.prefixes_best -= count
             if change.new is not None:
                 change.new.source.prefixes_best += count
+            self.version += count
         return changes
 
     def take_kernel_changes(self) -> list[tuple[KernelRoute | None, Sequence[bytes]]]:

@@ -47,6 +47,7 @@ NEIGHBORS = [
                 "stale": 0,
                 "best": 9,
                 "sent": 4,
+                "waiting": 3,
                 "endOfRib": True,
                 "sending": "current",
             }
@@ -160,11 +161,44 @@ STATUS = {
     "inSync": True,
     "routeSelectionDeferred": False,
     "peers": {"configured": 3, "established": 2},
-    "routes": {"ipv4-unicast": {"prefixes": 10, "origins": 1}},
+    "routes": {"ipv4-unicast": {"prefixes": 10, "tableVersion": 17, "origins": 1}},
+    "memoryBytes": 48 << 20,
     "routesRefusedByKernel": 1,
     "kernel": {"programRoutes": True, "table": 254, "routes": 9},
     "problems": ["cannot listen on port 179 (IPv4): another program uses it", "a.yaml:3: spec: \x1b[31m"],
 }
+
+
+EVIL = "\x1b[2J\u202e\x07" + "x" * 300
+
+RECEIVED = [
+    {
+        "peer": "tor", "family": "ipv4-unicast", "prefix": "10.9.0.0/24", "nextHop": "10.0.0.254", "asPath": "65001 65002",
+        "origin": "igp", "med": 5, "communities": ["65001:1", "65001:2"], "largeCommunities": ["1:2:3"],
+        "accepted": False, "stale": False, "best": False, "multipath": False, "reason": EVIL,
+    },
+    {
+        "peer": "tor", "family": "ipv4-unicast", "prefix": "0.0.0.0/0", "nextHop": "10.0.0.254", "asPath": "65001",
+        "origin": "igp", "accepted": True, "stale": True, "best": True, "multipath": True, "reason": "best: the only one",
+        "changedBy": "rule 1", "changedTo": {"localPref": 200, "communities": ["1:1"], "med": None},
+    },
+]  # fmt: skip
+
+ADVERTISED = [
+    {
+        "peer": "tor", "family": "ipv4-unicast", "prefix": "10.244.1.0/26", "from": "local", "state": "sent",
+        "nextHop": "10.0.0.1", "asPath": "64512", "origin": "igp", "med": 0,
+    },
+    {
+        "peer": "tor", "family": "ipv4-unicast", "prefix": "10.9.0.0/24", "from": EVIL, "state": "not advertised",
+        "reason": "it is where the best path came from",
+    },
+]  # fmt: skip
+
+INTERFACES = [
+    {"index": 1, "name": "lo", "state": "up", "mtu": 65536, "addresses": ["127.0.0.1/8"], "roles": ["loopback"]},
+    {"index": 2, "name": EVIL[:15], "state": "down", "mtu": None, "addresses": [], "roles": []},
+]
 
 
 class Daemon:
@@ -179,13 +213,23 @@ class Daemon:
             "neighbors": self._neighbors,
             "routes": self._routes,
             "fib": lambda request: self._note(request, iter(FIB)),
-            "clear": lambda request: self._note(request, {"text": "10.0.0.2: the session is reset"}),
+            "received": lambda request: self._exchanged(request, RECEIVED),
+            "advertised": lambda request: self._exchanged(request, ADVERTISED),
+            "interfaces": lambda request: self._note(request, INTERFACES),
+            "clear": self._clear,
             "shutdown": lambda request: self._note(request, {"text": "routed is shutting down"}),
         }
 
     def _note(self, request: Request, answer: object) -> object:
         self.asked.append((request.name, request.arguments))
         return answer
+
+    def _exchanged(self, request: Request, rows: list[dict[str, Any]]) -> object:
+        return self._note(request, iter([row for row in rows if request.text("prefix") in (None, row["prefix"])]))
+
+    def _clear(self, request: Request) -> object:
+        row = {"address": "10.0.0.2", "text": "10.0.0.2: the session is reset"}
+        return self._note(request, iter([row, row]) if request.text("address") == "all" else row)
 
     def _neighbors(self, request: Request) -> object:
         self._note(request, None)
@@ -352,6 +396,9 @@ def test_fib(ctl: Ctl) -> None:
     ("words", "asked"),
     [
         (("clear", "10.0.0.2"), ("clear", {"address": "10.0.0.2", "mode": "hard"})),
+        (("clear", "10.0.0.2", "soft"), ("clear", {"address": "10.0.0.2", "mode": "soft"})),
+        (("clear", "10.0.0.2", "soft", "in"), ("clear", {"address": "10.0.0.2", "mode": "in"})),
+        (("clear", "tor", "soft", "out"), ("clear", {"address": "tor", "mode": "out"})),
         (("clear", "10.0.0.2", "--in"), ("clear", {"address": "10.0.0.2", "mode": "in"})),
         (("clear", "10.0.0.2", "--out"), ("clear", {"address": "10.0.0.2", "mode": "out"})),
         (("shutdown",), ("shutdown", {"reason": ""})),
@@ -362,6 +409,113 @@ def test_commands(ctl: Ctl, words: tuple[str, ...], asked: tuple[str, dict[str, 
     assert ctl(*words) == 0
     assert ctl.daemon.asked == [asked]
     assert ctl.out in ("10.0.0.2: the session is reset\n", "routed is shutting down\n")
+
+
+def test_clear_everybody(ctl: Ctl) -> None:
+    for word in ("all", "*"):
+        assert ctl("clear", word, "soft") == 0
+        assert ctl.out == "10.0.0.2: the session is reset\n" * 2
+        assert ctl.daemon.asked == [("clear", {"address": "all", "mode": "soft"})]
+    assert [row["address"] for row in ctl.json("clear", "all")] == ["10.0.0.2"] * 2
+    assert ctl("clear", "10.0.0.2", "soft", "both") == 2
+    assert "not `soft both`" in ctl.err
+
+
+def test_summary(ctl: Ctl, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ctl("show", "summary") == 0
+    assert ctl.out.splitlines()[:4] == [
+        "BGP router identifier 10.0.0.1, local AS number 64512, memory 48 MiB",
+        "",
+        "ipv4-unicast: 10 prefixes, table version 17",
+        "Neighbor    V     AS  MsgRcvd  MsgSent  OutQ  Up/Down   State/PfxRcd  PfxSnt  Desc",
+    ]
+    assert ctl.out.splitlines()[4] == (
+        "10.0.0.2    4  64512       16       11     3  01:02:03            10       4  Mesh_10_0_0_2"
+    )
+    assert ctl.out.splitlines()[5].startswith("10.0.0.254  4  65001        0        0     -  never           Active")
+    assert ctl.out.splitlines()[6] == "2 neighbors, 1 established; 15 prefixes received, 4 sent"
+    answer = ctl.json("show", "summary")
+    assert answer["routerId"] == "10.0.0.1"
+    assert [row["messagesReceived"] for row in answer["families"]["ipv4-unicast"]["neighbors"]] == [16, 0]
+    assert ctl.json("show", "summary", "--family", "ipv6")["families"] == {}
+    monkeypatch.setenv("COLUMNS", "80")
+    assert ctl("show", "summary") == 0
+    assert max(map(len, ctl.out.splitlines())) <= 80
+
+
+def test_received(ctl: Ctl, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {"address": "tor", "prefix": None, "family": None, "longer": False}
+    assert ctl("show", "received", "tor") == 0
+    assert ctl.daemon.asked == [("received", asked)]
+    heading, refused, default = ctl.out.splitlines()
+    assert heading.split() == ["Prefix", "Next", "hop", "MED", "Pref", "AS", "path", "Origin", "Communities", "Verdict"]
+    assert refused.startswith("x  10.9.0.0/24  10.0.0.254    5     -  65001 65002  igp     65001:1 65001:2 1:2:3")
+    assert default.endswith("stale; best: the only one; changed by rule 1")
+    assert default.startswith(">  0.0.0.0/0 ")
+    assert ctl.json("show", "received", "tor") == RECEIVED
+    monkeypatch.setenv("COLUMNS", "80")
+    assert ctl("show", "received", "tor") == 0
+    assert max(map(len, ctl.out.splitlines())) <= 80
+    assert ctl("show", "received", "tor", "0.0.0.0/0") == 0
+    assert ctl.out.splitlines() == [
+        "0.0.0.0/0 from tor: accepted",
+        "  verdict:    best: the only one",
+        "  stale:      kept while the peer restarts",
+        "  next hop:   10.0.0.254",
+        "  AS path:    65001",
+        "  origin:     igp",
+        "  changed by: rule 1",
+        "  changed to: localPref = 200, communities = 1:1, med = none",
+    ]
+    assert ctl("show", "received", "tor", "10.9.9.0/24") == 1
+    assert ctl.err == "routedctl: tor has not announced 10.9.9.0/24\n"
+
+
+def test_advertised(ctl: Ctl) -> None:
+    assert ctl("show", "advertised", "tor", "--all", "--family", "ipv4") == 0
+    asked = {"address": "tor", "prefix": None, "family": "ipv4", "longer": False, "all": True}
+    assert ctl.daemon.asked == [("advertised", asked)]
+    assert ctl.out.splitlines()[1].split() == [
+        "10.244.1.0/26",
+        "10.0.0.1",
+        "0",
+        "-",
+        "64512",
+        "igp",
+        "-",
+        "local",
+        "sent",
+    ]
+    assert ctl.out.splitlines()[2].endswith("not advertised: it is where the best path came from")
+    assert ctl.json("show", "advertised", "tor") == ADVERTISED
+    assert ctl("show", "advertised", "tor", "10.9.0.0/24") == 0
+    assert ctl.out.splitlines()[:2] == [
+        "10.9.0.0/24 to tor: not advertised",
+        "  because:      it is where the best path came from",
+    ]
+
+
+def test_interfaces(ctl: Ctl) -> None:
+    assert ctl("show", "interfaces") == 0
+    assert ctl.out.splitlines()[1] == "lo" + " " * 26 + "up     65536  loopback  127.0.0.1/8"
+    assert ctl.json("show", "interfaces") == INTERFACES
+
+
+@pytest.mark.parametrize("columns", [None, "40", "200"])
+@pytest.mark.parametrize(
+    "words",
+    [("received", "tor"), ("received", "tor", "10.9.0.0/24"), ("advertised", "tor", "--all"), ("interfaces",),
+     ("neighbors",), ("summary",), ("advertised", "tor", "10.9.0.0/24")],
+)  # fmt: skip
+def test_hostile_text_is_harmless(
+    ctl: Ctl, words: tuple[str, ...], columns: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", columns)
+    assert ctl("show", *words) == 0
+    assert not set(ctl.out) & set("\x1b\x07\u202e")
+    assert ctl("show", *words, "--json") == 0
+    assert not set(ctl.out) & set("\x1b\x07\u202e")
 
 
 def test_version(ctl: Ctl, capsys: pytest.CaptureFixture[str]) -> None:
@@ -434,7 +588,7 @@ def test_wrong_usage(words: tuple[str, ...], capsys: pytest.CaptureFixture[str])
 
 @pytest.mark.parametrize(
     ("words", "request_name"),
-    [(("sh", "ne"), "neighbors"), (("sh", "r"), "routes"), (("sta",), "status"), (("show", "routes"), "routes"),
+    [(("sh", "ne"), "neighbors"), (("sh", "ro"), "routes"), (("sta",), "status"), (("show", "routes"), "routes"),
      (("show", "protocols"), "neighbors"), (("--json", "sh", "f"), "fib"), (("cl", "10.0.0.2"), "clear")],
 )  # fmt: skip
 def test_words_may_be_shortened(ctl: Ctl, words: tuple[str, ...], request_name: str) -> None:

@@ -22,6 +22,16 @@ def test_the_last_column_is_cut_to_fit() -> None:
     assert all(len(line) <= 40 for line in lines)
 
 
+def test_columns_that_may_shrink_do_so_before_the_last_is_cut() -> None:
+    rows = [("10.0.0.0/8", "65001 " * 10, "why " * 20, "x")]
+    _, line = table(("Prefix", "AS path", "Why", "Z"), rows, width=60, shrink=frozenset({"AS path", "Why"}))
+    assert len(line) == 60
+    assert line.startswith("10.0.0.0/8  65001 65001 65001") and line.endswith("…  x")
+    assert line.count("…") == 2
+    _, line = table(("Prefix", "AS path"), [("10.0.0.0/8" * 5, "65001 " * 10)], width=40, shrink=frozenset({"AS path"}))
+    assert len(line) == 40
+
+
 def test_long_tables_stream() -> None:
     seen = 0
 
