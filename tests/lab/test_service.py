@@ -1,0 +1,463 @@
+"""The Debian package, installed into a copy-on-write copy of this machine, and its unit run as systemd would run it.
+
+The node has a real neighbour (BIRD as the switch) and a real pod behind it, whose packets go through the node's kernel:
+
+    pod 10.244.1.1 --- node (AS 64512) --- tor (AS 65000), 192.0.2.1
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from package import deb
+from routed import __version__
+from routed.testing.lab import Lab, Namespace, wait_for
+from routed.testing.routers import Bird, resource
+from routed.testing.service import Root, Service
+
+SOON = 30.0
+UNIT = "/usr/lib/systemd/system/routed.service"
+DROP_IN = "/etc/systemd/system/routed.service.d/test.conf"
+BLOCK = "10.244.1.0/26"
+CLIENT = "192.0.2.1"
+CAPABILITIES = {"cap_net_admin": 12, "cap_net_bind_service": 10, "cap_net_raw": 13}
+
+SYSTEM_PYTHON = "/usr/bin/python3"
+
+
+def same_python() -> bool:
+    """Whether the distribution's Python can load what this one has compiled modules for."""
+    if not os.path.exists(SYSTEM_PYTHON):
+        return False
+    version = subprocess.run([SYSTEM_PYTHON, "--version"], capture_output=True, text=True, check=True).stdout
+    return version.split()[1].rpartition(".")[0] == f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+pytestmark = [
+    pytest.mark.skipif(shutil.which("dpkg-shlibdeps") is None, reason="not a Debian or Ubuntu with dpkg-dev"),
+    pytest.mark.skipif(not same_python(), reason="the tests run with another Python than the distribution's"),
+]
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return deb.build(tmp_path_factory.mktemp("deb"))
+
+
+@pytest.fixture(scope="module")
+def node(lab: Lab) -> Namespace:
+    node, pod, tor = lab.namespace("node", forward=True), lab.namespace("pod"), lab.namespace("tor", forward=True)
+    lab.link(node.port("eth0", "10.0.0.1/24"), tor.port("eth0", "10.0.0.254/24"))
+    lab.link(node.port("cali1", "169.254.1.1/32"), pod.port("eth0", "10.244.1.1/32"))
+    node.route("add 10.244.1.1/32 dev cali1")
+    pod.ip("route add 169.254.1.1/32 dev eth0", "route add default via 169.254.1.1")
+    tor.address("lo", f"{CLIENT}/32")
+    Bird(
+        tor,
+        "router id 10.0.0.254;\nprotocol device {}\n"
+        "protocol kernel { ipv4 { import none; export where source = RTS_BGP; }; }\n"
+        f'protocol static {{ ipv4; route {CLIENT}/32 via "lo"; }}\n'
+        "protocol bgp { local 10.0.0.254 as 65000; neighbor 10.0.0.1 as 64512; connect delay time 1;"
+        " connect retry time 1; error wait time 1, 2; ipv4 { import all; export where source = RTS_STATIC; }; }\n",
+    ).start()
+    return node
+
+
+@pytest.fixture(scope="module")
+def root(node: Namespace, package: Path) -> Root:
+    """The node's file system with the package installed."""
+    made = Root(node)
+    made.host_path("/run/routed.deb").write_bytes(package.read_bytes())
+    made.run("dpkg", "--force-confold", "-i", "/run/routed.deb")
+    return made
+
+
+def configure(root: Root, **settings: object) -> None:
+    shipped = yaml.safe_load(root.host_path("/etc/routed/routed.yaml").read_text())
+    root.host_path("/etc/routed/routed.yaml").write_text(yaml.safe_dump({**shipped, "nodeName": "node", **settings}))
+    manifests = (
+        resource("BGPConfiguration", "default", {"asNumber": 64512, "nodeToNodeMeshEnabled": False}),
+        resource("IPPool", "pods", {"cidr": "10.244.0.0/16"}),
+        resource("Node", "node", {"bgp": {"ipv4Address": "10.0.0.1/24"}}),
+        resource("BlockAffinity", "block", {"node": "node", "cidr": BLOCK, "state": "confirmed"}),
+        resource("BGPPeer", "tor", {"peerIP": "10.0.0.254", "asNumber": 65000}),
+    )
+    root.host_path("/etc/routed/resources/all.yaml").write_text(yaml.safe_dump_all(manifests))
+
+
+@pytest.fixture
+def drop_in(root: Root) -> Iterator[Path]:
+    """A place for a drop-in of the unit, which goes afterwards."""
+    path = root.host_path(DROP_IN)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    yield path
+    path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def minded(root: Root) -> Iterator[Service]:
+    service = Service(root, UNIT)
+    try:
+        yield service
+    finally:
+        service.close()
+
+
+@pytest.fixture(scope="module")
+def service(root: Root) -> Iterator[Service]:
+    """The service, started, with its session up and its routes in the kernel."""
+    configure(root)
+    with minded(root) as made:
+        made.start()
+        whole(made)
+        yield made
+
+
+def whole(service: Service) -> None:
+    namespace = service.root.namespace
+    wait_for(
+        lambda: "1 of 1 sessions established" in service.status and CLIENT in namespace.routes(protocol=120),
+        SOON,
+        "the session is up and its route in the kernel",
+        state=service.log,
+    )
+    tor = namespace.lab.namespaces["tor"]
+    wait_for(lambda: BLOCK in tor.routes(), SOON, "the switch has the block", state=service.log)
+    # a second restart before the first is over makes a helper drop what it kept (RFC 4724 4.2)
+    wait_for(
+        lambda: not json.loads(service.root.run("routedctl", "status", "--json"))["sweepPending"],
+        SOON,
+        "no restart is under way",
+    )
+
+
+# ---- the package
+
+
+def test_a_new_installation_is_complete_and_starts_nothing(root: Root) -> None:
+    assert (
+        root.run("dpkg-query", "-W", "-f", "${db:Status-Status} ${Version}", "routed") == f"installed {deb.version()}"
+    )
+    assert root.run("dpkg", "--verify", "routed") == ""
+    assert root.run("routed", "--version") == f"routed {__version__}\n"
+    uid, _ = root.users_id("routed")
+    assert 0 < uid < 1000, "a user of the system"
+    assert root.run("systemctl", "is-enabled", "routed", check=False).strip() == "disabled"
+    assert not root.host_path("/run/routed").exists()
+
+
+def test_the_installed_unit_is_understood(root: Root) -> None:
+    """The unit itself, with the program and the man pages it names in their places."""
+    root.host_path("/run/systemd/unit").mkdir()
+    done = subprocess.run(
+        root.command(
+            "systemd-analyze", "verify", *(["--man=no"] if shutil.which("man") is None else []), "routed.service"
+        ),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    ours = [line for line in (done.stdout + done.stderr).splitlines() if "routed" in line]
+    assert ours == []
+
+
+def test_it_says_where_a_configuration_is_missing(root: Root) -> None:
+    said = root.run(
+        "sh", "-c", "setpriv --reuid=routed --regid=routed --clear-groups routed run --config /etc/none; echo $?"
+    )
+    assert said.strip() == "78"
+
+
+# ---- the service
+
+
+def test_it_runs_as_the_unit_says(service: Service) -> None:
+    uid, gid = service.root.users_id("routed")
+    state = service.state()
+    mask = f"{sum(1 << number for number in CAPABILITIES.values()):016x}"
+    assert state["Uid"].split() == [str(uid)] * 4
+    assert state["Gid"].split() == [str(gid)] * 4
+    assert state["Groups"] == ""
+    assert {state[f"Cap{each}"] for each in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {mask}
+    assert (state["NoNewPrivs"], state["Seccomp"], state["Umask"]) == ("1", "2", "0077")
+    assert sorted(word.lower() for word in service.words("CapabilityBoundingSet")) == sorted(CAPABILITIES)
+    limits = Path(f"/proc/{service.pid}/limits").read_text()
+    assert re.search(rf"Max open files +{service.open_files} +{service.open_files} ", limits)
+    assert "READY=1" in service.messages[1], "asked for patience first"
+    assert "EXTEND_TIMEOUT_USEC=" in service.messages[0]
+
+
+def test_its_folders_are_its_own(service: Service) -> None:
+    uid, gid = service.root.users_id("routed")
+    for path, mode in (("/run/routed", 0o755), ("/var/lib/routed", 0o750), ("/run/routed/routed.sock", 0o660)):
+        found = service.root.host_path(path).stat()
+        assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (uid, gid, mode), path
+
+
+def test_who_may_ask(service: Service) -> None:
+    root = service.root
+    assert json.loads(root.run("routedctl", "status", "--json"))["node"] == "node"
+    assert json.loads(root.run("routedctl", "status", "--json", user="routed"))["problems"] == []
+    refused = root.run("sh", "-c", "setpriv --reuid=65534 --regid=65534 --clear-groups routedctl status 2>&1; echo $?")
+    assert refused.splitlines()[-1] == "69" and "ermission" in refused
+
+
+PROBE = """
+import ctypes, errno, json, os, socket
+libc = ctypes.CDLL(None, use_errno=True)
+answers = {}
+def attempt(name, work):
+    try:
+        work()
+        answers[name] = "done"
+    except OSError as error:
+        answers[name] = errno.errorcode[error.errno]
+def call(function, *arguments):
+    if getattr(libc, function)(*arguments) < 0:
+        raise OSError(ctypes.get_errno(), function)
+def port(number):
+    with socket.create_server(("", number)):
+        pass
+def write(path, text="1"):
+    with open(path, "w") as file:
+        file.write(text)
+def bound():
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
+def family(number):
+    socket.socket(number, socket.SOCK_DGRAM).close()
+libc.mmap.restype = ctypes.c_void_p
+def code():
+    if libc.mmap(None, 4096, 7, 0x22, -1, 0) in (None, ctypes.c_void_p(-1).value):
+        raise OSError(ctypes.get_errno(), "mmap")
+attempt("port 178", lambda: port(178))
+attempt("kernel setting", lambda: write("/proc/sys/net/ipv4/conf/eth0/proxy_arp"))
+attempt("other kernel setting", lambda: write("/proc/sys/kernel/panic"))
+attempt("raw socket", lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1).close())
+attempt("bound socket", bound)
+attempt("state", lambda: write("/var/lib/routed/probe"))
+attempt("temporary", lambda: write("/tmp/probe"))
+attempt("system", lambda: write("/usr/probe"))
+attempt("configuration", lambda: write("/etc/routed/probe"))
+attempt("home", lambda: os.listdir("/root"))
+attempt("kernel log", lambda: open("/dev/kmsg", "rb").close())
+attempt("packet socket", lambda: family(socket.AF_PACKET))
+attempt("namespace", lambda: call("unshare", 0x40000000))
+attempt("own nice", lambda: os.setpriority(os.PRIO_PROCESS, 0, 1))
+attempt("other user", lambda: os.setuid(0))
+attempt("writable code", code)
+attempt("setuid file", lambda: os.chmod("/var/lib/routed/probe", 0o4755))
+answers["others' processes"] = "seen" if os.path.exists("/proc/1/status") else "unseen"
+answers["devices"] = sorted(os.listdir("/dev"))
+os.unlink("/var/lib/routed/probe")
+print(json.dumps(answers))
+"""
+
+
+def test_what_it_may_and_what_not(service: Service) -> None:
+    found = json.loads(service.try_out(PROBE))
+    needed = ("port 178", "kernel setting", "raw socket", "bound socket", "state", "temporary")
+    assert {name: found.pop(name) for name in needed} == dict.fromkeys(needed, "done")
+    assert found == {
+        "other kernel setting": "EACCES",
+        "system": "EROFS",
+        "configuration": "EROFS",
+        "home": "EACCES",
+        "kernel log": "ENOENT",
+        "packet socket": "EAFNOSUPPORT",
+        "namespace": "EPERM",
+        "own nice": "EPERM",
+        "other user": "EPERM",
+        "writable code": "EPERM",
+        "setuid file": "EPERM",
+        "others' processes": "unseen",
+        "devices": ["fd", "full", "null", "random", "tty", "urandom", "zero"],
+    }
+
+
+@pytest.mark.parametrize(("missing", "sentence"), [("NET_BIND_SERVICE", "port 179"), ("NET_ADMIN", "not permitted")])
+def test_without_a_capability_it_says_what_it_misses(lab: Lab, package: Path, missing: str, sentence: str) -> None:
+    """Each is needed, and who took it away reads so in `routedctl status`."""
+    alone = lab.namespace(f"without-{missing.lower().replace('_', '-')}")
+    alone.ip("link add eth0 type veth peer name eth1", "link set eth0 up", "link set eth1 up")
+    alone.address("eth0", "10.0.0.1/24")
+    root = Root(alone)
+    root.host_path("/run/routed.deb").write_bytes(package.read_bytes())
+    root.run("dpkg", "-i", "/run/routed.deb")
+    configure(root)
+    kept = " ".join(f"CAP_{name}" for name in ("NET_ADMIN", "NET_BIND_SERVICE", "NET_RAW") if name != missing)
+    drop_in = root.host_path(DROP_IN)
+    drop_in.parent.mkdir(parents=True)
+    drop_in.write_text(
+        f"[Service]\nAmbientCapabilities=\nCapabilityBoundingSet=\nAmbientCapabilities={kept}\nCapabilityBoundingSet={kept}\n"
+    )
+    with minded(root) as service:
+        service.start()
+        told = lambda: root.run("routedctl", "status") + root.run("routedctl", "show", "fib")  # noqa: E731
+        wait_for(lambda: sentence in told().lower(), SOON, f"it says what it misses: {sentence}", state=told)
+
+
+# ---- restarts
+
+
+@contextlib.contextmanager
+def flood(namespace: Namespace) -> Iterator[None]:
+    """Two hundred pings a second from the pod to the client while the block runs, and each is answered."""
+    name = f"flood-{time.monotonic_ns()}"
+    ping = namespace.start(name, "ping", "-n", "-i", "0.005", CLIENT)
+    answered = lambda: ping.text().count("icmp_seq=")  # noqa: E731
+    wait_for(lambda: answered() >= 50, SOON, "pings are answered")
+    yield
+    before = answered()
+    wait_for(lambda: answered() >= before + 50, SOON, "pings are still answered")
+    ping.signal(signal.SIGINT)
+    ping.wait()
+    ((sent, received),) = re.findall(r"(\d+) packets transmitted, (\d+) received", ping.text())
+    assert int(sent) >= 300
+    assert int(received) >= int(sent) - 1, f"{int(sent) - int(received)} of {sent} pings were lost"  # one is on its way
+
+
+@pytest.mark.parametrize("how", ["restart", "kill"])
+def test_a_restart_loses_no_packet(service: Service, how: str) -> None:
+    namespace = service.root.namespace
+    before = service.pid
+    with flood(namespace.lab.namespaces["pod"]):
+        if how == "restart":
+            service.restart()
+        else:
+            runs = len(service.results)
+            os.kill(service.pid, signal.SIGKILL)
+            wait_for(lambda: len(service.results) > runs, SOON, "the end is noticed")
+            assert service.results[-1] == "signal KILL"
+            wait_for(lambda: service.pid != before and service.ready, SOON, "started again", state=service.log)
+        whole(service)
+    assert service.pid != before
+
+
+def test_an_upgrade_keeps_what_was_edited_and_restarts(service: Service) -> None:
+    """With a stand-in for systemctl: what the package's scripts ask of systemd, on a machine that systemd booted."""
+    root = service.root
+    edited = root.host_path("/etc/routed/routed.yaml").read_text()
+    calls = root.host_path("/run/calls")
+    for name in ("systemctl", "systemd-sysctl"):
+        place = root.host_path("/usr/local/bin" if name == "systemctl" else "/usr/lib/systemd") / name
+        place.unlink(missing_ok=True)
+        place.write_text(f'#!/bin/sh\necho {name} "$@" >>/run/calls\n')
+        place.chmod(0o755)
+    booted = root.host_path("/run/systemd/system")
+    booted.mkdir()
+    root.run("dpkg", "--force-confold", "-i", "/run/routed.deb")
+    assert calls.read_text().splitlines() == [
+        "systemd-sysctl 90-routed.conf",
+        "systemctl --system daemon-reload",
+        "systemctl try-restart routed.service",
+    ]
+    booted.rmdir()
+    root.host_path("/usr/local/bin/systemctl").unlink()
+    assert root.host_path("/etc/routed/routed.yaml").read_text() == edited
+    with flood(root.namespace.lab.namespaces["pod"]):
+        service.restart()
+        whole(service)
+
+
+def test_reload(service: Service) -> None:
+    configure(service.root, log={"level": "info", "format": "json"})
+    service.reload()
+    assert '"text": "reloaded' in service.log()
+    configure(service.root)
+    service.reload()
+    assert any("RELOADING=1" in each for each in service.messages)
+
+
+HANGING = """#!/usr/bin/python3 -IS
+import signal, sys, time
+sys.path.insert(0, "/usr/lib/routed")
+def hang_here(*_):
+    while True:
+        time.sleep(1)
+signal.signal(signal.SIGUSR2, hang_here)
+from routed.daemon.main import main
+sys.exit(main())
+"""
+
+
+def test_a_loop_that_hangs_is_ended_and_the_journal_says_where(service: Service, drop_in: Path) -> None:
+    root = service.root
+    service.stop()
+    program = root.host_path("/usr/local/bin/hanging")
+    program.write_text(HANGING)
+    program.chmod(0o755)
+    drop_in.write_text("[Service]\nExecStart=\nExecStart=/usr/local/bin/hanging run\nWatchdogSec=2\nRestartSec=0\n")
+    with minded(root) as hanging:
+        hanging.start()
+        whole(hanging)
+        first = hanging.pid
+        with flood(root.namespace.lab.namespaces["pod"]):
+            os.kill(first, signal.SIGUSR2)
+            wait_for(lambda: hanging.results == ["watchdog"], SOON, "the watchdog bites", state=hanging.log)
+            wait_for(lambda: hanging.pid != first and hanging.ready, SOON, "started again", state=hanging.log)
+            whole(hanging)
+        assert "Fatal Python error: Aborted" in hanging.log()
+        assert "in hang_here" in hanging.log()
+        hanging.stop()
+        assert hanging.results == ["watchdog", "success"]
+
+
+def test_a_wrong_configuration_is_not_tried_again(root: Root, service: Service) -> None:  # noqa: ARG001 - after it ran
+    path = root.host_path("/etc/routed/routed.yaml")
+    right = path.read_text()
+    path.write_text("nodename: node\n")
+    with minded(root) as wrong:
+        with pytest.raises(Exception, match="did you mean `nodeName`"):
+            wrong.start()
+        wait_for(lambda: wrong.results == ["exit-code 78"], SOON, "it ended")
+        path.write_text(right)
+        time_of_end = time.monotonic()
+        wait_for(lambda: time.monotonic() > time_of_end + 2.5, SOON, "longer than RestartSec")
+        assert wrong.results == ["exit-code 78"]
+
+
+# ---- the end
+
+
+def test_removal_and_purge(root: Root, service: Service) -> None:
+    service.close()
+    root.run("systemctl", "enable", "routed")
+    assert root.run("systemctl", "is-enabled", "routed").strip() == "enabled"
+    installed = root.run("dpkg", "-L", "routed").split()
+    root.run("dpkg", "-r", "routed")
+    assert not root.host_path("/usr/bin/routed").exists()
+    assert not root.host_path("/etc/systemd/system/multi-user.target.wants/routed.service").is_symlink()
+    assert root.host_path("/etc/routed/routed.yaml").exists(), "the configuration stays until the purge"
+    assert CLIENT in root.namespace.routes(protocol=120), "so do the routes"
+    root.run("dpkg", "-P", "routed")
+    kept = {"/etc/routed", "/etc/routed/resources"}
+    ours = [path for path in installed if "routed" in path] + ["/var/lib/routed", "/run/routed"]
+    assert [path for path in ours if path not in kept and root.host_path(path).exists()] == []
+    assert root.run("sh", "-c", "getent passwd routed; getent group routed", check=False) == ""
+    assert root.run("ls", "/etc/routed/resources").split() == ["all.yaml"], "what people wrote stays"
+    assert not root.host_path("/etc/routed/routed.yaml").exists()
+
+
+def test_the_same_sources_make_the_same_package(package: Path, tmp_path: Path) -> None:
+    assert deb.build(tmp_path).read_bytes() == package.read_bytes()
+
+
+def test_shell_scripts_are_sound() -> None:
+    for script in sorted(deb.SCRIPTS.iterdir()):
+        subprocess.run(["sh", "-n", str(script)], check=True)
+        assert shlex.split(script.read_text().splitlines()[0]) == ["#!/bin/sh"]
