@@ -38,6 +38,8 @@ class KernelRoute:
     kind: RouteKind
     gateways: tuple[Gateway, ...] = ()
     """Sorted; more than one is ECMP; none for a blackhole."""
+    metric: int = 0
+    """Its priority in the kernel (RTA_PRIORITY); 0: the one all our routes have that name none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from routed.bgp.as_path import segments
-from routed.bgp.attributes import AttributeSet, split_values
+from routed.bgp.attributes import DEFAULT_LOCAL_PREF, AttributeSet, split_values
 from routed.bgp.iana import CeaseSubcode
 from routed.bgp.messages import Notification
 from routed.bgp.neighbor import (
@@ -42,20 +42,22 @@ from routed.bgp.neighbor import (
 )
 from routed.bgp.update import AttributePool, Update
 from routed.core.effects import Close, Connect, Effect, Guard, Guards, Level, Listen, Log, Routes, Sweep
+from routed.core.learned import Key, Learned, Learner
 from routed.core.peer import Peer
-from routed.desired import KernelRoute, RouteBatch, RouteKind
+from routed.desired import Gateway, KernelRoute, RouteBatch, RouteKind
 from routed.model.resources import Update as ResourceUpdate
 from routed.net.addresses import format_address, format_router_id, is_link_local
 from routed.net.families import Family
 from routed.observed import Interface, KernelChange, RouteFailure
 from routed.plan.diff import diff
 from routed.plan.planner import Planner
-from routed.plan.types import PeerChange, PeerPlan, Plan, PlanSettings
+from routed.plan.types import CalicoVersion, KernelPlan, PeerChange, PeerPlan, Plan, PlanSettings, PodCidrs
 from routed.rib.adj_out import AdjRibOut, UpdateGroup
 from routed.rib.decide import MAXIMUM_PATHS, best
 from routed.rib.export import ExportPolicy
 from routed.rib.nexthops import NextHop, NextHopTable
-from routed.rib.path import Path, Source, SourceKind
+from routed.rib.path import HIGHEST_LOCAL_PREF, Path, Source, SourceKind
+from routed.rib.program import Programming
 from routed.rib.table import PATH_CACHE, SLICE, FamilyRib
 
 #: Seconds a restarting speaker at least waits for peers that are not up yet, and at most for anything (RFC 4724 4.1). The
@@ -80,6 +82,9 @@ NEXT_HOPS = 4096
 
 BLACKHOLE = KernelRoute(RouteKind.BLACKHOLE)
 
+#: The kernel's fallback IPIP device, which Felix sets up.
+IPIP_DEVICE = "tunl0"
+
 
 @dataclass(frozen=True, slots=True)
 class CoreSettings:
@@ -92,6 +97,13 @@ class CoreSettings:
     routes_found: frozenset[Family] = field(default_factory=frozenset)
     """Families in which the kernel held routes of ours at start: this is a restart."""
     maximum_paths: int = MAXIMUM_PATHS
+    pod_cidrs: PodCidrs = PodCidrs.WITHOUT_AFFINITY
+    calico_version: CalicoVersion | None = None
+    """None: by the resources."""
+    interface_prefixes: tuple[str, ...] = ()
+    """Of workloads' interfaces; empty: by the resources."""
+    program_priorities: bool = True
+    """Whether routes go into the kernel at the priorities LOCAL_PREF says (v3.32); False: all at one metric."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +140,8 @@ class Core:
         for family, rib in self.ribs.items():
             rib.watched = self.next_hops.watched[family]
         self.local = Source("local", SourceKind.LOCAL, 0, b"")
+        self.learned = Source("kernel", SourceKind.LOCAL, 0, b"")
+        """Our own routes too, but put into the kernel by others: see `core/learned`."""
         self.deferring = bool(settings.routes_found)
         """Route selection is deferred: nothing is advertised or programmed yet."""
         self.sweep_pending = bool(settings.routes_found)
@@ -137,8 +151,18 @@ class Core:
         self._pool = AttributePool()
         self._own_attrs = self._pool.intern(AttributeSet())
         self._planner = Planner(
-            settings.node_name, PlanSettings(router_id=settings.router_id, interface_of=lambda path: path.interface)
+            settings.node_name,
+            PlanSettings(
+                router_id=settings.router_id,
+                interface_of=lambda path: path.interface,
+                calico_version=settings.calico_version,
+                pod_cidrs=settings.pod_cidrs,
+                interface_prefixes=settings.interface_prefixes,
+            ),
         )
+        self._learner = Learner()
+        self._tunnel = 0
+        """Index of the IPIP device; 0: there is none that is up."""
         self._replan_needed = False
         self._conns: dict[int, Peer] = {}
         self._local_address: dict[int, bytes] = {}
@@ -253,7 +277,9 @@ class Core:
             self.interfaces[interface.index] = interface
         if change.full or change.interfaces or change.interfaces_removed:
             self._check_addresses()
+            self._check_tunnel()
         self._next_hops_changed(set(self.next_hops.apply(change)))
+        self._originate_learned(self._learner.apply(change))
 
     def route_failures_changed(
         self,
@@ -332,9 +358,11 @@ class Core:
             if rib.kernel_changes:
                 kernel_changes = rib.take_kernel_changes()
                 if not self.deferring:
-                    self.effects.append(
-                        Routes(tuple(RouteBatch(family, prefixes, route) for route, prefixes in kernel_changes))
-                    )
+                    if self.plan.kernel.policy[family]:
+                        batches = self._by_policy(family, [each for _, prefixes in kernel_changes for each in prefixes])
+                    else:
+                        batches = tuple(RouteBatch(family, prefixes, route) for route, prefixes in kernel_changes)
+                    self.effects.append(Routes(batches))
         if self.deferring or self.sweep_pending:
             self._check_restart(now)
         if self._jobs:  # after the changes so far were passed on: `UpdateGroup.count` must not see what it will hear of
@@ -485,6 +513,9 @@ class Core:
             next_hop_mode=plan.next_hop_mode,
             four_octet_as=negotiated is not None and negotiated.four_octet_as,
             export_filter=plan.export_filter[family],
+            default_local_pref=DEFAULT_LOCAL_PREF
+            if plan.kind is SourceKind.EBGP
+            else default_local_pref(self.plan.kernel, family),
         )
 
     def _group(self, policy: ExportPolicy) -> UpdateGroup:
@@ -563,8 +594,11 @@ class Core:
         adj_in.paths.clear()
         self._jobs.append(self.ribs[family].reimport(adj_in, self._remake(peer, family)))
 
-    def _remake(self, peer: Peer, family: Family) -> Callable[[Path], Path]:
-        """Paths like those a peer's routes have, judged for loops by its plan of now and leaving by the interface of now."""
+    def _remake(self, peer: Peer, family: Family, *, always: bool = False) -> Callable[[Path], Path]:
+        """Paths like those a peer's routes have, judged for loops by its plan of now and leaving by the interface of now.
+
+        `always`: other ones even where nothing of that differs, for what else follows from them does.
+        """
         made: dict[Path, Path] = {}
 
         def remake(path: Path) -> Path:
@@ -573,7 +607,7 @@ class Core:
                 new = Path(path.source, path.attrs, path.next_hop, path.epoch)
                 new.rejected = self._loop(peer, path.attrs)
                 new.interface = self._leaves_by(path.next_hop) or path.interface
-                if (new.rejected, new.interface) == (path.rejected, path.interface):
+                if not always and (new.rejected, new.interface) == (path.rejected, path.interface):
                     new = path
                 else:
                     self.ribs[family].refresh(new)
@@ -643,6 +677,9 @@ class Core:
         """Our best path for exactly this prefix that next hops may resolve through; None where we program nothing."""
         if not self.settings.program_routes:
             return None
+        rule = self.plan.kernel.policy[family].judge(prefix)
+        if rule is not None and rule.programming is Programming.LEAVE:
+            return None
         carriers = [
             path
             for path in self.ribs[family].candidates(prefix)
@@ -706,7 +743,8 @@ class Core:
             if problem not in old.problems:
                 self._log(Level.WARNING, "plan", problem)
         if plan.speaker is not None:
-            self.local.router_id = plan.speaker.router_id
+            self.local.router_id = self.learned.router_id = plan.speaker.router_id
+        self._apply_kernel_plan(old, plan)
         self._check_addresses()
         guards = Guards(tuple(_guards(plan.peers.values())))
         if guards != self._guards:
@@ -732,9 +770,55 @@ class Core:
                 self._listening = listen
                 self.effects.append(listen)
 
+    def _apply_kernel_plan(self, old: Plan, plan: Plan) -> None:
+        """What of the routes goes into the kernel, and what of the kernel's is ours, changed."""
+        for family, rib in self.ribs.items():
+            if plan.kernel.normal_priority[family] != old.kernel.normal_priority[family]:
+                self._priorities_changed(family, rib)
+            elif plan.kernel.policy[family] != old.kernel.policy[family] and not self.deferring and rib.table:
+                self._jobs.append(self._program_all(family, absent=True))
+        if plan.learn != old.learn or not self._learner.configured:
+            self._originate_learned(self._learner.configure(plan.learn))
+
+    def _priorities_changed(self, family: Family, rib: FamilyRib) -> None:
+        """LOCAL_PREF means a priority from now on, or another one, or none: judge everything of a family again."""
+        if self.settings.program_priorities:
+            rib.normal_priority = self.plan.kernel.normal_priority[family]
+        default = default_local_pref(self.plan.kernel, family)
+        for peer in self.peers.values():
+            adj_in = peer.adj_in.get(family)
+            if adj_in is None:
+                continue
+            peer.source.default_local_pref = default
+            adj_in.paths.clear()
+            self._jobs.append(rib.reimport(adj_in, self._remake(peer, family, always=True)))
+            adj_out = peer.adj_out.get(family)
+            if adj_out is not None:
+                policy = self._export_policy(peer, family)
+                if policy != adj_out.group.policy:
+                    adj_out.move(self._group(policy))
+                    self.writable.add(peer.neighbor.connection)
+        self.learned.by_priority = any(self.plan.kernel.normal_priority.values())
+        self._originate_learned({key: found for key, found in self._learner.current.items() if key[0] is family})
+
+    def _originate_learned(self, changed: dict[Key, Learned | None]) -> None:
+        """Routes of ours that others put into the kernel came, changed or went."""
+        for (family, prefix), found in changed.items():
+            if found is None:
+                self.ribs[family].withdraw_origin(prefix, self.learned)
+                continue
+            attrs = self._own_attrs
+            normal = self.plan.kernel.normal_priority[family]
+            if normal:
+                attrs = self._pool.intern(AttributeSet(local_pref=HIGHEST_LOCAL_PREF - (found.metric or normal)))
+            path = Path(self.learned, attrs, None)
+            path.interface = found.interface
+            self.ribs[family].originate(prefix, path)
+
     def _add_peer(self, plan: PeerPlan, now: float) -> None:
         neighbor = Neighbor(plan.session, rng=self._random, pool=self._pool, allocate=self._allocate)
         peer = self.peers[plan.name] = Peer(plan, neighbor)
+        peer.source.default_local_pref = default_local_pref(self.plan.kernel, plan.session.families[0])
         if self.deferring:
             neighbor.restarting(self.settings.routes_found)
         self._log(Level.INFO, plan.name, f"peer added: {plan.why}")
@@ -854,23 +938,68 @@ class Core:
                 self.writable.add(peer.neighbor.connection)
         self._jobs.extend(self._program_all(family) for family in self.ribs)
 
-    def _program_all(self, family: Family) -> Iterator[None]:
-        """Put a family's chosen routes into the kernel, a slice at a time."""
+    def _program_all(self, family: Family, *, absent: bool = False) -> Iterator[None]:
+        """Put a family's chosen routes into the kernel, a slice at a time; with `absent`, take those out that are not to
+        be there."""
         rib = self.ribs[family]
         prefixes = list(rib.table) if rib.program_routes else []
         for start in range(0, len(prefixes), SLICE):
-            wanted: dict[KernelRoute, list[bytes]] = {}
-            for prefix in prefixes[start : start + SLICE]:
-                route = rib.kernel_route(prefix)
-                if route is not None:
-                    wanted.setdefault(route, []).append(prefix)
-            self.effects.append(Routes(tuple(RouteBatch(family, batch, route) for route, batch in wanted.items())))
+            batches = self._by_policy(family, prefixes[start : start + SLICE])
+            self.effects.append(Routes(tuple(batch for batch in batches if absent or batch.route is not None)))
             yield
+
+    def _by_policy(self, family: Family, prefixes: Iterable[bytes]) -> tuple[RouteBatch, ...]:
+        """What prefixes should be in the kernel now."""
+        wanted: dict[KernelRoute | None, list[bytes]] = {}
+        for prefix in dict.fromkeys(prefixes):
+            route, _ = self.kernel_route(family, prefix)
+            wanted.setdefault(route, []).append(prefix)
+        return tuple(RouteBatch(family, batch, route) for route, batch in wanted.items())
+
+    def kernel_route(self, family: Family, prefix: bytes) -> tuple[KernelRoute | None, str]:
+        """What the kernel should hold for a prefix; where that is nothing though a route was chosen, why."""
+        rib, policy = self.ribs[family], self.plan.kernel.policy[family]
+        route = rib.kernel_route(prefix)
+        rule = policy.judge(prefix) if route is not None and policy else None
+        if route is None or rule is None:
+            return route, ""
+        if rule.programming is Programming.LEAVE:
+            return None, rule.why
+        gateways: set[Gateway] = set()
+        tunnelled = False
+        for path in rib.multipath(prefix):
+            next_hop = path.next_hop
+            if next_hop is None:
+                return route, ""
+            if not policy.tunnels(rule, next_hop.address):
+                gateways.update(next_hop.gateways)
+            elif self._tunnel:
+                tunnelled = True
+                gateways.add(Gateway(next_hop.address, self._tunnel, onlink=True))
+        if not gateways:
+            return None, f"{rule.why}, but no interface {IPIP_DEVICE} is up on this node"
+        return (KernelRoute(RouteKind.UNICAST, tuple(sorted(gateways)), route.metric) if tunnelled else route), ""
+
+    def _check_tunnel(self) -> None:
+        """The IPIP device came or went: routes lead into it, or can't."""
+        found = next((each.index for each in self.interfaces.values() if each.name == IPIP_DEVICE and each.up), 0)
+        if found == self._tunnel:
+            return
+        self._tunnel = found
+        for family, policy in self.plan.kernel.policy.items():
+            if any(rule.programming is not Programming.LEAVE for rule in policy.rules) and not self.deferring:
+                self._jobs.append(self._program_all(family, absent=True))
 
     # ================================================================ log
 
     def _log(self, level: Level, subject: str, text: str) -> None:
         self.effects.append(Log(level, subject, text))
+
+
+def default_local_pref(plan: KernelPlan, family: Family) -> int:
+    """The LOCAL_PREF of a path that says none."""
+    normal = plan.normal_priority[family]
+    return HIGHEST_LOCAL_PREF - normal if normal else DEFAULT_LOCAL_PREF
 
 
 def _guards(peers: Iterable[PeerPlan]) -> Iterator[Guard]:

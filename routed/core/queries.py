@@ -56,6 +56,10 @@ def status(core: Core, now: float) -> Row:
             for family, rib in core.ribs.items()
         },
         "routesRefusedByKernel": len(core.route_failures),
+        "blocksNotAnnounced": [
+            {"prefix": format_prefix(family, prefix), "reason": reason}
+            for (family, prefix), reason in sorted(core.plan.withheld.items())
+        ],
         "problems": [*core.plan.problems, *core.address_problems, *_refused_connections(core, now)],
         "uptimeSeconds": None if core.in_sync_at is None else round(now - core.in_sync_at, 3),
     }
@@ -161,7 +165,7 @@ def routes(core: Core, prefix: tuple[Family, bytes] | None = None, *, every: boo
     if prefix is not None:
         family, key = prefix
         row = _route(core, core.ribs[family], key, every)
-        if row["candidates"]:
+        if row["candidates"] or row["notAnnounced"]:
             yield row
         return
     for family, rib in core.ribs.items():
@@ -208,6 +212,8 @@ def _route(core: Core, rib: FamilyRib, prefix: bytes, every: bool) -> Row:
         "prefix": format_prefix(rib.family, prefix),
         "candidates": rows,
         "kernel": _kernel(core, rib, prefix),
+        "kernelNot": core.kernel_route(rib.family, prefix)[1] if rib.program_routes else "",
+        "notAnnounced": core.plan.withheld.get((rib.family, prefix)),
         "kernelFailure": None if failure is None else failure.reason,
         "notAdvertisedTo": _not_advertised(core, rib, prefix, best) if every and best is not None else [],
     }
@@ -223,7 +229,11 @@ def _path(path: Path) -> Row:
         "type": _KIND_NAMES[source.kind],
         **describe(path.attrs),
         "localPref": path.local_pref,
-        "resolved": next_hop.text if next_hop is not None else "this node",
+        "resolved": next_hop.text
+        if next_hop is not None
+        else f"this node, dev {path.interface} (kernel route)"
+        if path.interface
+        else "this node",
         "metric": next_hop.metric if next_hop is not None else 0,
     }
 
@@ -251,7 +261,7 @@ def _refused(core: Core, rib: FamilyRib, prefix: bytes) -> list[Row]:
 
 def _kernel(core: Core, rib: FamilyRib, prefix: bytes) -> str | None:
     """What the prefix should be in the kernel, in the words of `ip route`."""
-    route = rib.kernel_route(prefix) if rib.program_routes else None
+    route = core.kernel_route(rib.family, prefix)[0] if rib.program_routes else None
     if route is None:
         return None
     if not route.gateways:

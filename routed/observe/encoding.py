@@ -18,6 +18,7 @@ from routed.model.resources import ResourceKey, Update
 from routed.model.schema import parse_manifest
 from routed.net.families import Family
 from routed.observed import ForeignRoute, Interface, KernelChange, RouteFailure
+from routed.plan.types import CalicoVersion, PodCidrs
 
 Json: TypeAlias = Any
 """A value of the json module. The reading functions raise KeyError, TypeError or ValueError on what is no recording."""
@@ -181,6 +182,10 @@ def settings_to_json(settings: CoreSettings) -> Json:
         "programRoutes": settings.program_routes,
         "routesFound": sorted(family.label for family in settings.routes_found),
         "maximumPaths": settings.maximum_paths,
+        "podCidrs": settings.pod_cidrs.value,
+        "calicoVersion": None if settings.calico_version is None else settings.calico_version.value,
+        "interfacePrefixes": list(settings.interface_prefixes),
+        "programPriorities": settings.program_priorities,
     }
 
 
@@ -191,6 +196,10 @@ def settings_from_json(value: Json) -> CoreSettings:
         program_routes=value["programRoutes"],
         routes_found=frozenset(FAMILY_BY_LABEL[label] for label in value["routesFound"]),
         maximum_paths=value["maximumPaths"],
+        pod_cidrs=PodCidrs(value.get("podCidrs", PodCidrs.WITHOUT_AFFINITY)),
+        calico_version=CalicoVersion(version) if (version := value.get("calicoVersion")) is not None else None,
+        interface_prefixes=tuple(value.get("interfacePrefixes", ())),
+        program_priorities=value.get("programPriorities", True),
     )
 
 
@@ -198,7 +207,10 @@ def settings_from_json(value: Json) -> CoreSettings:
 
 
 def _route_to_json(route: KernelRoute | None) -> Json:
-    return None if route is None else {"kind": route.kind.name.lower(), "gateways": GATEWAYS.to_json(route.gateways)}
+    if route is None:
+        return None
+    found = {"kind": route.kind.name.lower(), "gateways": GATEWAYS.to_json(route.gateways)}
+    return {**found, "metric": route.metric} if route.metric else found
 
 
 def _batch_to_json(batch: RouteBatch) -> Json:

@@ -92,7 +92,7 @@ class Cluster:
                 return self._apply_affinity(name, value if isinstance(value, BlockAffinity) else None)
             case BGPConfiguration.kind:
                 _put(self.configurations, name, value if isinstance(value, BGPConfiguration) else None)
-                return Aspect.SESSIONS | Aspect.FILTERS
+                return Aspect.SESSIONS | Aspect.FILTERS | Aspect.ORIGINS
             case BGPPeer.kind:
                 _put(self.peers, name, value if isinstance(value, BGPPeer) else None)
                 return Aspect.SESSIONS
@@ -113,6 +113,13 @@ class Cluster:
             aspect |= Aspect.SESSIONS
         if name == self.node_name:
             aspect |= Aspect.ORIGINS
+            if (
+                old is None
+                or node is None
+                or old.bgp != node.bgp
+                or old.wireguard_public_key != node.wireguard_public_key
+            ):
+                aspect |= Aspect.FILTERS
         return aspect
 
     def _apply_affinity(self, name: str, affinity: BlockAffinity | None) -> Aspect:

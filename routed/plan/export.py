@@ -1,12 +1,14 @@
 """Import and export filters of a peer: a user's BGPFilters first, then Calico's default rules.
 
 Import: what no BGPFilter decides on is accepted. Export, in this order: BGPFilters; pools with disableBGPExport keep
-their routes in; prefixAdvertisements add communities; a block of this node goes out as a whole and nothing inside it,
-except a route with a better than normal priority (a workload that is moving here); routes inside an enabled pool go
-out, which is what lets borrowed addresses and other nodes' blocks through; nothing else does.
+their routes in; routes that leave by a tunnel of Calico's own stay in (to internal peers; those of its eBPF interfaces to
+all); prefixAdvertisements add communities; a block of this node goes out as a whole and nothing inside it, except a route
+with a better than normal priority (a workload that is moving here); routes inside the service ranges this node announces
+go out, and from a route reflector those inside all external ones; routes inside an enabled pool go out, which is what
+lets borrowed addresses and other nodes' blocks through; nothing else does.
 
-Calico's rules about tunnel and bpf interfaces are about kernel-learned routes, which are never in our tables; those about
-services need services. Invariant: one `RouteFilter` object for all peers that are judged alike, kept while its content
+The rules about interfaces are there only where something may leave by such an interface, since they cost a look at the
+interface of every route. Invariant: one `RouteFilter` object for all peers that are judged alike, kept while its content
 stays the same, so that an unrelated change of resources leaves update groups alone.
 """
 
@@ -14,16 +16,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from routed.model.resources import DEFAULT_ROUTE_PRIORITY, AddCommunity, BGPFilterRule, PrefixAdvertisement
+from routed.model.resources import AddCommunity, BGPFilterRule, EncapMode, PrefixAdvertisement
 from routed.net.families import Family
 from routed.plan.cluster import Cluster
-from routed.plan.origins import block_text
+from routed.plan.origins import BLOCK, block_text
+from routed.plan.program import felix_owns_ipip
+from routed.plan.services import SERVICE
 from routed.plan.types import Origin
-from routed.rib.filters import HIGHEST_LOCAL_PREF, Action, PrefixMatch, RouteFilter, Rule, compile_rules
-from routed.rib.path import Path
+from routed.rib.filters import Action, PrefixMatch, RouteFilter, Rule, compile_rules
+from routed.rib.path import HIGHEST_LOCAL_PREF, Path
 
-#: LOCAL_PREFs of a priority better than the normal one.
-_ELEVATED = (HIGHEST_LOCAL_PREF - DEFAULT_ROUTE_PRIORITY + 1, 0xFFFFFFFF)
+#: Calico's own interfaces, whose routes internal peers make themselves; and those nobody is told of.
+_TUNNELS = ("*.cali", "*.calico")
+_IPIP_TUNNEL = "tunl0"
+_EBPF = "bpf*.cali"
 
 PeerFilters = tuple[Mapping[Family, RouteFilter], Mapping[Family, RouteFilter]]
 """(import, export)"""
@@ -41,12 +47,16 @@ class FilterBook:
         self._interface_of = interface_of
         self._current: dict[_Key, PeerFilters] = {}
         self._last: dict[_Key, PeerFilters] = {}
-        self._rules: dict[Family, tuple[Rule, ...]] = {}
+        self._rules: dict[tuple[Family, bool], tuple[Rule, ...]] = {}
 
     def renew(self, cluster: Cluster, origins: Mapping[tuple[Family, bytes], Origin]) -> None:
         """Something filters are made of changed. Those that come out the same will be the same objects."""
         self._last, self._current = self._current, {}
-        self._rules = {family: tuple(default_export_rules(cluster, family, origins)) for family in Family}
+        self._rules = {
+            (family, external): tuple(default_export_rules(cluster, family, origins, external=external))
+            for family in Family
+            for external in (False, True)
+        }
 
     def for_peer(self, cluster: Cluster, family: Family, external: bool, names: tuple[str, ...]) -> PeerFilters:
         """The filters of a peer with these BGPFilters; names that do not exist are skipped, as in Calico."""
@@ -80,7 +90,7 @@ class FilterBook:
         export_filter = RouteFilter(
             f"{label}, default rules" if label else "default rules",
             family,
-            (*outgoing, *self._rules[family]),
+            (*outgoing, *self._rules[family, external]),
             export=True,
             default=False,
             default_text="outside this node's blocks and every enabled IPPool",
@@ -90,7 +100,7 @@ class FilterBook:
 
 
 def default_export_rules(
-    cluster: Cluster, family: Family, origins: Mapping[tuple[Family, bytes], Origin]
+    cluster: Cluster, family: Family, origins: Mapping[tuple[Family, bytes], Origin], *, external: bool
 ) -> list[Rule]:
     """The rules behind a user's own, in Calico's order."""
     kept_in: list[PrefixMatch] = []
@@ -102,12 +112,22 @@ def default_export_rules(
                 kept_in.append(match)
             elif not pool.disabled:
                 enabled.append(match)
-    blocks = [(prefix, block_text(family, prefix, origin)) for (of, prefix), origin in origins.items() if of is family]
+    own = [(prefix, origin) for (of, prefix), origin in origins.items() if of is family]
+    blocks = [(prefix, block_text(family, prefix, origin)) for prefix, origin in own if origin.kind == BLOCK]
+    services = tuple(
+        _inside(family, prefix, block_text(family, prefix, origin)) for prefix, origin in own if origin.kind == SERVICE
+    )
     exact = tuple(PrefixMatch(prefix, prefix[0], prefix[0], text) for prefix, text in blocks)
     within = tuple(PrefixMatch(prefix, prefix[0] + 1, family.max_length, text) for prefix, text in blocks)
     rules: list[Rule] = []
     if kept_in:
         rules.append(Rule(Action.REJECT, "disableBGPExport of IPPool ", tuple(kept_in)))
+    if _has_tunnels(cluster):
+        tunnels = [] if external else [*_TUNNELS, *([_IPIP_TUNNEL] if felix_owns_ipip(cluster) else [])]
+        rules.extend(
+            Rule(Action.REJECT, f"leaves by {glob}, an interface of Calico's own", interface=glob)
+            for glob in (*tunnels, _EBPF)
+        )
     rules.extend(
         Rule(
             Action.CONTINUE,
@@ -119,11 +139,58 @@ def default_export_rules(
     )
     if blocks:
         rules.append(Rule(Action.ACCEPT, "own block ", exact))
-        rules.append(Rule(Action.ACCEPT, "better than normal priority inside own block ", within, local_pref=_ELEVATED))
+        rules.append(
+            Rule(
+                Action.ACCEPT,
+                "better than normal priority inside own block ",
+                within,
+                local_pref=_elevated(cluster, family),
+            )
+        )
         rules.append(Rule(Action.REJECT, "announced as part of own block ", within))
+    if services:
+        rules.append(Rule(Action.ACCEPT, "inside service range ", services))
+    reflected = _reflected_services(cluster, family)
+    if reflected:
+        rules.append(Rule(Action.ACCEPT, "reflected, inside ", reflected))
     if enabled:
         rules.append(Rule(Action.ACCEPT, "inside IPPool ", tuple(enabled)))
     return rules
+
+
+def _has_tunnels(cluster: Cluster) -> bool:
+    """Whether Calico may have interfaces of its own on this node: tunnels, WireGuard, eBPF."""
+    node = cluster.node
+    return (node is not None and bool(node.wireguard_public_key or node.wireguard_public_key_v6)) or any(
+        pool.ipip_mode is not EncapMode.NEVER or pool.vxlan_mode is not EncapMode.NEVER
+        for pool in cluster.pools.values()
+    )
+
+
+def _elevated(cluster: Cluster, family: Family) -> tuple[int, int]:
+    """LOCAL_PREFs of a priority better than the normal one."""
+    default = cluster.default_configuration
+    v4 = family is Family.IPV4_UNICAST
+    normal = default.ipv4_normal_route_priority if v4 else default.ipv6_normal_route_priority
+    return HIGHEST_LOCAL_PREF - normal + 1, 0xFFFFFFFF
+
+
+def _reflected_services(cluster: Cluster, family: Family) -> tuple[PrefixMatch, ...]:
+    """Ranges a route reflector passes on though it may announce nothing of them itself."""
+    node = cluster.node
+    if node is None or node.bgp is None or not node.bgp.route_reflector_cluster_id:
+        return ()
+    default = cluster.default_configuration
+    matches = {
+        cidr.prefix: _inside(family, cidr.prefix, f"{name} {cidr}")
+        for name, cidrs in (
+            ("serviceLoadBalancerIPs", default.service_load_balancer_ips),
+            ("serviceExternalIPs", default.service_external_ips),
+        )
+        for cidr in cidrs
+        if cidr.family is family
+    }
+    return tuple(matches.values())
 
 
 def _advertisements(cluster: Cluster, family: Family) -> list[PrefixAdvertisement]:

@@ -1,26 +1,43 @@
-"""Which routes this node originates: its own blocks of pod addresses.
+"""Which routes this node originates: its own blocks of pod addresses, and the ranges of services.
 
 A block is the node's own by a confirmed BlockAffinity; a pending one is not (nobody may use the block yet), nor is one
-about to be deleted. Where no BlockAffinity of a family names this node, the Node's status.podCIDRs are its blocks.
+about to be deleted, nor one whose block says that another node has it: such a claim is in `withheld`, with the reason.
+(Calico goes by the affinity alone there.) Status.podCIDRs of the Node are its blocks where the settings say so.
 Every block but a single address gets a blackhole in the kernel, so that packets to its unused addresses end here
 instead of following the default route; a single address is a pod's, whose own route must not compete with it.
+
+Ranges of services (`services`) are announced and never programmed: kube-proxy takes the packets.
 """
 
 from __future__ import annotations
 
-from routed.model.resources import AffinityType
+from dataclasses import dataclass, field
+
+from routed.model.resources import AffinityState, AffinityType, BlockAffinity
 from routed.net.families import Family
 from routed.net.prefixes import format_prefix
 from routed.plan.cluster import Cluster
-from routed.plan.types import Origin
+from routed.plan.services import service_routes
+from routed.plan.types import Origin, PodCidrs
 
 BLOCK = "block"
 
+Key = tuple[Family, bytes]
 
-def plan_origins(cluster: Cluster) -> tuple[dict[tuple[Family, bytes], Origin], list[str]]:
+
+@dataclass(frozen=True, slots=True)
+class Origins:
+    """What `plan_origins` found."""
+
+    routes: dict[Key, Origin] = field(default_factory=dict)
+    withheld: dict[Key, str] = field(default_factory=dict)
+    """Blocks the node has some claim to and that are not announced: why."""
+    problems: list[str] = field(default_factory=list)
+
+
+def plan_origins(cluster: Cluster, pod_cidrs: PodCidrs = PodCidrs.WITHOUT_AFFINITY) -> Origins:
     """The routes to originate, and what is wrong with the resources they come from."""
-    origins: dict[tuple[Family, bytes], Origin] = {}
-    problems: list[str] = []
+    found = Origins()
     named: set[Family] = set()
     for name in sorted(cluster.affinities):
         affinity = cluster.affinities[name]
@@ -28,20 +45,37 @@ def plan_origins(cluster: Cluster) -> tuple[dict[tuple[Family, bytes], Origin], 
             continue
         cidr = affinity.cidr
         named.add(cidr.family)
-        if affinity.is_confirmed:
-            origins.setdefault((cidr.family, cidr.prefix), _block(cidr.family, cidr.prefix, f"BlockAffinity {name}"))
-            problems.extend(
-                f"BlockAffinity {name}: {other.node} holds the same block {cidr} by BlockAffinity {other.name}; "
-                "both nodes announce it until one of the two is removed"
-                for other in cluster.claims(cidr)
-                if other.node != affinity.node and other.is_confirmed and other.type is AffinityType.HOST
-            )
+        key = (cidr.family, cidr.prefix)
+        reason = _withheld(affinity)
+        if reason:
+            found.withheld[key] = reason
+            continue
+        found.routes.setdefault(key, _block(cidr.family, cidr.prefix, f"BlockAffinity {name}"))
+        found.problems.extend(
+            f"BlockAffinity {name}: {other.node} holds the same block {cidr} by BlockAffinity {other.name}; "
+            "both nodes announce it until one of the two is removed"
+            for other in cluster.claims(cidr)
+            if other.node != affinity.node and other.is_confirmed and other.type is AffinityType.HOST
+        )
     node = cluster.node
-    for cidr in node.pod_cidrs if node is not None else ():
-        if cidr.family not in named:
+    for cidr in node.pod_cidrs if node is not None and pod_cidrs is not PodCidrs.NEVER else ():
+        if cidr.family not in named or pod_cidrs is PodCidrs.ALWAYS:
             why = f"Node {cluster.node_name} status.podCIDRs"
-            origins.setdefault((cidr.family, cidr.prefix), _block(cidr.family, cidr.prefix, why))
-    return origins, problems
+            found.routes.setdefault((cidr.family, cidr.prefix), _block(cidr.family, cidr.prefix, why))
+    for key in found.routes.keys() & found.withheld.keys():  # another affinity or podCIDRs has it
+        del found.withheld[key]
+    for key, origin in service_routes(cluster).items():
+        found.routes.setdefault(key, origin)
+    return found
+
+
+def _withheld(affinity: BlockAffinity) -> str:
+    """Why a BlockAffinity of this node makes no route, or empty."""
+    if affinity.deleted or affinity.state is AffinityState.PENDING_DELETION:
+        return f"BlockAffinity {affinity.name} is about to be deleted"
+    if affinity.state is AffinityState.PENDING:
+        return f"BlockAffinity {affinity.name} is pending: the block is not this node's yet"
+    return ""
 
 
 def _block(family: Family, prefix: bytes, why: str) -> Origin:

@@ -11,10 +11,11 @@ from routed.model.resources import Update
 from routed.net.families import Family
 from routed.plan.cluster import Aspect, Cluster, Secret
 from routed.plan.export import FilterBook
-from routed.plan.origins import plan_origins
+from routed.plan.origins import Origins, plan_origins
 from routed.plan.peers import PeerSpec, plan_peers
+from routed.plan.program import plan_kernel, plan_learning
 from routed.plan.speaker import plan_speaker
-from routed.plan.types import Origin, PeerPlan, Plan, PlanSettings, Speaker
+from routed.plan.types import KernelPlan, LearnPlan, Origin, PeerPlan, Plan, PlanSettings, Speaker
 from routed.plan.unsupported import unsupported_settings
 
 
@@ -31,11 +32,12 @@ class Planner:
         self._specs: dict[str, PeerSpec] = {}
         self._made_from: dict[str, PeerSpec] = {}
         """What each peer of the last plan was made from."""
-        self._origins: dict[tuple[Family, bytes], Origin] = {}
         self._ways: dict[tuple[Family, bytes], Origin] = {}
         """Routes to peers by their reachableBy."""
+        self._origins = Origins()
+        self._kernel = KernelPlan()
+        self._learn = LearnPlan()
         self._session_problems: list[str] = []
-        self._origin_problems: list[str] = []
 
     def update(self, update: Update) -> None:
         """A resource exists with this value, or (None) does not."""
@@ -54,20 +56,33 @@ class Planner:
         self._dirty = Aspect.NOTHING
         cluster = self._cluster
         if Aspect.ORIGINS in dirty:
-            origins, self._origin_problems = plan_origins(cluster)
-            if origins != self._origins:
-                self._origins = origins
+            origins = plan_origins(cluster, self._settings.pod_cidrs)
+            if origins.routes != self._origins.routes:
                 dirty |= Aspect.FILTERS
+            self._origins = origins
+        if dirty & (Aspect.FILTERS | Aspect.ORIGINS):
+            kernel = plan_kernel(cluster, self._settings)
+            learn = plan_learning(cluster, self._settings, self._origins.routes)
+            self._kernel = kernel if kernel != self._kernel else self._kernel
+            self._learn = learn if learn != self._learn else self._learn
         if Aspect.FILTERS in dirty:
-            self._book.renew(cluster, self._origins)
+            self._book.renew(cluster, self._origins.routes)
         if dirty & (Aspect.SESSIONS | Aspect.FILTERS):  # a peer may name a filter that did not exist before
             self._speaker, self._session_problems = plan_speaker(cluster, self._settings)
             self._specs, self._ways = {}, {}
             if self._speaker is not None:
                 self._specs, self._ways, problems = plan_peers(cluster, self._speaker)
                 self._session_problems += problems
-        problems = [*self._session_problems, *self._origin_problems, *unsupported_settings(cluster)]
-        plan = Plan(self._speaker, self._peers(), {**self._ways, **self._origins}, tuple(sorted(set(problems))))
+        problems = [*self._session_problems, *self._origins.problems, *unsupported_settings(cluster)]
+        plan = Plan(
+            speaker=self._speaker,
+            peers=self._peers(),
+            origins={**self._ways, **self._origins.routes},
+            withheld=self._origins.withheld,
+            kernel=self._kernel,
+            learn=self._learn,
+            problems=tuple(sorted(set(problems))),
+        )
         if plan != self._plan:
             self._plan = plan
         return self._plan

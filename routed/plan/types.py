@@ -11,8 +11,29 @@ from routed.net.families import Family
 from routed.rib.export import NextHopMode
 from routed.rib.filters import RouteFilter
 from routed.rib.path import Path, SourceKind
+from routed.rib.program import PROGRAM_ALL, ProgramPolicy
 
-__all__ = ["NextHopMode", "Origin", "PeerChange", "PeerPlan", "Plan", "PlanDelta", "PlanSettings", "Speaker"]
+__all__ = [
+    "CalicoVersion", "KernelPlan", "LearnPlan", "NextHopMode", "Origin", "PeerChange", "PeerPlan", "Plan", "PlanDelta",
+    "PlanSettings", "PodCidrs", "Speaker",
+]  # fmt: skip
+
+
+class CalicoVersion(enum.StrEnum):
+    """Which Calico routed behaves like where they differ on the wire or in the kernel."""
+
+    V3_31 = "v3.31"
+    V3_32 = "v3.32"
+    """LOCAL_PREF carries the priority (metric) of a route."""
+
+
+class PodCidrs(enum.Enum):
+    """When status.podCIDRs of this Node are its own blocks."""
+
+    NEVER = "never"
+    WITHOUT_AFFINITY = "without-affinity"
+    """Where no BlockAffinity of a family names the node."""
+    ALWAYS = "always"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +44,11 @@ class PlanSettings:
     """None: the Node's IPv4 address, or a hash of its name where it has none."""
     interface_of: Callable[[Path], str] | None = None
     """The name of the interface a path leaves through, for filters that ask; without it they never match."""
+    calico_version: CalicoVersion | None = None
+    """None: what ClusterInformation says, else v3.31."""
+    pod_cidrs: PodCidrs = PodCidrs.WITHOUT_AFFINITY
+    interface_prefixes: tuple[str, ...] = ()
+    """What names of workload interfaces begin with; empty: what FelixConfiguration says, else `cali`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +93,37 @@ class Origin:
     """A route this node originates."""
 
     kind: str
-    """`block`: a block of pod addresses this node owns; `peer`: the way to a peer by its reachableBy."""
+    """`block`: a block of pod addresses this node owns; `service`: addresses of services; `peer`: the way to a peer by its
+    reachableBy."""
     blackhole: bool
     """Whether the kernel gets a blackhole for it, so that unused addresses do not follow the default route."""
     why: str
     """Which resource made it: "BlockAffinity node-1-10-244-1-0-26"."""
     gateway: bytes = b""
     """Packed address the kernel's route leads through; empty: none."""
+
+
+@dataclass(frozen=True, slots=True)
+class KernelPlan:
+    """What of the chosen routes goes into the kernel, a family each."""
+
+    policy: Mapping[Family, ProgramPolicy] = field(default_factory=lambda: dict.fromkeys(Family, PROGRAM_ALL))
+    normal_priority: Mapping[Family, int] = field(default_factory=lambda: dict.fromkeys(Family, 0))
+    """The priority of a route that says none, where LOCAL_PREF and priority are one (v3.32); 0: they are not."""
+
+
+@dataclass(frozen=True, slots=True)
+class LearnPlan:
+    """Which routes others put into the kernel are routes of this node."""
+
+    workload_prefixes: tuple[str, ...] = ("cali",)
+    """Host routes straight to an interface whose name begins with one of these are workloads' addresses."""
+    ignored_interfaces: tuple[str, ...] = ()
+    """Globs of interfaces whose own addresses are not looked at."""
+    inside: Mapping[Family, tuple[bytes, ...]] = field(default_factory=lambda: dict.fromkeys(Family, ()))
+    """An interface's own address is announced where one of these (the enabled pools) covers it ..."""
+    outside: Mapping[Family, tuple[bytes, ...]] = field(default_factory=lambda: dict.fromkeys(Family, ()))
+    """... and none of these (own blocks) does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +134,10 @@ class Plan:
     peers: Mapping[str, PeerPlan] = field(default_factory=dict)
     """By name."""
     origins: Mapping[tuple[Family, bytes], Origin] = field(default_factory=dict)
+    withheld: Mapping[tuple[Family, bytes], str] = field(default_factory=dict)
+    """Blocks this node has a claim to and does not announce, with the reason."""
+    kernel: KernelPlan = field(default_factory=KernelPlan)
+    learn: LearnPlan = field(default_factory=LearnPlan)
     problems: tuple[str, ...] = ()
     """What resources ask for and won't get, a sentence each that begins with the resource; sorted."""
 

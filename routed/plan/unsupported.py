@@ -6,12 +6,10 @@ What a BGPPeer asks for is judged in `peers`, since it matters only on the nodes
 from __future__ import annotations
 
 from routed.model.resources import (
-    DEFAULT_ROUTE_PRIORITY,
     BGPConfiguration,
     EncapMode,
     IPPool,
     LogSeverity,
-    ProgramClusterRoutes,
 )
 from routed.plan.cluster import Cluster
 
@@ -35,34 +33,14 @@ def unsupported_settings(cluster: Cluster) -> list[str]:
 
 
 def _cluster_wide(configuration: BGPConfiguration) -> list[str]:
-    services = (
-        ("serviceClusterIPs", configuration.service_cluster_ips),
-        ("serviceExternalIPs", configuration.service_external_ips),
-        ("serviceLoadBalancerIPs", configuration.service_load_balancer_ips),
-    )
-    texts = [f"spec.{field}: services are not announced" for field, cidrs in services if cidrs]
     checks = (
-        (
-            bool(configuration.ignored_interfaces),
-            "spec.ignoredInterfaces: not needed, addresses of interfaces are never announced",
-        ),
         (
             configuration.local_workload_peering_ipv4 is not None
             or configuration.local_workload_peering_ipv6 is not None,
             "spec.localWorkloadPeeringIPV4 and IPV6: peering with pods is not supported",
         ),
-        (
-            configuration.program_cluster_routes
-            in (ProgramClusterRoutes.DISABLED, ProgramClusterRoutes.ENABLED_IPIP_ONLY),
-            "spec.programClusterRoutes: not supported, see kernel.programRoutes in routed's own configuration",
-        ),
-        (
-            configuration.ipv4_normal_route_priority != DEFAULT_ROUTE_PRIORITY
-            or configuration.ipv6_normal_route_priority != DEFAULT_ROUTE_PRIORITY,
-            "spec.ipv4NormalRoutePriority and ipv6NormalRoutePriority: not supported, the priority is 1024",
-        ),
     )
-    return [*texts, *(text for is_set, text in checks if is_set), *_log_level(configuration)]
+    return [*(text for is_set, text in checks if is_set), *_log_level(configuration)]
 
 
 def _of_this_node(configuration: BGPConfiguration) -> list[str]:
@@ -81,11 +59,9 @@ def _log_level(configuration: BGPConfiguration) -> list[str]:
 
 
 def _pool(pool: IPPool) -> list[str]:
-    found = [
-        f"spec.{field}: {mode.value} is not supported, its routes are programmed without encapsulation"
-        for field, mode in (("ipipMode", pool.ipip_mode), ("vxlanMode", pool.vxlan_mode))
-        if mode is not EncapMode.NEVER
-    ]
+    found = []
+    if pool.vxlan_mode is not EncapMode.NEVER:
+        found.append(f"spec.vxlanMode: {pool.vxlan_mode.value} its routes are announced, but left to Felix to program")
     if pool.nat_outgoing:
         found.append("spec.natOutgoing: is not supported, packets leave the cluster with the pod's address")
     return found

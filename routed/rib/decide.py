@@ -22,10 +22,13 @@ from typing import NamedTuple, TypeAlias
 
 from routed.bgp.attributes import describe
 from routed.net.addresses import format_address, format_router_id
-from routed.rib.path import Path, SourceKind
+from routed.rib.path import HIGHEST_LOCAL_PREF, NORMAL_PRIORITY, Path, SourceKind
 
 MAXIMUM_PATHS = 16
 """Paths that share the traffic of a prefix unless told otherwise, the best one included."""
+
+#: LOCAL_PREFs above this are priorities better than the normal one.
+_ELEVATED = HIGHEST_LOCAL_PREF - NORMAL_PRIORITY
 
 Value: TypeAlias = "int | tuple[object, ...]"
 """What a step compares; of one type within a step, lower is better."""
@@ -204,7 +207,13 @@ def _multipath(ranked: list[Path], maximum_paths: int, relax: bool) -> tuple[Pat
 
 
 def _local_origin(path: Path) -> int:
-    return 0 if path.source.kind is SourceKind.LOCAL else 1
+    """Our own routes go before learned ones, with one exception: a workload that moves here or away has a route on both
+    nodes, whose priorities decide. So a learned route with a better than normal priority is as good as a workload's."""
+    source = path.source
+    if source.kind is SourceKind.LOCAL:
+        return 1 if source.by_priority else 0
+    value = path.attrs.local_pref
+    return 1 if value is not None and value > _ELEVATED else 2
 
 
 def _local_pref(path: Path) -> int:
@@ -224,7 +233,7 @@ def _med(path: Path) -> int:
 
 
 def _external(path: Path) -> int:
-    return 0 if path.source.kind is SourceKind.EBGP else 1
+    return 0 if path.source.kind is SourceKind.EBGP or path.source.kind is SourceKind.LOCAL else 1
 
 
 def _next_hop_metric(path: Path) -> int:
@@ -285,7 +294,7 @@ def _content_text(path: Path) -> str:
 STEPS: tuple[StepRule, ...] = (
     StepRule(
         Step.LOCAL_ORIGIN, "origin on this node", "our own", _local_origin,
-        lambda path: "learned" if _local_origin(path) else "local",
+        lambda path: ("local", "priority decides", "learned")[_local_origin(path)],
     ),
     StepRule(Step.LOCAL_PREF, "LOCAL_PREF", "higher", _local_pref, lambda path: str(path.local_pref)),
     StepRule(

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from routed.bgp.as_path import prepend
-from routed.bgp.attributes import AttributeSet, encode_attributes, split_values
+from routed.bgp.attributes import DEFAULT_LOCAL_PREF, AttributeSet, encode_attributes, split_values
 from routed.bgp.iana import MAX_MESSAGE, Community
 from routed.bgp.update import nlri_room, reach_message, withdraw_message
 from routed.net.addresses import is_link_local
@@ -49,6 +49,8 @@ class ExportPolicy:
     next_hop_mode: NextHopMode
     four_octet_as: bool
     export_filter: RouteFilter
+    default_local_pref: int = DEFAULT_LOCAL_PREF
+    """What internal peers are told of a path that says none."""
 
 
 def refusal(path: Path, policy: ExportPolicy) -> str | None:
@@ -96,7 +98,7 @@ def export_attributes(path: Path, attrs: AttributeSet, policy: ExportPolicy) -> 
     return attrs.replace(
         next_hop=next_hop,
         link_local=b"",
-        local_pref=path.local_pref if attrs.local_pref is None else attrs.local_pref,
+        local_pref=policy.default_local_pref if attrs.local_pref is None else attrs.local_pref,
         originator_id=(attrs.originator_id if attrs.originator_id is not None else path.source.router_id)
         if reflected
         else None,

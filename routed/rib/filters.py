@@ -9,7 +9,7 @@ Invariants:
   diffed. Rules that can't be reached are no part of the content.
 - The same path and prefix always give the same verdict, and the same `AttributeSet` object where attributes change.
 - On export a rule accepts the default route only if its cidr names it: neither a bare accept nor "everything but X"
-  makes a node the cluster's way out. (Connected and kernel-learned routes need no rule: they are never in our tables.)
+  makes a node the cluster's way out.
 - `accepts_all` and `prefix_free` are exact or False: they let the hot path skip `evaluate`.
 
 The meaning of a BGPFilter's fields is Calico's. AS paths are matched as they are in our tables, without our own AS.
@@ -26,10 +26,9 @@ from functools import partial
 from typing import NamedTuple
 
 from routed.bgp.as_path import prepend, segments
-from routed.bgp.attributes import AttributeSet
+from routed.bgp.attributes import DEFAULT_LOCAL_PREF, AttributeSet
 from routed.bgp.iana import SegmentType
 from routed.model.resources import (
-    DEFAULT_ROUTE_PRIORITY,
     AddCommunity,
     BGPFilterRule,
     FilterAction,
@@ -40,10 +39,7 @@ from routed.model.resources import (
 )
 from routed.net.families import Family
 from routed.net.prefixes import DEFAULT_ROUTE, format_prefix
-from routed.rib.path import Path, SourceKind
-
-HIGHEST_LOCAL_PREF = 2147483647
-"""LOCAL_PREF is this minus a route's priority (its metric), as Calico puts priorities on the wire."""
+from routed.rib.path import HIGHEST_LOCAL_PREF, NORMAL_PRIORITY, Path, SourceKind
 
 #: Changed attribute sets a filter remembers before it forgets them all (it would otherwise keep dead ones alive).
 CHANGED_CACHE = 65536
@@ -230,8 +226,10 @@ class RouteFilter:
         """What a priority is compared with. A route of our own leaves with the normal priority."""
         if attrs.local_pref is not None:
             return attrs.local_pref
-        own = self.export and path.source.kind is SourceKind.LOCAL
-        return HIGHEST_LOCAL_PREF - DEFAULT_ROUTE_PRIORITY if own else path.local_pref
+        value = path.local_pref
+        if self.export and path.source.kind is SourceKind.LOCAL and value == DEFAULT_LOCAL_PREF:
+            return HIGHEST_LOCAL_PREF - NORMAL_PRIORITY
+        return value
 
     def _apply(self, index: int, operations: tuple[FilterOperation, ...], attrs: AttributeSet) -> AttributeSet:
         key = (index, attrs)

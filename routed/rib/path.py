@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from routed.rib.nexthops import NextHop
 
 
+HIGHEST_LOCAL_PREF = 2147483647
+"""LOCAL_PREF is this minus a route's priority (its metric), as Calico puts priorities on the wire."""
+
+NORMAL_PRIORITY = 1024
+"""The priority of a route nothing is special about. A lower one is a workload's that moves between nodes."""
+
+
 class SourceKind(enum.IntEnum):
     """Where a path came from, as route propagation rules ask it (RFC 4271 9.2, RFC 4456 6)."""
 
@@ -30,7 +37,7 @@ class SourceKind(enum.IntEnum):
 class Source:
     """One session's worth of a neighbour (or this node itself): the identity its paths are judged by."""
 
-    __slots__ = ("address", "kind", "name", "prefixes_best", "router_id")
+    __slots__ = ("address", "by_priority", "default_local_pref", "kind", "name", "prefixes_best", "router_id")
 
     def __init__(self, name: str, kind: SourceKind, router_id: int, address: bytes) -> None:
         self.name = name
@@ -39,6 +46,10 @@ class Source:
         """BGP identifier from its OPEN; ours for LOCAL."""
         self.address = address
         """Packed peer address; empty for LOCAL."""
+        self.default_local_pref = DEFAULT_LOCAL_PREF
+        """What a path without LOCAL_PREF counts as."""
+        self.by_priority = False
+        """Whether LOCAL_PREFs of its paths are priorities, so that a learned route with a better one goes before them."""
         self.prefixes_best = 0
         """How many prefixes have a path of this source as their best one, over all families. Kept by the RIB."""
 
@@ -70,4 +81,4 @@ class Path:
     @property
     def local_pref(self) -> int:
         value = self.attrs.local_pref
-        return DEFAULT_LOCAL_PREF if value is None else value
+        return self.source.default_local_pref if value is None else value

@@ -28,7 +28,7 @@ from routed.rib.decide import MAXIMUM_PATHS
 from routed.rib.decide import best as decide_best
 from routed.rib.filters import RouteFilter
 from routed.rib.nexthops import NextHop
-from routed.rib.path import Path, Source
+from routed.rib.path import HIGHEST_LOCAL_PREF, Path, Source
 
 #: Prefixes handled between two looks at the clock when a whole table is walked (about 2 ms of work).
 SLICE = 4000
@@ -103,6 +103,8 @@ class FamilyRib:
         self.family = family
         self.program_routes = program_routes
         self.maximum_paths = maximum_paths
+        self.normal_priority = 0
+        """The priority of a path without LOCAL_PREF, where LOCAL_PREF says a route's priority in the kernel; else 0."""
         self.table: dict[bytes, Path | Candidates] = {}
         self.changes: list[Change] = []
         self.version = 0
@@ -119,7 +121,7 @@ class FamilyRib:
         self._open: Change | None = None
         """The last of `changes` while single prefixes may still be added to it."""
         self._open_kernel: list[bytes] | None = None
-        self._kernel_routes: dict[tuple[Gateway, ...], KernelRoute] = {}
+        self._kernel_routes: dict[tuple[tuple[Gateway, ...], int], KernelRoute] = {}
 
     # ---- what peers say
 
@@ -286,7 +288,7 @@ class FamilyRib:
             return
         gateways = next_hop.gateways
         path.usable = bool(gateways) and not path.rejected
-        path.kernel_route = self._kernel_route(gateways) if path.usable else None
+        path.kernel_route = self._kernel_route(gateways, path) if path.usable else None
 
     # ---- reading
 
@@ -420,7 +422,7 @@ class FamilyRib:
             gateways = {
                 gateway for path in multipath if path.next_hop is not None for gateway in path.next_hop.gateways
             }
-            entry.route = self._kernel_route(tuple(sorted(gateways))) if gateways else new.kernel_route
+            entry.route = self._kernel_route(tuple(sorted(gateways)), new) if gateways else new.kernel_route
         else:
             entry.route = new.kernel_route
         if new is not old:
@@ -437,12 +439,16 @@ class FamilyRib:
             if path.announced is not path:  # what it was made from comes back when the filter changes
                 self._refresh_once(path.announced, changed, before)
 
-    def _kernel_route(self, gateways: tuple[Gateway, ...]) -> KernelRoute:
-        route = self._kernel_routes.get(gateways)
+    def _kernel_route(self, gateways: tuple[Gateway, ...], path: Path) -> KernelRoute:
+        metric = self.normal_priority
+        if metric and path.attrs.local_pref is not None:
+            metric = max(1, HIGHEST_LOCAL_PREF - path.attrs.local_pref)
+        key = (gateways, metric)
+        route = self._kernel_routes.get(key)
         if route is None:
             if len(self._kernel_routes) >= PATH_CACHE:
                 self._kernel_routes.clear()
-            route = self._kernel_routes[gateways] = KernelRoute(RouteKind.UNICAST, gateways)
+            route = self._kernel_routes[key] = KernelRoute(RouteKind.UNICAST, gateways, metric)
         return route
 
     def _gone(self, old: Path | None, prefixes: list[bytes], deleted: list[bytes]) -> None:

@@ -1,0 +1,89 @@
+"""Which chosen routes go into the kernel, and how: Calico's kernel export filter as data.
+
+The default programs everything and costs nothing. Beside it: addresses of services stay out (kube-proxy has them), pools
+whose routes Felix programs (VXLAN, or what programClusterRoutes leaves to it) stay out, and an IPIP pool's routes lead
+into the tunnel device, to the BGP next hop itself.
+
+Invariants: equal by content; a verdict depends on the prefix alone. Ranges of services come before pools; of several
+that cover a prefix the longest counts (Calico's pools don't overlap).
+
+Not here: which pools mean what (`plan/program`), the tunnel device's index (`core`).
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from routed.net.prefixes import make_prefix
+
+
+class Programming(enum.Enum):
+    LEAVE = "leave"
+    """Not ours to program."""
+    IPIP = "ipip"
+    """Into the tunnel."""
+    IPIP_CROSS_SUBNET = "ipip-cross-subnet"
+    """Into the tunnel where the next hop is outside this node's own subnet."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramRule:
+    """What becomes of the routes inside a prefix."""
+
+    prefix: bytes
+    programming: Programming
+    why: str
+    """For people: "IPPool pods: vxlanMode Always, Felix programs its routes"."""
+    first: bool = False
+    """Comes before all that are not."""
+
+
+class ProgramPolicy:
+    """See the module's docstring."""
+
+    __slots__ = ("_tables", "own_subnet", "rules")
+
+    def __init__(self, rules: Sequence[ProgramRule] = (), own_subnet: bytes = b"") -> None:
+        self.rules = tuple(rules)
+        self.own_subnet = own_subnet
+        """Wire prefix of this node's subnet; empty: it has none, so every next hop is in another."""
+        self._tables: list[list[tuple[int, dict[bytes, ProgramRule]]]] = []
+        for first in (True, False):
+            by_length: dict[int, dict[bytes, ProgramRule]] = {}
+            for rule in self.rules:
+                if rule.first is first:
+                    by_length.setdefault(rule.prefix[0], {}).setdefault(rule.prefix, rule)
+            if by_length:
+                self._tables.append(sorted(by_length.items(), reverse=True))
+
+    def __bool__(self) -> bool:
+        """Whether anything is other than programmed as it is."""
+        return bool(self.rules)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ProgramPolicy) and self.rules == other.rules and self.own_subnet == other.own_subnet
+
+    def __hash__(self) -> int:
+        return hash((self.rules, self.own_subnet))
+
+    def judge(self, prefix: bytes) -> ProgramRule | None:
+        """The rule for a prefix, or None: programmed as it is."""
+        for table in self._tables:
+            for length, rules in table:
+                if length <= prefix[0]:
+                    found = rules.get(make_prefix(prefix[1:], length))
+                    if found is not None:
+                        return found
+        return None
+
+    def tunnels(self, rule: ProgramRule, next_hop: bytes) -> bool:
+        """Whether a route of an IPIP pool through this next hop (packed) goes into the tunnel."""
+        if rule.programming is Programming.IPIP:
+            return True
+        subnet = self.own_subnet
+        return not subnet or make_prefix(next_hop, subnet[0]) != subnet
+
+
+PROGRAM_ALL = ProgramPolicy()
