@@ -115,6 +115,8 @@ def status(row: Row) -> Iterator[str]:
             ),
         ]
     )
+    for each in row.get("blocksNotAnnounced") or []:
+        yield harmless(f"not announced: {each.get('prefix')}: {each.get('reason')}")
     problems = row.get("problems") or []
     yield f"problems: {len(problems)}" if problems else "problems: none"
     for problem in problems:

@@ -75,7 +75,7 @@ def _route_lines(rows: Iterable[Row]) -> Iterator[tuple[object, ...]]:
 def _kernel_state(row: Row) -> str:
     if row.get("kernelFailure"):
         return str(row["kernelFailure"])
-    return str(row.get("kernelState") or "none")
+    return str(row.get("kernelState") or ("left" if row.get("kernelNot") else "none"))
 
 
 def route(row: Row) -> Iterator[str]:
@@ -96,7 +96,10 @@ def route(row: Row) -> Iterator[str]:
             "    ",
         )
     state = f" ({row['kernelState']})" if row.get("kernelState") else ""
-    yield harmless(f"  kernel: {row.get('kernel') or 'no route wanted'}{state}")
+    if row.get("notAnnounced"):
+        yield harmless(f"  not announced by this node: {row['notAnnounced']}")
+    wanted = row.get("kernel") or f"no route wanted{': ' if row.get('kernelNot') else ''}{row.get('kernelNot') or ''}"
+    yield harmless(f"  kernel: {wanted}{state}")
     if row.get("kernelFailure"):
         yield harmless(f"  kernel: {row['kernelFailure']}")
     for peer in row.get("notAdvertisedTo") or []:

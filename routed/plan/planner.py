@@ -13,7 +13,7 @@ from routed.plan.cluster import Aspect, Cluster, Secret
 from routed.plan.export import FilterBook
 from routed.plan.origins import Origins, plan_origins
 from routed.plan.peers import PeerSpec, plan_peers
-from routed.plan.program import plan_kernel, plan_learning
+from routed.plan.program import calico_version, plan_kernel, plan_learning
 from routed.plan.speaker import plan_speaker
 from routed.plan.types import KernelPlan, LearnPlan, Origin, PeerPlan, Plan, PlanSettings, Speaker
 from routed.plan.unsupported import unsupported_settings
@@ -73,7 +73,11 @@ class Planner:
             if self._speaker is not None:
                 self._specs, self._ways, problems = plan_peers(cluster, self._speaker)
                 self._session_problems += problems
-        problems = [*self._session_problems, *self._origins.problems, *unsupported_settings(cluster)]
+        problems = [
+            *self._session_problems,
+            *self._origins.problems,
+            *unsupported_settings(cluster, calico_version(cluster, self._settings)),
+        ]
         plan = Plan(
             speaker=self._speaker,
             peers=self._peers(),

@@ -1,5 +1,6 @@
-"""Which of the chosen routes go into the kernel, and which routes of others in it are this node's own (Calico's kernel
-and direct protocols).
+"""Which of the chosen routes go into the kernel, and which routes of others there are this node's own.
+
+The part of Calico's BIRD configuration that is about its kernel and direct protocols.
 
 Kept out of the kernel: service ranges; VXLAN pools, whose routes Felix makes; and of the other pools those that
 programClusterRoutes leaves to Felix (Disabled: all; EnabledIPIPOnly: those without encapsulation; EnabledNoEncapOnly:

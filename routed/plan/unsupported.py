@@ -6,19 +6,23 @@ What a BGPPeer asks for is judged in `peers`, since it matters only on the nodes
 from __future__ import annotations
 
 from routed.model.resources import (
+    DEFAULT_ROUTE_PRIORITY,
     BGPConfiguration,
     EncapMode,
     IPPool,
     LogSeverity,
 )
 from routed.plan.cluster import Cluster
+from routed.plan.types import CalicoVersion
 
 #: What a `node.<name>` BGPConfiguration may say, as in Calico.
 _PER_NODE = frozenset({"listenPort", "prefixAdvertisements", "logSeverityScreen", "communities"})
 
 
-def unsupported_settings(cluster: Cluster) -> list[str]:
+def unsupported_settings(cluster: Cluster, version: CalicoVersion = CalicoVersion.V3_31) -> list[str]:
     problems: list[str] = []
+    if version is CalicoVersion.V3_31:
+        problems.extend(_priorities(cluster.default_configuration))
     for name, configuration in sorted(cluster.configurations.items()):
         label = f"BGPConfiguration {name}: "
         if name == "default":
@@ -41,6 +45,17 @@ def _cluster_wide(configuration: BGPConfiguration) -> list[str]:
         ),
     )
     return [*(text for is_set, text in checks if is_set), *_log_level(configuration)]
+
+
+def _priorities(default: BGPConfiguration) -> list[str]:
+    return [
+        f"BGPConfiguration default: spec.{field}: counts as of Calico v3.32, and calicoVersion is v3.31"
+        for field, value in (
+            ("ipv4NormalRoutePriority", default.ipv4_normal_route_priority),
+            ("ipv6NormalRoutePriority", default.ipv6_normal_route_priority),
+        )
+        if value != DEFAULT_ROUTE_PRIORITY
+    ]
 
 
 def _of_this_node(configuration: BGPConfiguration) -> list[str]:

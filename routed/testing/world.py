@@ -18,6 +18,7 @@ from routed.net.families import Family
 from routed.net.prefixes import format_prefix, make_prefix
 from routed.observe.recorder import Engine, Header
 from routed.observed import ForeignRoute, Interface, KernelChange
+from routed.plan.types import CalicoVersion
 
 ETH0 = 2
 
@@ -101,8 +102,11 @@ class _Wire:
 class World:
     """All nodes, the wires between them, and the time."""
 
-    def __init__(self, *, record: Callable[[str, Core, Header], Engine] | None = None) -> None:
+    def __init__(
+        self, *, record: Callable[[str, Core, Header], Engine] | None = None, calico_version: str | None = None
+    ) -> None:
         """`record` puts a recorder in front of a node's core, by the node's name."""
+        self._version = None if calico_version is None else CalicoVersion(calico_version)
         self.now = 1000.0
         self.nodes: dict[str, Node] = {}
         self._record = record
@@ -122,7 +126,9 @@ class World:
     ) -> Node:
         """A node starts: its link is up, its datastore holds `manifests`."""
         self._started += 1
-        header = Header(CoreSettings(node_name=name, routes_found=routes_found), seed=self._started)
+        header = Header(
+            CoreSettings(node_name=name, routes_found=routes_found, calico_version=self._version), seed=self._started
+        )
         core = Core(header.settings, header.seed)
         engine = core if self._record is None else self._record(name, core, header)
         node = self.nodes[name] = Node(self, core, engine, addresses)

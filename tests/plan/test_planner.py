@@ -76,22 +76,11 @@ def test_bgp_off(scenario: Make) -> None:
     ("kind", "name", "spec", "expected"),
     [
         ("BGPConfiguration", "default", "nodeMeshPassword: {secretKeyRef: {name: s, key: k}}", "spec.nodeMeshPassword"),
-        ("BGPConfiguration", "default", "serviceClusterIPs: [{cidr: 10.96.0.0/12}]", "spec.serviceClusterIPs"),
-        ("BGPConfiguration", "default", "serviceExternalIPs: [{cidr: 203.0.113.0/24}]", "spec.serviceExternalIPs"),
-        (
-            "BGPConfiguration",
-            "default",
-            "serviceLoadBalancerIPs: [{cidr: 198.51.100.0/24}]",
-            "spec.serviceLoadBalancerIPs",
-        ),
-        ("BGPConfiguration", "default", "ignoredInterfaces: [docker0]", "spec.ignoredInterfaces"),
         ("BGPConfiguration", "default", "localWorkloadPeeringIPV4: 169.254.0.179", "spec.localWorkloadPeeringIPV4"),
-        ("BGPConfiguration", "default", "programClusterRoutes: Disabled", "spec.programClusterRoutes"),
         ("BGPConfiguration", "default", "ipv4NormalRoutePriority: 512", "spec.ipv4NormalRoutePriority"),
         ("BGPConfiguration", "default", "logSeverityScreen: Debug", "spec.logSeverityScreen"),
         ("BGPConfiguration", "node.kube-master", "bindMode: NodeIP", "spec.bindMode"),
         ("BGPConfiguration", "other", "listenPort: 179", "nothing uses it"),
-        ("IPPool", "p", "cidr: 10.244.0.0/16, ipipMode: Always", "spec.ipipMode: Always"),
         ("IPPool", "p", "cidr: 10.244.0.0/16, vxlanMode: CrossSubnet", "spec.vxlanMode: CrossSubnet"),
     ],
 )

@@ -9,7 +9,11 @@ Each file under `scenarios/` is one case, and says what it is about. Its parts:
       node: kube-master
       neighbours: {NAME: {...}}   all of them; what has its default value is left out, see `neighbour`
       routes: {PREFIX: blackhole | advertised | via ADDRESS}
+      withheld: {PREFIX: REASON}  blocks that are not announced
+      kernel: {PREFIX: programmed | left | tunnel | cross-subnet}
       verdicts: [{peer, export | import: PREFIX, source: local | eBGP | iBGP, ..., is: accept | reject}]
+                                  the route: localPref, interface, communities, asPath; what it becomes: adds, path,
+                                  setsLocalPref; and `rule`: part of what decided
       problems: [TEXT]            each is part of a problem, and each problem is named; left out: not looked at
     steps:                        changes while everything runs, each with
       - about: one sentence
@@ -21,14 +25,16 @@ Each file under `scenarios/` is one case, and says what it is about. Its parts:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path as FilePath
 from typing import Any
 
 import pytest
 import yaml
 
-from routed.bgp.attributes import AttributeSet
+from routed.bgp.as_path import prepend, segments
+from routed.bgp.attributes import AttributeSet, split_values
+from routed.model.fields import as_community
 from routed.model.resources import DEFAULT_PORT, ResourceKey, Update
 from routed.model.schema import parse_manifest
 from routed.net.addresses import format_address, format_router_id
@@ -36,13 +42,20 @@ from routed.net.prefixes import format_prefix, parse_prefix
 from routed.plan.diff import diff
 from routed.plan.planner import Planner
 from routed.plan.types import NextHopMode, Origin, PeerPlan, Plan, PlanSettings
+from routed.rib.filters import community_text
 from routed.rib.path import Path, Source, SourceKind
+from routed.rib.program import Programming
 
 Json = dict[str, Any]
 
 FOLDER = FilePath(__file__).parent / "scenarios"
 FILES = sorted(FOLDER.rglob("*.yaml"))
 
+PROGRAMMING = {
+    Programming.LEAVE: "left",
+    Programming.IPIP: "tunnel",
+    Programming.IPIP_CROSS_SUBNET: "cross-subnet",
+}
 TYPES = {SourceKind.EBGP: "external", SourceKind.IBGP: "internal", SourceKind.IBGP_CLIENT: "client"}
 
 
@@ -83,7 +96,7 @@ class Run:
         self.planners: dict[str, Planner] = {}
         for step in (scenario, *scenario.get("steps", ())):
             for expected in expectations(step):
-                settings = PlanSettings(interface_of=lambda _: "eth0")
+                settings = PlanSettings(interface_of=lambda path: path.interface)
                 self.planners.setdefault(expected["node"], Planner(expected["node"], settings))
         self.plans = {name: Plan() for name in self.planners}
 
@@ -113,12 +126,43 @@ def verdict(plan: Plan, case: Json) -> Json:
     peer = plan.peers[case["peer"]]
     family, prefix = parse_prefix(case[direction])
     kind = {"local": SourceKind.LOCAL, "eBGP": SourceKind.EBGP, "iBGP": SourceKind.IBGP}[case.get("source", "iBGP")]
-    attrs = AttributeSet(local_pref=case.get("localPref"))
+    held = [as_community(text, "") for text in case.get("communities", ())]
+    attrs = AttributeSet(
+        local_pref=case.get("localPref"),
+        as_path=as_path(case.get("asPath", ())),
+        communities=b"".join(each for each in held if len(each) == 4),
+        large_communities=b"".join(each for each in held if len(each) == 12),
+    )
     filters = peer.export_filter if direction == "export" else peer.import_filter
-    found = filters[family].evaluate(family, prefix, Path(Source("x", kind, 1, b""), attrs, None))
+    path = Path(Source("x", kind, 1, b""), attrs, None)
+    path.interface = case.get("interface", "eth0")
+    found = filters[family].evaluate(family, prefix, path)
     answer = dict(case)
     answer["is"] = "accept" if found.accept else "reject"
+    if "rule" in case and case["rule"] not in found.rule:
+        answer["rule"] = found.rule
+    if "adds" in case:
+        now = [*split_values(found.attrs.communities, 4), *split_values(found.attrs.large_communities, 12)]
+        answer["adds"] = [community_text(each) for each in now if each not in held]
+    if "path" in case:
+        answer["path"] = [number for _, numbers in segments(found.attrs.as_path) for number in numbers]
+    if "setsLocalPref" in case:
+        answer["setsLocalPref"] = found.attrs.local_pref
     return answer
+
+
+def as_path(numbers: Iterable[int]) -> bytes:
+    made = b""
+    for number in reversed(list(numbers)):
+        made = prepend(made, number)
+    return made
+
+
+def programmed(plan: Plan, text: str) -> str:
+    """What becomes of a prefix in the kernel."""
+    family, prefix = parse_prefix(text)
+    rule = plan.kernel.policy[family].judge(prefix)
+    return "programmed" if rule is None else PROGRAMMING[rule.programming]
 
 
 def check(expected: Json, before: Plan, plan: Plan, *, first: bool) -> None:
@@ -127,6 +171,10 @@ def check(expected: Json, before: Plan, plan: Plan, *, first: bool) -> None:
     if "routes" in expected:
         found = {format_prefix(*key): route(origin) for key, origin in plan.origins.items()}
         assert found == (expected["routes"] or {})
+    if "withheld" in expected:
+        assert {format_prefix(*key): why for key, why in plan.withheld.items()} == (expected["withheld"] or {})
+    for prefix, what in expected.get("kernel", {}).items():
+        assert (prefix, programmed(plan, prefix)) == (prefix, what)
     for case in expected.get("verdicts", ()):
         assert verdict(plan, case) == case
     if "problems" in expected:
@@ -153,7 +201,8 @@ def known_keys(scenario: Json) -> Iterator[str]:
     for step in (scenario, *scenario.get("steps", ())):
         for expected in expectations(step):
             yield from set(expected) - {
-                "node", "neighbours", "routes", "verdicts", "problems", "added", "removed", "reset", "changed",
+                "node", "neighbours", "routes", "withheld", "kernel", "verdicts", "problems", "added", "removed",
+                "reset", "changed",
             }  # fmt: skip
 
 
