@@ -30,6 +30,7 @@ from routed.core.effects import Level
 from routed.errors import ConfigError
 from routed.net.addresses import parse_router_id
 from routed.observe.logs import FORMATS, harmless
+from routed.plan.types import CalicoVersion
 
 DEFAULT_PATH = "/etc/routed/routed.yaml"
 DEFAULT_STATE_DIR = "/var/lib/routed"
@@ -84,6 +85,12 @@ class Config:
     """Holds `SECRET/KEY` files; empty: there are no secrets."""
     router_id_from_name: bool = False
     """`routerId: hash`: also where the Node has an IPv4 address."""
+    calico_version: CalicoVersion | None = None
+    """None: what the datastore says."""
+    use_pod_cidr: bool | None = None
+    """ipam.usePodCIDR; None: where nothing else says what the node's blocks are."""
+    interface_prefixes: tuple[str, ...] = ()
+    """Empty: what the datastore says."""
 
     @property
     def socket_path(self) -> str:
@@ -102,6 +109,9 @@ KEYS = {
     "on_stop": ("onStop", True),
     "secrets_dir": ("secrets.dir", False),
     "router_id_from_name": ("routerId", False),
+    "calico_version": ("calicoVersion", False),
+    "use_pod_cidr": ("ipam.usePodCIDR", False),
+    "interface_prefixes": ("interfacePrefix", False),
 }
 
 
@@ -147,8 +157,11 @@ def parse_config(data: bytes, path: str) -> Config:
         path,
         "",
         node,
-        ("nodeName", "routerId", "datastore", "runDir", "stateDir", "secrets", "kernel", "log", "onStop"),
-    )
+        (
+            "nodeName", "routerId", "datastore", "runDir", "stateDir", "secrets", "kernel", "log", "onStop", "calicoVersion", "ipam",
+            "interfacePrefix",
+        ),
+    )  # fmt: skip
     base = os.path.dirname(os.path.abspath(path))
     datastore = top.mapping("datastore", ("type", "path"))
     datastore.get("type", _choice("file"), "file")
@@ -176,6 +189,11 @@ def parse_config(data: bytes, path: str) -> Config:
             form=log.get("format", _choice(*FORMATS), "text"),
         ),
         on_stop=top.get("onStop", _choice("restart", "shutdown"), "restart"),
+        calico_version=CalicoVersion(version)
+        if (version := top.get("calicoVersion", _choice(*CalicoVersion), ""))
+        else None,
+        use_pod_cidr=top.mapping("ipam", ("usePodCIDR",)).get("usePodCIDR", _flag, None),
+        interface_prefixes=top.get("interfacePrefix", _interface_prefixes, ()),
     )
 
 
@@ -250,7 +268,7 @@ def _shown(value: object) -> str:
 
 
 def _listed(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:-1]) + f" and {names[-1]}"
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _text(value: object) -> str:
@@ -295,6 +313,16 @@ def _folder(value: object) -> str:
     if not text or "\0" in text:
         raise ValueError("must be the path of a folder")
     return text
+
+
+def _interface_prefixes(value: object) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in _text(value).split(","))
+    for name in names:
+        if not name or len(name) > 14 or not name.isprintable() or any(char in name for char in " /*"):
+            raise ValueError(
+                f"must be what names of interfaces begin with, such as cali or cali,tap, not {_shown(value)}"
+            )
+    return names
 
 
 def _router_id(value: object) -> int | None:

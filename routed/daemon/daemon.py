@@ -37,6 +37,7 @@ from routed.observe.logs import LogWriter
 from routed.observe.recorder import Engine, Header, RecordingCore
 from routed.observed import KernelChange, RouteFailure
 from routed.plan.speaker import router_id_from_name
+from routed.plan.types import PodCidrs
 
 #: Seconds the last words may take to reach the peers.
 FAREWELL = 3.0
@@ -123,6 +124,10 @@ class Daemon:
                     router_id=router_id_from_name(config.node_name) if config.router_id_from_name else config.router_id,
                     program_routes=config.kernel.program_routes,
                     routes_found=kernel.found_at_start if config.kernel.program_routes else frozenset(),
+                    pod_cidrs=_pod_cidrs(config),
+                    calico_version=config.calico_version,
+                    interface_prefixes=config.interface_prefixes,
+                    program_priorities=config.kernel.metric == 0,
                 )
                 core, engine = self._build_core(settings, recording)
                 self._core, self._kernel = core, kernel
@@ -335,6 +340,13 @@ class Daemon:
 def _check_datastore(config: Config) -> None:
     if not os.path.isdir(config.datastore_path):
         raise ConfigError(config.datastore_path, "there is no such folder, and datastore.path names it")
+
+
+def _pod_cidrs(config: Config) -> PodCidrs:
+    """When status.podCIDRs of the Node count: as said, else where the datastore's files name no block of the node."""
+    if config.use_pod_cidr is None:
+        return PodCidrs.WITHOUT_AFFINITY
+    return PodCidrs.ALWAYS if config.use_pod_cidr else PodCidrs.NEVER
 
 
 def _tell_collector() -> None:

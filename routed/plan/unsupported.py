@@ -76,7 +76,7 @@ def _log_level(configuration: BGPConfiguration) -> list[str]:
 def _pool(pool: IPPool) -> list[str]:
     found = []
     if pool.vxlan_mode is not EncapMode.NEVER:
-        found.append(f"spec.vxlanMode: {pool.vxlan_mode.value} its routes are announced, but left to Felix to program")
+        found.append(f"spec.vxlanMode: {pool.vxlan_mode.value}: its routes are announced, but left to Felix to program")
     if pool.nat_outgoing:
         found.append("spec.natOutgoing: is not supported, packets leave the cluster with the pod's address")
     return found

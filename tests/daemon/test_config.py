@@ -145,3 +145,12 @@ def test_reload_takes_what_can_change_and_names_the_rest() -> None:
     new = Config("b", "/r", kernel=KernelConfig(table=101), log=LogConfig(Level.DEBUG, "json"), on_stop="shutdown")
     assert reload(old, new) == (replace(old, log=new.log, on_stop="shutdown"), ("nodeName", "kernel"))
     assert reload(old, old) == (old, ())
+
+
+def test_what_decides_about_routes() -> None:
+    text = b"nodeName: a\ndatastore: {path: /r}\ncalicoVersion: v3.32\ninterfacePrefix: cali, tap\n"
+    config = parse_config(text + b"ipam: {usePodCIDR: true}\n", "/etc/routed.yaml")
+    assert (config.calico_version, config.interface_prefixes, config.use_pod_cidr) == ("v3.32", ("cali", "tap"), True)
+    for wrong in (b"calicoVersion: v3.30", b"interfacePrefix: 'a b'", b"interfacePrefix: ''", b"ipam: {usePodCIDR: 1}"):
+        with pytest.raises(ConfigError, match=r"yaml:3: "):
+            parse_config(b"nodeName: a\ndatastore: {path: /r}\n" + wrong, "/etc/routed.yaml")

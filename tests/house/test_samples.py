@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,6 +46,11 @@ def known_keys(mapping: str = "") -> set[str]:
 def all_keys() -> set[str]:
     """Every key of routed.yaml, as `kernel.table`."""
     return {name for key in known_keys() for name in ({f"{key}.{inner}" for inner in known_keys(key)} or {key})}
+
+
+def uncommented() -> str:
+    """The file as shipped, with the keys whose defaults depend on something."""
+    return re.sub(r"(?m)^#( *\w+:)", r"\1", SHIPPED.read_text())
 
 
 def resources(*names: str) -> list[Resource]:
