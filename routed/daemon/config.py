@@ -158,8 +158,8 @@ def parse_config(data: bytes, path: str) -> Config:
         "",
         node,
         (
-            "nodeName", "routerId", "datastore", "runDir", "stateDir", "secrets", "kernel", "log", "onStop", "calicoVersion", "ipam",
-            "interfacePrefix",
+            "nodeName", "routerId", "datastore", "runDir", "stateDir", "secrets", "kernel", "log", "onStop",
+            "calicoVersion", "ipam", "interfacePrefix",
         ),
     )  # fmt: skip
     base = os.path.dirname(os.path.abspath(path))
@@ -167,6 +167,7 @@ def parse_config(data: bytes, path: str) -> Config:
     datastore.get("type", _choice("file"), "file")
     kernel = top.mapping("kernel", ("programRoutes", "table", "routeProtocol", "metric"))
     log = top.mapping("log", ("level", "format"))
+    ipam = top.mapping("ipam", ("usePodCIDR",))
     secrets = top.mapping("secrets", ("dir",))
     secrets_dir = secrets.get("dir", _folder, "")
     router_id = top.get("routerId", _router_id, None)
@@ -192,7 +193,7 @@ def parse_config(data: bytes, path: str) -> Config:
         calico_version=CalicoVersion(version)
         if (version := top.get("calicoVersion", _choice(*CalicoVersion), ""))
         else None,
-        use_pod_cidr=top.mapping("ipam", ("usePodCIDR",)).get("usePodCIDR", _flag, None),
+        use_pod_cidr=ipam.get("usePodCIDR", _flag, None),
         interface_prefixes=top.get("interfacePrefix", _interface_prefixes, ()),
     )
 

@@ -68,14 +68,6 @@ def plan(node: str, names: Sequence[str]) -> Plan:
     return planner.plan()
 
 
-def uncommented() -> str:
-    """The file as shipped, with the keys it has as comments."""
-    text = SHIPPED.read_text()
-    for key in ("nodeName", "routerId", "secrets", "  dir"):
-        text = text.replace(f"\n#{key}:", f"\n{key}:")
-    return text
-
-
 class TestRoutedYaml:
     def test_the_file_as_shipped_says_the_defaults(self) -> None:
         shipped = load_config(str(SHIPPED))
