@@ -31,7 +31,7 @@ from routed.datastore.documents import Document, read_documents
 from routed.errors import ConfigError, StoreError
 from routed.model.fields import field_path
 from routed.model.resources import JsonObject, JsonValue, Resource, ResourceKey, Update
-from routed.model.schema import API_VERSION, CRD_API_VERSION, KINDS, OTHER_KINDS, parse_manifest
+from routed.model.schema import KINDS, OTHER_KINDS, parse_manifest, versions_of
 
 SUFFIXES = (".yaml", ".yml", ".json")
 #: Octets of the largest file that is read.
@@ -370,11 +370,11 @@ def _manifests(document: Document, reading: _Reading, path: str) -> Iterable[tup
     if not isinstance(value, dict) or not isinstance(kind, str) or not kind.endswith("List"):
         return [("", value)]
     item_kind = kind.removesuffix("List")
-    versions = ("v1",) if not item_kind else (API_VERSION, CRD_API_VERSION)
+    versions = versions_of(item_kind) if item_kind else ("v1",)
     unknown = sorted(value.keys() - {"apiVersion", "kind", "metadata", "items"})
     items = value.get("items")
     problem: tuple[str, str] | None = None
-    if item_kind and item_kind not in KINDS:
+    if not versions:
         problem = ("kind", f"must be a list of {', '.join(KINDS)}, or List")
     elif value.get("apiVersion") not in versions:
         problem = ("apiVersion", f"must be {' or '.join(versions)} for a {kind}")

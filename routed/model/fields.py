@@ -2,7 +2,7 @@
 
 Invariants: every complaint is a ConfigError whose path is the field as people write it (`spec.exportV4[0].cidr`); what
 the manifest says is quoted as escaped, shortened JSON, since it may come from anybody; null and, for text, the empty
-string count as absent, as they do for Calico's own reader. Which fields a kind has is in `schema`.
+string count as absent, as they do for Calico's own reader. Which fields a kind has is told by its `Shape`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import enum
 import ipaddress
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import TypeVar
 
 from routed.errors import ConfigError
@@ -67,17 +67,13 @@ def one_of(allowed: Collection[str]) -> str:
 
 
 class Fields:
-    """The members of one object of a manifest. Unknown members are refused when it is opened."""
+    """The members of one object of a manifest."""
 
     __slots__ = ("path", "values")
 
-    def __init__(self, value: JsonValue, path: str, allowed: Collection[str]) -> None:
+    def __init__(self, value: JsonValue, path: str) -> None:
         if not isinstance(value, dict):
             raise ConfigError(path, f"must be an object with fields, not {shown(value)}")
-        for name in value:
-            if name not in allowed:
-                hint = nearest(name, allowed) or f"; known are {', '.join(sorted(allowed))}"
-                raise ConfigError(field_path(path, name), f"is not a field known here{hint}")
         self.path = path
         self.values: JsonObject = value
 
@@ -128,14 +124,45 @@ class Fields:
             raise self.error(name, f"must be a whole number from {low} to {high}, not {shown(value)}")
         return value
 
+    def number(self, name: str) -> float | None:
+        value = self.values.get(name)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e300:
+            raise self.error(name, f"must be a number, not {shown(value)}")
+        return float(value)
+
     def choice(self, name: str, kind: type[E]) -> E | None:
         """A member of an enumeration, by its exact spelling."""
         value = self.values.get(name)
         return None if value in (None, "") else as_choice(value, self.at(name), kind)
 
-    def object(self, name: str, allowed: Collection[str]) -> Fields | None:
+    def object(self, name: str) -> Fields | None:
         value = self.values.get(name)
-        return None if value is None else Fields(value, self.at(name), allowed)
+        return None if value is None else Fields(value, self.at(name))
+
+    def objects(self, name: str) -> Iterator[Fields]:
+        """The elements of a list of objects."""
+        for path, value in self.array(name):
+            yield Fields(value, path)
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        """The elements of a list of texts, none of them empty."""
+        return tuple(as_text(value, path) for path, value in self.array(name))
+
+    def text_map(self, name: str) -> Mapping[str, str]:
+        """An object whose members are texts, such as labels."""
+        value = self.values.get(name)
+        if value is None:
+            return {}
+        if not isinstance(value, dict):
+            raise self.error(name, f"must be an object of texts, not {shown(value)}")
+        found: dict[str, str] = {}
+        for key, text in value.items():
+            if not isinstance(text, str):
+                raise ConfigError(field_path(self.at(name), key), f"must be text, not {shown(text)}{_quote_hint(text)}")
+            found[key] = text
+        return found
 
     def array(self, name: str) -> Iterator[tuple[str, JsonValue]]:
         """(path, value) of each element; nothing where absent."""
@@ -285,6 +312,17 @@ def as_cidr(text: str, path: str, family: Family | None = None) -> Cidr:
     if ipaddress.ip_address(host) != network.network_address:
         raise ConfigError(path, f"has bits set past its length in {shown(text)}; the prefix is {network}")
     return Cidr(found, make_prefix(network.network_address.packed, network.prefixlen))
+
+
+def as_network(text: str, path: str) -> Cidr:
+    """A prefix that packets are matched by: bits set past its length say nothing, as in Calico's rules."""
+    address, slash, length = text.partition("/")
+    packed = as_address(address, path, None, "an IP prefix such as 10.244.0.0/16")
+    if not slash:
+        length = str(len(packed) * 8)
+    if not _NUMBER.fullmatch(length) or int(length) > len(packed) * 8:
+        raise ConfigError(path, f"must be an IP prefix such as 10.244.0.0/16, not {shown(text)}")
+    return Cidr(Family.of_address(packed), make_prefix(packed, int(length)))
 
 
 def as_community(value: JsonValue, path: str) -> bytes:

@@ -1,104 +1,281 @@
-"""Where Calico keeps resources in etcd: resource key <-> path.
+"""Where Calico keeps resources in etcd: resource <-> (path, value).
 
-    /calico/resources/v3/projectcalico.org/<plural>/<name>
-    /calico/ipam/v2/<host|virtual>/<node>/<ipv4|ipv6>/block/<cidr, "-" for "/">
+    /calico/resources/v3/projectcalico.org/<plural>/[<namespace>/]<name>
+    /calico/ipam/v2/<host|virtual>/<node>/<ipv4|ipv6>/block/<cidr, "-" for "/">      BlockAffinity
+    /calico/ipam/v2/assignment/<ipv4|ipv6>/block/<cidr, "-" for "/">                 IPAMBlock
+    /calico/ipam/v2/handle/<id>                                                      IPAMHandle
+    /calico/ipam/v2/config                                                           IPAMConfig
 
-Invariants: pure text; what is not a path of a kind routed reads is None, never an error, since the tree holds much
-more than that. Block affinities live with the allocator, under a path that says everything but their state; the
-value may be `{}` or nothing, which is old data and means confirmed.
+Invariants: pure; what is not a path of a kind routed reads is None, never an error, since the tree holds much more
+than that; fields that a newer writer added travel through `decode` and `encode` untouched. The allocator's values are
+no manifests: what their key says, and their spelling of names, is moved here and nowhere else. A policy of the tier
+default has three forms of name: `name`, `default.name` (older Calico's), and any with the name in an annotation;
+`decode` reads all, and a resource that was read is written back to the path it came from by whoever keeps that path.
+Kubernetes' kinds are in no Calico etcd; they have places of their own beside Calico's.
 """
 
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import dataclass
 
-from routed.model.resources import (
-    AffinityType,
-    BGPConfiguration,
-    BGPFilter,
-    BGPPeer,
-    BlockAffinity,
-    Cidr,
-    IPPool,
-    JsonObject,
-    JsonValue,
-    Node,
-    ResourceKey,
+from routed.errors import ConfigError
+from routed.model.fields import shown
+from routed.model.head import API_VERSION, Kind
+from routed.model.ipam import IPAMBlock, IPAMConfig, IPAMHandle
+from routed.model.policies import (
+    GlobalNetworkPolicy,
+    NetworkPolicy,
+    StagedGlobalNetworkPolicy,
+    StagedNetworkPolicy,
 )
-from routed.model.schema import API_VERSION
+from routed.model.resources import AffinityType, BlockAffinity, Cidr, JsonObject, JsonValue, Resource, ResourceKey
+from routed.model.schema import KIND_TABLE, parse_manifest
 from routed.net.families import Family
 from routed.net.prefixes import parse_prefix
 
-RESOURCES = "/calico/resources/v3/projectcalico.org/"
-IPAM = "/calico/ipam/v2/"
-
-_PLURALS = {
-    BGPConfiguration.kind: "bgpconfigurations",
-    BGPFilter.kind: "bgpfilters",
-    BGPPeer.kind: "bgppeers",
-    BlockAffinity.kind: "blockaffinities",
-    IPPool.kind: "ippools",
-    Node.kind: "nodes",
-}
-_KINDS = {plural: kind for kind, plural in _PLURALS.items()}
-_AFFINITY = re.compile(re.escape(IPAM) + r"(host|virtual)/([^/]+)/(ipv4|ipv6)/block/([0-9a-f.:]+)-([0-9]{1,3})")
-
-
-def kind_prefix(kind: str) -> str:
-    """The prefix that all resources of a kind share, with its trailing slash: what to list and watch."""
-    return f"{RESOURCES}{_PLURALS[kind]}/"
+DEFAULT_ROOT = "/calico"
+#: Kinds that have a place with the allocator instead of one by their plural.
+ALLOCATOR_KINDS = frozenset((BlockAffinity.kind, IPAMBlock.kind, IPAMHandle.kind, IPAMConfig.kind))
+_TIERED = frozenset(
+    (NetworkPolicy.kind, GlobalNetworkPolicy.kind, StagedNetworkPolicy.kind, StagedGlobalNetworkPolicy.kind)
+)
+_TIER_PREFIX = "default."
+_METADATA_ANNOTATION = "projectcalico.org/metadata"
+_KINDS = {kind.plural: kind for kind in KIND_TABLE.values() if kind.name not in ALLOCATOR_KINDS}
+_AFFINITY = re.compile(r"(host|virtual)/([^/]+)/(ipv4|ipv6)/block/([0-9a-f.:]+-[0-9]{1,3})")
+_BLOCK = re.compile(r"assignment/(ipv4|ipv6)/block/([0-9a-f.:]+-[0-9]{1,3})")
+_HANDLE = re.compile(r"handle/([^/]+)")
+#: Names in the allocator's value of the cluster's settings, and in the API's.
+_CONFIG_NAMES = {"strict_affinity": "strictAffinity", "auto_allocate_blocks": "autoAllocateBlocks"}
+_MAX_VALUE = 8 << 20
 
 
-def resource_path(key: ResourceKey) -> str:
-    """The path of a resource of a global kind."""
-    return kind_prefix(key.kind) + key.name
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What a value says."""
+
+    resource: Resource
+    unknown: tuple[ConfigError, ...] = ()
+    """Fields nobody here knows, written by a newer Calico and left out."""
 
 
-def parse_resource_path(path: str) -> ResourceKey | None:
-    """The key a path is for; None where it is no resource of ours."""
-    if not path.startswith(RESOURCES):
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The tree under one root. Several clusters may share an etcd, each with its own."""
+
+    root: str = DEFAULT_ROOT
+
+    @property
+    def resources(self) -> str:
+        return f"{self.root}/resources/v3/projectcalico.org/"
+
+    @property
+    def ipam(self) -> str:
+        return f"{self.root}/ipam/v2/"
+
+    def kind_prefixes(self, kind: str) -> tuple[str, ...]:
+        """The prefixes under which all resources of a kind are, with their trailing slash: what to list and watch."""
+        if kind == BlockAffinity.kind:
+            return tuple(f"{self.ipam}{one}/" for one in AffinityType)
+        if kind == IPAMBlock.kind:
+            return (f"{self.ipam}assignment/",)
+        if kind == IPAMHandle.kind:
+            return (f"{self.ipam}handle/",)
+        if kind == IPAMConfig.kind:
+            return (f"{self.ipam}config",)
+        return (f"{self.resources}{KIND_TABLE[kind].plural}/",)
+
+    def affinity_prefix(self, node: str) -> str:
+        """The prefix of all blocks a node holds: what a BGP daemon lists and watches for its own."""
+        return f"{self.ipam}{AffinityType.HOST}/{node}/"
+
+    def path(self, resource: Resource, *, old_policy_names: bool = False) -> str:
+        """Where a new resource goes. `old_policy_names`: with the tier before the name, as before Calico v3.32."""
+        if isinstance(resource, BlockAffinity):
+            family, block = _segments(resource.cidr)
+            return f"{self.ipam}{resource.type}/{resource.node}/{family}/block/{block}"
+        if isinstance(resource, IPAMBlock):
+            family, block = _segments(resource.cidr)
+            return f"{self.ipam}assignment/{family}/block/{block}"
+        if isinstance(resource, IPAMHandle):
+            return f"{self.ipam}handle/{resource.name}"
+        if isinstance(resource, IPAMConfig):
+            return f"{self.ipam}config"
+        name = resource.name
+        if old_policy_names and resource.kind in _TIERED and not name.startswith("knp.default."):
+            tier = resource.tier if isinstance(resource, (NetworkPolicy, GlobalNetworkPolicy)) else "default"
+            name = name if name.startswith(f"{tier}.") else f"{tier}.{name}"
+        place = f"{resource.namespace}/" if KIND_TABLE[resource.kind].namespaced else ""
+        return f"{self.resources}{KIND_TABLE[resource.kind].plural}/{place}{name}"
+
+    def parse_path(self, path: str) -> ResourceKey | None:
+        """The key a path is for, by the path alone; None where it is no resource of ours."""
+        if path.startswith(self.resources):
+            return _resource_key(path[len(self.resources) :])
+        if not path.startswith(self.ipam):
+            return None
+        rest = path[len(self.ipam) :]
+        if rest == "config":
+            return ResourceKey(IPAMConfig.kind, "default")
+        if handle := _HANDLE.fullmatch(rest):
+            return ResourceKey(IPAMHandle.kind, handle[1])
+        found = _allocator_manifest(rest)
+        return None if found is None else ResourceKey(found[0], found[1])
+
+    def decode(self, path: str, value: bytes) -> Decoded | None:
+        """The resource at a path; None where the path is not one of ours. Raises ConfigError for what it holds."""
+        key = self.parse_path(path)
+        if key is None:
+            return None
+        data = _json(value, key.kind == BlockAffinity.kind)
+        unknown: list[ConfigError] = []
+        if key.kind not in ALLOCATOR_KINDS:
+            resource = parse_manifest(_named(data, KIND_TABLE[key.kind]), "", unknown)
+            if (resource.kind, resource.namespace) != (key.kind, key.namespace) or not _same_name(resource, key):
+                raise ConfigError("metadata.name", f"is not the name in the key: {resource.key} is stored as {key}")
+            return Decoded(resource, tuple(unknown))
+        if not isinstance(data, dict):
+            raise ConfigError("", f"must be an object, not {shown(data)}")
+        spec: JsonObject
+        if key.kind == IPAMConfig.kind:
+            spec = {_CONFIG_NAMES.get(name, name): inner for name, inner in data.items()}
+        elif key.kind == IPAMHandle.kind:
+            spec = dict(data)
+        else:
+            found = _allocator_manifest(path[len(self.ipam) :])
+            said = {} if found is None else found[2]
+            if key.kind == IPAMBlock.kind and data.get("cidr") != said.get("cidr"):
+                raise ConfigError("cidr", f"is {shown(data.get('cidr'))}, and the key is for {shown(said.get('cidr'))}")
+            spec = data | said
+        manifest: JsonObject = {
+            "apiVersion": API_VERSION,
+            "kind": key.kind,
+            "metadata": {"name": key.name},
+            "spec": spec,
+        }
+        return Decoded(parse_manifest(manifest, "", unknown), tuple(unknown))
+
+
+def encode(resource: Resource) -> bytes:
+    """A resource as it is stored: the object, or what the allocator keeps of it."""
+    manifest = resource.manifest
+    if resource.kind not in ALLOCATOR_KINDS:
+        metadata = manifest.get("metadata")
+        stored = {
+            name: one
+            for name, one in (metadata if isinstance(metadata, dict) else {}).items()
+            if name != "resourceVersion"
+        }
+        if resource.namespace:
+            stored["namespace"] = resource.namespace
+        version = API_VERSION if API_VERSION in KIND_TABLE[resource.kind].versions else manifest["apiVersion"]
+        return _text(manifest | {"apiVersion": version, "metadata": stored})
+    spec = manifest.get("spec")
+    value: JsonObject = dict(spec) if isinstance(spec, dict) else {}
+    if isinstance(resource, BlockAffinity):
+        for name in ("type", "node", "cidr"):
+            value.pop(name, None)
+        value |= {"state": str(resource.state), "deleted": resource.deleted}
+    elif isinstance(resource, IPAMHandle):
+        value.pop("handleID", None)
+        value["deleted"] = resource.deleted
+    elif isinstance(resource, IPAMBlock):
+        if "affinityClaimTime" in value:
+            value["affinity_claim_time"] = value.pop("affinityClaimTime")
+        value["deleted"] = resource.deleted
+    else:
+        names = {theirs: ours for ours, theirs in _CONFIG_NAMES.items()}
+        value = {names.get(name, name): one for name, one in value.items()}
+    return _text(value)
+
+
+def block_name(cidr: Cidr) -> str:
+    """The name of a block: its prefix with "-" for ".", ":" and "/", as the Kubernetes datastore makes it."""
+    return re.sub("[.:/]", "-", str(cidr))
+
+
+def _segments(cidr: Cidr) -> tuple[str, str]:
+    return "ipv4" if cidr.family is Family.IPV4_UNICAST else "ipv6", str(cidr).replace("/", "-")
+
+
+def _resource_key(rest: str) -> ResourceKey | None:
+    segments = rest.split("/")
+    kind = _KINDS.get(segments[0])
+    if kind is None or len(segments) != (3 if kind.namespaced else 2) or not all(segments):
         return None
-    plural, _, name = path[len(RESOURCES) :].partition("/")
-    kind = _KINDS.get(plural)
-    return ResourceKey(kind, name) if kind is not None and name and "/" not in name else None
+    name = segments[-1]
+    if kind.name in _TIERED and name.startswith(_TIER_PREFIX):
+        name = name.removeprefix(_TIER_PREFIX) or name
+    return ResourceKey(kind.name, name, segments[1] if kind.namespaced else "")
 
 
-def block_affinity_prefix(node: str) -> str:
-    """The prefix of all blocks a node holds: what a BGP daemon lists and watches for its own."""
-    return f"{IPAM}{AffinityType.HOST}/{node}/"
+def _allocator_manifest(rest: str) -> tuple[str, str, JsonObject] | None:
+    """(kind, name, what the key says of its spec) of a block or an affinity."""
+    if match := _BLOCK.fullmatch(rest):
+        cidr = _block(match[1], match[2])
+        return None if cidr is None else (IPAMBlock.kind, block_name(cidr), {"cidr": str(cidr)})
+    if match := _AFFINITY.fullmatch(rest):
+        cidr = _block(match[3], match[4])
+        if cidr is None:
+            return None
+        spec: JsonObject = {"type": match[1], "node": match[2], "cidr": str(cidr)}
+        # Two holders of one block must not be one resource, and a virtual one may be called like a node.
+        kind = "" if match[1] == AffinityType.HOST else f"{match[1]}."
+        return BlockAffinity.kind, f"{kind}{match[2]}-{block_name(cidr)}", spec
+    return None
 
 
-def block_affinity_path(affinity: BlockAffinity) -> str:
-    """Where the allocator keeps a block affinity."""
-    family = "ipv4" if affinity.cidr.family is Family.IPV4_UNICAST else "ipv6"
-    return f"{IPAM}{affinity.type}/{affinity.node}/{family}/block/{str(affinity.cidr).replace('/', '-')}"
-
-
-def parse_block_affinity_path(path: str) -> tuple[AffinityType, str, Cidr] | None:
-    """(type, node, block) of a block affinity's path; None where it is another."""
-    match = _AFFINITY.fullmatch(path)
-    if not match:
-        return None
+def _block(family: str, text: str) -> Cidr | None:
+    address, _, length = text.partition("-")
     try:
-        family, prefix = parse_prefix(f"{match[4]}/{match[5]}")
+        found, prefix = parse_prefix(f"{address}/{length}")
     except ValueError:
         return None
-    if family is not (Family.IPV4_UNICAST if match[3] == "ipv4" else Family.IPV6_UNICAST):
-        return None
-    return AffinityType(match[1]), match[2], Cidr(family, prefix)
+    return Cidr(found, prefix) if found is (Family.IPV4_UNICAST if family == "ipv4" else Family.IPV6_UNICAST) else None
 
 
-def block_affinity_manifest(path: str, value: JsonValue) -> JsonObject | None:
-    """The manifest of the BlockAffinity that an allocator's path and value stand for; None where the path is another.
+def _json(value: bytes, may_be_empty: bool) -> JsonValue:
+    if may_be_empty and not value:
+        return {}
+    if len(value) > _MAX_VALUE:
+        raise ConfigError("", f"the value has {len(value)} octets, which is no resource")
+    try:
+        data: JsonValue = json.loads(value, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError("", f"the value is not JSON: {error}") from None
+    return data
 
-    The name is made as the Kubernetes datastore makes it: the node and the block, with "-" for ".", ":" and "/".
-    """
-    found = parse_block_affinity_path(path)
-    if found is None:
-        return None
-    kind, node, cidr = found
-    spec: JsonObject = {"type": str(kind), "node": node, "cidr": str(cidr)}
-    if isinstance(value, dict):
-        spec |= {field: value[field] for field in ("state", "deleted") if field in value}
-    name = f"{node}-{re.sub('[.:/]', '-', str(cidr))}"
-    return {"apiVersion": API_VERSION, "kind": BlockAffinity.kind, "metadata": {"name": name}, "spec": spec}
+
+def _no_constant(name: str) -> JsonValue:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _named(data: JsonValue, kind: Kind) -> JsonValue:
+    """The manifest with the name it has for people: without the default tier's prefix, or from the annotation."""
+    metadata = data.get("metadata") if isinstance(data, dict) else None
+    if kind.name not in _TIERED or not isinstance(data, dict) or not isinstance(metadata, dict):
+        return data
+    name = metadata.get("name")
+    annotations = metadata.get("annotations")
+    kept = annotations.get(_METADATA_ANNOTATION) if isinstance(annotations, dict) else None
+    if isinstance(kept, str):
+        try:
+            inner: JsonValue = json.loads(kept)
+        except (ValueError, RecursionError):
+            inner = None
+        if isinstance(inner, dict) and isinstance(inner.get("name"), str) and inner["name"]:
+            name = inner["name"]
+    if isinstance(name, str) and name.startswith(_TIER_PREFIX):
+        name = name.removeprefix(_TIER_PREFIX) or name
+    return data if name == metadata.get("name") else data | {"metadata": metadata | {"name": name}}
+
+
+def _same_name(resource: Resource, key: ResourceKey) -> bool:
+    # An annotation may say another name than the key; the key stays what the resource is found by.
+    return resource.name == key.name or resource.kind in _TIERED
+
+
+def _text(value: JsonObject) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, TypeAlias
+from typing import ClassVar, TypeAlias, TypedDict
 
 from routed.model.selector import Selector
 from routed.net.families import Family
@@ -174,13 +174,24 @@ class Resource:
     kind: ClassVar[str]
 
     name: str
+    namespace: str = ""
+    """Empty for the kinds that belong to the whole cluster."""
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
     manifest: JsonObject = field(default_factory=dict, hash=False, repr=False)
     """The whole JSON object this was parsed from. Treat as read-only."""
 
     @property
     def key(self) -> ResourceKey:
-        return ResourceKey(self.kind, self.name)
+        return ResourceKey(self.kind, self.name, self.namespace)
+
+
+class Common(TypedDict):
+    """What every reader hands to its resource."""
+
+    name: str
+    namespace: str
+    labels: Mapping[str, str]
+    manifest: JsonObject
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,7 @@ def update_to_json(update: Update) -> Json:
 def update_from_json(value: Json) -> Update:
     kind, name, namespace = value["key"]
     manifest = value["manifest"]
-    return Update(ResourceKey(kind, name, namespace), None if manifest is None else parse_manifest(manifest))
+    return Update(ResourceKey(kind, name, namespace), None if manifest is None else parse_manifest(manifest, "", []))
 
 
 # --- what the kernel says

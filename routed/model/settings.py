@@ -1,0 +1,312 @@
+"""What a cluster says about itself and its daemons: ClusterInformation, FelixConfiguration, status objects.
+
+Invariants: everything is frozen. Of FelixConfiguration the fields that a node without Felix can act on are values;
+the others are known by name, so that a cluster's own object is read whole, and what of them is set and has no effect
+can be told (`unsupported_felix_fields`).
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import ClassVar
+
+from routed.errors import ConfigError
+from routed.model.fields import Fields, as_choice, as_text, field_path
+from routed.model.head import Head, Kind, kind_shape
+from routed.model.policies import PortRange, as_port, as_protocol
+from routed.model.resources import DEFAULT_ROUTE_PRIORITY, Cidr, ProgramClusterRoutes, Resource
+from routed.net.families import Family
+
+
+class EndpointToHostAction(enum.StrEnum):
+    """What becomes of packets from a workload to its own node, after its egress policy."""
+
+    DROP = "Drop"
+    RETURN = "Return"
+    ACCEPT = "Accept"
+
+
+class NodeStatusClass(enum.StrEnum):
+    AGENT = "Agent"
+    BGP = "BGP"
+    ROUTES = "Routes"
+
+
+@dataclass(frozen=True, slots=True)
+class ProtoPort:
+    """A failsafe port: `port` of `protocol`, to or from `net` (None: anywhere)."""
+
+    protocol: int
+    port: int
+    net: Cidr | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterInformation(Resource):
+    kind: ClassVar[str] = "ClusterInformation"
+
+    cluster_guid: str = ""
+    cluster_type: str = ""
+    calico_version: str = ""
+    datastore_ready: bool = True
+    """False while the datastore is being moved: state is held, nothing new is handed out."""
+    variant: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FelixConfiguration(Resource):
+    """`default` is the cluster's; `node.<name>` overrides it field by field. None: not set."""
+
+    kind: ClassVar[str] = "FelixConfiguration"
+
+    interface_prefix: tuple[str, ...] | None = None
+    """Beginnings of the names of workload interfaces."""
+    default_endpoint_to_host_action: EndpointToHostAction | None = None
+    failsafe_inbound: tuple[ProtoPort, ...] | None = None
+    failsafe_outbound: tuple[ProtoPort, ...] | None = None
+    nat_port_range: PortRange | None = None
+    nat_outgoing_address: bytes | None = None
+    device_route_source_address: bytes | None = None
+    device_route_source_address_ipv6: bytes | None = None
+    device_route_protocol: int | None = None
+    remove_external_routes: bool | None = None
+    program_cluster_routes: ProgramClusterRoutes | None = None
+    ip_forwarding: bool | None = None
+    ipv6_support: bool | None = None
+    ipip_mtu: int | None = None
+    vxlan_mtu: int | None = None
+    vxlan_mtu_v6: int | None = None
+    vxlan_port: int | None = None
+    vxlan_vni: int | None = None
+    workload_source_spoofing: bool | None = None
+    disable_conntrack_invalid_check: bool | None = None
+    ipv4_normal_route_priority: int = DEFAULT_ROUTE_PRIORITY
+    ipv6_normal_route_priority: int = DEFAULT_ROUTE_PRIORITY
+
+    @property
+    def node_name(self) -> str | None:
+        """The node a `node.<name>` configuration is for; None for the others."""
+        return self.name[5:] if self.name.startswith("node.") else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalicoNodeStatus(Resource):
+    """A request for a node's status, which the node's daemon writes into `status` on the period."""
+
+    kind: ClassVar[str] = "CalicoNodeStatus"
+
+    node: str
+    classes: frozenset[NodeStatusClass] = frozenset()
+    update_period: float = 10.0
+    """Seconds; 0: once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KubeControllersConfiguration(Resource):
+    """Settings of Calico's own controllers: recognised, and not for us."""
+
+    kind: ClassVar[str] = "KubeControllersConfiguration"
+
+
+FELIX_FIELDS = frozenset(
+    {
+        "interfacePrefix", "defaultEndpointToHostAction", "failsafeInboundHostPorts", "failsafeOutboundHostPorts",
+        "natPortRange", "natOutgoingAddress", "deviceRouteSourceAddress", "deviceRouteSourceAddressIPv6",
+        "deviceRouteProtocol", "removeExternalRoutes", "programClusterRoutes", "ipForwarding", "ipv6Support", "ipipMTU",
+        "vxlanMTU", "vxlanMTUV6", "vxlanPort", "vxlanVNI", "workloadSourceSpoofing", "disableConntrackInvalidCheck",
+        "ipv4NormalRoutePriority", "ipv6NormalRoutePriority",
+    }
+)  # fmt: skip
+"""The fields of a FelixConfiguration that are read into values."""
+
+_OTHER_FELIX_FIELDS = """
+    allowIPIPPacketsFromWorkloads allowVXLANPacketsFromWorkloads awsSrcDstCheck bpfAttachType
+    bpfCTLBLogFilter bpfConnectTimeLoadBalancing bpfConnectTimeLoadBalancingEnabled bpfConntrackLogLevel
+    bpfConntrackMode bpfConntrackTimeouts bpfDSROptoutCIDRs bpfDataIfacePattern bpfDisableGROForIfaces
+    bpfDisableUnprivileged bpfEnabled bpfEnforceRPF bpfExcludeCIDRsFromNAT bpfExportBufferSizeMB
+    bpfExtToServiceConnmark bpfExternalServiceMode bpfForceTrackPacketsFromIfaces bpfHostConntrackBypass
+    bpfHostNetworkedNATWithoutCTLB bpfJITHardening bpfKubeProxyEndpointSlicesEnabled bpfKubeProxyHealthzPort
+    bpfKubeProxyIptablesCleanupEnabled bpfKubeProxyMinSyncPeriod bpfL3IfacePattern bpfLogFilters bpfLogLevel
+    bpfMapSizeConntrack bpfMapSizeConntrackCleanupQueue bpfMapSizeConntrackScaling bpfMapSizeIPSets bpfMapSizeIfState
+    bpfMapSizeNATAffinity bpfMapSizeNATBackend bpfMapSizeNATFrontend bpfMapSizePerCpuConntrack bpfMapSizeRoute
+    bpfPSNATPorts bpfPolicyDebugEnabled bpfProfiling bpfRedirectToPeer cgroupV2Path chainInsertMode dataplaneDriver
+    dataplaneWatchdogTimeout debugDisableLogDropping debugHost debugMemoryProfilePath debugPort
+    debugSimulateCalcGraphHangAfter debugSimulateDataplaneApplyDelay debugSimulateDataplaneHangAfter
+    endpointReportingDelay endpointReportingEnabled endpointStatusPathPrefix externalNodesList
+    featureDetectOverride featureGates floatingIPs
+    flowLogsCollectorDebugTrace flowLogsFlushInterval flowLogsGoldmaneServer flowLogsLocalReporter
+    flowLogsPolicyEvaluationMode genericXDPEnabled goGCThreshold goMaxProcs goMemoryLimitMB healthEnabled healthHost
+    healthPort healthTimeoutOverrides interfaceExclude interfaceRefreshInterval ipipEnabled ipsetsRefreshInterval
+    iptablesBackend iptablesFilterAllowAction iptablesFilterDenyAction iptablesLockFilePath
+    iptablesLockProbeInterval iptablesLockTimeout iptablesMangleAllowAction iptablesMarkMask
+    iptablesNATOutgoingInterfaceFilter iptablesPostWriteCheckInterval iptablesRefreshInterval
+    ipv4ElevatedRoutePriority ipv6ElevatedRoutePriority istioAmbientMode istioDSCPMark kubeNodePortRanges
+    logActionRateLimit logActionRateLimitBurst logDebugFilenameRegex logFilePath logPrefix logSeverityFile
+    logSeverityScreen logSeveritySys maxIpsetSize metadataAddr metadataPort mtuIfacePattern natOutgoingExclusions
+    netlinkTimeout nftablesDropActionOverride nftablesFilterAllowAction nftablesFilterDenyAction
+    nftablesMangleAllowAction nftablesMarkMask nftablesMode nftablesRefreshInterval openstackRegion
+    policySyncPathPrefix prometheusGoMetricsEnabled prometheusMetricsCAFile prometheusMetricsCertFile
+    prometheusMetricsClientAuth prometheusMetricsEnabled prometheusMetricsHost prometheusMetricsKeyFile
+    prometheusMetricsPort prometheusProcessMetricsEnabled prometheusWireGuardMetricsEnabled reportingInterval
+    reportingTTL requireMTUFile routeRefreshInterval routeSource routeSyncDisabled routeTableRange routeTableRanges
+    serviceLoopPrevention sidecarAccelerationEnabled usageReportingEnabled usageReportingInitialDelay
+    usageReportingInterval useInternalDataplaneDriver vxlanEnabled windowsManageFirewallRules wireguardEnabled
+    wireguardEnabledV6 wireguardHostEncryptionEnabled wireguardInterfaceName wireguardInterfaceNameV6
+    wireguardKeepAlive wireguardListeningPort wireguardListeningPortV6 wireguardMTU wireguardMTUV6
+    wireguardRoutingRulePriority wireguardThreadingEnabled xdpEnabled xdpRefreshInterval
+"""
+
+
+def _parse_cluster_information(head: Head) -> ClusterInformation:
+    spec = head.spec
+    return ClusterInformation(
+        **head.common,
+        cluster_guid=spec.text("clusterGUID"),
+        cluster_type=spec.text("clusterType"),
+        calico_version=spec.text("calicoVersion"),
+        datastore_ready=spec.boolean("datastoreReady") is not False,
+        variant=spec.text("variant"),
+    )
+
+
+def _parse_felix(head: Head) -> FelixConfiguration:
+    spec = head.spec
+    prefixes = spec.text("interfacePrefix")
+    ports = spec.values.get("natPortRange")
+    nat_ports = as_port(ports, spec.at("natPortRange")) if ports not in (None, "") else None
+    if nat_ports is not None and not isinstance(nat_ports, PortRange):
+        raise spec.error("natPortRange", 'must be ports as "32768:65535"')
+    return FelixConfiguration(
+        **head.common,
+        interface_prefix=tuple(part.strip() for part in prefixes.split(",") if part.strip()) if prefixes else None,
+        default_endpoint_to_host_action=_folded(spec, "defaultEndpointToHostAction"),
+        failsafe_inbound=_parse_failsafe(spec, "failsafeInboundHostPorts"),
+        failsafe_outbound=_parse_failsafe(spec, "failsafeOutboundHostPorts"),
+        nat_port_range=nat_ports,
+        nat_outgoing_address=spec.address("natOutgoingAddress", Family.IPV4_UNICAST),
+        device_route_source_address=spec.address("deviceRouteSourceAddress", Family.IPV4_UNICAST),
+        device_route_source_address_ipv6=spec.address("deviceRouteSourceAddressIPv6", Family.IPV6_UNICAST),
+        device_route_protocol=spec.integer("deviceRouteProtocol", 0, 255),
+        remove_external_routes=spec.boolean("removeExternalRoutes"),
+        program_cluster_routes=spec.choice("programClusterRoutes", ProgramClusterRoutes),
+        ip_forwarding=_enabled(spec, "ipForwarding", "Enabled", "Disabled"),
+        ipv6_support=spec.boolean("ipv6Support"),
+        ipip_mtu=spec.integer("ipipMTU", 0, 65535),
+        vxlan_mtu=spec.integer("vxlanMTU", 0, 65535),
+        vxlan_mtu_v6=spec.integer("vxlanMTUV6", 0, 65535),
+        vxlan_port=spec.integer("vxlanPort", 1, 65535),
+        vxlan_vni=spec.integer("vxlanVNI", 1, (1 << 24) - 1),
+        workload_source_spoofing=_enabled(spec, "workloadSourceSpoofing", "Any", "Disabled"),
+        disable_conntrack_invalid_check=spec.boolean("disableConntrackInvalidCheck"),
+        ipv4_normal_route_priority=spec.integer("ipv4NormalRoutePriority", 1, 0x7FFFFFFE) or DEFAULT_ROUTE_PRIORITY,
+        ipv6_normal_route_priority=spec.integer("ipv6NormalRoutePriority", 1, 0x7FFFFFFE) or DEFAULT_ROUTE_PRIORITY,
+    )
+
+
+def _folded(spec: Fields, name: str) -> EndpointToHostAction | None:
+    # Felix reads this one in any case, and manifests write ACCEPT.
+    text = spec.text(name)
+    return as_choice(text.title() if text.isupper() else text, spec.at(name), EndpointToHostAction) if text else None
+
+
+def _enabled(spec: Fields, name: str, on: str, off: str) -> bool | None:
+    text = spec.text(name)
+    if text not in ("", on, off):
+        raise spec.error(name, f"must be {on} or {off}")
+    return text == on if text else None
+
+
+def _parse_failsafe(spec: Fields, name: str) -> tuple[ProtoPort, ...] | None:
+    if spec.values.get(name) is None:
+        return None
+    found: list[ProtoPort] = []
+    for entry in spec.objects(name):
+        port = entry.integer("port", 0, 65535)
+        if port is None:
+            raise entry.error("port", "is required")
+        protocol = as_protocol(entry.values.get("protocol") or "tcp", entry.at("protocol"))
+        found.append(ProtoPort(protocol, port, entry.cidr("net")))
+    return tuple(found)
+
+
+def unsupported_felix_fields(configuration: FelixConfiguration) -> list[str]:
+    """The fields that are set and are known by name only, sorted."""
+    spec = configuration.manifest.get("spec")
+    known = FELIX.shape.members["spec"]
+    names = known.members if known is not None else {}
+    return sorted(
+        name for name in (spec if isinstance(spec, dict) else {}) if name in names and name not in FELIX_FIELDS
+    )
+
+
+def _parse_node_status(head: Head) -> CalicoNodeStatus:
+    spec = head.spec
+    classes = frozenset(as_choice(as_text(value, path), path, NodeStatusClass) for path, value in spec.array("classes"))
+    if not classes:
+        raise ConfigError(field_path(head.top.at("spec"), "classes"), "is required: Agent, BGP and Routes, or some")
+    period = spec.integer("updatePeriodSeconds", 0, 86400)
+    return CalicoNodeStatus(
+        **head.common,
+        node=spec.required_text("node"),
+        classes=classes,
+        update_period=10.0 if period is None else float(period),
+    )
+
+
+def _parse_kube_controllers(head: Head) -> KubeControllersConfiguration:
+    return KubeControllersConfiguration(**head.common)
+
+
+_BGP_DAEMON = "{ lastBootTime lastReconfigurationTime routerID state version }"
+_STATUS_PEER = "{ peerIP since state type }"
+_STATUS_ROUTE = "{ destination gateway interface learnedFrom { peerIP sourceType } type }"
+
+FELIX = Kind(
+    name=FelixConfiguration.kind,
+    plural="felixconfigurations",
+    short=("felixconfig", "felixconfigs"),
+    read=_parse_felix,
+    shape=kind_shape(f"""
+        spec {{
+            {_OTHER_FELIX_FIELDS} {" ".join(sorted(FELIX_FIELDS))}
+            failsafeInboundHostPorts {{ net port protocol }} failsafeOutboundHostPorts {{ net port protocol }}
+        }}
+        status
+    """),
+)
+
+KINDS = (
+    Kind(
+        name=ClusterInformation.kind,
+        plural="clusterinformations",
+        short=("clusterinfo",),
+        read=_parse_cluster_information,
+        shape=kind_shape("spec { calicoVersion clusterGUID clusterType datastoreReady variant } status"),
+    ),
+    FELIX,
+    Kind(
+        name=CalicoNodeStatus.kind,
+        plural="caliconodestatuses",
+        short=("nodestatus",),
+        read=_parse_node_status,
+        shape=kind_shape(f"""
+            spec {{ classes node updatePeriodSeconds }}
+            status {{
+                agent {{ birdV4 {_BGP_DAEMON} birdV6 {_BGP_DAEMON} }}
+                bgp {{
+                    numberEstablishedV4 numberEstablishedV6 numberNotEstablishedV4 numberNotEstablishedV6
+                    peersV4 {_STATUS_PEER} peersV6 {_STATUS_PEER}
+                }}
+                lastUpdated routes {{ routesV4 {_STATUS_ROUTE} routesV6 {_STATUS_ROUTE} }}
+            }}
+        """),
+    ),
+    Kind(
+        name=KubeControllersConfiguration.kind,
+        plural="kubecontrollersconfigurations",
+        short=("kubecontrollersconfig",),
+        read=_parse_kube_controllers,
+        shape=kind_shape("spec status"),
+    ),
+)

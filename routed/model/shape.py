@@ -1,0 +1,105 @@
+"""Which fields a kind has, as data: what is unknown is found before anything is read, and documents can be checked.
+
+    shape("spec { bgp { asNumber ipv4Address } orchRefs { nodeName } } status")
+
+is an object with the members `spec` and `status`; a member without braces may hold anything (its reader judges it);
+a list has the shape of its elements. `rules !{ ... }` is closed: a member that is not known there changes what its
+neighbours mean (a filter rule with a condition left out matches more), so it is refused even where unknown fields of a
+newer writer are otherwise left out and reported (docs/decisions/0011).
+
+Invariants: pure data, built once at import; nothing is copied unless something has to be left out. What the fields
+mean and how they are read is the readers' business.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from routed.errors import ConfigError
+from routed.model.fields import field_path, nearest
+from routed.model.resources import JsonValue
+
+_TOKEN = re.compile(r"\s*(!?\{|\}|[A-Za-z0-9_-]+)\s*")
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The members an object may have."""
+
+    members: Mapping[str, Shape | None]
+    """None: anything may stand there."""
+    closed: bool = False
+
+
+def shape(text: str) -> Shape:
+    """The shape that `text` writes down; see the module's docstring."""
+    tokens = [match[1] for match in _TOKEN.finditer(text)]
+    members, rest = _members(tokens)
+    if rest or "".join(tokens) != re.sub(r"\s", "", text):
+        raise ValueError(f"not a shape: {text}")
+    return Shape(members)
+
+
+def _members(tokens: list[str]) -> tuple[dict[str, Shape | None], list[str]]:
+    members: dict[str, Shape | None] = {}
+    last = ""
+    while tokens:
+        token, tokens = tokens[0], tokens[1:]
+        if token == "}":
+            break
+        if token in ("{", "!{"):
+            inner, tokens = _members(tokens)
+            members[last] = Shape(inner, closed=token == "!{")
+        else:
+            members[token] = None
+            last = token
+    return members, tokens
+
+
+def paths(of: Shape, parent: str = "") -> Iterator[str]:
+    """Every field that can be written, `spec.bgp.asNumber`, the elements of a list under the list's own name."""
+    for name, inner in of.members.items():
+        path = f"{parent}.{name}" if parent else name
+        if inner is None:
+            yield path
+        else:
+            yield from paths(inner, path)
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """A field that is not known where it stands."""
+
+    error: ConfigError
+    closed: bool
+    """It stands where leaving it out would change what the others mean."""
+
+
+def unknown_fields(value: JsonValue, of: Shape, path: str = "") -> Iterator[Unknown]:
+    """The fields of a manifest that its kind does not have, in its order."""
+    if isinstance(value, list):
+        for index, element in enumerate(value):
+            yield from unknown_fields(element, of, field_path(path, index))
+    elif isinstance(value, dict):
+        members = of.members
+        for name, inner in value.items():
+            if name not in members:
+                hint = nearest(name, members) or f"; known are {', '.join(sorted(members))}"
+                yield Unknown(ConfigError(field_path(path, name), f"is not a field known here{hint}"), of.closed)
+            elif isinstance(inner, (dict, list)) and (deeper := members[name]) is not None:
+                yield from unknown_fields(inner, deeper, field_path(path, name))
+
+
+def known_only(value: JsonValue, of: Shape) -> JsonValue:
+    """A copy without the fields that are not known; what has none of them is shared."""
+    if isinstance(value, list):
+        return [known_only(element, of) for element in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: inner if (deeper := of.members[name]) is None else known_only(inner, deeper)
+        for name, inner in value.items()
+        if name in of.members
+    }
