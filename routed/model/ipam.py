@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from routed.errors import ConfigError
 from routed.model.fields import Fields, as_choice, as_cidr, as_text, field_path, shown
-from routed.model.head import API_VERSION, Head, Kind, kind_shape
+from routed.model.head import Head, Kind, kind_shape
 from routed.model.resources import (
     AffinityState,
     AffinityType,
@@ -194,12 +194,12 @@ def _parse_block(head: Head) -> IPAMBlock:
     allocations = tuple(_ordinal(value, path, _MAX_BLOCK_SIZE) for path, value in spec.array("allocations"))
     if len(allocations) != size:
         raise spec.error("allocations", f"must have {size} entries, one an address of {cidr}, not {len(allocations)}")
-    unallocated: list[int] = []
+    unallocated: dict[int, None] = {}
     for path, value in spec.array("unallocated"):
         ordinal = _ordinal(value, path, size)
         if ordinal is None or ordinal in unallocated or allocations[ordinal] is not None:
             raise ConfigError(path, f"must name a free address, each once, not {shown(value)}")
-        unallocated.append(ordinal)
+        unallocated[ordinal] = None
     affinity = spec.text("affinity") or None
     if affinity is None and (legacy := spec.text("hostAffinity")):
         affinity = f"{AffinityType.HOST}:{legacy}"
@@ -303,12 +303,14 @@ KINDS = (
         name=BlockAffinity.kind,
         plural="blockaffinities",
         short=("blockaffinity",),
+        free_name=True,
         read=_parse_block_affinity,
         shape=kind_shape("spec { cidr deleted node state type } status"),
     ),
     Kind(
         name=IPAMBlock.kind,
         plural="ipamblocks",
+        free_name=True,
         read=_parse_block,
         shape=kind_shape("""
             spec {

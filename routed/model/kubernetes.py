@@ -9,8 +9,7 @@ kube-controllers would write, so that there is one kind of policy to enforce.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 from routed.errors import ConfigError
@@ -23,6 +22,7 @@ from routed.model.selector import All, And, Equal, Has, In, Not, NotIn, Selector
 POLICY_PREFIX = "knp.default."
 """What Calico's kube-controllers puts before the name of a Kubernetes policy."""
 POLICY_ORDER = 1000
+EVERYTHING = All()
 SERVICE_LABEL = "kubernetes.io/service-name"
 
 
@@ -138,7 +138,7 @@ class PolicyRule:
 class KubernetesNetworkPolicy(Resource):
     kind: ClassVar[str] = "KubernetesNetworkPolicy"
 
-    pod_selector: Selector = All()
+    pod_selector: Selector = EVERYTHING
     types: frozenset[PolicyType] = frozenset((PolicyType.INGRESS,))
     ingress: tuple[PolicyRule, ...] = ()
     egress: tuple[PolicyRule, ...] = ()

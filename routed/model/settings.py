@@ -2,7 +2,7 @@
 
 Invariants: everything is frozen. Of FelixConfiguration the fields that a node without Felix can act on are values;
 the others are known by name, so that a cluster's own object is read whole, and what of them is set and has no effect
-can be told (`unsupported_felix_fields`).
+can be told (`set_fields`).
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class KubeControllersConfiguration(Resource):
     kind: ClassVar[str] = "KubeControllersConfiguration"
 
 
-FELIX_FIELDS = frozenset(
+_FELIX_FIELDS = frozenset(
     {
         "interfacePrefix", "defaultEndpointToHostAction", "failsafeInboundHostPorts", "failsafeOutboundHostPorts",
         "natPortRange", "natOutgoingAddress", "deviceRouteSourceAddress", "deviceRouteSourceAddressIPv6",
@@ -230,14 +230,10 @@ def _parse_failsafe(spec: Fields, name: str) -> tuple[ProtoPort, ...] | None:
     return tuple(found)
 
 
-def unsupported_felix_fields(configuration: FelixConfiguration) -> list[str]:
-    """The fields that are set and are known by name only, sorted."""
+def set_fields(configuration: FelixConfiguration) -> list[str]:
+    """The fields that a configuration says anything in, sorted."""
     spec = configuration.manifest.get("spec")
-    known = FELIX.shape.members["spec"]
-    names = known.members if known is not None else {}
-    return sorted(
-        name for name in (spec if isinstance(spec, dict) else {}) if name in names and name not in FELIX_FIELDS
-    )
+    return sorted(name for name, value in (spec if isinstance(spec, dict) else {}).items() if value not in (None, ""))
 
 
 def _parse_node_status(head: Head) -> CalicoNodeStatus:
@@ -269,7 +265,7 @@ FELIX = Kind(
     read=_parse_felix,
     shape=kind_shape(f"""
         spec {{
-            {_OTHER_FELIX_FIELDS} {" ".join(sorted(FELIX_FIELDS))}
+            {_OTHER_FELIX_FIELDS} {" ".join(sorted(_FELIX_FIELDS))}
             failsafeInboundHostPorts {{ net port protocol }} failsafeOutboundHostPorts {{ net port protocol }}
         }}
         status

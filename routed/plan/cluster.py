@@ -21,12 +21,17 @@ from routed.model.resources import (
     IPPool,
     Node,
     NodeAddress,
+    Resource,
+    ResourceKey,
     Update,
 )
+from routed.model.settings import FelixConfiguration
 from routed.net.families import Family
 
+K = TypeVar("K")
 T = TypeVar("T")
 
+_SETTINGS = frozenset((FelixConfiguration.kind,))
 _NOTHING_CONFIGURED = BGPConfiguration(name="default")
 
 
@@ -62,6 +67,7 @@ class Cluster:
         "filters",
         "node_name",
         "nodes",
+        "others",
         "peers",
         "pools",
         "secrets",
@@ -77,6 +83,8 @@ class Cluster:
         self.affinities: dict[str, BlockAffinity] = {}
         self.secrets: dict[str, Secret] = {}
         """By `SECRET/KEY`."""
+        self.others: dict[str, dict[ResourceKey, Resource]] = {}
+        """By kind: what planning has no use for."""
         self._claims: dict[Cidr, set[str]] = {}
         """Names of the affinities of each block."""
 
@@ -102,8 +110,12 @@ class Cluster:
             case IPPool.kind:
                 _put(self.pools, name, value if isinstance(value, IPPool) else None)
                 return Aspect.FILTERS
-            case _:
-                return Aspect.NOTHING
+            case kind:
+                others = self.others.setdefault(kind, {})
+                before = bool(others)
+                _put(others, update.key, value)
+                # what there is none of, and what is set, is told with the plan
+                return Aspect.SESSIONS if bool(others) is not before or kind in _SETTINGS else Aspect.NOTHING
 
     def _apply_node(self, name: str, node: Node | None) -> Aspect:
         old = self.nodes.get(name)
@@ -189,7 +201,7 @@ def address_of(node: Node, family: Family) -> bytes:
     return own.address if own is not None else b""
 
 
-def _put(table: dict[str, T], name: str, value: T | None) -> None:
+def _put(table: dict[K, T], name: K, value: T | None) -> None:
     if value is None:
         table.pop(name, None)
     else:

@@ -12,9 +12,12 @@ from routed.model.resources import (
     IPPool,
     LogSeverity,
 )
+from routed.model.settings import FelixConfiguration, set_fields
 from routed.plan.cluster import Cluster
 from routed.plan.types import CalicoVersion
 
+#: Kinds that only mean something to who enforces policies.
+_NOT_ENFORCED = ("NetworkPolicy", "GlobalNetworkPolicy", "KubernetesNetworkPolicy", "HostEndpoint")
 #: What a `node.<name>` BGPConfiguration may say, as in Calico.
 _PER_NODE = frozenset({"listenPort", "prefixAdvertisements", "logSeverityScreen", "communities"})
 
@@ -33,7 +36,20 @@ def unsupported_settings(cluster: Cluster, version: CalicoVersion = CalicoVersio
             problems.extend(label + text for text in _of_this_node(configuration))
     for name, pool in sorted(cluster.pools.items()):
         problems.extend(f"IPPool {name}: {text}" for text in _pool(pool))
+    for kind in _NOT_ENFORCED:
+        others = cluster.others.get(kind)
+        if others:
+            problems.append(f"{min(others)}{_and_more(len(others))}: this release enforces no policies")
+    for key, felix in sorted(cluster.others.get(FelixConfiguration.kind, {}).items()):
+        if isinstance(felix, FelixConfiguration) and felix.node_name in (None, cluster.node_name):
+            fields = set_fields(felix)
+            if fields:
+                problems.append(f"{key}: nothing of it is used; set are {', '.join(fields)}")
     return problems
+
+
+def _and_more(count: int) -> str:
+    return f" and {count - 1} more" if count > 1 else ""
 
 
 def _cluster_wide(configuration: BGPConfiguration) -> list[str]:

@@ -239,9 +239,9 @@ def test_one_bad_document_keeps_its_resource_and_the_others_apply(watched: Watch
 
 
 def test_calico_s_other_kinds_are_reported_and_hold_nothing_back(watched: Watched) -> None:
-    tier = "apiVersion: projectcalico.org/v3\nkind: Tier\nmetadata:\n  name: default\n"
-    assert watched.write("b.yaml", several(tier, peer("one", 1))) == [("two", False)]
-    assert watched.problems == ["b.yaml:2: kind: is Tier, a kind of Calico's that routed does not read"]
+    other = "apiVersion: projectcalico.org/v3\nkind: LiveMigration\nmetadata:\n  name: default\n"
+    assert watched.write("b.yaml", several(other, peer("one", 1))) == [("two", False)]
+    assert watched.problems == ["b.yaml:2: kind: is LiveMigration, a kind of Calico's that routed does not read"]
 
 
 def test_a_document_that_is_no_yaml_keeps_its_resource_and_the_others_apply(watched: Watched) -> None:
@@ -306,7 +306,7 @@ def test_lists(watched: Watched) -> None:
     assert watched.write("a.yaml", head + items("y")) == [("x", False)]
     for text, problem in [
         ("apiVersion: v1\nkind: BGPPeerList\nitems: []\n", "a.yaml:1: apiVersion: must be projectcalico.org/v3"),
-        ("apiVersion: v1\nkind: PodList\nitems: []\n", "a.yaml:2: kind: must be a list of"),
+        ("apiVersion: v1\nkind: DeploymentList\nitems: []\n", "a.yaml:2: kind: must be a list of"),
         ("apiVersion: v1\nkind: List\nitems: {}\n", "a.yaml:3: items: must be a list"),
         ("apiVersion: v1\nkind: List\nitem: []\n", "a.yaml:3: item: is not a field of a List"),
         ("apiVersion: v1\nkind: List\nitems: [x]\n", "a.yaml:3: items[0]: must be an object"),

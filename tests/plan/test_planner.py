@@ -238,3 +238,18 @@ def test_a_change_among_a_thousand_nodes_touches_one_peer() -> None:
     quiet = manifest("Node", "n7", {"bgp": {"ipv4Address": "10.1.0.8/16"}, "orchRefs": [{"orchestrator": "k8s"}]})
     planner.update(Update(quiet.key, quiet))
     assert planner.plan() is plan, "a Node that only reports something else changes nothing"
+
+
+def test_what_nobody_acts_on_is_told(scenario: Make) -> None:
+    made = scenario("""
+        - {kind: GlobalNetworkPolicy, metadata: {name: a}, spec: {selector: all()}}
+        - {kind: GlobalNetworkPolicy, metadata: {name: b}, spec: {selector: all()}}
+        - {kind: FelixConfiguration, metadata: {name: default}, spec: {bpfEnabled: true, ipipMTU: 1480}}
+        - {kind: FelixConfiguration, metadata: {name: node.other}, spec: {bpfEnabled: true}}
+        - {kind: Tier, metadata: {name: x}, spec: {order: 1}}
+    """)
+    told = [text for text in made.plan.problems if "Policy" in text or "Felix" in text]
+    assert sorted(told) == [
+        "FelixConfiguration default: nothing of it is used; set are bpfEnabled, ipipMTU",
+        "GlobalNetworkPolicy a and 1 more: this release enforces no policies",
+    ]
