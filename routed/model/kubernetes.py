@@ -367,12 +367,13 @@ _NAMES = {6: "TCP", 17: "UDP", 132: "SCTP"}
 def _by_protocol(ports: tuple[PolicyPort, ...]) -> list[tuple[JsonValue, list[JsonValue]]]:
     if not ports:
         return [(None, [])]
-    whole = dict.fromkeys(port.protocol for port in ports if port.port is None)
-    found: dict[int, list[JsonValue]] = {protocol: [] for protocol in whole}
+    whole = {port.protocol for port in ports if port.port is None}
+    found: dict[int, list[JsonValue]] = {}
     for port in ports:
-        if port.port is not None and port.protocol not in whole:
+        listed = found.setdefault(port.protocol, [])
+        if port.protocol not in whole:
             text = str(port.port)
-            found.setdefault(port.protocol, []).append(int(text) if text.isdigit() else text)
+            listed.append(int(text) if text.isdigit() else text)
     return [(_NAMES.get(protocol, protocol), listed) for protocol, listed in found.items()]
 
 

@@ -18,7 +18,7 @@ from routed.cli.command import ExitStatus
 from routed.core.core import DEFERRAL_MAX, DEFERRAL_SETTLE, STALE_MAX, SWEEP_MAX
 from routed.daemon import main as daemon
 from routed.dataplane.patience import REPAIR_FIRST, RETRY_FIRST, RETRY_LAST
-from routed.model import bgp, schema
+from routed.model import bgp, ipam, kubernetes, policies, schema, settings, workloads
 from routed.model.resources import BGPFilterRule
 from routed.rib.decide import MAXIMUM_PATHS, STEPS
 from tests.house.rooms import ROOT, cells, documents, modules, section, table, tree
@@ -258,28 +258,45 @@ def test_the_license_is_the_one_that_is_declared() -> None:
 
 # ---- docs/calico-compatibility.md
 
-COMPARED: dict[str, dict[str, tuple[str, ...]]] = {
-    "## Node": {"spec.bgp": schema._NODE_BGP},
-    "## BGPConfiguration": {"spec": schema._BGP_CONFIGURATION_SPEC},
-    "## BGPPeer": {"spec": schema._BGP_PEER_SPEC},
+TOPICS = (ipam, policies, workloads, settings, kubernetes)
+COMPARED = {"## Node": {"spec.bgp": members("Node", "spec.bgp")}} | {
+    f"## {kind}": {"spec": members(kind, "spec")} for kind in ("BGPConfiguration", "BGPPeer")
 }
 
 
 @pytest.mark.parametrize("heading", COMPARED)
 def test_every_field_is_compared_with_calico(heading: str) -> None:
-    text = section(read("docs/calico-compatibility.md"), heading)
-    rows = [cells(line) for line in text.splitlines() if line.startswith("| `")]
-    compared = {name: row[1].strip() for row in rows for name in re.findall(r"`([\w.]+)`", row[0])}
+    compared = comparison(heading)
     known = {f"{at}.{name}" for at, names in COMPARED[heading].items() for name in names}
     assert set(compared) - {"spec.bgp"} == known
     assert set(compared.values()) <= {"honoured", "honoured, differs", "reported", "no effect"}
 
 
+def comparison(heading: str) -> dict[str, str]:
+    """What is said of each field in a section's table."""
+    text = section(read("docs/calico-compatibility.md"), heading)
+    rows = [cells(line) for line in text.splitlines() if line.startswith("| `")]
+    return {name: row[1].strip() for row in rows for name in re.findall(r"`([\w.]+)`", row[0])}
+
+
+@pytest.mark.parametrize(
+    "kind", [kind.name for topic in TOPICS for kind in topic.KINDS if kind.shape.members.get("spec")]
+)
+def test_every_field_of_every_other_kind_is_told_of(kind: str) -> None:
+    """A row of a field is one of what is in it too."""
+    told = comparison(f"## {kind}")
+    for field in schema.field_names(kind):
+        if field.startswith("spec."):
+            around = [".".join(field.split(".")[:depth]) for depth in range(2, field.count(".") + 2)]
+            assert any(one in told for one in around), field
+    known = set(schema.field_names(kind))
+    assert all(any(field == one or field.startswith(f"{one}.") for field in known) for one in told)
+    assert set(told.values()) <= {"honoured", "honoured, differs", "reported", "no effect"}
+
+
 def test_what_is_reported_in_the_comparison_is_reported_in_the_reference() -> None:
     reference = read("docs/configuration.md")
-    text = read("docs/calico-compatibility.md")
-    rows = [cells(line) for line in text.splitlines() if line.startswith("| `")]
-    reported = {name for row in rows if row[1].strip() == "reported" for name in re.findall(r"`([\w.]+)`", row[0])}
+    reported = {name for at in COMPARED for name, verdict in comparison(at).items() if verdict == "reported"}
     assert reported
     for name in reported:
         lines = [line for line in reference.splitlines() if line.startswith("|") and f"`{name}`" in line.split("|")[1]]
