@@ -33,10 +33,11 @@ from dataclasses import dataclass
 
 from routed.bgp.capabilities import Negotiated, PeerRestart, advertise, negotiate
 from routed.bgp.capabilities import named as names
+from routed.bgp.counters import Counters, DownReason
 from routed.bgp.fsm import Event, State
 from routed.bgp.iana import CapabilityCode, CeaseSubcode, NotificationCode, OpenSubcode
 from routed.bgp.messages import Capability, Notification, Open, split_capabilities
-from routed.bgp.session import COLLISION, JITTER_MIN, NEVER, Counters, Session
+from routed.bgp.session import COLLISION, JITTER_MIN, NEVER, Session
 from routed.bgp.update import AttributePool, Update
 from routed.errors import PeerError
 from routed.net.families import Family
@@ -612,13 +613,15 @@ class Neighbor:
         if event is not Event.OPEN_COLLISION_DUMP and not (elsewhere and _is_collision(reply)):
             self.counters.last_error = reason
 
-    def state_changed(self, session: Session, old: State, event: Event, reason: str, now: float) -> None:
+    def state_changed(
+        self, session: Session, old: State, event: Event, reason: str, now: float, reply: Notification | None
+    ) -> None:
         """Follow a session into and out of Established."""
         if session.state is State.ESTABLISHED:
             self._came_up(session, reason, now)
             return
         if old is State.ESTABLISHED:
-            self._went_down(event, reason, now)
+            self._went_down(event, reason, reply, now)
         if session is self._half_open and session.state < State.OPEN_SENT:
             self._half_open = None
         self._show_state(reason, now)
@@ -642,15 +645,35 @@ class Neighbor:
             if other.state >= State.OPEN_SENT:
                 other.handle(Event.OPEN_COLLISION_DUMP, now, "the other connection came up first", COLLISION)
 
-    def _went_down(self, event: Event, reason: str, now: float) -> None:
+    def _went_down(self, event: Event, reason: str, reply: Notification | None, now: float) -> None:
         kept = self._keep_families() if event is Event.TCP_CONNECTION_FAILS else frozenset()
         if kept and self.negotiated is not None and self.negotiated.graceful_restart is not None:
             self._restart_at = now + self.negotiated.graceful_restart.restart_time
         self._established = None
         self.connection = 0
         self.negotiated = None
+        why = _down_reason(event, reply)
+        self.counters.downs[why] = self.counters.downs.get(why, 0) + 1
         self.counters.last_down_reason = self.counters.last_error = reason
         self.events.append(SessionDown(reason, bool(kept), kept))
+
+
+def _down_reason(event: Event, reply: Notification | None) -> DownReason:
+    if event is Event.MANUAL_STOP and reply is not None and reply.subcode == CeaseSubcode.OTHER_CONFIGURATION_CHANGE:
+        return DownReason.CONFIGURATION_CHANGED
+    return _DOWN_REASONS.get(event, DownReason.PROTOCOL_ERROR)
+
+
+_DOWN_REASONS = {
+    Event.MANUAL_STOP: DownReason.ADMINISTRATIVE,
+    Event.AUTOMATIC_STOP: DownReason.RESET,
+    Event.HOLD_TIMER_EXPIRES: DownReason.HOLD_TIMER_EXPIRED,
+    Event.SEND_HOLD_TIMER_EXPIRES: DownReason.SEND_HOLD_TIMER_EXPIRED,
+    Event.TCP_CONNECTION_FAILS: DownReason.CONNECTION_LOST,
+    Event.OPEN_COLLISION_DUMP: DownReason.CONNECTION_LOST,
+    Event.NOTIFICATION: DownReason.NOTIFICATION_RECEIVED,
+    Event.NOTIFICATION_VERSION_ERROR: DownReason.NOTIFICATION_RECEIVED,
+}
 
 
 def _is_collision(reply: Notification | None) -> bool:

@@ -23,6 +23,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from routed.bgp.capabilities import Negotiated
+from routed.bgp.counters import Counters
 from routed.bgp.errors import Finding, Severity
 from routed.bgp.fsm import TRANSITIONS, Action, Event, State
 from routed.bgp.iana import (
@@ -92,82 +93,6 @@ _EVENT_OF_ERROR = {
 }
 
 
-class Counters:
-    """What happened on all connections of a neighbour. Plain numbers; times are monotonic seconds."""
-
-    __slots__ = (
-        "attribute_discards",
-        "connect_attempts",
-        "connections_accepted",
-        "connections_refused",
-        "established",
-        "established_at",
-        "keepalives_received",
-        "keepalives_sent",
-        "last_down_reason",
-        "last_error",
-        "last_finding",
-        "notifications_received",
-        "notifications_sent",
-        "opens_received",
-        "opens_sent",
-        "refreshes_received",
-        "refreshes_sent",
-        "state_changed_at",
-        "treat_as_withdraw",
-        "updates_received",
-        "updates_sent",
-    )
-
-    def __init__(self) -> None:
-        self.opens_received = self.opens_sent = 0
-        self.updates_received = 0
-        self.updates_sent = 0
-        """Counted by the owner of the Adj-RIB-Out: UPDATEs don't pass through here."""
-        self.notifications_received = self.notifications_sent = 0
-        self.keepalives_received = self.keepalives_sent = 0
-        self.refreshes_received = self.refreshes_sent = 0
-        self.treat_as_withdraw = 0
-        """UPDATEs whose routes were withdrawn for an error (RFC 7606)."""
-        self.attribute_discards = 0
-        """UPDATEs with an attribute that was discarded for an error, but no worse one."""
-        self.connect_attempts = 0
-        self.connections_accepted = 0
-        self.connections_refused = 0
-        self.established = 0
-        """How often the session came up."""
-        self.established_at: float | None = None
-        self.state_changed_at: float | None = None
-        self.last_down_reason = ""
-        """Why the last Established session ended."""
-        self.last_error = ""
-        """The last thing that went wrong, Established or not."""
-        self.last_finding = ""
-        """What was wrong with the last malformed UPDATE that did not end the session."""
-
-    def as_dict(self) -> dict[str, object]:
-        """The message counters, JSON-ready."""
-        return {
-            "received": {
-                "open": self.opens_received,
-                "update": self.updates_received,
-                "notification": self.notifications_received,
-                "keepalive": self.keepalives_received,
-                "routeRefresh": self.refreshes_received,
-            },
-            "sent": {
-                "open": self.opens_sent,
-                "update": self.updates_sent,
-                "notification": self.notifications_sent,
-                "keepalive": self.keepalives_sent,
-                "routeRefresh": self.refreshes_sent,
-            },
-            "treatAsWithdraw": self.treat_as_withdraw,
-            "attributeDiscard": self.attribute_discards,
-            "lastFinding": self.last_finding,
-        }
-
-
 class SessionOwner(Protocol):
     """What a session asks of its neighbour."""
 
@@ -203,7 +128,9 @@ class SessionOwner(Protocol):
 
     def clear_retries(self, session: Session) -> None: ...
 
-    def state_changed(self, session: Session, old: State, event: Event, reason: str, now: float) -> None: ...
+    def state_changed(
+        self, session: Session, old: State, event: Event, reason: str, now: float, reply: Notification | None
+    ) -> None: ...
 
 
 class Session:
@@ -268,7 +195,7 @@ class Session:
         old = self.state
         if row.state is not old:
             self.state = row.state
-            self._owner.state_changed(self, old, event, self._reason, now)
+            self._owner.state_changed(self, old, event, self._reason, now, reply)
 
     def opened(self, event: Event, now: float) -> None:
         """TCP is there: one we asked for (event 16), or one we accepted (17)."""
@@ -338,6 +265,7 @@ class Session:
         if kind == MessageType.NOTIFICATION:
             counters.notifications_received += 1
             notification = Notification.decode(body)
+            counters.count_notification("received", notification)
             reason = self._owner.notification_received(self, notification)
             wrong_version = (notification.code, notification.subcode) == (
                 NotificationCode.OPEN_MESSAGE_ERROR,
@@ -503,6 +431,7 @@ class Session:
 
     def _send(self, notification: Notification) -> None:
         self._owner.counters.notifications_sent += 1
+        self._owner.counters.count_notification("sent", notification)
         self._owner.write(self.conn, notification.encode())
 
     def _send_reply(self) -> None:

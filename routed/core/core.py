@@ -41,7 +41,7 @@ from routed.bgp.neighbor import (
     StateChanged,
 )
 from routed.bgp.update import AttributePool, Update
-from routed.core.effects import Close, Connect, Effect, Guard, Guards, Level, Listen, Log, Routes, Sweep
+from routed.core.effects import Close, Connect, Effect, Guard, Guards, Level, Listen, Log, Milestone, Routes, Sweep
 from routed.core.learned import Key, Learned, Learner
 from routed.core.peer import Peer
 from routed.desired import Gateway, KernelRoute, RouteBatch, RouteKind
@@ -115,6 +115,10 @@ class Refused:
     reason: str
 
 
+def _unmeasured(_: Milestone) -> None:
+    """Nobody measures."""
+
+
 class Core:
     """See the module's docstring."""
 
@@ -124,8 +128,15 @@ class Core:
         """To be carried out by the owner, who takes the list and leaves an empty one."""
         self.writable: set[int] = set()
         """Connections `take` may have bytes for; the owner removes what it served."""
+        self.measure: Callable[[Milestone], None] = _unmeasured
+        """Told how far `flush` has got. It may look at a clock, the core does not."""
+        self.updates_sent = 0
+        """UPDATEs given out by `take`, to all peers."""
+        self.connections_refused = 0
         self.peers: dict[str, Peer] = {}
         self.plan = Plan()
+        self.planned = False
+        """`plan` follows from the datastore: the first was made."""
         self.interfaces: dict[int, Interface] = {}
         self.refused: dict[bytes, Refused] = {}
         """The last addresses whose connections were refused, the latest last."""
@@ -231,6 +242,7 @@ class Core:
                 return answer
             refusal = answer
         self._log(Level.WARNING, "listen", f"refused a connection from {format_address(remote)}: {refusal}")
+        self.connections_refused += 1
         count = self.refused.pop(remote, Refused(0, 0.0, "")).count
         self.refused[remote] = Refused(count + 1, now, refusal)
         if len(self.refused) > REFUSED_KEPT:
@@ -347,15 +359,21 @@ class Core:
             return False
         if self._replan_needed and self.in_sync_at is not None:
             self._replan_needed = False
-            self._apply_plan(self._planner.plan(), now)
+            plan = self._planner.plan()
+            self.planned = True
+            self.measure(Milestone.PLANNED)
+            self._apply_plan(plan, now)
         for family, rib in self.ribs.items():
             if rib.touched:
                 touched, rib.touched = rib.touched, set()
                 self._next_hops_changed(set(self.next_hops.routes_changed(family, touched)))
+        chosen = False
         for family, rib in self.ribs.items():
             if rib.changes:
+                chosen = True
                 self._best_paths_changed(family, rib)
             if rib.kernel_changes:
+                chosen = True
                 kernel_changes = rib.take_kernel_changes()
                 if not self.deferring:
                     if self.plan.kernel.policy[family]:
@@ -363,6 +381,8 @@ class Core:
                     else:
                         batches = tuple(RouteBatch(family, prefixes, route) for route, prefixes in kernel_changes)
                     self.effects.append(Routes(batches))
+        if chosen:
+            self.measure(Milestone.CHOSEN)
         if self.deferring or self.sweep_pending:
             self._check_restart(now)
         if self._jobs:  # after the changes so far were passed on: `UpdateGroup.count` must not see what it will hear of
@@ -386,6 +406,7 @@ class Core:
                 before = adj_out.messages
                 data += adj_out.take(limit - len(data))
                 peer.neighbor.counters.updates_sent += adj_out.messages - before
+                self.updates_sent += adj_out.messages - before
                 if not data and adj_out.has_output():
                     self.writable.add(conn)  # a slice without anything to say: ask again in the next turn
         return data
@@ -723,6 +744,10 @@ class Core:
         interface = self.interfaces.get(next_hop.gateways[0].interface)
         return interface.name if interface is not None else ""
 
+    def update_groups(self) -> list[UpdateGroup]:
+        """The groups of peers that hear the same, of all families."""
+        return [group for group in self._groups.values() if group.members]
+
     def session_address(self, peer: Peer) -> bytes:
         """Our packed address in a peer's session; where there is none, the configured one or empty."""
         return self._local_address.get(peer.neighbor.connection, peer.neighbor.config.local_address)
@@ -832,8 +857,11 @@ class Core:
     def _reset_peer(self, plan: PeerPlan, reason: str, now: float) -> None:
         """A change its session can't survive: a new peer takes its place."""
         self._log(Level.INFO, plan.name, f"its session starts anew: {reason}")
+        before = self.peers[plan.name].neighbor.counters
         self._drop_peer(plan.name, CeaseSubcode.OTHER_CONFIGURATION_CHANGE, reason, now)
         self._add_peer(plan, now)
+        counters = self.peers[plan.name].neighbor.counters
+        counters.downs, counters.notifications = before.downs, before.notifications  # or nobody would see this one
 
     def _drop_peer(self, name: str, subcode: CeaseSubcode, why: str, now: float) -> None:
         """End a peer's session and let its routes go."""

@@ -18,6 +18,15 @@ class Level(enum.StrEnum):
     ERROR = "error"
 
 
+class Milestone(enum.Enum):
+    """How far `flush` has got: told, as it happens, to who measures. Nothing follows from it."""
+
+    PLANNED = enum.auto()
+    """All changes of resources are in the plan."""
+    CHOSEN = enum.auto()
+    """What changed in the table is decided, and encoded for the peers."""
+
+
 @dataclass(frozen=True, slots=True)
 class Connect:
     """Open a TCP connection; answered by `connected` or `connect_failed` with the same `conn`."""

@@ -152,7 +152,7 @@ def _neighbor_family(core: Core, peer: Peer, family: Family) -> Row:
         "received": adj_in.count,
         "refused": len(adj_in.refused),
         "stale": _stale(core, peer, family),
-        "best": peer.source.prefixes_best,
+        "best": peer.source.prefixes_best[family],
         "sent": sent,
         "waiting": adj_out.backlog if adj_out is not None else 0,
         "endOfRib": family in peer.end_of_rib,

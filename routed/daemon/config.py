@@ -8,6 +8,7 @@
     secrets: {dir: /etc/routed/secrets}    # passwords of sessions; default: none
     kernel: {programRoutes: true, table: main, routeProtocol: 120, metric: 0}
     log: {level: info, format: text}
+    metrics: {listen: "127.0.0.1:9971", peers: 100}   # or a list of addresses, or off
     onStop: restart               # restart: peers keep our routes (RFC 4724); shutdown: sessions end with Cease/2
 
 Invariants: an unknown key, a key given twice and a wrong type are refused with the file, the line and the key's full
@@ -17,6 +18,7 @@ path; a `Config` is complete and valid. Relative folders are relative to the fil
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 import socket
 from collections.abc import Callable
@@ -37,6 +39,8 @@ DEFAULT_STATE_DIR = "/var/lib/routed"
 DEFAULT_TABLE = 254
 DEFAULT_PROTOCOL = 120
 DEFAULT_METRIC = 0
+DEFAULT_LISTEN = ("127.0.0.1", 9971)
+DEFAULT_NAMED_PEERS = 100
 
 #: `routerId: hash`, among router ids while the file is read.
 HASHED = -1
@@ -48,6 +52,8 @@ MAX_SIZE = 1 << 20
 FOREIGN_PROTOCOLS = range(5)
 
 TABLE_NAMES = ("/etc/iproute2/rt_tables", "/usr/share/iproute2/rt_tables", "/usr/lib/iproute2/rt_tables")
+
+QUOTES = "put an IPv6 address with its port in quotes: '[::1]:9971'"
 
 T = TypeVar("T")
 
@@ -70,6 +76,14 @@ class LogConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class MetricsConfig:
+    listen: tuple[tuple[str, int], ...] = (DEFAULT_LISTEN,)
+    """IP addresses and ports of the HTTP server; none where it is off."""
+    peers: int = DEFAULT_NAMED_PEERS
+    """Peers that have a name in labels; the rest are counted together."""
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """A whole routed.yaml."""
 
@@ -80,6 +94,7 @@ class Config:
     state_dir: str = DEFAULT_STATE_DIR
     kernel: KernelConfig = KernelConfig()
     log: LogConfig = LogConfig()
+    metrics: MetricsConfig = MetricsConfig()
     on_stop: str = "restart"
     secrets_dir: str = ""
     """Holds `SECRET/KEY` files; empty: there are no secrets."""
@@ -106,6 +121,7 @@ KEYS = {
     "state_dir": ("stateDir", False),
     "kernel": ("kernel", False),
     "log": ("log", True),
+    "metrics": ("metrics", True),
     "on_stop": ("onStop", True),
     "secrets_dir": ("secrets.dir", False),
     "router_id_from_name": ("routerId", False),
@@ -158,7 +174,7 @@ def parse_config(data: bytes, path: str) -> Config:
         "",
         node,
         (
-            "nodeName", "routerId", "datastore", "runDir", "stateDir", "secrets", "kernel", "log", "onStop",
+            "nodeName", "routerId", "datastore", "runDir", "stateDir", "secrets", "kernel", "log", "metrics", "onStop",
             "calicoVersion", "ipam", "interfacePrefix",
         ),
     )  # fmt: skip
@@ -168,6 +184,7 @@ def parse_config(data: bytes, path: str) -> Config:
     kernel = top.mapping("kernel", ("programRoutes", "table", "routeProtocol", "metric"))
     log = top.mapping("log", ("level", "format"))
     ipam = top.mapping("ipam", ("usePodCIDR",))
+    metrics = top.mapping("metrics", ("listen", "peers"))
     secrets = top.mapping("secrets", ("dir",))
     secrets_dir = secrets.get("dir", _folder, "")
     router_id = top.get("routerId", _router_id, None)
@@ -188,6 +205,10 @@ def parse_config(data: bytes, path: str) -> Config:
         log=LogConfig(
             level=Level(log.get("level", _choice(*Level), Level.INFO.value)),
             form=log.get("format", _choice(*FORMATS), "text"),
+        ),
+        metrics=MetricsConfig(
+            listen=tuple(dict.fromkeys(metrics.get_all("listen", _listen_address, _one_address(metrics)))),
+            peers=metrics.get("peers", _number(0, 10000), DEFAULT_NAMED_PEERS),
         ),
         on_stop=top.get("onStop", _choice("restart", "shutdown"), "restart"),
         calico_version=CalicoVersion(version)
@@ -239,6 +260,25 @@ class _Mapping:
             return read(_scalar(node))
         except ValueError as error:
             self._fail(node, full, str(error))
+
+    def is_list(self, name: str) -> bool:
+        return isinstance(self._values.get(name), yaml.SequenceNode)
+
+    def get_all(self, name: str, read: Callable[[object], T], default: tuple[T, ...]) -> tuple[T, ...]:
+        """A list of values."""
+        node = self._values.get(name)
+        if not isinstance(node, yaml.SequenceNode):
+            return default
+        full = f"{self._key}.{name}" if self._key else name
+        values = []
+        for index, each in enumerate(node.value):
+            if not isinstance(each, yaml.ScalarNode):
+                self._fail(each, f"{full}[{index}]", f"must be one value; {QUOTES}")
+            try:
+                values.append(read(_scalar(each)))
+            except ValueError as error:
+                self._fail(each, f"{full}[{index}]", str(error))
+        return tuple(values)
 
     def required(self, name: str, read: Callable[[object], str], what: str) -> str:
         value = self.get(name, read, "")
@@ -334,6 +374,33 @@ def _router_id(value: object) -> int | None:
         return parse_router_id(text)
     except ValueError as error:
         raise ValueError(f"must be a router id such as 10.0.0.1, or hash: {error}") from None
+
+
+def _one_address(metrics: _Mapping) -> tuple[tuple[str, int], ...]:
+    """`metrics.listen` where it is no list: one address or `off`."""
+    if metrics.is_list("listen"):
+        return ()
+    return metrics.get(
+        "listen", lambda value: () if value in (False, "off") else (_listen_address(value),), (DEFAULT_LISTEN,)
+    )
+
+
+def _listen_address(value: object) -> tuple[str, int]:
+    """`127.0.0.1:9971` or `[::1]:9971`."""
+    text = value if isinstance(value, str) else ""
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        host = ""
+    try:
+        if "%" in host or not colon or not port.isascii() or not port.isdigit() or not 1 <= int(port) <= 65535:
+            raise ValueError(port)
+        return str(ipaddress.ip_address(host)), int(port)
+    except ValueError:
+        raise ValueError(
+            f"must be an IP address and a port such as 127.0.0.1:9971 or '[::1]:9971', or off, not {_shown(value)}"
+        ) from None
 
 
 def _protocol(value: object) -> int:

@@ -15,7 +15,8 @@ import gc
 import os
 import secrets
 import signal
-from collections.abc import Coroutine
+import time
+from collections.abc import Coroutine, Sequence
 from typing import Any, TextIO
 
 from routed import __version__
@@ -26,6 +27,10 @@ from routed.core.effects import Level
 from routed.daemon.answers import Answers
 from routed.daemon.config import Config, load_config, make_folders, reload
 from routed.daemon.driver import Driver, trace
+from routed.daemon.health import Health
+from routed.daemon.http import HttpServer
+from routed.daemon.metrics import DaemonState, Metrics
+from routed.daemon.readiness import ReadinessJudge
 from routed.daemon.secrets import LOOK, SecretFolder
 from routed.daemon.systemd import Notifier
 from routed.dataplane.engine import KernelSettings
@@ -72,6 +77,10 @@ class Daemon:
         self._store_problem = ""
         self._reload_problem = ""
         self._secrets = SecretFolder(config.secrets_dir)
+        self._reload_accepted = True
+        self._restart_needed = False
+        self._config_read_at = time.time()
+        self._http: HttpServer | None = None
         self._changes: list[KernelChange] = []
         """What the kernel told before there was a core to tell."""
         self._driver: Driver | None = None
@@ -108,7 +117,10 @@ class Daemon:
             changed=self._kernel_changed,
             failed=self._routes_failed,
             problem=self._kernel_problem_changed,
+            done=self._routes_done,
         )
+        store = FileStore(config.datastore_path)
+        metrics: Metrics | None = None
         tasks: list[asyncio.Task[None]] = []
         control: ControlServer | None = None
         loop = asyncio.get_running_loop()
@@ -131,7 +143,34 @@ class Daemon:
                 )
                 core, engine = self._build_core(settings, recording)
                 self._core, self._kernel = core, kernel
-                driver = self._driver = Driver(engine, kernel, self._log, passwords=self._secrets.password)
+                driver = self._driver = Driver(
+                    engine,
+                    kernel,
+                    self._log,
+                    passwords=self._secrets.password,
+                    updates_sent=lambda: core.updates_sent,
+                )
+                core.measure = driver.latency.milestone
+                health = Health(
+                    ReadinessJudge(core),
+                    store.health,
+                    clock=driver.clock,
+                    kernel_problem=lambda: self._kernel_problem,
+                    store_problem=lambda: self._store_problem,
+                    stopping=self._stopped.is_set,
+                )
+                metrics = Metrics(
+                    core,
+                    driver,
+                    kernel,
+                    store.health,
+                    self._state,
+                    named_peers=lambda: self._config.metrics.peers,
+                    ready=lambda: health.readiness().ready,
+                )
+                metrics.garbage.start()
+                self._http = HttpServer(health.pages(metrics), told=self._http_told, bug=driver.bug)
+                self._http.listen(config.metrics.listen)
                 answers = Answers(
                     core, driver, kernel, config=lambda: self._config, problems=self._problems, stop=self.stop
                 )
@@ -145,8 +184,8 @@ class Daemon:
                 )
                 await self._look_at_secrets(driver)  # before the resources that name them
                 tasks.append(loop.create_task(self._follow_secrets(driver)))
-                tasks.append(loop.create_task(self._read_datastore(driver)))
-                tasks.append(loop.create_task(self._tick(answers)))
+                tasks.append(loop.create_task(self._read_datastore(driver, store)))
+                tasks.append(loop.create_task(self._tick(answers, health, metrics)))
                 _tell_collector()
                 self._notifier.ready(self._summary())
                 await self._stopped.wait()
@@ -155,6 +194,10 @@ class Daemon:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            if metrics is not None:
+                metrics.garbage.stop()
+            if self._http is not None:
+                await self._http.close()
             if control is not None:
                 await control.stop()
             if self._driver is not None:
@@ -181,12 +224,17 @@ class Daemon:
         try:
             new, refused = reload(self._config, load_config(self._path))
         except ConfigError as error:
+            self._reload_accepted = False
             self._reload_problem = f"reload refused, the old configuration stays: {error}"
             self._log.write(Level.ERROR, "config", self._reload_problem)
         else:
             self._config = new
             self._log.level, self._log.form = new.log.level, new.log.form
             self._reload_problem = ""
+            self._reload_accepted, self._restart_needed = True, bool(refused)
+            self._config_read_at = time.time()
+            if self._http is not None:
+                self._http.listen(new.metrics.listen)
             if refused:
                 self._reload_problem = (
                     f"{self._path}: {', '.join(refused)} changed, which takes a restart; the old stays"
@@ -201,6 +249,7 @@ class Daemon:
         return [
             *(driver.store_problems if driver is not None else ()),
             *(driver.listen_problems if driver is not None else ()),
+            *(self._http.problems if self._http is not None else ()),
             *(
                 problem
                 for problem in (self._store_problem, self._kernel_problem, self._reload_problem, self._secrets.problem)
@@ -221,7 +270,29 @@ class Daemon:
             f"{f', {problems} problems: see routedctl status' if problems else ''}"
         )
 
+    def _state(self) -> DaemonState:
+        """What only we know, for the metrics."""
+        driver = self._driver
+        return DaemonState(
+            reload_accepted=self._reload_accepted,
+            config_read_at=self._config_read_at,
+            restart_needed=self._restart_needed,
+            datastore_problems=len(driver.store_problems if driver is not None else ()) + bool(self._store_problem),
+            kernel_problems=int(bool(self._kernel_problem)),
+            config_problems=int(bool(self._reload_problem)),
+            secrets_problems=int(bool(self._secrets.problem)),
+            listen_problems=len(driver.listen_problems if driver is not None else ())
+            + len(self._http.problems if self._http is not None else ()),
+        )
+
+    def _http_told(self, text: str, problem: bool) -> None:
+        self._log.write(Level.ERROR if problem else Level.INFO, "metrics", text)
+
     # ---- the kernel
+
+    def _routes_done(self, tickets: Sequence[int]) -> None:
+        if self._driver is not None:
+            self._driver.latency.acknowledged(tickets)
 
     async def _start_kernel(self, kernel: Kernel) -> None:
         patience = asyncio.ensure_future(self._ask_for_patience())
@@ -257,8 +328,7 @@ class Daemon:
 
     # ---- tasks
 
-    async def _read_datastore(self, driver: Driver) -> None:
-        store = FileStore(self._config.datastore_path)
+    async def _read_datastore(self, driver: Driver, store: FileStore) -> None:
         while True:
             try:
                 await store.run(driver)
@@ -285,7 +355,7 @@ class Daemon:
             except Exception as error:
                 driver.bug("the secrets", error)
 
-    async def _tick(self, answers: Answers) -> None:
+    async def _tick(self, answers: Answers, health: Health, metrics: Metrics) -> None:
         loop = asyncio.get_running_loop()
         interval = min(TICK, self._notifier.watchdog_interval or TICK)
         while True:
@@ -293,6 +363,8 @@ class Daemon:
             await asyncio.sleep(interval)
             lag = loop.time() - expected
             answers.largest_lag = max(answers.largest_lag, lag)
+            metrics.lag.observe(max(0.0, lag))
+            health.tick()
             if lag >= LONG_LAG:
                 self._log.write(Level.WARNING, "routed", f"busy or stopped for {lag:.1f} s")
             self._log.tidy()

@@ -21,6 +21,7 @@ from routed.datastore.file import Problem
 from routed.desired import RouteBatch
 from routed.model.resources import Update
 from routed.net.families import Family
+from routed.observe.latency import Latency
 from routed.observe.logs import LogWriter
 from routed.observe.recorder import Engine
 from routed.observed import KernelChange, RouteFailure
@@ -40,7 +41,7 @@ def no_passwords(reference: str) -> bytes:
 class RouteSink(Protocol):
     """Who makes the kernel's table what the core wants."""
 
-    def apply(self, batches: Sequence[RouteBatch]) -> None: ...
+    def apply(self, batches: Sequence[RouteBatch], ticket: int = 0) -> None: ...
     def sweep(self, families: Sequence[Family]) -> None: ...
 
 
@@ -54,11 +55,17 @@ class Driver:
         log: LogWriter,
         clock: Callable[[], float] = time.monotonic,
         passwords: Callable[[str], bytes] = no_passwords,
+        updates_sent: Callable[[], int] | None = None,
     ) -> None:
-        """`passwords` gives the password kept at a reference."""
+        """`passwords` gives the password kept at a reference; `updates_sent` how many UPDATEs the engine gave out so far,
+        for who wants their latency measured.
+        """
         self.engine = engine
         self.transports = Transports(self)
         self.clock = clock
+        self.latency = Latency(clock, updates_sent or (lambda: 0))
+        self.bugs = 0
+        """Exceptions nobody should have seen, since start."""
         self.listen_problems: tuple[str, ...] = ()
         self.store_problems: tuple[str, ...] = ()
         self._known_problems: tuple[Problem, ...] = ()
@@ -101,10 +108,12 @@ class Driver:
         return conn
 
     def received(self, conn: int, data: bytes) -> None:
+        now = self.clock()
         try:
-            self.engine.received(conn, data, self.clock())
+            self.engine.received(conn, data, now)
         except Exception as error:
             self._connection_bug(conn, error)
+        self.latency.octets(now)
         if not self._turn_due:
             self.wake()
 
@@ -143,13 +152,16 @@ class Driver:
     # ---- the datastore's sink
 
     def update(self, update: Update) -> None:
+        now = self.clock()
+        self.latency.resource(now)
         try:
-            self.engine.resource(update, self.clock())
+            self.engine.resource(update, now)
         except Exception as error:
             self.bug(f"resource {update.key}", error)
         self.wake()
 
     def in_sync(self) -> None:
+        self.latency.in_sync()
         try:
             self.engine.in_sync(self.clock())
         except Exception as error:
@@ -241,8 +253,10 @@ class Driver:
                 self.bug("turn", error)
                 self._paused_until = now + BUG_PAUSE  # or the same bug would spin
         self._act()
+        working = more
         if self.engine.writable and self._pull(now):
             more = True
+        self.latency.turn_ended(now, all_written=not self.engine.writable, more=working)
         if more or self.engine.writable:
             self.wake()
         self._arm()
@@ -280,7 +294,7 @@ class Driver:
                 self._log.write(effect.level, effect.subject, effect.text)
             case Routes():
                 if not self.stopping:
-                    self._routes.apply(effect.batches)
+                    self._routes.apply(effect.batches, self.latency.ticket())
             case Connect():
                 protection = Protection(self._password(effect.password), effect.ttl_security)
                 self.transports.connect(
@@ -331,6 +345,7 @@ class Driver:
 
     def bug(self, what: str, error: Exception) -> None:
         """Log what should not have happened, on one line."""
+        self.bugs += 1
         self._log.write(Level.ERROR, "bug", f"in {what}: {trace(error)}")
 
     def _connection_bug(self, conn: int, error: Exception) -> None:

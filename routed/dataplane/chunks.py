@@ -17,7 +17,7 @@ from routed.netlink.routes import Operation, encode_routes
 class Batch:
     """Prefixes in the queue; those of them that `queued` gives another route by now are somebody else's to write."""
 
-    __slots__ = ("metric", "position", "prefixes", "route", "scattered", "table")
+    __slots__ = ("metric", "position", "prefixes", "route", "scattered", "table", "tickets")
 
     def __init__(
         self, table: OwnRoutes, route: KernelRoute | None, prefixes: Sequence[bytes], leftover_metric: int = -1
@@ -31,6 +31,8 @@ class Batch:
         """Prefixes before this one went into chunks."""
         self.scattered = False
         """Deletions that were put into the order they go fastest in."""
+        self.tickets: tuple[int, ...] = ()
+        """Of who wants to hear when the kernel is through with it."""
 
 
 class Segment:
@@ -58,7 +60,7 @@ class Segment:
 class Chunk:
     """What one send carries: messages of one sequence number, and a fence that is acknowledged after them."""
 
-    __slots__ = ("_out", "denied", "refused", "segments", "sequence", "size")
+    __slots__ = ("_out", "denied", "refused", "segments", "sequence", "size", "tickets")
 
     def __init__(self, sequence: int) -> None:
         self.sequence = sequence
@@ -68,6 +70,8 @@ class Chunk:
         self.refused: set[RouteId] = set()
         self.denied = False
         """Some of it was refused for lack of permission."""
+        self.tickets: tuple[int, ...] = ()
+        """Of the batches whose last prefixes are in it."""
         self._out: list[bytes] = []
 
     def put(self, segment: Segment, *, table: int, protocol: int, metric: int) -> None:

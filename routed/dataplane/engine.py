@@ -132,12 +132,12 @@ class KernelEngine:
         """Ask for the first dump."""
         self._dump_at = now
 
-    def apply(self, batches: Iterable[RouteBatch]) -> None:
+    def apply(self, batches: Iterable[RouteBatch], ticket: int = 0) -> None:
         """Desired changes."""
         if self._optional and self._fresh is not None and not self._discard and not self._ending:
             self._discard = True
             self.routes.abandon_dump()
-        self.routes.apply(batches)
+        self.routes.apply(batches, ticket)
 
     def sweep(self, families: Iterable[Family]) -> None:
         """Remove what was found at start and has not been asked for."""

@@ -10,7 +10,7 @@ Closing leaves all routes in place.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from routed.dataplane.engine import EngineCounters, KernelEngine, KernelSettings
@@ -30,6 +30,8 @@ _NOTIFICATIONS = 256
 ChangedCallback = Callable[[KernelChange], None]
 FailedCallback = Callable[[tuple[RouteFailure, ...], tuple[tuple[Family, bytes], ...]], None]
 """New refusals, and refusals that are over."""
+DoneCallback = Callable[[Sequence[int]], None]
+"""Tickets all routes of which the kernel took or refused."""
 ProblemCallback = Callable[[str], None]
 """One sentence about why nothing works; empty when it works again."""
 
@@ -44,11 +46,13 @@ class Kernel:
         changed: ChangedCallback,
         failed: FailedCallback,
         problem: ProblemCallback,
+        done: DoneCallback | None = None,
     ) -> None:
         self._settings = settings
         self._changed = changed
         self._failed = failed
         self._tell_problem = problem
+        self._done = done
         self._problem = ""
         self._dump_problem = ""
         self._sockets: list[NetlinkSocket] = []
@@ -89,9 +93,9 @@ class Kernel:
             self._loop.remove_reader(each.fileno())
             each.close()
 
-    def apply(self, batches: Iterable[RouteBatch]) -> None:
-        """Desired changes, in order; written soon."""
-        self._engine.apply(batches)
+    def apply(self, batches: Iterable[RouteBatch], ticket: int = 0) -> None:
+        """Desired changes, in order; written soon. `done` hears of a `ticket` greater than 0 when they are."""
+        self._engine.apply(batches, ticket)
         self._schedule()
 
     def sweep(self, families: Iterable[Family]) -> None:
@@ -129,6 +133,18 @@ class Kernel:
     def route_count(self, family: Family) -> int:
         """Routes of ours in the kernel."""
         return self._engine.routes.count(family)
+
+    def routes_pending(self, family: Family) -> int:
+        """Prefixes whose route is still to be written or put back."""
+        return self._engine.routes.pending(family)
+
+    def routes_refused(self, family: Family) -> int:
+        """Prefixes whose route the kernel refuses."""
+        return self._engine.routes.refused_now(family)
+
+    def routes_stale(self, family: Family) -> int:
+        """Routes found at start that nobody asked for yet."""
+        return self._engine.routes.stale(family)
 
     def fib(self, family: Family) -> Iterator[FibEntry]:
         """Every route of ours; may be walked in slices."""
@@ -189,6 +205,10 @@ class Kernel:
             failures, routes.failures = routes.failures, []
             cleared, routes.cleared = routes.cleared, []
             self._failed(tuple(failures), tuple(cleared))
+        if routes.done_tickets:
+            tickets, routes.done_tickets = routes.done_tickets, []
+            if self._done is not None:
+                self._done(tickets)
         problem = routes.problem or self._dump_problem
         if problem != self._problem:
             self._problem = problem

@@ -68,7 +68,7 @@ class RouteCounters:
     repaired: int = 0
     """Put back after somebody else removed or changed them."""
     failures: dict[int, int] = field(default_factory=dict)
-    """By errno."""
+    """Refusals by errno, every attempt counted."""
     chunks: int = 0
 
 
@@ -79,6 +79,8 @@ class RouteSync:
         self.failures: list[RouteFailure] = []
         self.cleared: list[tuple[Family, bytes]] = []
         self.counters = RouteCounters()
+        self.done_tickets: list[int] = []
+        """Tickets all routes of which the kernel took or refused since the owner last took the list away."""
         self.problem = ""
         """Why nothing at all can be written, or empty."""
         self.suspect = False
@@ -105,11 +107,16 @@ class RouteSync:
         self._retries = Retries()
         self._repairs = Repairs()
         self._denied_until: float | None = None
+        self._open_tickets: dict[int, int] = {}
+        """Batches of each ticket the kernel has not answered yet."""
 
     # ---- what is wanted
 
-    def apply(self, batches: Iterable[RouteBatch]) -> None:
-        """The prefixes of each batch should be its route from now on (None: absent)."""
+    def apply(self, batches: Iterable[RouteBatch], ticket: int = 0) -> None:
+        """The prefixes of each batch should be its route from now on (None: absent).
+
+        A `ticket` greater than 0 turns up in `done_tickets` once the kernel is through with all that was applied with it.
+        """
         for batch in batches:
             table = self._tables[batch.family]
             prefixes = batch.prefixes
@@ -119,6 +126,9 @@ class RouteSync:
                 for prefix in prefixes:
                     table.disturbed.pop(prefix, None)
             self._enqueue(table, self._share(batch.route), prefixes)
+            if ticket:
+                self._queue[-1].tickets = (ticket,)
+                self._open_tickets[ticket] = self._open_tickets.get(ticket, 0) + 1
 
     def sweep(self, families: Iterable[Family]) -> None:
         """What was found at start and not asked for since goes; so does, from now on, what turns up under our number."""
@@ -155,6 +165,7 @@ class RouteSync:
             prefixes: Sequence[bytes]
             if batch.position >= len(batch.prefixes):
                 self._queue.popleft()
+                chunk.tickets += batch.tickets
                 prefixes = batch.prefixes[start:] if start else batch.prefixes
             else:
                 prefixes = batch.prefixes[start : batch.position]
@@ -164,6 +175,7 @@ class RouteSync:
             else:
                 self._write(chunk, batch.table, batch.route, prefixes, now)
         if not chunk.segments:
+            self._tickets_done(chunk.tickets)
             return b""
         self._in_flight.append(chunk)
         self.counters.chunks += 1
@@ -180,13 +192,25 @@ class RouteSync:
         if head.route is not None or head.metric >= 0 or head.scattered or head.position:
             return
         waiting: list[bytes] = []
+        tickets: tuple[int, ...] = ()
         while queue and queue[0].route is None and queue[0].metric < 0 and queue[0].table is head.table:
             batch = queue.popleft()
             waiting += batch.prefixes[batch.position :]
+            tickets += batch.tickets
         stride = max(1, len(waiting) // SCATTER_RUN)
         merged = Batch(head.table, None, [each for first in range(stride) for each in waiting[first::stride]])
         merged.scattered = True
+        merged.tickets = tickets
         queue.appendleft(merged)
+
+    def _tickets_done(self, tickets: Iterable[int]) -> None:
+        for ticket in tickets:
+            left = self._open_tickets[ticket] - 1
+            if left:
+                self._open_tickets[ticket] = left
+            else:
+                del self._open_tickets[ticket]
+                self.done_tickets.append(ticket)
 
     def refused(self, sequence: int, refusal: Refusal, now: float) -> None:
         """The kernel refused one message of a chunk."""
@@ -207,11 +231,13 @@ class RouteSync:
     def acknowledged(self, sequence: int, now: float) -> None:
         """The kernel is through with a chunk."""
         while self._in_flight and self._in_flight[0].sequence != sequence:
-            self._in_flight.popleft()  # its acknowledgement got lost; the dump that follows tells what came of it
+            # its acknowledgement got lost; the dump that follows tells what came of it
+            self._tickets_done(self._in_flight.popleft().tickets)
             self.suspect = True
         if not self._in_flight:
             return
         chunk = self._in_flight.popleft()
+        self._tickets_done(chunk.tickets)
         counters = self.counters
         refused = chunk.refused
         for segment in chunk.segments:
@@ -236,6 +262,7 @@ class RouteSync:
     def replies_lost(self) -> None:
         """The kernel's answers to what is in flight are lost; only a dump can tell."""
         for chunk in self._in_flight:
+            self._tickets_done(chunk.tickets)
             for segment in chunk.segments:
                 failed = segment.table.failed
                 for prefix in failed.keys() & segment.prefixes if failed else ():
@@ -420,6 +447,18 @@ class RouteSync:
     def count(self, family: Family) -> int:
         """Routes of ours in the kernel."""
         return len(self._tables[family].installed)
+
+    def pending(self, family: Family) -> int:
+        """Prefixes whose route is still to be written or put back."""
+        return len(self._tables[family].queued) + len(self._tables[family].disturbed)
+
+    def refused_now(self, family: Family) -> int:
+        """Prefixes whose route the kernel refuses."""
+        return len(self._tables[family].failed)
+
+    def stale(self, family: Family) -> int:
+        """Routes found at start that nobody asked for yet."""
+        return len(self._tables[family].stale)
 
     def entries(self, family: Family) -> Iterator[FibEntry]:
         """Every route of ours, wanted or there. May be walked in slices while routes change."""

@@ -11,6 +11,7 @@ import enum
 from typing import TYPE_CHECKING
 
 from routed.bgp.attributes import DEFAULT_LOCAL_PREF, AttributeSet
+from routed.net.families import Family
 
 if TYPE_CHECKING:
     from routed.desired import KernelRoute
@@ -50,8 +51,8 @@ class Source:
         """What a path without LOCAL_PREF counts as."""
         self.by_priority = False
         """Whether LOCAL_PREFs of its paths are priorities, so that a learned route with a better one goes before them."""
-        self.prefixes_best = 0
-        """How many prefixes have a path of this source as their best one, over all families. Kept by the RIB."""
+        self.prefixes_best = dict.fromkeys(Family, 0)
+        """How many prefixes of a family have a path of this source as their best one. Kept by the RIB."""
 
 
 class Path:

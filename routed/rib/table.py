@@ -489,12 +489,13 @@ class FamilyRib:
     def take_changes(self) -> list[Change]:
         """The best-path changes since the last call, in order."""
         changes, self.changes, self._open = self.changes, [], None
+        family = self.family
         for change in changes:
             count = len(change.prefixes)
             if change.old is not None:
-                change.old.source.prefixes_best -= count
+                change.old.source.prefixes_best[family] -= count
             if change.new is not None:
-                change.new.source.prefixes_best += count
+                change.new.source.prefixes_best[family] += count
             self.version += count
         return changes
 

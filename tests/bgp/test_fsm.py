@@ -72,7 +72,9 @@ class Owner:
     def clear_retries(self, session: Session) -> None:
         self.retries = 0
 
-    def state_changed(self, session: Session, old: State, event: Event, reason: str, now: float) -> None:
+    def state_changed(
+        self, session: Session, old: State, event: Event, reason: str, now: float, reply: Notification | None
+    ) -> None:
         self.changes.append((old, session.state, reason))
 
     def messages(self) -> list[tuple[int, bytes]]:

@@ -46,7 +46,7 @@ class Routes:
         self.batches: list[RouteBatch] = []
         self.sweeps: list[Sequence[Family]] = []
 
-    def apply(self, batches: Sequence[RouteBatch]) -> None:
+    def apply(self, batches: Sequence[RouteBatch], ticket: int = 0) -> None:  # noqa: ARG002
         self.batches += batches
 
     def sweep(self, families: Sequence[Family]) -> None:

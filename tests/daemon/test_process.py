@@ -56,6 +56,7 @@ class Process:
             "runDir": "run/below",
             "stateDir": "state",
             "kernel": {"programRoutes": False},
+            "metrics": {"listen": "off"},
         }
         self.process: subprocess.Popen[bytes] | None = None
         self.log = self.folder / "log"

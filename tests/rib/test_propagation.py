@@ -98,7 +98,7 @@ class Net:
         for peer in self.peers:
             assert peer.adj_in.count == sum(1 for _ in self.rib.announced(peer.adj_in))
             best = sum(1 for prefix in self.rib.table if (path := self.rib.best(prefix)) and path.source is peer.source)
-            assert peer.source.prefixes_best == best
+            assert sum(peer.source.prefixes_best.values()) == best
         for group in self.groups.values():
             told: dict[Source, int] = {}
             for prefix in self.rib.table:
