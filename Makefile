@@ -12,7 +12,7 @@ WORKERS ?= 4
 PYTEST := $(PYTHON) -m pytest
 SOURCES := routed tests package setup.py
 
-.PHONY: help setup check format test test-fast demo bench man wheel deb clean
+.PHONY: help setup check format test test-fast demo lab lab-down bench man wheel deb clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,14 @@ test-fast: setup ## the tests that need neither root nor other daemons
 
 demo: setup ## three nodes, a top-of-rack switch and pods in network namespaces (root)
 	@$(PYTHON) -m routed.testing.demo
+
+# Where a topology's name is taken by a laboratory that is up, NAME=OTHER brings up another one of it.
+lab: setup ## bring up containerlab/TOPO in network namespaces and leave it: make lab TOPO=mesh-3 (root)
+	@[ -n "$(TOPO)" ] || { echo 'which one? make lab TOPO=NAME, with NAME one of:'; ls -d containerlab/*/ | xargs -n1 basename; exit 1; }
+	@$(PYTHON) -m routed.testing.lab up containerlab/$(TOPO) --as '$(or $(NAME),$(TOPO))'
+
+lab-down: setup ## end the laboratory TOPO; all that are up without TOPO (root)
+	@$(PYTHON) -m routed.testing.lab down $(TOPO)
 
 bench: setup ## the speed of this machine's routed, as docs/benchmarks has it (root)
 	$(PYTHON) -m tests.bench

@@ -260,18 +260,7 @@ class Bird(Router):
         return "up and running" in self.ctl("show", "status")
 
     def sessions(self) -> dict[str, str]:
-        found: dict[str, str] = {}
-        address = ""
-        for line in self.ctl("show", "protocols", "all").splitlines():
-            key, _, value = line.strip().partition(": ")
-            if key == "Neighbor address":
-                address = value.strip().partition("%")[0]
-            elif key == "BGP state":
-                found["pending"] = value.strip()
-            if address and "pending" in found:
-                found[address] = found.pop("pending")
-                address = ""
-        return found
+        return bird_sessions(self.ctl("show", "protocols", "all"))
 
     def routes(self, *, ipv6: bool = False) -> dict[str, str]:
         found: dict[str, str] = {}
@@ -334,8 +323,7 @@ class Frr(Router):
         return "router bgp" in self.ctl("show running-config")
 
     def sessions(self) -> dict[str, str]:
-        found: Json = _json(self.ctl("show bgp neighbors json"))
-        return {address: row["bgpState"] for address, row in found.items() if isinstance(row, dict)}
+        return frr_sessions(self.ctl("show bgp neighbors json"))
 
     def routes(self, *, ipv6: bool = False) -> dict[str, str]:
         found: Json = _json(self.ctl(f"show bgp {'ipv6' if ipv6 else 'ipv4'} unicast json detail"))
@@ -370,11 +358,7 @@ class GoBgp(Router):
         return self.ctl("global").lstrip().startswith("AS:")
 
     def sessions(self) -> dict[str, str]:
-        states = {1: "Idle", 2: "Connect", 3: "Active", 4: "OpenSent", 5: "OpenConfirm", 6: "Established"}
-        rows: list[Json] = _json(self.ctl("neighbor", "-j")) or []
-        return {
-            row["conf"]["neighbor_address"]: states.get(row["state"].get("session_state", 0), "unknown") for row in rows
-        }
+        return gobgp_sessions(self.ctl("neighbor", "-j"))
 
     def routes(self, *, ipv6: bool = False) -> dict[str, str]:
         found: Json = _json(self.ctl("global", "rib", "-a", "ipv6" if ipv6 else "ipv4", "-j"))
@@ -435,6 +419,45 @@ class ExaBgp(Router):
             for row in update.get("withdraw", {}).get(wanted, []):
                 found.pop(row["nlri"], None)
         return found
+
+
+# ---- what they say of their sessions: the state by the neighbour's address
+
+
+def bird_sessions(text: str) -> dict[str, str]:
+    """Of `birdc show protocols all`."""
+    found: dict[str, str] = {}
+    address = ""
+    for line in text.splitlines():
+        key, _, value = line.strip().partition(": ")
+        if key == "Neighbor address":
+            address = value.strip().partition("%")[0]
+        elif key == "BGP state":
+            found["pending"] = value.strip()
+        if address and "pending" in found:
+            found[address] = found.pop("pending")
+            address = ""
+    return found
+
+
+def frr_sessions(text: str) -> dict[str, str]:
+    """Of `vtysh -c 'show bgp neighbors json'`."""
+    found: Json = _json(text)
+    return {address: row["bgpState"] for address, row in found.items() if isinstance(row, dict)}
+
+
+def gobgp_sessions(text: str) -> dict[str, str]:
+    """Of `gobgp neighbor -j`."""
+    states = {1: "Idle", 2: "Connect", 3: "Active", 4: "OpenSent", 5: "OpenConfirm", 6: "Established"}
+    rows: list[Json] = _json(text) or []
+    return {
+        row["conf"]["neighbor_address"]: states.get(row["state"].get("session_state", 0), "unknown") for row in rows
+    }
+
+
+def routed_sessions(text: str) -> dict[str, str]:
+    """Of `routedctl show neighbors --json`."""
+    return {row["address"]: row["state"] for row in _json(text) or []}
 
 
 def _json(text: str) -> Any:

@@ -275,7 +275,7 @@ class Lab:
         if os.geteuid() != 0:
             raise LabError("a laboratory needs root, for network namespaces")
         _remove_stale()
-        self.prefix = f"rlab-{os.getpid()}-{_start_time(os.getpid())}-{next(_numbers)}"
+        self.prefix = f"rlab-{os.getpid()}-{start_time(os.getpid())}-{next(_numbers)}"
         self.folder = Path(tempfile.gettempdir()) / self.prefix
         self.folder.mkdir(mode=0o755)
         self.namespaces: dict[str, Namespace] = {}
@@ -349,12 +349,13 @@ def _setns(descriptor: int) -> None:
         raise LabError(f"cannot enter a network namespace: {os.strerror(ctypes.get_errno())}")
 
 
-def _start_time(pid: int) -> int:
-    """Clock ticks after boot at which a process started; 0 where there is none."""
+def start_time(pid: int) -> int:
+    """Clock ticks after boot at which a process started; 0 where there is none, or only what is left of it."""
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-    except (OSError, IndexError):
+        words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
         return 0
+    return 0 if words[0] in ("Z", "X") else int(words[19])
 
 
 def _remove_stale() -> None:
@@ -370,7 +371,7 @@ def _remove_stale() -> None:
 
 def _is_stale(name: str) -> bool:
     match = _PREFIX.match(name)
-    return match is not None and _start_time(int(match[1])) != int(match[2])
+    return match is not None and start_time(int(match[1])) != int(match[2])
 
 
 def _remove_namespace(full_name: str) -> None:

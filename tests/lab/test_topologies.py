@@ -1,0 +1,112 @@
+"""Every topology in containerlab/ comes up, what its expect.yaml says holds step by step, and its pages say what is true."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from routed.testing.lab.clab import read_topology
+from routed.testing.lab.deploy import Deployment, deployed
+from routed.testing.lab.expect import FILE, check, read_expectation
+from tests.house.rooms import ROOT
+
+FOLDERS = sorted(path.parent for path in (ROOT / "containerlab").glob("*/*.clab.yml"))
+
+#: Of our own words, the part our files use; and containerlab's, where somebody has put a copy.
+SCHEMAS = (
+    Path(__file__).with_name("clab.schema.json"),
+    ROOT.parent / "shared" / "corpora" / "containerlab" / "clab.schema.json",
+)
+
+
+def file_of(folder: Path) -> Path:
+    (file,) = folder.glob("*.clab.yml")
+    return file
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_what_must_hold_does(folder: Path, record_property: Callable[[str, object], None]) -> None:
+    topology = read_topology(file_of(folder), {})
+    assert topology.notes == ()
+    expectation = read_expectation(folder / FILE, topology)
+    with deployed(topology) as lab:
+        try:
+            losses = check(lab, expectation)
+            run_pages(lab, folder)
+        except AssertionError as error:
+            error.add_note(lab.report())
+            raise
+        for title, found in losses.items():
+            record_property(title, "; ".join(map(str, found)))
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_its_name_is_its_folders_and_its_page_says_what_it_is(folder: Path) -> None:
+    assert (file_of(folder).name, read_topology(file_of(folder), {}).name) == (f"{folder.name}.clab.yml", folder.name)
+    text = (folder / "README.md").read_text()
+    assert text.startswith(f"# {folder.name}\n")
+    assert f"make lab TOPO={folder.name}" in text
+    assert re.search(r"^ +.*(---|\|).*$", text, re.MULTILINE), "there is no picture"
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("schema", SCHEMAS, ids=("ours", "containerlab's"))
+def test_the_file_is_containerlabs(folder: Path, schema: Path) -> None:
+    if not schema.exists():
+        pytest.skip("there is no copy of containerlab's own schema beside the repository")
+    document = yaml.safe_load(file_of(folder).read_text())
+    jsonschema.Draft7Validator(json.loads(schema.read_text())).validate(document)
+
+
+@pytest.mark.timeout(300)
+def test_mixed_with_the_roles_swapped() -> None:
+    folder = ROOT / "containerlab" / "mixed"
+    topology = read_topology(file_of(folder), {"FIRST": "birds", "SECOND": "nodes"})
+    with deployed(topology) as lab:
+        assert [lab.nodes[f"node{number}"].role for number in (1, 2, 3, 4)] == ["bird", "bird", "routed", "routed"]
+        check(lab, read_expectation(folder / FILE, topology))
+
+
+def pages(folder: Path) -> list[Path]:
+    """A topology's own page, and the guides that lead to it."""
+    guides = [path for path in (ROOT / "docs").glob("*.md") if f"make lab TOPO={folder.name}" in path.read_text()]
+    return [folder / "README.md", *guides]
+
+
+def typed(page: Path, nodes: Collection[str]) -> Iterator[tuple[str, str, list[str]]]:
+    """What a page has people type in a node, as `    node1# command`, with the lines of the answer it shows."""
+    answer: list[str] | None = None
+    for line in page.read_text().splitlines():
+        match = re.fullmatch(r" {4}(\S+?)# (.+)", line)
+        if match and match[1] in nodes:
+            answer = []
+            yield match[1], match[2], answer
+        elif line.startswith("    ") and answer is not None:
+            answer.append(line)
+        else:
+            answer = None
+
+
+def plain(line: str) -> str:
+    """A line of an answer without what differs from one run to the next."""
+    return re.sub(r"\d\d:\d\d:\d\d", "TIME", " ".join(line.split()))
+
+
+def run_pages(lab: Deployment, folder: Path) -> None:
+    """Every command a page shows works in the laboratory, and answers what the page shows of the answer."""
+    for page in pages(folder):
+        commands = list(typed(page, lab.nodes))
+        assert commands, f"{page} has people type nothing"
+        for node, command, shown in commands:
+            said = [plain(line) for line in lab.nodes[node].run("sh", "-c", command).splitlines()]
+            for line in shown:
+                assert any(plain(line) in each for each in said), (
+                    f"{page.name}: {node}# {command}: no {line!r} in {said}"
+                )
