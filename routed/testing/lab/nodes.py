@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-import routed
 from routed.testing.lab import inside
 from routed.testing.lab.clab import NodeSpec
 from routed.testing.lab.images import Image
@@ -27,7 +26,7 @@ from routed.testing.lab.namespaces import LabError, run, start_time, wait_for
 PATH = f"{Path(sys.executable).parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 #: What must be seen in every node, whatever lies above it: the interpreter's folders and this package.
-VISIBLE = tuple({sys.prefix, sys.base_prefix, str(Path(routed.__file__).parents[1])})
+VISIBLE = tuple({sys.prefix, sys.base_prefix, str(Path(__file__).parents[3])})
 
 PATIENCE = 10.0
 
