@@ -508,6 +508,7 @@ class Core:
         negotiated = event.negotiated
         peer.source.router_id = negotiated.peer_router_id
         peer.end_of_rib.clear()
+        self.refused.pop(peer.plan.session.address, None)  # whatever kept it out, it is in now
         restart = negotiated.graceful_restart
         for family, adj_in in peer.adj_in.items():
             adj_in.new_epoch()
