@@ -130,7 +130,7 @@ class NeighborConfig:
             or set(self.families) != set(old.families)
             or self.graceful_restart != old.graceful_restart
             or self.password != old.password
-            or self.password_generation != old.password_generation
+            or (self.password_generation != old.password_generation and not old.held)
             or self.ttl_security != old.ttl_security
         )
 
