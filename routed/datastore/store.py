@@ -1,0 +1,57 @@
+"""What a datastore can be asked and told, besides being followed: read all, write one resource if it is unchanged.
+
+Invariants: a write names the revision it is based on and raises Conflict where somebody else was faster, so that no
+change is ever lost unseen; reading and writing never need the daemon. A revision is opaque text of the store's own.
+Which resources follow from which files of a person is not decided here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Protocol
+
+from routed.errors import StoreError
+from routed.model.resources import Resource, ResourceKey
+
+
+class Conflict(StoreError):
+    """What is stored is not what the write was based on; read again and decide again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A resource as it is stored."""
+
+    resource: Resource
+    revision: str
+    where: str
+    """For people: `file:line`, or the path in etcd."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What a store holds."""
+
+    resources: dict[ResourceKey, Stored]
+    problems: tuple[str, ...] = ()
+    """What could not be read, a sentence each, with where it is."""
+
+
+class Store(Protocol):
+    """A datastore that can be written. Every method raises StoreError where it cannot be reached."""
+
+    shared_with_calico: bool
+    """Calico's own components read it too, so policies go there in the form they read."""
+
+    async def read(self, kinds: Collection[str] | None = None) -> Contents:
+        """Everything, or these kinds."""
+
+    async def write(self, key: ResourceKey, resource: Resource | None, revision: str | None) -> str:
+        """Make `resource` (None: nothing) what is stored at `key`, where that is still at `revision` (None: absent).
+
+        Returns the new revision, empty after a deletion. Raises Conflict.
+        """
+
+    async def close(self) -> None:
+        """Give back what it holds."""
