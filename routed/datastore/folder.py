@@ -24,7 +24,6 @@ import os
 import signal
 import stat
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from routed.datastore.documents import Document, read_documents
@@ -339,7 +338,11 @@ def _parse(path: str, data: bytes, known: dict[ResourceKey, _Entry]) -> _Reading
             reading.bad = True
             reading.problems.append(Problem(path, document.line, document.field, document.error))
             continue
-        for where, manifest in _manifests(document, reading, path):
+        manifests, problem = manifests_of(document)
+        if problem is not None:
+            reading.bad = True
+            reading.problems.append(Problem(path, document.line_of(problem[0]), *problem))
+        for where, manifest in manifests:
             line = document.line_of(where) if where else document.line
             try:
                 entry = _Entry(parse_manifest(manifest, where), line)
@@ -363,34 +366,27 @@ def _parse(path: str, data: bytes, known: dict[ResourceKey, _Entry]) -> _Reading
     return reading
 
 
-def _manifests(document: Document, reading: _Reading, path: str) -> Iterable[tuple[str, JsonValue]]:
-    """The manifests of a document, each with where it is: itself, or the items of a List."""
+def manifests_of(document: Document) -> tuple[list[tuple[str, JsonValue]], tuple[str, str] | None]:
+    """The manifests of a document, each with where it is: itself, or the items of a List; and what is wrong with it."""
     value = document.value
     kind = value.get("kind") if isinstance(value, dict) else None
     if not isinstance(value, dict) or not isinstance(kind, str) or not kind.endswith("List"):
-        return [("", value)]
+        return [("", value)], None
     item_kind = kind.removesuffix("List")
     versions = versions_of(item_kind) if item_kind else ("v1",)
     unknown = sorted(value.keys() - {"apiVersion", "kind", "metadata", "items"})
     items = value.get("items")
-    problem: tuple[str, str] | None = None
     if not versions:
-        problem = ("kind", f"must be a list of {', '.join(KINDS)}, or List")
-    elif value.get("apiVersion") not in versions:
-        problem = ("apiVersion", f"must be {' or '.join(versions)} for a {kind}")
-    elif unknown:
-        problem = (
-            field_path("", unknown[0]),
-            f"is not a field of a {kind}; known are apiVersion, items, kind, metadata",
-        )
-    elif items is not None and not isinstance(items, list):
-        problem = ("items", "must be a list of resources")
-    if problem is not None:
-        reading.bad = True
-        reading.problems.append(Problem(path, document.line_of(problem[0]), *problem))
-        return []
+        return [], ("kind", f"must be a list of {', '.join(KINDS)}, or List")
+    if value.get("apiVersion") not in versions:
+        return [], ("apiVersion", f"must be {' or '.join(versions)} for a {kind}")
+    if unknown:
+        text = f"is not a field of a {kind}; known are apiVersion, items, kind, metadata"
+        return [], (field_path("", unknown[0]), text)
+    if items is not None and not isinstance(items, list):
+        return [], ("items", "must be a list of resources")
     found = [(field_path("items", index), item) for index, item in enumerate(items if isinstance(items, list) else [])]
-    return [(where, _typed_item(item, item_kind, value)) for where, item in found] if item_kind else found
+    return [(where, _typed_item(item, item_kind, value)) for where, item in found] if item_kind else found, None
 
 
 def _typed_item(item: JsonValue, kind: str, around: JsonObject) -> JsonValue:

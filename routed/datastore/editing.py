@@ -1,0 +1,304 @@
+"""Changing resource files as a careful person would: one document, and nothing else in its file.
+
+Invariants:
+- A file is split at its `---` lines, and only the text of the document that changes is replaced; all others, their
+  comments and the comment above the document stay byte for byte. Comments inside a document that changes are lost,
+  and the caller can tell (`FolderStore.losses`).
+- What is written is read back before it replaces anything, and must say the same.
+- A write happens under a lock on the folder, compares the resource with what the caller last saw, and replaces the file
+  by a rename. A file that changes between reading and renaming (an editor knows no lock) is left alone: Conflict.
+- The last resource of a file takes the file with it: the datastore deletes nothing on the word of an empty file.
+
+Synchronous; `FolderStore` has the methods of `store.Store` over it. What a folder's files mean to the daemon is
+`folder`'s business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import hashlib
+import itertools
+import json
+import os
+import re
+import tempfile
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+import yaml
+
+from routed.datastore.documents import read_documents
+from routed.datastore.folder import MAX_FILE_SIZE, SUFFIXES, manifests_of
+from routed.datastore.store import Conflict, Contents, Stored
+from routed.errors import ConfigError, StoreError
+from routed.model.resources import JsonObject, JsonValue, Resource, ResourceKey
+from routed.model.schema import parse_manifest
+
+LOCK_NAME = ".routed.lock"
+_SEPARATOR = re.compile(r"^---(?=\s|$)", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a resource is: a document of a file, and in it the document itself or an item of a List."""
+
+    file: str
+    chunk: int
+    item: int | None
+    line: int
+    resource: Resource
+
+
+def revision_of(resource: Resource) -> str:
+    """What tells a resource's states apart: its manifest, whatever the file around it looks like."""
+    text = json.dumps(resource.manifest, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class FolderStore:
+    """A folder of resource files that can be written. Implements `store.Store`."""
+
+    shared_with_calico = False
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.losses: list[str] = []
+        """Places where comments were lost by what was written so far, a sentence each."""
+
+    async def read(self, kinds: Collection[str] | None = None) -> Contents:
+        return await asyncio.to_thread(self._read, kinds)
+
+    async def write(self, key: ResourceKey, resource: Resource | None, revision: str | None) -> str:
+        return await asyncio.to_thread(self._write, key, resource, revision)
+
+    async def close(self) -> None:
+        """Nothing is held between calls."""
+
+    def _read(self, kinds: Collection[str] | None) -> Contents:
+        found: dict[ResourceKey, Stored] = {}
+        problems: list[str] = []
+        for place in self._places(problems):
+            if (kinds is None or place.resource.kind in kinds) and place.resource.key not in found:
+                where = f"{place.file}:{place.line}"
+                found[place.resource.key] = Stored(place.resource, revision_of(place.resource), where)
+        return Contents(found, tuple(problems))
+
+    def _write(self, key: ResourceKey, resource: Resource | None, revision: str | None) -> str:
+        with self._locked():
+            # The last of one file first, so that the numbers of the others' documents stay true.
+            places = [place for place in self._places([]) if place.resource.key == key]
+            current = revision_of(places[0].resource) if places else None
+            if current != revision:
+                state = "is gone from" if current is None else "is in" if revision is None else "has changed in"
+                raise Conflict(f"{key} {state} {places[0].file if places else self.path}; read it again")
+            if resource is None:
+                for place in reversed(places):
+                    self._replace(place, None)
+                return ""
+            if places:
+                self._replace(places[0], resource)
+            else:
+                self._create(resource)
+            return revision_of(resource)
+
+    # ---- reading
+
+    def _places(self, problems: list[str]) -> Iterator[_Place]:
+        """All resources, in the order in which the first of several counts."""
+        try:
+            names = sorted(entry.name for entry in os.scandir(self.path) if entry.name.endswith(SUFFIXES))
+        except OSError as error:
+            raise StoreError(f"{self.path}: the folder of resources cannot be read: {error.strerror}") from error
+        for name in names:
+            if name[0] == ".":
+                continue
+            path = os.path.join(self.path, name)
+            try:
+                text = _text(path)
+            except (OSError, UnicodeDecodeError) as error:
+                problems.append(f"{path}: the file cannot be read: {error}")
+                continue
+            yield from _places_of(path, text, problems)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        try:
+            handle = os.open(os.path.join(self.path, LOCK_NAME), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StoreError(f"{self.path}: the folder of resources cannot be written: {error.strerror}") from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+
+    # ---- writing
+
+    def _create(self, resource: Resource) -> None:
+        parts = [resource.kind.lower(), *filter(None, (resource.namespace,)), resource.name]
+        stem = re.sub(r"[^A-Za-z0-9.-]", "_", "-".join(parts))
+        path = os.path.join(self.path, f"{stem}.yaml")
+        number = 1
+        while os.path.lexists(path):
+            number += 1
+            path = os.path.join(self.path, f"{stem}.{number}.yaml")
+        _swap(path, _dump(resource.manifest), None)
+
+    def _replace(self, place: _Place, resource: Resource | None) -> None:
+        before = _signature(place.file)
+        text = _text(place.file)
+        chunks = _split(text)
+        # Something may have come between looking and locking; what is to be replaced must still be there.
+        if place not in _places_of(place.file, text, []):
+            raise Conflict(f"{place.resource.key} has changed in {place.file}; read it again")
+        chunk = chunks[place.chunk]
+        head, body = _head(chunk)
+        documents = list(read_documents(chunk.encode()))
+        if len(documents) != 1:
+            raise StoreError(f"{place.file}:{place.line}: has several documents without `---`; change it by hand")
+        new = _without_or_with(documents[0].value, place.item, resource)
+        if re.search(r"(^|\s)#", body):
+            self.losses.append(f"{place.file}:{place.line}: comments inside this document were lost")
+        if new is None:
+            del chunks[place.chunk]
+        else:
+            chunks[place.chunk] = head + (_dump_json(new) if place.file.endswith(".json") else _dump(new))
+        if any(_says_something(one) for one in chunks):
+            if chunks and place.chunk == 0 and new is None:
+                chunks[0] = _SEPARATOR.sub("", chunks[0], count=1).lstrip("\n")
+            _swap(place.file, "".join(chunks), before)
+        elif _signature(place.file) == before:
+            os.unlink(place.file)
+        else:
+            raise Conflict(f"{place.file} is being changed by somebody else; try again")
+
+
+def _text(path: str) -> str:
+    with open(path, "rb") as file:
+        return file.read(MAX_FILE_SIZE).decode("utf-8-sig")
+
+
+def _signature(path: str) -> tuple[int, ...]:
+    status = os.stat(path)
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def _split(text: str) -> list[str]:
+    """A file's text in parts of one document each; together they are the text."""
+    starts = [match.start() for match in _SEPARATOR.finditer(text)]
+    cuts = [0, *(start for start in starts if start), len(text)]
+    return [text[low:high] for low, high in itertools.pairwise(cuts)]
+
+
+def _says_something(chunk: str) -> bool:
+    return any(document.error or document.value is not None for document in read_documents(chunk.encode()))
+
+
+def _places_of(path: str, text: str, problems: list[str]) -> list[_Place]:
+    found: list[_Place] = []
+    line = 0
+    for number, chunk in enumerate(_split(text)):
+        for document in read_documents(chunk.encode()):
+            if document.error:
+                problems.append(f"{path}:{document.line + line}: {document.error}")
+                continue
+            is_list = isinstance(document.value, dict) and "items" in document.value
+            manifests, problem = manifests_of(document)
+            if problem is not None:
+                problems.append(f"{path}:{document.line_of(problem[0]) + line}: {problem[0]}: {problem[1]}")
+            for item, (where, manifest) in enumerate(manifests):
+                at = document.line_of(where) + line if where else document.line + line
+                try:
+                    resource = parse_manifest(manifest, where)
+                except ConfigError as error:
+                    problems.append(f"{path}:{document.line_of(error.path) + line}: {error}")
+                    continue
+                found.append(_Place(path, number, item if is_list else None, at, resource))
+        line += chunk.count("\n")
+    return found
+
+
+def _head(chunk: str) -> tuple[str, str]:
+    """The separator and the comments above a document, and the document."""
+    lines = chunk.splitlines(keepends=True)
+    count = 0
+    while count < len(lines) and (
+        re.match(r"---\s*(#.*)?$", lines[count]) or not lines[count].strip() or lines[count][0] == "#"
+    ):
+        count += 1
+    head = "".join(lines[:count])
+    return ("---\n" if not head and chunk.startswith("---") else head), "".join(lines[count:])
+
+
+def _without_or_with(document: JsonValue, item: int | None, resource: Resource | None) -> JsonObject | None:
+    """The document with the resource in its place, or without it; None where nothing is left."""
+    if item is None or not isinstance(document, dict):
+        return None if resource is None else resource.manifest
+    items = document["items"]
+    kept = list(items) if isinstance(items, list) else []
+    kept[item : item + 1] = [] if resource is None else [resource.manifest]
+    return document | {"items": kept} if kept else None
+
+
+class _Dumper(yaml.SafeDumper):
+    """Lists stand out from the keys they belong to, and nothing is an alias."""
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:  # noqa: ARG002  # PyYAML's signature
+        super().increase_indent(flow, False)
+
+    def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002  # PyYAML's signature
+        return True
+
+
+def to_yaml(value: JsonValue) -> str:
+    """A value as YAML that `read_documents` reads back as the same value."""
+    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    read = list(read_documents(text.encode()))
+    if len(read) == 1 and not read[0].error and read[0].value == value:
+        return text
+    # JSON is YAML, and leaves nothing to how a plain word is read; its escapes for what is past 16 bits are not YAML's
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    return (
+        re.sub("[\x7f-\x84\x86-\x9f\ufeff\ufffe\uffff\u2028\u2029]", lambda found: f"\\u{ord(found[0]):04x}", text)
+        + "\n"
+    )
+
+
+def _dump(manifest: JsonObject) -> str:
+    return to_yaml(manifest)
+
+
+def _dump_json(manifest: JsonObject) -> str:
+    return json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+
+
+def _swap(path: str, text: str, before: tuple[int, ...] | None) -> None:
+    """Put `text` where `path` is, in one step. `before` is what the file was when it was read; None: it is new."""
+    target = os.path.realpath(path)
+    handle, fresh = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=os.path.dirname(target))
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(text.encode())
+            file.flush()
+            if before is None:
+                os.fchmod(file.fileno(), 0o644)
+            else:
+                status = os.stat(target)
+                os.fchmod(file.fileno(), status.st_mode & 0o7777)
+                with contextlib.suppress(PermissionError):
+                    os.fchown(file.fileno(), status.st_uid, status.st_gid)
+            os.fsync(file.fileno())
+        if before is None:
+            os.link(fresh, target)  # fails where somebody made one meanwhile
+            os.unlink(fresh)
+        elif _signature(path) != before:
+            raise Conflict(f"{path} is being changed by somebody else; try again")
+        else:
+            os.replace(fresh, target)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be written: {error.strerror}") from error
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(fresh)
