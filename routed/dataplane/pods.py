@@ -1,0 +1,282 @@
+"""The wires of pods: a veth pair between the node and a pod's network namespace, and what is set on its two ends.
+
+The node's end has Calico's MAC address, the same everywhere, so that the pod's gateways never change: 169.254.1.1, and
+the link-local address that follows from the MAC. Both ends know each other as permanent neighbours: nothing is asked on
+the wire, so neither proxy ARP nor duplicate address detection is in the way, also on a node without a default route.
+
+Invariants: this process never enters a namespace. What is inside is done through the netlink socket the plugin opened
+there. `attach` either does all or leaves nothing behind. Calls block for well under a millisecond, but for `detach`:
+the kernel takes tens of milliseconds to delete a pair, so it belongs into a thread.
+
+Not here: the pod's routes on the node (they go with all others, through `routes`), addresses (`ipam`), policy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import socket
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from routed.errors import KernelError
+from routed.net.addresses import format_address
+from routed.net.families import Family
+from routed.netlink.links import Link, decode_link
+from routed.netlink.messages import Message, messages, parse_error
+from routed.netlink.numbers import NETLINK_ROUTE, NLMSG_ERROR, RTM_NEWLINK
+from routed.netlink.veth import (
+    add_default_route,
+    add_host_address,
+    add_link_route,
+    delete_link,
+    get_link,
+    make_veth,
+    set_link_up,
+    set_neighbour,
+)
+
+#: The node's end of every pair, as Calico has it.
+NODE_MAC = bytes.fromhex("eeeeeeeeeeee")
+
+#: What a pod's default routes lead to: nobody's address, and the link-local address of NODE_MAC (RFC 4291 A).
+GATEWAYS = {
+    Family.IPV4_UNICAST: bytes((169, 254, 1, 1)),
+    Family.IPV6_UNICAST: bytes.fromhex("fe80000000000000eceeeefffeeeeeee"),
+}
+
+#: Inside the pod, before its interface exists: addresses are usable at once, and nobody else configures it.
+POD_SYSCTLS = (
+    ("ipv6/conf/all/disable_ipv6", "0"),
+    ("ipv6/conf/default/disable_ipv6", "0"),
+    ("ipv6/conf/lo/disable_ipv6", "0"),
+    ("ipv6/conf/default/accept_dad", "0"),
+    ("ipv6/conf/default/accept_ra", "0"),
+)
+
+#: On the node's end. Strict reverse path filtering refuses IPv4 packets with a source that is not the pod's.
+NODE_SYSCTLS = (
+    ("ipv4/conf/{}/forwarding", "1"),
+    ("ipv4/conf/{}/rp_filter", "1"),
+    ("ipv4/conf/{}/route_localnet", "1"),
+    ("ipv6/conf/{}/forwarding", "1"),
+    ("ipv6/conf/{}/accept_ra", "0"),
+    ("ipv6/conf/{}/accept_dad", "0"),
+)
+
+#: Answering ARP and neighbour solicitations for everybody, for pods that somebody else configures.
+PROXY_SYSCTLS = (
+    ("ipv4/neigh/{}/proxy_delay", "0"),
+    ("ipv4/conf/{}/proxy_arp", "1"),
+    ("ipv6/conf/{}/proxy_ndp", "1"),
+)
+
+#: Seconds the kernel may take to answer.
+_PATIENCE = 5.0
+
+_SOL_NETLINK = 270
+_NETLINK_EXT_ACK = 11
+_RECEIVE = 65536
+_INTERFACE_NAME = re.compile(r"[A-Za-z0-9_-]{1,15}")
+
+
+@dataclass(frozen=True, slots=True)
+class PodPort:
+    """A pod's interface, to be made."""
+
+    interface: str
+    """The node's end: `cali...`."""
+    pod_interface: str
+    """`eth0`."""
+    mac: bytes
+    """The pod's end."""
+    addresses: tuple[tuple[Family, bytes], ...]
+    """Packed, each a /32 or /128; at most one default route a family."""
+    mtu: int
+    proxy_arp: bool = False
+    default_routes: bool = True
+
+
+class PodWiring:
+    """See the module's docstring."""
+
+    def __init__(self, sysctl_root: str = "/proc/sys/net") -> None:
+        """Raises OSError where there is no netlink."""
+        self._node = _Exchange(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_ROUTE))
+        self._sysctl_root = sysctl_root
+
+    def close(self) -> None:
+        self._node.close()
+
+    def attach(self, port: PodPort, namespace: int, inside: socket.socket) -> int:
+        """Make a pod's interface; the index of the node's end. `inside` is a netlink socket in the pod.
+
+        What has the node's name already is a leftover, and goes first. Raises KernelError.
+        """
+        if not _INTERFACE_NAME.fullmatch(port.interface):
+            raise KernelError(errno.EINVAL, "", f"{port.interface!r} cannot be an interface")
+        what = f"interface {port.interface} of a pod"
+        leftover = self.find(port.interface)
+        if leftover is not None:
+            self.detach(leftover.index)
+        self._node.ask(
+            make_veth(
+                self._node.next(),
+                name=port.interface,
+                mac=NODE_MAC,
+                peer_name=port.pod_interface,
+                peer_mac=port.mac,
+                peer_namespace=namespace,
+                mtu=port.mtu,
+            ),
+            what,
+        )
+        try:
+            index = self._link(self._node, port.interface).index
+            self._configure_node(port, index, what)
+            self._configure_pod(port, _Exchange(inside))
+            return index
+        except BaseException:
+            with contextlib.suppress(KernelError):
+                self.detach(self._link(self._node, port.interface).index)
+            raise
+
+    def find(self, interface: str) -> Link | None:
+        """The link of that name on the node."""
+        try:
+            return self._link(self._node, interface)
+        except KernelError as error:
+            if error.errno == errno.ENODEV:
+                return None
+            raise
+
+    def inside(self, interface: str, inside: socket.socket) -> Link | None:
+        """The link of that name in a pod."""
+        try:
+            return self._link(_Exchange(inside), interface)
+        except KernelError as error:
+            if error.errno == errno.ENODEV:
+                return None
+            raise
+
+    def detach(self, index: int) -> None:
+        """Delete a pair by the node's end; one that is gone is no error. Slow: see the module's docstring."""
+        exchange = _Exchange(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_ROUTE))
+        with contextlib.closing(exchange):
+            try:
+                exchange.ask(delete_link(exchange.next(), index), f"removing interface {index}")
+            except KernelError as error:
+                if error.errno != errno.ENODEV:
+                    raise
+
+    def configure(self, port: PodPort, index: int) -> None:
+        """Set the node's end again, as after somebody else changed it. Raises KernelError."""
+        self._configure_node(port, index, f"interface {port.interface} of a pod")
+
+    # ---- inside
+
+    def _configure_node(self, port: PodPort, index: int, what: str) -> None:
+        self._write_sysctls(port.interface, NODE_SYSCTLS + (PROXY_SYSCTLS if port.proxy_arp else ()))
+        node = self._node
+        node.ask_all(
+            [
+                set_link_up(node.next(), index),
+                *(set_neighbour(node.next(), index, family, address, port.mac) for family, address in port.addresses),
+            ],
+            what,
+        )
+
+    def _configure_pod(self, port: PodPort, inside: _Exchange) -> None:
+        index = self._link(inside, port.pod_interface).index
+        loopback = self._link(inside, "lo").index
+        requests = [set_link_up(inside.next(), loopback), set_link_up(inside.next(), index)]
+        for family, address in port.addresses:
+            requests.append(add_host_address(inside.next(), index, family, address))
+        for family in dict.fromkeys(family for family, _ in port.addresses):
+            gateway = GATEWAYS[family]
+            requests.append(set_neighbour(inside.next(), index, family, gateway, NODE_MAC))
+            if not port.default_routes:
+                continue
+            if family is Family.IPV4_UNICAST:
+                requests.append(add_link_route(inside.next(), index, family, gateway))
+            requests.append(add_default_route(inside.next(), index, family, gateway))
+        addresses = ", ".join(format_address(address) for _, address in port.addresses)
+        inside.ask_all(requests, f"interface {port.pod_interface} inside the pod ({addresses})")
+
+    def _write_sysctls(self, interface: str, values: Iterable[tuple[str, str]]) -> None:
+        for template, value in values:
+            path = os.path.join(self._sysctl_root, template.format(interface))
+            try:
+                with open(path, "w", encoding="ascii") as file:
+                    file.write(value)
+            except FileNotFoundError:
+                if not template.startswith("ipv6/"):  # a kernel may be without IPv6
+                    raise KernelError(errno.ENOENT, "", path) from None
+            except OSError as error:
+                raise KernelError(error.errno or 0, "", f"writing {value} to {path}") from None
+
+    def _link(self, exchange: _Exchange, name: str) -> Link:
+        (answer,) = exchange.ask(get_link(exchange.next(), name), f"interface {name}")
+        link = decode_link(answer.data)
+        if link is None:
+            raise KernelError(errno.EPROTO, "", f"interface {name}")
+        return link
+
+
+class _Exchange:
+    """Requests and their answers on one netlink socket, in order."""
+
+    def __init__(self, opened: socket.socket) -> None:
+        self._socket = opened
+        self._sequence = 0
+        opened.settimeout(_PATIENCE)
+        with contextlib.suppress(OSError):  # the kernel's sentences are a help, not a need
+            opened.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def next(self) -> int:
+        self._sequence += 1
+        return self._sequence
+
+    def ask(self, request: bytes, what: str) -> list[Message]:
+        """The answers to one request. Raises KernelError."""
+        return self.ask_all([request], what)
+
+    def ask_all(self, requests: Sequence[bytes], what: str) -> list[Message]:
+        """Send all, and wait for every answer; the first refusal is raised, as KernelError, once all have answered."""
+        waiting = {_sequence_of(request) for request in requests}
+        answers: list[Message] = []
+        refusal: KernelError | None = None
+        try:
+            self._socket.send(b"".join(requests))
+            while waiting:
+                for message in self._receive():
+                    if message.sequence not in waiting:
+                        continue  # of a request given up before
+                    waiting.discard(message.sequence)
+                    if message.type == RTM_NEWLINK:
+                        answers.append(message)
+                    elif message.type == NLMSG_ERROR:
+                        answer = parse_error(message)
+                        if answer.errno and refusal is None:
+                            refusal = KernelError(answer.errno, answer.text, what)
+        except TimeoutError:
+            raise KernelError(errno.ETIMEDOUT, "", what) from None
+        except OSError as error:
+            raise KernelError(error.errno or 0, "", what) from None
+        if refusal is not None:
+            raise refusal
+        return answers
+
+    def _receive(self) -> Iterator[Message]:
+        return messages(self._socket.recv(_RECEIVE))
+
+
+def _sequence_of(request: bytes) -> int:
+    sequence: int = struct.unpack_from("=I", request, 8)[0]
+    return sequence

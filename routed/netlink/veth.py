@@ -1,0 +1,153 @@
+"""Messages that make a veth pair between a node and a pod, and wire its two ends: links, addresses, neighbours, routes.
+
+Encoders only, each one request with an ACK. The pod's end is made straight into the pod's network namespace
+(IFLA_NET_NS_FD in VETH_INFO_PEER), and what goes on inside it is sent through a socket opened there, so that whoever
+sends these never enters the namespace.
+
+`struct ndmsg`: u8 family, pad, u16 pad, i32 index, u16 state, u8 flags, u8 type.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from routed.net.families import Family
+from routed.netlink.messages import attribute, request
+from routed.netlink.numbers import (
+    AF_UNSPEC,
+    IFA_ADDRESS,
+    IFA_F_NODAD,
+    IFA_FLAGS,
+    IFA_LOCAL,
+    IFF_UP,
+    IFLA_ADDRESS,
+    IFLA_IFNAME,
+    IFLA_INFO_DATA,
+    IFLA_INFO_KIND,
+    IFLA_LINKINFO,
+    IFLA_MTU,
+    IFLA_NET_NS_FD,
+    NDA_DST,
+    NDA_LLADDR,
+    NLM_F_ACK,
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    NLM_F_REPLACE,
+    NUD_PERMANENT,
+    RT_SCOPE_LINK,
+    RT_SCOPE_UNIVERSE,
+    RT_TABLE_MAIN,
+    RTA_DST,
+    RTA_GATEWAY,
+    RTA_OIF,
+    RTM_DELLINK,
+    RTM_GETLINK,
+    RTM_NEWADDR,
+    RTM_NEWLINK,
+    RTM_NEWNEIGH,
+    RTM_NEWROUTE,
+    VETH_INFO_PEER,
+)
+from routed.netlink.routes import AF_OF_FAMILY, RTMSG
+
+_IFINFOMSG = struct.Struct("=BBHiII")
+_IFADDRMSG = struct.Struct("=BBBBI")
+_NDMSG = struct.Struct("=BBHiHBB")
+_U32 = struct.Struct("=I")
+
+_RTPROT_BOOT = 3
+_RTN_UNICAST = 1
+
+
+def make_veth(
+    sequence: int, *, name: str, mac: bytes, peer_name: str, peer_mac: bytes, peer_namespace: int, mtu: int
+) -> bytes:
+    """A pair, both ends down. EEXIST where either name is taken; `peer_namespace` is an open descriptor."""
+    peer = b"".join((
+        _IFINFOMSG.pack(AF_UNSPEC, 0, 0, 0, 0, 0),
+        attribute(IFLA_IFNAME, _name(peer_name)),
+        attribute(IFLA_ADDRESS, peer_mac),
+        attribute(IFLA_MTU, _U32.pack(mtu)),
+        attribute(IFLA_NET_NS_FD, _U32.pack(peer_namespace)),
+    ))  # fmt: skip
+    kind = attribute(IFLA_INFO_KIND, b"veth") + attribute(IFLA_INFO_DATA, attribute(VETH_INFO_PEER, peer))
+    body = b"".join((
+        _IFINFOMSG.pack(AF_UNSPEC, 0, 0, 0, 0, 0),
+        attribute(IFLA_IFNAME, _name(name)),
+        attribute(IFLA_ADDRESS, mac),
+        attribute(IFLA_MTU, _U32.pack(mtu)),
+        attribute(IFLA_LINKINFO, kind),
+    ))  # fmt: skip
+    return request(RTM_NEWLINK, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, sequence, body)
+
+
+def get_link(sequence: int, name: str) -> bytes:
+    """The answer is a link message (`links.decode_link`), or ENODEV."""
+    return request(
+        RTM_GETLINK, 0, sequence, _IFINFOMSG.pack(AF_UNSPEC, 0, 0, 0, 0, 0) + attribute(IFLA_IFNAME, _name(name))
+    )
+
+
+def set_link_up(sequence: int, index: int) -> bytes:
+    return request(RTM_NEWLINK, NLM_F_ACK, sequence, _IFINFOMSG.pack(AF_UNSPEC, 0, 0, index, IFF_UP, IFF_UP))
+
+
+def delete_link(sequence: int, index: int) -> bytes:
+    """Of a pair, both ends. The kernel takes tens of milliseconds."""
+    return request(RTM_DELLINK, NLM_F_ACK, sequence, _IFINFOMSG.pack(AF_UNSPEC, 0, 0, index, 0, 0))
+
+
+def add_host_address(sequence: int, index: int, family: Family, address: bytes) -> bytes:
+    """A /32 or /128, without duplicate address detection."""
+    length = family.max_length
+    return request(
+        RTM_NEWADDR,
+        NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE,
+        sequence,
+        _IFADDRMSG.pack(AF_OF_FAMILY[family], length, 0, RT_SCOPE_UNIVERSE, index)
+        + attribute(IFA_LOCAL, address)
+        + attribute(IFA_ADDRESS, address)
+        + attribute(IFA_FLAGS, _U32.pack(IFA_F_NODAD)),
+    )
+
+
+def set_neighbour(sequence: int, index: int, family: Family, address: bytes, mac: bytes) -> bytes:
+    """A permanent neighbour: nobody asks the wire who has the address."""
+    return request(
+        RTM_NEWNEIGH,
+        NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE,
+        sequence,
+        _NDMSG.pack(AF_OF_FAMILY[family], 0, 0, index, NUD_PERMANENT, 0, 0)
+        + attribute(NDA_DST, address)
+        + attribute(NDA_LLADDR, mac),
+    )
+
+
+def add_link_route(sequence: int, index: int, family: Family, address: bytes) -> bytes:
+    """A host route for what is directly behind the link."""
+    return _route(
+        sequence,
+        family,
+        family.max_length,
+        RT_SCOPE_LINK,
+        attribute(RTA_DST, address) + attribute(RTA_OIF, _U32.pack(index)),
+    )
+
+
+def add_default_route(sequence: int, index: int, family: Family, gateway: bytes) -> bytes:
+    return _route(
+        sequence,
+        family,
+        0,
+        RT_SCOPE_UNIVERSE,
+        attribute(RTA_GATEWAY, gateway) + attribute(RTA_OIF, _U32.pack(index)),
+    )
+
+
+def _route(sequence: int, family: Family, length: int, scope: int, rest: bytes) -> bytes:
+    header = RTMSG.pack(AF_OF_FAMILY[family], length, 0, 0, RT_TABLE_MAIN, _RTPROT_BOOT, scope, _RTN_UNICAST, 0)
+    return request(RTM_NEWROUTE, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE, sequence, header + rest)
+
+
+def _name(name: str) -> bytes:
+    return name.encode() + b"\x00"

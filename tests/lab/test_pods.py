@@ -1,0 +1,170 @@
+"""Pods' wires on a real kernel: pairs made into other namespaces through sockets opened there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import pytest
+
+from routed.dataplane.pods import GATEWAYS, NODE_SYSCTLS, POD_SYSCTLS, PROXY_SYSCTLS, PodPort, PodWiring
+from routed.errors import KernelError
+from routed.net.addresses import parse_address
+from routed.net.families import Family
+from routed.testing.lab import NETNS, Lab, Namespace, wait_for
+
+pytestmark = pytest.mark.lab
+
+V4, V6 = Family.IPV4_UNICAST, Family.IPV6_UNICAST
+
+
+@dataclass
+class Pod:
+    """A namespace as a container runtime makes it, and what the plugin opens in it."""
+
+    namespace: Namespace
+    descriptor: int
+    inside: socket.socket
+    port: PodPort
+
+
+class Node:
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.namespace = lab.namespace("node", forward=True)
+        self.namespace.address("lo", "192.0.2.1/32", "2001:db8::1/128")
+        self._opened = contextlib.ExitStack()
+        with self.namespace.entered():
+            self.wiring = PodWiring()
+        self._opened.callback(self.wiring.close)
+
+    def pod(self, number: int, *addresses: str) -> Pod:
+        namespace = self.lab.namespace(f"pod{number}")
+        for path, value in POD_SYSCTLS:  # the plugin's part
+            namespace.sysctl("net." + path.replace("/", "."), value)
+        descriptor = os.open(f"{NETNS}/{namespace.full_name}", os.O_RDONLY)
+        self._opened.callback(os.close, descriptor)
+        with namespace.entered():
+            inside = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
+        self._opened.callback(inside.close)
+        packed = tuple((V6 if ":" in each else V4, parse_address(each)) for each in addresses)
+        mac = bytes((0x0E, 0, 0, 0, 0, number))
+        return Pod(namespace, descriptor, inside, PodPort(f"cali{number}", "eth0", mac, packed, 1400))
+
+    def attach(self, pod: Pod) -> int:
+        """What a daemon does, routes included."""
+        with self.namespace.entered():  # sysctls are seen from where the thread is
+            index = self.wiring.attach(pod.port, pod.descriptor, pod.inside)
+        for family, _ in pod.port.addresses:
+            address = next(each for each in self._texts(pod, family))
+            self.namespace.ip(f"route add {address} dev {pod.port.interface}")
+        return index
+
+    def _texts(self, pod: Pod, family: Family) -> Iterator[str]:
+        for kind, address in pod.port.addresses:
+            if kind is family:
+                yield socket.inet_ntop(socket.AF_INET6 if family is V6 else socket.AF_INET, address)
+
+    def close(self) -> None:
+        self._opened.close()
+
+
+@pytest.fixture
+def node() -> Iterator[Node]:
+    with Lab() as lab:
+        made = Node(lab)
+        yield made
+        made.close()
+
+
+def test_two_pods_reach_each_other_and_their_node_without_a_default_route(node: Node):
+    one, two = node.pod(1, "10.65.0.1", "fd00:65::1"), node.pod(2, "10.65.0.2", "fd00:65::2")
+    node.attach(one)
+    node.attach(two)
+    assert one.namespace.pings("10.65.0.2") and two.namespace.pings("10.65.0.1")
+    assert one.namespace.pings("fd00:65::2") and two.namespace.pings("fd00:65::1")
+    assert node.namespace.pings("10.65.0.1") and node.namespace.pings("fd00:65::2")
+    neighbours = one.namespace.run("ip", "neigh", "show", "dev", "eth0")
+    assert "169.254.1.1 lladdr ee:ee:ee:ee:ee:ee PERMANENT" in neighbours
+    assert "fe80::ecee:eeff:feee:eeee lladdr ee:ee:ee:ee:ee:ee PERMANENT" in neighbours
+    assert "10.65.0.1 lladdr 0e:00:00:00:00:01 PERMANENT" in node.namespace.run("ip", "neigh", "show", "dev", "cali1")
+    assert "mtu 1400" in one.namespace.run("ip", "link", "show", "eth0")
+    assert one.namespace.routes() == {"default": "via 169.254.1.1 dev eth0", "169.254.1.1": "dev eth0 scope link"}
+
+
+def test_the_gateway_is_what_the_kernel_makes_of_the_mac(node: Node):
+    node.attach(node.pod(1, "10.65.0.1"))
+    wait_for(
+        lambda: "inet6 fe80::ecee:eeff:feee:eeee/64" in node.namespace.run("ip", "addr", "show", "cali1"),
+        5,
+        "the node's end has its link-local address",
+    )
+    assert socket.inet_ntop(socket.AF_INET6, GATEWAYS[V6]) == "fe80::ecee:eeff:feee:eeee"
+
+
+@pytest.mark.parametrize("proxy_arp", [False, True])
+def test_sysctls_of_the_node_s_end(node: Node, proxy_arp: bool):
+    pod = node.pod(1, "10.65.0.1")
+    pod.port = replace(pod.port, proxy_arp=proxy_arp)
+    node.attach(pod)
+    for path, value in NODE_SYSCTLS:
+        assert node.namespace.run("cat", "/proc/sys/net/" + path.format("cali1")).strip() == value
+    values = {node.namespace.run("cat", "/proc/sys/net/" + path.format("cali1")).strip() for path, _ in PROXY_SYSCTLS}
+    assert (values == {"0", "1"}) is proxy_arp
+
+
+def test_a_leftover_of_the_same_name_is_replaced(node: Node):
+    node.namespace.ip("link add cali1 type bridge")
+    one = node.pod(1, "10.65.0.1")
+    first = node.attach(one)
+    two = node.pod(2, "10.65.0.1")
+    two.port = replace(two.port, interface="cali1")
+    with node.namespace.entered():
+        second = node.wiring.attach(two.port, two.descriptor, two.inside)
+    assert first != second
+    assert node.wiring.inside("eth0", one.inside) is None
+    assert node.wiring.inside("eth0", two.inside) is not None
+
+
+def test_what_is_taken_inside_is_refused_and_nothing_is_left(node: Node):
+    pod = node.pod(1, "10.65.0.1")
+    pod.namespace.ip("link add eth0 type bridge")
+    with node.namespace.entered(), pytest.raises(KernelError, match="interface cali1 of a pod: File exists"):
+        node.wiring.attach(pod.port, pod.descriptor, pod.inside)
+    assert node.wiring.find("cali1") is None
+
+
+def test_what_fails_half_way_leaves_nothing(node: Node):
+    pod = node.pod(1, "10.65.0.1", "fd00:65::1")
+    pod.namespace.sysctl("net.ipv6.conf.default.disable_ipv6", 1)
+    with node.namespace.entered(), pytest.raises(KernelError, match="inside the pod"):
+        node.wiring.attach(pod.port, pod.descriptor, pod.inside)
+    assert node.wiring.find("cali1") is None
+    assert node.wiring.inside("eth0", pod.inside) is None
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", "x" * 16, "a b", "{}"])
+def test_names_that_are_none(node: Node, name: str):
+    pod = node.pod(1, "10.65.0.1")
+    pod.port = replace(pod.port, interface=name)
+    with node.namespace.entered(), pytest.raises(KernelError, match="cannot be an interface"):
+        node.wiring.attach(pod.port, pod.descriptor, pod.inside)
+
+
+def test_detaching_twice(node: Node):
+    pod = node.pod(1, "10.65.0.1")
+    index = node.attach(pod)
+
+    def detach() -> None:
+        with node.namespace.entered():
+            node.wiring.detach(index)
+            node.wiring.detach(index)
+
+    thread = threading.Thread(target=detach)
+    thread.start()
+    thread.join(20)
+    assert node.wiring.find("cali1") is None
