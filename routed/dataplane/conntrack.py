@@ -1,0 +1,149 @@
+"""The connection tracking table: how large it is, how long entries stay, how full it is.
+
+Sizes (`nf_conntrack_max`, `nf_conntrack_buckets`) are of the whole machine and can only be written in the initial network
+namespace; elsewhere that is said, and the rest goes on. Timeouts are of the namespace. Nothing is restored at the end:
+connections live longer than the daemon.
+
+Invariant: nothing here raises where the kernel says no; what could not be done comes back as sentences.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+ROOT = "/proc/sys/net/netfilter"
+STATISTICS = "/proc/net/stat/nf_conntrack"
+
+#: Fullness at which a warning is due, and below which it is over.
+WARN_AT = 0.80
+CALM_BELOW = 0.70
+
+#: Entries of one bucket on average, at most: more of them make every look-up slow.
+MAX_CHAIN = 64
+
+#: What `timeouts` may name: the kernel's sysctls without `nf_conntrack_`, in seconds.
+TIMEOUTS = frozenset(
+    {
+        "generic_timeout", "gre_timeout", "gre_timeout_stream", "icmp_timeout", "icmpv6_timeout", "frag6_timeout",
+        "sctp_timeout_closed", "sctp_timeout_cookie_echoed", "sctp_timeout_cookie_wait", "sctp_timeout_established",
+        "sctp_timeout_heartbeat_sent", "sctp_timeout_shutdown_ack_sent", "sctp_timeout_shutdown_recd",
+        "sctp_timeout_shutdown_sent", "tcp_timeout_close", "tcp_timeout_close_wait", "tcp_timeout_established",
+        "tcp_timeout_fin_wait", "tcp_timeout_last_ack", "tcp_timeout_max_retrans", "tcp_timeout_syn_recv",
+        "tcp_timeout_syn_sent", "tcp_timeout_time_wait", "tcp_timeout_unacknowledged", "udp_timeout",
+        "udp_timeout_stream",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ConntrackSettings:
+    """What the table should be; None and an empty mapping leave things as they are."""
+
+    maximum: int | None = None
+    """nf_conntrack_max."""
+    buckets: int | None = None
+    """nf_conntrack_buckets."""
+    timeouts: Mapping[str, int] = field(default_factory=dict, hash=False)
+    """Seconds by name, see TIMEOUTS."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConntrackUse:
+    """How full the table is, and what was lost since boot."""
+
+    entries: int
+    """Of this namespace."""
+    maximum: int
+    """Of the machine."""
+    dropped: int
+    """Packets dropped since no entry could be made for them."""
+    evicted: int
+    """Entries given up early to make room."""
+    insert_failed: int
+    """Entries that lost a race against their like."""
+
+    @property
+    def fullness(self) -> float:
+        return self.entries / self.maximum if self.maximum else 0.0
+
+
+def tune(settings: ConntrackSettings, root: str = ROOT) -> list[str]:
+    """Set the sizes, buckets first, and timeouts; what could not be, a sentence each."""
+    values = [("buckets", settings.buckets), ("max", settings.maximum), *sorted(settings.timeouts.items())]
+    problems = []
+    for name, value in values:
+        if value is None:
+            continue
+        path = os.path.join(root, f"nf_conntrack_{name}")
+        try:
+            with open(path, encoding="ascii") as file:
+                if file.read().strip() == str(value):
+                    continue
+            with open(path, "w", encoding="ascii") as file:
+                file.write(str(value))
+        except OSError as error:
+            problems.append(_refused(path, name, value, error))
+    return problems
+
+
+def _refused(path: str, name: str, value: int, error: OSError) -> str:
+    size = name in ("max", "buckets")
+    if error.errno == errno.ENOENT:
+        return f"conntrack: there is no {path}; load nf_conntrack first (`modprobe nf_conntrack`)"
+    if size and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return (
+            f"conntrack: {path} can only be written in the initial network namespace, so it does not become {value}; "
+            "set it on the host"
+        )
+    return f"conntrack: cannot set {path} to {value}: {error.strerror}"
+
+
+def use(root: str = ROOT, statistics: str = STATISTICS) -> ConntrackUse | None:
+    """None where nothing is tracked."""
+    try:
+        entries = _read(os.path.join(root, "nf_conntrack_count"))
+        maximum = _read(os.path.join(root, "nf_conntrack_max"))
+    except (OSError, ValueError):
+        return None
+    lost = {"drop": 0, "early_drop": 0, "insert_failed": 0}
+    try:
+        with open(statistics, encoding="ascii") as file:
+            names = file.readline().split()
+            for line in file:  # one a processor, hexadecimal
+                for name, value in zip(names, line.split(), strict=False):
+                    if name in lost:
+                        lost[name] += int(value, 16)
+    except (OSError, ValueError):
+        pass  # a kernel without CONFIG_NF_CONNTRACK_PROCFS counts them elsewhere
+    return ConntrackUse(entries, maximum, lost["drop"], lost["early_drop"], lost["insert_failed"])
+
+
+def _read(path: str) -> int:
+    with open(path, encoding="ascii") as file:
+        return int(file.read())
+
+
+class FullnessWatch:
+    """Says once that the table gets full, and once that it is over."""
+
+    def __init__(self) -> None:
+        self.problem = ""
+        """The sentence that holds now; empty while there is room."""
+
+    def look(self, used: ConntrackUse | None) -> str:
+        """What to say now; mostly nothing."""
+        if used is None:
+            return ""
+        if not self.problem and used.fullness >= WARN_AT:
+            self.problem = (
+                f"conntrack: {used.entries} of {used.maximum} entries are in use; packets of new connections are dropped "
+                "when it is full: raise conntrack.max"
+            )
+            return self.problem
+        if self.problem and used.fullness < CALM_BELOW:
+            self.problem = ""
+            return f"conntrack: there is room again: {used.entries} of {used.maximum} entries are in use"
+        return ""
