@@ -49,7 +49,7 @@ def steps(case: dict[str, Any]) -> Iterator[Step]:
     policies: dict[tuple[str, str], dict[str, Any]] = {}
     for number, step in enumerate(case["steps"], 1):
         for gone in step.get("delete", []):
-            policies.pop((gone["metadata"]["namespace"], gone["metadata"]["name"]), None)
+            policies.pop((gone["namespace"], gone["name"]), None)
         for pod in step.get("pods", []):
             pods[f"{pod['namespace']}/{pod['name']}"] = _pod(pod)
         namespaces |= {name: dict(labels) for name, labels in step.get("namespaceLabels", {}).items()}
