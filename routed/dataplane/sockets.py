@@ -10,6 +10,7 @@ import errno
 import socket
 import struct
 
+from routed.netlink.nftables import NETLINK_NETFILTER
 from routed.netlink.numbers import (
     NETLINK_ROUTE,
     RT_TABLE_COMPAT,
@@ -34,6 +35,8 @@ _SO_RCVBUFFORCE = 33
 _MONITOR_BUFFER = 64 << 20
 _WRITER_BUFFER = 16 << 20
 _SEND_BUFFER = 4 << 20
+#: Of a whole table of rules, in one send.
+_BATCH_BUFFER = 256 << 20
 
 #: The kernel fills at most 32 KiB of a dump at once; notifications and refusals are smaller.
 RECEIVE_SIZE = 65536
@@ -47,16 +50,24 @@ _ACCEPT, _DROP = 0xFFFFFFFF, 0
 
 
 class NetlinkSocket:
-    """A non-blocking socket to rtnetlink."""
+    """A non-blocking socket to rtnetlink, or to another netlink protocol."""
 
-    def __init__(self, *, receive_buffer: int, groups: int = 0) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_ROUTE)
+    def __init__(
+        self,
+        *,
+        receive_buffer: int,
+        groups: int = 0,
+        protocol: int = NETLINK_ROUTE,
+        send_buffer: int = _SEND_BUFFER,
+    ) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         try:
             self._socket.setblocking(False)
-            self._size(socket.SO_SNDBUF, _SO_SNDBUFFORCE, _SEND_BUFFER)
+            self._size(socket.SO_SNDBUF, _SO_SNDBUFFORCE, send_buffer)
             self._size(socket.SO_RCVBUF, _SO_RCVBUFFORCE, receive_buffer)
             self._socket.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
-            self._socket.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
+            if protocol == NETLINK_ROUTE:
+                self._socket.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
             self._socket.bind((0, groups))
         except OSError:
             self._socket.close()
@@ -128,6 +139,13 @@ def open_monitor(writer_port: int, table: int) -> NetlinkSocket:
     monitor = NetlinkSocket(receive_buffer=_MONITOR_BUFFER, groups=groups)
     monitor.filter(writer_port, table)
     return monitor
+
+
+def open_nftables(*, groups: int = 0) -> NetlinkSocket:
+    """To nf_tables. A batch is one send, however large, and every message of it is answered."""
+    return NetlinkSocket(
+        receive_buffer=_MONITOR_BUFFER, groups=groups, protocol=NETLINK_NETFILTER, send_buffer=_BATCH_BUFFER
+    )
 
 
 def is_overflow(error: OSError) -> bool:

@@ -130,6 +130,8 @@ class Batch:
         self._sequence = 0
         self._next_set_id = 0
         self._generation = generation
+        self.is_rebuild = False
+        """It replaces the whole table."""
 
     def __len__(self) -> int:
         return self._sequence
@@ -148,6 +150,7 @@ class Batch:
 
     def delete_table(self) -> int:
         """With everything in it. ENOENT where there is none."""
+        self.is_rebuild = True
         return self._add(_DELTABLE, 0, self._name(1))
 
     # ---- chains
@@ -409,6 +412,18 @@ def decode_counter(message: Message, table: str) -> CounterFound | None:
         elif kind == 4:
             octets, packets = _counted(value)
     return CounterFound(name, packets, octets)
+
+
+def table_of_event(message: Message) -> str | None:
+    """The table of the inet family a notification is about: all of nf_tables' but of generations begin with its name."""
+    if message.type >> 8 != _SUBSYSTEM >> 8 or message.type & 0xFF in (_NEWGEN, _GETGEN):
+        return None
+    if message.data[HEADER_LENGTH : HEADER_LENGTH + 1] != bytes([NFPROTO_INET]):
+        return None
+    for kind, value in _attributes(message):
+        if kind == 1:
+            return _text(value)
+    return None
 
 
 def _first_counter(expressions: bytes) -> tuple[int | None, int | None]:

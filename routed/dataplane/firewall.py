@@ -1,0 +1,640 @@
+"""Policy as an nf_tables program: one table of ours, changed by atomic batches. Octets out, no socket.
+
+    raw_prerouting   packets of workloads with a source that is not theirs are dropped; untracked host policy
+    pre_dnat         host policy before the destination is translated
+    input, output    host policy; what workloads say to their node
+    forward          from_workload, to_workload and the host's forward policy, in the order a packet meets them
+    nat_postrouting  natOutgoing
+
+Each of these jumps to a dispatch chain (`from_workload`, `host_in`, ...), whose verdict map leads by interface name to a
+walk. A walk is a chain a tier; endpoints that ask the same share it. In it every policy's chain is called, and
+`mark & DECIDED` tells whether it decided: a chain cannot end the walk itself, since `accept` would also skip the packet's
+other endpoint, and `return` only leaves the chain. Walks are reached by `goto`, so a `return` in one leads back to the
+base chain, where the packet's next endpoint is asked. In a dispatch chain for workloads, what has no entry is dropped.
+
+Invariants: the program in the kernel and the mirror here agree while batches succeed; `rebuild` makes the whole table
+anew in one transaction, whatever was there. Elements go one by one, rules a chain at a time. Other tables are never named.
+
+Long for one idea: the program and the mirror it is made from can only be read together. Sockets, threads and retries are
+in `firewall_kernel`; what should be allowed is `policy`'s business.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import product
+
+from routed.desired_policy import (
+    Action,
+    Chain,
+    EndpointPolicy,
+    HostRules,
+    Icmp,
+    Place,
+    PolicyBatch,
+    Rule,
+    SetKind,
+    SetSpec,
+    Side,
+    Walk,
+)
+from routed.net.families import Family
+from routed.netlink import nft_expressions as nft
+from routed.netlink.nft_expressions import Base, Compare, CtState, Meta, Verdict
+from routed.netlink.nftables import (
+    INTERFACE_NAME,
+    IPV4_ADDRESS,
+    IPV6_ADDRESS,
+    PORT,
+    PROTOCOL,
+    Batch,
+    Element,
+    Hook,
+    Priority,
+    SetShape,
+    concatenation,
+)
+
+TABLE = "routed"
+
+#: Bits of the packet mark this program uses; kube-proxy has 0x4000 and 0x8000.
+ALLOWED = 0x10000
+PASSED = 0x20000
+DECIDED = ALLOWED | PASSED
+EARLY = 0x40000
+"""A host policy before connection tracking or translation has admitted the packet."""
+
+_TCP, _UDP, _IPIP, _ICMP, _ICMPV6 = 6, 17, 4, 1, 58
+_VXLAN_PORT = 4789
+
+#: The chain a packet is dispatched in, and its verdict map, by place and direction.
+_DISPATCH = {
+    (Place.WORKLOAD, "egress"): "from_workload",
+    (Place.WORKLOAD, "ingress"): "to_workload",
+    (Place.HOST, "ingress"): "host_in",
+    (Place.HOST, "egress"): "host_out",
+    (Place.HOST_FORWARD, "ingress"): "forward_in",
+    (Place.HOST_FORWARD, "egress"): "forward_out",
+    (Place.HOST_PRE_DNAT, "ingress"): "pre_dnat_in",
+    (Place.HOST_UNTRACKED, "ingress"): "untracked_in",
+    (Place.HOST_UNTRACKED, "egress"): "untracked_out",
+}
+_EARLY_PLACES = (Place.HOST_PRE_DNAT, Place.HOST_UNTRACKED)
+_FAILSAFE_PLACES = (Place.HOST, Place.HOST_PRE_DNAT, Place.HOST_UNTRACKED)
+
+_ADDRESS = {Family.IPV4_UNICAST: IPV4_ADDRESS, Family.IPV6_UNICAST: IPV6_ADDRESS}
+_PROTO = {Family.IPV4_UNICAST: bytes([nft.NFPROTO_IPV4]), Family.IPV6_UNICAST: bytes([nft.NFPROTO_IPV6])}
+_SOURCE = {Family.IPV4_UNICAST: (12, 4), Family.IPV6_UNICAST: (8, 16)}
+_DESTINATION = {Family.IPV4_UNICAST: (16, 4), Family.IPV6_UNICAST: (24, 16)}
+_LABEL = {Family.IPV4_UNICAST: "4", Family.IPV6_UNICAST: "6"}
+
+WILDCARD = "*"
+
+_Key = tuple[Place, str]
+"""An endpoint: where, and the interface."""
+
+
+class Firewall:
+    """See the module's docstring."""
+
+    def __init__(self, table: str = TABLE) -> None:
+        self.table = table
+        self._host = HostRules()
+        self._sets: dict[str, tuple[SetSpec, set[bytes]]] = {}
+        self._chains: dict[str, Chain] = {}
+        self._endpoints: dict[_Key, EndpointPolicy] = {}
+        self._walks: Counter[str] = Counter()
+        """Endpoints that lead to each walk, by the name of its first chain."""
+        self._walk_of: dict[str, tuple[Walk, Place]] = {}
+        self._base: dict[str, tuple[bytes, ...]] = {}
+        """Rules of the base and dispatch chains, as they are in the kernel."""
+
+    # ---- changes
+
+    def change(self, wanted: PolicyBatch) -> Batch:
+        """Take a change in; the batch that makes it in a kernel that has all before it."""
+        batch = Batch(self.table)
+        gone_sets = self._change_sets(batch, wanted)
+        if wanted.host is not None:
+            old, self._host = self._host, wanted.host
+            self._change_pools(batch, old)
+            if (old.log_group, old.log_denied) != (self._host.log_group, self._host.log_denied):
+                self._rewrite_all(batch)
+        for update in wanted.chains:
+            if update.chain is not None:
+                self._write_chain(batch, update.chain, new=update.name not in self._chains)
+                self._chains[update.name] = update.chain
+        before = list(self._walk_of)
+        old_elements: dict[str, list[Element]] = {}
+        new_elements: dict[str, list[Element]] = {}
+        for endpoint in wanted.endpoints:
+            key = (endpoint.place, endpoint.interface)
+            old_policy = self._endpoints.pop(key, None)
+            if endpoint.policy is not None:
+                self._endpoints[key] = endpoint.policy
+            for direction in ("ingress", "egress"):
+                was, now = self._target(old_policy, direction), self._target(endpoint.policy, direction)
+                if was == now:
+                    continue
+                dispatch = _DISPATCH.get((endpoint.place, direction))
+                if dispatch is None:
+                    continue
+                self._count(old_policy, direction, -1)
+                self._count(endpoint.policy, direction, +1)
+                if endpoint.interface == WILDCARD:
+                    continue
+                if was is not None:
+                    old_elements.setdefault(dispatch, []).append(_element(endpoint.interface, was))
+                if now is not None:
+                    new_elements.setdefault(dispatch, []).append(_element(endpoint.interface, now))
+        for name in [name for name in self._walk_of if name not in before]:
+            self._write_walk(batch, name)
+        for name, elements in old_elements.items():
+            batch.delete_elements(f"by_{name}", elements)
+        for name, elements in new_elements.items():
+            batch.add_elements(f"by_{name}", elements)
+        self._write_base(batch)
+        for name in [name for name in before if not self._walks[name]]:
+            self._remove_walk(batch, name)
+        for update in wanted.chains:
+            if update.chain is None and self._chains.pop(update.name, None) is not None:
+                batch.delete_chain(_policy_chain(update.name))
+        for name in gone_sets:
+            batch.delete_set(name)
+        return batch
+
+    def rebuild(self) -> Batch:
+        """The whole table from the mirror, in place of whatever is there."""
+        batch = Batch(self.table)
+        batch.add_table()
+        batch.delete_table()
+        batch.add_table("made by routed; changes by hand are undone")
+        for name in _DISPATCH.values():
+            batch.add_set(f"by_{name}", SetShape(INTERFACE_NAME, verdicts=True))
+        for family in Family:
+            for kind, pools in (("nat", self._host.nat_pools), ("all", self._host.all_pools)):
+                batch.add_set(_pool_set(kind, family), SetShape(_ADDRESS[family], interval=True))
+                batch.add_elements(_pool_set(kind, family), _ranges(pools.get(family, ()), family))
+        for spec, members in self._sets.values():
+            batch.add_set(spec.name, _shape(spec))
+            batch.add_elements(spec.name, _members(spec, members))
+        for chain in self._chains.values():
+            self._write_chain(batch, chain, new=True)
+        for name in self._walk_of:
+            self._write_walk(batch, name)
+        for (place, interface), policy in self._endpoints.items():
+            for direction in ("ingress", "egress"):
+                target, dispatch = self._target(policy, direction), _DISPATCH.get((place, direction))
+                if target is not None and dispatch is not None and interface != WILDCARD:
+                    batch.add_elements(f"by_{dispatch}", [_element(interface, target)])
+        for name, kind, hook, priority in _BASE_CHAINS:
+            batch.add_base_chain(name, kind, hook, priority)
+        for name in _DISPATCH.values():
+            batch.add_chain(name)
+        self._base = {}
+        self._write_base(batch)
+        return batch
+
+    # ---- questions
+
+    def walk_chain(self, place: Place, interface: str, direction: str) -> str | None:
+        """The chain that judges an endpoint, for people; None where nothing is asked there."""
+        policy = self._endpoints.get((place, interface))
+        target = self._target(policy, direction)
+        return target[1] if target is not None and target[1] else None
+
+    # ---- sets
+
+    def _change_sets(self, batch: Batch, wanted: PolicyBatch) -> list[str]:
+        gone = []
+        for update in wanted.sets:
+            spec = update.spec
+            if update.gone:
+                if self._sets.pop(spec.name, None) is not None:
+                    gone.append(spec.name)
+                continue
+            known = self._sets.get(spec.name)
+            if known is None:
+                known = self._sets[spec.name] = (spec, set())
+                batch.add_set(spec.name, _shape(spec))
+            members = known[1]
+            removed, added = update.removed & members, update.added - members
+            members -= removed
+            members |= added
+            if removed:
+                batch.delete_elements(spec.name, _members(spec, removed))
+            if added:
+                batch.add_elements(spec.name, _members(spec, added))
+        return gone
+
+    def _change_pools(self, batch: Batch, old: HostRules) -> None:
+        for kind, before, after in (
+            ("nat", old.nat_pools, self._host.nat_pools),
+            ("all", old.all_pools, self._host.all_pools),
+        ):
+            for family in Family:
+                if before.get(family, ()) != after.get(family, ()):
+                    batch.flush_set(_pool_set(kind, family))
+                    batch.add_elements(_pool_set(kind, family), _ranges(after.get(family, ()), family))
+
+    # ---- chains of policies
+
+    def _rewrite_all(self, batch: Batch) -> None:
+        for chain in self._chains.values():
+            self._write_chain(batch, chain, new=False)
+        for name in self._walk_of:
+            self._write_walk(batch, name, new=False)
+
+    def _write_chain(self, batch: Batch, chain: Chain, *, new: bool) -> None:
+        name = _policy_chain(chain.name)
+        if new:
+            batch.add_chain(name)
+        else:
+            batch.flush_chain(name)
+        for rule in chain.rules:
+            for expressions in self._render(rule):
+                batch.add_rule(name, expressions, rule.origin)
+
+    def _render(self, rule: Rule) -> Iterator[bytes]:
+        """The kernel's rules for one of ours: one for every pair of alternatives for ports."""
+        family = rule.family
+        start = b""
+        if family is not None:
+            start += nft.meta(Meta.NFPROTO) + nft.compare(_PROTO[family])
+        if rule.protocol is not None:
+            start += nft.meta(Meta.L4PROTO) + nft.compare(bytes([rule.protocol]))
+        if rule.not_protocol is not None:
+            start += nft.meta(Meta.L4PROTO) + nft.compare(bytes([rule.not_protocol]), Compare.NOT_EQUAL)
+        if rule.icmp is not None:
+            start += _icmp(rule.icmp, Compare.EQUAL)
+        if rule.not_icmp is not None:
+            start += _icmp(rule.not_icmp, Compare.NOT_EQUAL)
+        start += _addresses(rule.source, family, _SOURCE) + _addresses(rule.destination, family, _DESTINATION)
+        end = self._act(rule)
+        sources, destinations = (
+            _ports(rule.source, family, _SOURCE, 0),
+            _ports(rule.destination, family, _DESTINATION, 2),
+        )
+        for source, destination in product(sources, destinations):
+            yield start + source + destination + end
+
+    def _act(self, rule: Rule) -> bytes:
+        match rule.action:
+            case Action.ALLOW:
+                return nft.counter() + _mark(ALLOWED) + nft.verdict(Verdict.RETURN)
+            case Action.PASS:
+                return nft.counter() + _mark(PASSED) + nft.verdict(Verdict.RETURN)
+            case Action.LOG:
+                return nft.counter() + nft.log(self._host.log_group or 0, f"routed log {rule.origin}"[:120])
+            case Action.DENY:
+                return self._deny(rule.origin)
+
+    def _deny(self, origin: str) -> bytes:
+        log = b""
+        if self._host.log_denied and self._host.log_group is not None:
+            log = nft.log(self._host.log_group, f"routed deny {origin}"[:120])
+        return nft.counter() + log + nft.verdict(Verdict.DROP)
+
+    # ---- walks
+
+    def _target(self, policy: EndpointPolicy | None, direction: str) -> tuple[Verdict, str] | None:
+        """Where the dispatch leads for an endpoint: None where it has no entry."""
+        if policy is None:
+            return None
+        walk = policy.ingress if direction == "ingress" else policy.egress
+        if walk is None:
+            return (Verdict.RETURN, "") if policy.place is Place.WORKLOAD else None
+        return Verdict.GOTO, _walk_name(walk, policy.place)
+
+    def _count(self, policy: EndpointPolicy | None, direction: str, step: int) -> None:
+        target = self._target(policy, direction)
+        if policy is None or target is None or not target[1]:
+            return
+        walk = policy.ingress if direction == "ingress" else policy.egress
+        name = target[1]
+        self._walks[name] += step
+        if self._walks[name] and walk is not None:
+            self._walk_of.setdefault(name, (walk, policy.place))
+
+    def _write_walk(self, batch: Batch, name: str, *, new: bool = True) -> None:
+        """All chains of a walk, the last first, since a chain must be there before something leads to it."""
+        walk, place = self._walk_of[name]
+        stages = [(tier.name, tier.chains, tier.end) for tier in walk.tiers]
+        if place not in _EARLY_PLACES:
+            stages.append(("profiles", walk.profiles, Action.DENY))
+        names = [name, *(f"{name}_{number}" for number in range(1, max(1, len(stages))))]
+        for number in range(max(1, len(stages)) - 1, -1, -1):
+            chain = names[number]
+            following = names[number + 1] if number + 1 < len(stages) else ""
+            for each in (f"{chain}_d", chain):
+                if new:
+                    batch.add_chain(each)
+                else:
+                    batch.flush_chain(each)
+            # decided: allowed ends the walk, passed goes on with the next tier
+            batch.add_rule(f"{chain}_d", _has_mark(ALLOWED) + self._allowed(place))
+            leave = nft.verdict(Verdict.GOTO, following) if following else self._undecided(place, "the last tier")
+            batch.add_rule(f"{chain}_d", leave)
+            batch.add_rule(chain, _clear_mark(DECIDED))
+            if number < len(stages):
+                tier, chains, end = stages[number]
+                for each in chains:
+                    batch.add_rule(chain, nft.verdict(Verdict.JUMP, _policy_chain(each)))
+                    batch.add_rule(chain, _has_mark(DECIDED) + nft.verdict(Verdict.GOTO, f"{chain}_d"))
+                if end is Action.PASS:
+                    batch.add_rule(chain, leave)
+                else:
+                    batch.add_rule(chain, self._deny(f"end of {tier}"), f"end of {tier}")
+            else:
+                batch.add_rule(chain, self._undecided(place, "no policy"))
+
+    def _allowed(self, place: Place) -> bytes:
+        if place is Place.HOST_UNTRACKED:
+            return nft.no_track() + _mark(EARLY) + nft.verdict(Verdict.RETURN)
+        if place is Place.HOST_PRE_DNAT:
+            return _mark(EARLY) + nft.verdict(Verdict.RETURN)
+        return nft.verdict(Verdict.RETURN)
+
+    def _undecided(self, place: Place, origin: str) -> bytes:
+        return nft.verdict(Verdict.RETURN) if place in _EARLY_PLACES else self._deny(f"end of {origin}")
+
+    def _remove_walk(self, batch: Batch, name: str) -> None:
+        walk, place = self._walk_of.pop(name)
+        del self._walks[name]
+        count = max(1, len(walk.tiers) + (place not in _EARLY_PLACES))
+        names = [name, *(f"{name}_{number}" for number in range(1, count))]
+        for chain in names:
+            batch.flush_chain(chain)
+            batch.flush_chain(f"{chain}_d")
+        for chain in names:
+            batch.delete_chain(chain)
+            batch.delete_chain(f"{chain}_d")
+
+    # ---- base chains
+
+    def _write_base(self, batch: Batch) -> None:
+        wanted = self._base_rules()
+        for chain, rules in wanted.items():
+            if self._base.get(chain) == rules:
+                continue
+            if chain in self._base:
+                batch.flush_chain(chain)
+            for expressions in rules:
+                batch.add_rule(chain, expressions)
+        self._base = wanted
+
+    def _base_rules(self) -> dict[str, tuple[bytes, ...]]:
+        """The rules of base and dispatch chains; those of places no endpoint is at stay empty."""
+        used = {(place, direction) for (place, direction) in _DISPATCH if self._is_used(place, direction)}
+        workloads = [_interface(Meta.IIFNAME, prefix) for prefix in self._host.workload_prefixes]
+        to_workloads = [_interface(Meta.OIFNAME, prefix) for prefix in self._host.workload_prefixes]
+        known = _ct_state(CtState.ESTABLISHED | CtState.RELATED) + nft.verdict(Verdict.ACCEPT)
+
+        def asked(place: Place, direction: str) -> list[bytes]:
+            if (place, direction) not in used:
+                return []
+            unless_early = _lacks_mark(EARLY) if place in (Place.HOST, Place.HOST_FORWARD) else b""
+            return [unless_early + nft.verdict(Verdict.JUMP, _DISPATCH[place, direction])]
+
+        rules: dict[str, list[bytes]] = {
+            "raw_prerouting": [
+                *(
+                    match + nft.fib_source_present() + nft.compare(bytes(4)) + nft.counter() + nft.verdict(Verdict.DROP)
+                    for match in workloads
+                ),
+                *asked(Place.HOST_UNTRACKED, "ingress"),
+            ],
+            "raw_output": asked(Place.HOST_UNTRACKED, "egress"),
+            "pre_dnat": [known, *asked(Place.HOST_PRE_DNAT, "ingress")] if self._is_used(Place.HOST_PRE_DNAT) else [],
+            "input": [],
+            "output": [],
+            "forward": [
+                known,
+                *asked(Place.HOST_FORWARD, "ingress"),
+                *(match + nft.verdict(Verdict.JUMP, "from_workload") for match in workloads),
+                *(match + nft.verdict(Verdict.JUMP, "to_workload") for match in to_workloads),
+                *asked(Place.HOST_FORWARD, "egress"),
+            ],
+            "nat_postrouting": list(self._nat_rules()),
+        }
+        to_host = self._host.workload_to_host
+        if to_host is not Action.ALLOW or self._is_used(Place.HOST, "ingress"):
+            rules["input"] = [known]
+            for match in workloads:
+                if to_host is Action.PASS:
+                    rules["input"].append(match + nft.verdict(Verdict.JUMP, "from_workload"))
+                end = self._deny("workload to host") if to_host is Action.DENY else nft.verdict(Verdict.RETURN)
+                rules["input"].append(match + end)
+            rules["input"] += asked(Place.HOST, "ingress")
+        if self._is_used(Place.HOST, "egress"):
+            passed = [match + nft.verdict(Verdict.RETURN) for match in to_workloads]
+            rules["output"] = [known, *passed, *asked(Place.HOST, "egress")]
+        for (place, direction), name in _DISPATCH.items():
+            rules[name] = list(self._dispatch_rules(place, direction, name)) if self._is_used(place, direction) else []
+        return {chain: tuple(each) for chain, each in rules.items()}
+
+    def _is_used(self, place: Place, direction: str = "") -> bool:
+        if place is Place.WORKLOAD:
+            return True
+        return any(
+            at is place and (not direction or (policy.ingress if direction == "ingress" else policy.egress) is not None)
+            for (at, _), policy in self._endpoints.items()
+        )
+
+    def _dispatch_rules(self, place: Place, direction: str, name: str) -> Iterator[bytes]:
+        by = Meta.IIFNAME if direction == "ingress" else Meta.OIFNAME
+        if place is Place.WORKLOAD:
+            by = Meta.OIFNAME if direction == "ingress" else Meta.IIFNAME
+            if direction == "egress":  # a pod must not speak the node's tunnels around its policy
+                yield _l4(_IPIP) + nft.counter() + nft.verdict(Verdict.DROP)
+                yield _l4(_UDP) + _port(2, _VXLAN_PORT) + nft.counter() + nft.verdict(Verdict.DROP)
+            yield nft.meta(by) + nft.verdict_map(f"by_{name}")
+            yield self._deny("unknown workload")
+            return
+        if place in _FAILSAFE_PLACES:
+            first, second = self._host.failsafe_in, self._host.failsafe_out
+            if direction == "egress":
+                first, second = second, first
+            for protocol, port in first:
+                yield _l4(protocol) + _port(2, port) + nft.verdict(Verdict.RETURN)
+            if place is Place.HOST_UNTRACKED:  # nobody knows a reply here but by its source port
+                for protocol, port in second:
+                    yield _l4(protocol) + _port(0, port) + nft.verdict(Verdict.RETURN)
+        yield nft.meta(by) + nft.verdict_map(f"by_{name}")
+        policy = self._endpoints.get((place, WILDCARD))
+        target = self._target(policy, direction)
+        if target is not None:
+            for prefix in (*self._host.workload_prefixes, "lo\x00"):
+                yield _interface(by, prefix) + nft.verdict(Verdict.RETURN)
+            yield nft.verdict(*target)
+
+    def _nat_rules(self) -> Iterator[bytes]:
+        for family, pools in sorted(self._host.nat_pools.items()):
+            if not pools:
+                continue
+            yield (
+                nft.meta(Meta.NFPROTO)
+                + nft.compare(_PROTO[family])
+                + nft.payload(Base.NETWORK, *_SOURCE[family])
+                + nft.lookup(_pool_set("nat", family))
+                + nft.payload(Base.NETWORK, *_DESTINATION[family])
+                + nft.lookup(_pool_set("all", family), inverted=True)
+                + nft.counter()
+                + nft.masquerade(fully_random=True)
+            )
+
+
+_BASE_CHAINS = (
+    ("raw_prerouting", "filter", Hook.PREROUTING, Priority.RAW),
+    ("raw_output", "filter", Hook.OUTPUT, Priority.RAW),
+    ("pre_dnat", "filter", Hook.PREROUTING, Priority.MANGLE),
+    ("input", "filter", Hook.INPUT, Priority.FILTER),
+    ("output", "filter", Hook.OUTPUT, Priority.FILTER),
+    ("forward", "filter", Hook.FORWARD, Priority.FILTER),
+    ("nat_postrouting", "nat", Hook.POSTROUTING, Priority.SOURCE_NAT),
+)
+
+
+# ---- names
+
+
+def _policy_chain(name: str) -> str:
+    return f"p_{name}"
+
+
+def _walk_name(walk: Walk, place: Place) -> str:
+    """By content: endpoints that ask the same share one."""
+    early = "early" if place in _EARLY_PLACES else "late"
+    words = repr((early if place is not Place.HOST_UNTRACKED else "untracked", walk))
+    return f"w_{hashlib.sha256(words.encode()).hexdigest()[:16]}"
+
+
+def _pool_set(kind: str, family: Family) -> str:
+    return f"pools_{kind}_{_LABEL[family]}"
+
+
+# ---- elements
+
+
+def _shape(spec: SetSpec) -> SetShape:
+    address = _ADDRESS[spec.family]
+    if spec.kind is SetKind.PORTS:
+        return SetShape(concatenation(address, PROTOCOL, PORT))
+    return SetShape(address, interval=spec.kind is SetKind.NETS)
+
+
+def _members(spec: SetSpec, members: Iterable[bytes]) -> Iterable[Element]:
+    if spec.kind is SetKind.NETS:
+        return _ranges(members, spec.family)
+    if spec.kind is SetKind.HOSTS:
+        return (Element(member) for member in sorted(members))
+    length = spec.family.address_length
+    return (
+        Element(b"".join((member[:length], member[length : length + 1], bytes(3), member[length + 1 :], bytes(2))))
+        for member in sorted(members)
+    )
+
+
+def _ranges(prefixes: Iterable[bytes], family: Family) -> Iterator[Element]:
+    """Wire prefixes as ranges; the end is the first address behind, empty behind the last there is."""
+    width, octets = family.max_length, family.address_length
+    for prefix in sorted(prefixes, key=lambda each: each[1:]):
+        first = int.from_bytes(prefix[1:].ljust(octets, b"\x00"), "big")
+        behind = first + (1 << (width - prefix[0]))
+        yield Element(first.to_bytes(octets, "big"), b"" if behind >> width else behind.to_bytes(octets, "big"))
+
+
+def _element(interface: str, target: tuple[Verdict, str]) -> Element:
+    return Element(interface.encode().ljust(16, b"\x00"), verdict=target)
+
+
+# ---- expressions
+
+
+def _l4(protocol: int) -> bytes:
+    return nft.meta(Meta.L4PROTO) + nft.compare(bytes([protocol]))
+
+
+def _port(offset: int, port: int) -> bytes:
+    return nft.payload(Base.TRANSPORT, offset, 2) + nft.compare(struct.pack(">H", port))
+
+
+def _interface(key: Meta, prefix: str) -> bytes:
+    """A name that begins so; with a NUL at its end, exactly this name."""
+    name = prefix.encode()
+    return nft.meta(key) + nft.compare(name.ljust(16, b"\x00") if name.endswith(b"\x00") else name)
+
+
+def _ct_state(bits: CtState) -> bytes:
+    return nft.ct_state() + nft.bitwise(struct.pack("=I", bits)) + nft.compare(bytes(4), Compare.NOT_EQUAL)
+
+
+def _mark(bits: int) -> bytes:
+    return _write_mark(0xFFFFFFFF & ~bits, bits)
+
+
+def _clear_mark(bits: int) -> bytes:
+    return _write_mark(0xFFFFFFFF & ~bits, 0)
+
+
+def _write_mark(kept: int, added: int) -> bytes:
+    return nft.meta(Meta.MARK) + nft.bitwise(struct.pack("=I", kept), struct.pack("=I", added)) + nft.set_mark()
+
+
+def _has_mark(bits: int) -> bytes:
+    return nft.meta(Meta.MARK) + nft.bitwise(struct.pack("=I", bits)) + nft.compare(bytes(4), Compare.NOT_EQUAL)
+
+
+def _lacks_mark(bits: int) -> bytes:
+    return nft.meta(Meta.MARK) + nft.bitwise(struct.pack("=I", bits)) + nft.compare(bytes(4))
+
+
+def _icmp(icmp: Icmp, operator: Compare) -> bytes:
+    value = bytes([icmp.type]) if icmp.code is None else bytes([icmp.type, icmp.code])
+    return nft.payload(Base.TRANSPORT, 0, len(value)) + nft.compare(value, operator)
+
+
+def _addresses(side: Side, family: Family | None, where: dict[Family, tuple[int, int]]) -> bytes:
+    if not side.sets and not side.not_sets:
+        return b""
+    if family is None:
+        raise ValueError("a rule that names sets has a family")
+    load = nft.payload(Base.NETWORK, *where[family])
+    return b"".join(
+        [load + nft.lookup(name) for name in side.sets]
+        + [load + nft.lookup(name, inverted=True) for name in side.not_sets]
+    )
+
+
+def _ports(side: Side, family: Family | None, where: dict[Family, tuple[int, int]], offset: int) -> list[bytes]:
+    """The alternatives a side has for its port, each with the ports it must not have."""
+    refused = b"".join(_in_range(offset, *each, operator=Compare.NOT_EQUAL) for each in side.not_ports)
+    refused += b"".join(_named(name, family, where, offset, inverted=True) for name in side.not_port_sets)
+    wanted = [_in_range(offset, *each) for each in side.ports]
+    wanted += [_named(name, family, where, offset) for name in side.port_sets]
+    return [each + refused for each in wanted] or [refused]
+
+
+def _in_range(offset: int, low: int, high: int, operator: Compare = Compare.EQUAL) -> bytes:
+    load = nft.payload(Base.TRANSPORT, offset, 2)
+    if low == high:
+        return load + nft.compare(struct.pack(">H", low), operator)
+    return load + nft.in_range(struct.pack(">H", low), struct.pack(">H", high), operator)
+
+
+def _named(
+    name: str, family: Family | None, where: dict[Family, tuple[int, int]], offset: int, *, inverted: bool = False
+) -> bytes:
+    """Address, protocol and port side by side are in a set."""
+    if family is None:
+        raise ValueError("a rule that names sets has a family")
+    words = where[family][1] // 4
+    return (
+        nft.payload(Base.NETWORK, *where[family], register=nft.concat_register(0))
+        + nft.meta(Meta.L4PROTO, nft.concat_register(words))
+        + nft.payload(Base.TRANSPORT, offset, 2, nft.concat_register(words + 1))
+        + nft.lookup(name, inverted=inverted, register=nft.concat_register(0))
+    )

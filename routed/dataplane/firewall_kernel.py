@@ -1,0 +1,211 @@
+"""The firewall's program in the kernel: one thread commits batches, a monitor notices who else changed the table.
+
+Nothing is written before the first `apply`, so a restart leaves the rules of before in force until all that is wanted is
+known; then the whole table is replaced in one transaction. Later changes are batches of what differs. A batch the kernel
+refuses changes nothing there: the whole table is made anew, and again with growing pauses while that is refused too; the
+rules of before stay in force. Somebody else's change to the table is undone the same way.
+
+Closing leaves the table in place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import select
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from routed.dataplane.firewall import Firewall
+from routed.dataplane.sockets import NetlinkSocket, is_overflow, open_nftables
+from routed.desired_policy import PolicyBatch
+from routed.netlink.messages import messages, parse_error
+from routed.netlink.nftables import (
+    Batch,
+    CounterFound,
+    RuleFound,
+    decode_rule,
+    dump_rules,
+    table_of_event,
+)
+from routed.netlink.numbers import NLMSG_DONE, NLMSG_ERROR
+
+#: NFNLGRP_NFTABLES, as a bit of nl_groups.
+_EVENTS = 1 << (7 - 1)
+
+#: Seconds before a refused table is tried again, and at most.
+RETRY = 1.0
+RETRY_MAX = 60.0
+
+#: Seconds the kernel may take for one answer. Making thousands of rules takes some.
+_PATIENCE = 60.0
+
+__all__ = ["CounterFound", "FirewallKernel"]
+
+
+class FirewallKernel:
+    """See the module's docstring. All methods and callbacks belong to the loop's thread."""
+
+    def __init__(self, firewall: Firewall, problem: Callable[[str], None]) -> None:
+        """`problem` hears one sentence when the kernel refuses the rules, and nothing (empty) once it takes them."""
+        self._firewall = firewall
+        self._tell = problem
+        self._problem = ""
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="firewall")
+        self._waiting: list[PolicyBatch] = []
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._running: asyncio.Task[None] | None = None
+        self._rebuild = True
+        self._pause = RETRY
+        self._closed = False
+        self.commits = 0
+        self.rebuilds = 0
+        self.refusals = 0
+
+    def start(self) -> None:
+        """Open the sockets, in the namespace of this thread. Raises OSError."""
+        self._loop = asyncio.get_running_loop()
+        self._socket = open_nftables()
+        self._monitor = open_nftables(groups=_EVENTS)
+        self._asker = open_nftables()
+        self._loop.add_reader(self._monitor.fileno(), self._look)
+
+    def close(self) -> None:
+        """Stop writing. The table stays."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._running is not None:
+            self._running.cancel()
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        self._loop.remove_reader(self._monitor.fileno())
+        for each in (self._socket, self._monitor, self._asker):
+            each.close()
+
+    def apply(self, batch: PolicyBatch) -> None:
+        """Have a change made; what is applied in one turn of the loop comes into force in order."""
+        self._waiting.append(batch)
+        self._wake()
+
+    async def settled(self) -> None:
+        """Until all that was applied so far is in force. Waits for as long as the kernel refuses it."""
+        await self._idle.wait()
+
+    async def rules(self) -> list[RuleFound]:
+        """The table's rules with what they counted, as the kernel has them. Raises OSError."""
+        return await self._loop.run_in_executor(self._thread, self._read_rules)
+
+    # ---- inside
+
+    def _wake(self) -> None:
+        self._idle.clear()
+        if self._running is None and not self._closed:
+            self._running = self._loop.create_task(self._work())
+
+    async def _work(self) -> None:
+        try:
+            while self._waiting or self._rebuild:
+                waiting, self._waiting = self._waiting, []
+                batches = [self._firewall.change(batch) for batch in waiting]
+                if self._rebuild:
+                    self._rebuild = False
+                    batches = [self._firewall.rebuild()]
+                    self.rebuilds += 1
+                refusal = await self._loop.run_in_executor(self._thread, self._commit, batches)
+                self.commits += len(batches)
+                self._report(refusal)
+                if refusal:
+                    self.refusals += 1
+                    self._rebuild = True
+                    if batches[0].is_rebuild:
+                        await asyncio.sleep(self._pause)
+                        self._pause = min(RETRY_MAX, self._pause * 2)
+                else:
+                    self._pause = RETRY
+            self._idle.set()
+        finally:
+            self._running = None
+
+    def _report(self, refusal: str) -> None:
+        problem = (
+            f"the kernel refuses the policy rules, and those of before stay in force: {refusal}" if refusal else ""
+        )
+        if problem != self._problem:
+            self._problem = problem
+            self._tell(problem)
+
+    def _commit(self, batches: list[Batch]) -> str:
+        """In the thread: send each batch and take its answers. Why one was refused, or nothing."""
+        for batch in batches:
+            if not len(batch):
+                continue
+            try:
+                refusal = self._send(batch)
+            except OSError as error:
+                refusal = os.strerror(error.errno or 0)
+            if refusal:
+                return refusal
+        return ""
+
+    def _send(self, batch: Batch) -> str:
+        self._drain(self._socket)
+        self._socket.send(batch.encode())
+        refusal = ""
+        answered = 0
+        while answered < len(batch):
+            for message in messages(self._wait(self._socket)):
+                if message.type != NLMSG_ERROR:
+                    continue
+                answer = parse_error(message)
+                if not message.sequence or answer.errno in (errno.ENOBUFS, errno.ENOMEM):
+                    return refusal or os.strerror(answer.errno)
+                answered += 1
+                if answer.errno and not refusal:
+                    refusal = f"{os.strerror(answer.errno)}{f' ({answer.text})' if answer.text else ''}"
+        return refusal
+
+    def _wait(self, opened: NetlinkSocket) -> bytes:
+        while True:
+            data = opened.receive()
+            if data is not None:
+                return data
+            if not select.select([opened.fileno()], [], [], _PATIENCE)[0]:
+                raise TimeoutError(errno.ETIMEDOUT, "the kernel does not answer")
+
+    def _drain(self, opened: NetlinkSocket) -> None:
+        """Forget answers nobody waited for."""
+        while opened.receive() is not None:
+            pass
+
+    def _read_rules(self) -> list[RuleFound]:
+        self._drain(self._asker)
+        self._asker.send(dump_rules(self._firewall.table, 1))
+        found: list[RuleFound] = []
+        while True:
+            for message in messages(self._wait(self._asker)):
+                if message.type in (NLMSG_DONE, NLMSG_ERROR):
+                    return found
+                rule = decode_rule(message, self._firewall.table)
+                if rule is not None:
+                    found.append(rule)
+
+    def _look(self) -> None:
+        """Somebody changed some table: ours, and not by us?"""
+        try:
+            data = self._monitor.receive()
+        except OSError as error:
+            if not is_overflow(error):
+                raise
+            self._undo()  # what was missed may have been about us
+            return
+        for message in messages(data or b""):
+            if message.port != self._socket.port and table_of_event(message) == self._firewall.table:
+                self._undo()
+                return
+
+    def _undo(self) -> None:
+        if self.commits:  # else the table is one of before, and nobody's yet
+            self._rebuild = True
+            self._wake()

@@ -1,0 +1,260 @@
+"""A model of the firewall: judges packets by `desired_policy` alone, and says which rule decided.
+
+The second opinion on `dataplane.firewall`: the same programs run here and in a kernel, and must agree on every packet.
+Written for being read, not for speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from routed.desired_policy import (
+    Action,
+    Chain,
+    EndpointPolicy,
+    HostRules,
+    Icmp,
+    Place,
+    PolicyBatch,
+    Rule,
+    SetKind,
+    SetSpec,
+    Side,
+    Walk,
+)
+from routed.net.families import Family
+
+_ICMP = (1, 58)
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """The first packet of a connection, or a reply."""
+
+    source: bytes
+    destination: bytes
+    protocol: int
+    source_port: int = 0
+    port: int = 0
+    """Destination port."""
+    icmp: Icmp | None = None
+    incoming: str = ""
+    """The interface it comes in by; empty: this node sends it."""
+    outgoing: str = ""
+    """The interface it leaves by; empty: it is for this node."""
+    reply: bool = False
+    """Of an established connection, or related to one."""
+
+    @property
+    def family(self) -> Family:
+        return Family.of_address(self.source)
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    admitted: bool
+    reason: str
+    """The origin of the rule that decided last."""
+
+
+class FirewallModel:
+    """Takes batches as the kernel would, and judges packets."""
+
+    def __init__(self) -> None:
+        self.host = HostRules()
+        self.sets: dict[str, tuple[SetSpec, set[bytes]]] = {}
+        self.chains: dict[str, Chain] = {}
+        self.endpoints: dict[tuple[Place, str], EndpointPolicy] = {}
+
+    def apply(self, batch: PolicyBatch) -> None:
+        for update in batch.sets:
+            if update.gone:
+                self.sets.pop(update.spec.name, None)
+            else:
+                _, members = self.sets.setdefault(update.spec.name, (update.spec, set()))
+                members -= update.removed
+                members |= update.added
+        if batch.host is not None:
+            self.host = batch.host
+        for chain in batch.chains:
+            if chain.chain is None:
+                self.chains.pop(chain.name, None)
+            else:
+                self.chains[chain.name] = chain.chain
+        for endpoint in batch.endpoints:
+            key = (endpoint.place, endpoint.interface)
+            if endpoint.policy is None:
+                self.endpoints.pop(key, None)
+            else:
+                self.endpoints[key] = endpoint.policy
+
+    def judge(self, packet: Packet) -> Judgement:
+        """What becomes of a packet; its source is taken as checked (raw_prerouting is not asked here)."""
+        reason = "no policy"
+        early = False
+        for place, direction, interface in self._met(packet):
+            if place in (Place.HOST_UNTRACKED, Place.HOST_PRE_DNAT):
+                decision = self._early(place, direction, interface, packet)
+                if decision is None:
+                    continue
+                if not decision.admitted:
+                    return decision
+                early, reason = True, decision.reason
+                continue
+            if packet.reply or (early and place in (Place.HOST, Place.HOST_FORWARD)):
+                continue
+            judged = self._endpoint(place, direction, interface, packet)
+            if judged is None:
+                continue
+            if not judged.admitted:
+                return judged
+            reason = judged.reason
+        return Judgement(True, reason)
+
+    # ---- where a packet is asked
+
+    def _met(self, packet: Packet) -> Iterator[tuple[Place, str, str]]:
+        """The places a packet passes, in order."""
+        incoming, outgoing = packet.incoming, packet.outgoing
+        if incoming:
+            yield Place.HOST_UNTRACKED, "ingress", incoming
+            yield Place.HOST_PRE_DNAT, "ingress", incoming
+        else:
+            yield Place.HOST_UNTRACKED, "egress", outgoing
+        if incoming and outgoing:
+            yield Place.HOST_FORWARD, "ingress", incoming
+            if self._is_workload(incoming):
+                yield Place.WORKLOAD, "egress", incoming
+            if self._is_workload(outgoing):
+                yield Place.WORKLOAD, "ingress", outgoing
+            yield Place.HOST_FORWARD, "egress", outgoing
+        elif incoming:
+            if self._is_workload(incoming) and self.host.workload_to_host is Action.PASS:
+                yield Place.WORKLOAD, "egress", incoming
+            yield Place.HOST, "ingress", incoming
+        else:
+            yield Place.HOST, "egress", outgoing
+
+    def _is_workload(self, interface: str) -> bool:
+        return interface.startswith(self.host.workload_prefixes)
+
+    def _endpoint(self, place: Place, direction: str, interface: str, packet: Packet) -> Judgement | None:
+        if place is Place.WORKLOAD:
+            if direction == "egress" and (packet.protocol == 4 or (packet.protocol == 17 and packet.port == 4789)):
+                return Judgement(False, "tunnels of workloads")
+            policy = self.endpoints.get((place, interface))
+            if policy is None:
+                return Judgement(False, "end of unknown workload")
+        else:
+            if self._is_workload(interface):
+                if place is Place.HOST and direction == "ingress" and self.host.workload_to_host is Action.DENY:
+                    return None if packet.reply else Judgement(False, "end of workload to host")
+                if place is Place.HOST:
+                    return None
+            if place is Place.HOST and (packet.protocol, packet.port) in self._failsafe(direction):
+                return Judgement(True, "failsafe")
+            found = self._host_policy(place, interface)
+            if found is None:
+                return None
+            policy = found
+        walk = policy.ingress if direction == "ingress" else policy.egress
+        if walk is None:
+            return None
+        return self._walk(walk, packet) or self._profiles(walk, packet)
+
+    def _early(self, place: Place, direction: str, interface: str, packet: Packet) -> Judgement | None:
+        if place is Place.HOST_PRE_DNAT and packet.reply:
+            return None
+        if (packet.protocol, packet.port) in self._failsafe(direction):
+            return None
+        other = "egress" if direction == "ingress" else "ingress"
+        if place is Place.HOST_UNTRACKED and (packet.protocol, packet.source_port) in self._failsafe(other):
+            return None
+        policy = self._host_policy(place, interface)
+        if policy is None:
+            return None
+        walk = policy.ingress if direction == "ingress" else policy.egress
+        return self._walk(walk, packet) if walk is not None else None
+
+    def _failsafe(self, direction: str) -> tuple[tuple[int, int], ...]:
+        return self.host.failsafe_in if direction == "ingress" else self.host.failsafe_out
+
+    def _host_policy(self, place: Place, interface: str) -> EndpointPolicy | None:
+        own = self.endpoints.get((place, interface))
+        if own is not None:
+            return own
+        if self._is_workload(interface) or interface == "lo":
+            return None
+        return self.endpoints.get((place, "*"))
+
+    # ---- what decides there
+
+    def _walk(self, walk: Walk, packet: Packet) -> Judgement | None:
+        """None: no tier decided."""
+        for tier in walk.tiers:
+            action, origin = self._chains(tier.chains, packet)
+            if action is None:
+                action, origin = tier.end, f"end of {tier.name}"
+            if action is not Action.PASS:
+                return Judgement(action is Action.ALLOW, origin)
+        return None
+
+    def _profiles(self, walk: Walk, packet: Packet) -> Judgement:
+        action, origin = self._chains(walk.profiles, packet)
+        if action is None or action is Action.PASS:
+            return Judgement(False, "end of profiles" if action is None else "end of the last tier")
+        return Judgement(action is Action.ALLOW, origin)
+
+    def _chains(self, names: tuple[str, ...], packet: Packet) -> tuple[Action | None, str]:
+        for name in names:
+            for rule in self.chains[name].rules:
+                if rule.action is not Action.LOG and self._matches(rule, packet):
+                    return rule.action, rule.origin
+        return None, ""
+
+    def _matches(self, rule: Rule, packet: Packet) -> bool:
+        if rule.family is not None and rule.family is not packet.family:
+            return False
+        if rule.protocol is not None and rule.protocol != packet.protocol:
+            return False
+        if rule.not_protocol is not None and rule.not_protocol == packet.protocol:
+            return False
+        if rule.icmp is not None and not _is_icmp(rule.icmp, packet):
+            return False
+        if rule.not_icmp is not None and _is_icmp(rule.not_icmp, packet):
+            return False
+        return self._side(rule.source, packet, packet.source, packet.source_port) and self._side(
+            rule.destination, packet, packet.destination, packet.port
+        )
+
+    def _side(self, side: Side, packet: Packet, address: bytes, port: int) -> bool:
+        def in_ports(ranges: tuple[tuple[int, int], ...], sets: tuple[str, ...]) -> bool:
+            key = address + bytes([packet.protocol]) + port.to_bytes(2, "big")
+            return any(low <= port <= high for low, high in ranges) or any(key in self.sets[name][1] for name in sets)
+
+        return (
+            all(self._contains(name, address) for name in side.sets)
+            and not any(self._contains(name, address) for name in side.not_sets)
+            and (not (side.ports or side.port_sets) or in_ports(side.ports, side.port_sets))
+            and not in_ports(side.not_ports, side.not_port_sets)
+        )
+
+    def _contains(self, name: str, address: bytes) -> bool:
+        spec, members = self.sets[name]
+        if spec.kind is SetKind.HOSTS:
+            return address in members
+        return any(_covers(prefix, address) for prefix in members)
+
+
+def _is_icmp(icmp: Icmp, packet: Packet) -> bool:
+    if packet.icmp is None:
+        return False
+    return packet.icmp == icmp or replace(packet.icmp, code=None) == icmp
+
+
+def _covers(prefix: bytes, address: bytes) -> bool:
+    bits = prefix[0]
+    width = 8 * len(address)
+    wanted = int.from_bytes(prefix[1:].ljust(len(address), b"\x00"), "big")
+    return (int.from_bytes(address, "big") ^ wanted) >> (width - bits) == 0 if bits else True

@@ -1,0 +1,473 @@
+"""The firewall on a real kernel: what the model admits arrives, what it denies does not, whatever changed in between.
+
+One node with two pods behind it and a host outside. Each round is one batch of changes and a volley of UDP datagrams; a
+last datagram that nothing judges tells that all before it have arrived or never will.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import socket
+import struct
+from collections.abc import Coroutine, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from routed.dataplane.firewall import Firewall
+from routed.dataplane.firewall_kernel import FirewallKernel
+from routed.desired_policy import (
+    Action,
+    Chain,
+    ChainUpdate,
+    EndpointPolicy,
+    EndpointUpdate,
+    HostRules,
+    Place,
+    PolicyBatch,
+    Rule,
+    SetKind,
+    SetSpec,
+    SetUpdate,
+    Side,
+    TierWalk,
+    Walk,
+)
+from routed.net.addresses import parse_address
+from routed.net.families import Family
+from routed.net.prefixes import parse_prefix
+from routed.testing.firewall import FirewallModel, Packet
+from routed.testing.lab import Lab, Namespace, wait_for
+
+pytestmark = pytest.mark.lab
+
+V4, V6 = Family.IPV4_UNICAST, Family.IPV6_UNICAST
+UDP = 17
+
+PODS = {
+    "calia": {V4: "10.65.0.1", V6: "fd00:65::1"},
+    "calib": {V4: "10.65.0.2", V6: "fd00:65::2"},
+}
+OUTSIDE = {V4: "192.0.2.7", V6: "2001:db8::7"}
+PORTS = (80, 81, 443)
+
+
+@dataclass
+class Site:
+    """The laboratory, a kernel's firewall and the model beside it."""
+
+    lab: Lab
+    node: Namespace
+    hosts: dict[str, Namespace]
+    """By the node's interface that leads there."""
+    model: FirewallModel
+    kernel: FirewallKernel
+    runner: asyncio.Runner
+    problems: list[str]
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return self.runner.run(work)
+
+    def apply(self, batch: PolicyBatch) -> None:
+        self.model.apply(batch)
+
+        async def commit() -> None:
+            self.kernel.apply(batch)
+            await asyncio.wait_for(self.kernel.settled(), 20)
+
+        self.run(commit())
+
+    def close(self) -> None:
+        async def end() -> None:
+            self.kernel.close()
+
+        self.run(end())
+        self.runner.close()
+        self.lab.close()
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    lab = Lab()
+    node = lab.namespace("node", forward=True)
+    hosts = {}
+    for number, (interface, addresses) in enumerate([*PODS.items(), ("eth0", OUTSIDE)]):
+        host = hosts[interface] = lab.namespace(f"host-{interface}")
+        lab.link(node.port(interface), host.port("eth0"))
+        mac, ours = f"0e:00:00:00:00:0{number}", "ee:ee:ee:ee:ee:ee"
+        node.ip(f"link set {interface} address {ours}")
+        host.ip(f"link set eth0 address {mac}")
+        for family, address in addresses.items():
+            bits, gateway = (128, "fe80::1") if family is V6 else (32, "169.254.1.1")
+            host.address("eth0", f"{address}/{bits}")
+            host.ip(
+                f"neigh replace {gateway} lladdr {ours} dev eth0",
+                f"route replace default via {gateway} dev eth0 onlink",
+            )
+            node.ip(
+                f"route add {address}/{bits} dev {interface}", f"neigh replace {address} lladdr {mac} dev {interface}"
+            )
+    node.address("eth0", "192.0.2.1/24", "2001:db8::1/64")
+    problems: list[str] = []
+    runner = asyncio.Runner()
+    kernel = FirewallKernel(Firewall(), problems.append)
+
+    async def start() -> None:
+        kernel.start()
+
+    with node.entered():
+        runner.run(start())
+    made = Site(lab, node, hosts, FirewallModel(), kernel, runner, problems)
+    yield made
+    made.close()
+
+
+def address_of(interface: str, family: Family) -> str:
+    return (PODS.get(interface) or OUTSIDE)[family]
+
+
+def volley(site: Site, packets: list[Packet]) -> set[int]:
+    """Send all and tell which arrived, by their number."""
+    arrived: set[int] = set()
+    with contextlib.ExitStack() as opened:
+        listeners: dict[tuple[str, Family, int], socket.socket] = {}
+        for interface, host in site.hosts.items():
+            with host.entered():
+                for family in (V4, V6):
+                    for port in (*PORTS, 9):
+                        af = socket.AF_INET if family is V4 else socket.AF_INET6
+                        made = opened.enter_context(socket.socket(af, socket.SOCK_DGRAM))
+                        made.bind((address_of(interface, family), port))
+                        made.settimeout(5)
+                        listeners[interface, family, port] = made
+        for number, packet in enumerate(packets):
+            with (
+                site.hosts[packet.incoming].entered(),
+                contextlib.closing(
+                    socket.socket(socket.AF_INET if packet.family is V4 else socket.AF_INET6, socket.SOCK_DGRAM)
+                ) as sender,
+            ):
+                sender.bind((address_of(packet.incoming, packet.family), packet.source_port))
+                sender.sendto(struct.pack("!I", number), (address_of(packet.outgoing, packet.family), packet.port))
+        with site.node.entered():
+            for (interface, family, port), listener in listeners.items():
+                with contextlib.closing(socket.socket(listener.family, socket.SOCK_DGRAM)) as sender:
+                    sender.sendto(b"last", (address_of(interface, family), port))
+        for listener in listeners.values():
+            while (data := listener.recv(64)) != b"last":
+                arrived.add(struct.unpack("!I", data)[0])
+    return arrived
+
+
+def probes(rng: random.Random, families: tuple[Family, ...] = (V4, V6)) -> list[Packet]:
+    interfaces = [*PODS, "eth0"]
+    made = []
+    for source in interfaces:
+        for destination in interfaces:
+            if source == destination:
+                continue
+            for family in families:
+                for port in PORTS:
+                    made.append(
+                        Packet(
+                            parse_address(address_of(source, family)),
+                            parse_address(address_of(destination, family)),
+                            UDP,
+                            rng.randrange(1024, 60000),
+                            port,
+                            incoming=source,
+                            outgoing=destination,
+                        )
+                    )
+    return made
+
+
+def agree(site: Site, packets: list[Packet]) -> list[str]:
+    """Where kernel and model differ."""
+    arrived = volley(site, packets)
+    return [
+        f"{packet.incoming} -> {packet.outgoing} {packet.family.label} {packet.source_port} -> {packet.port}: "
+        f"the model says {judged}, the packet {'arrived' if number in arrived else 'was lost'}"
+        for number, packet in enumerate(packets)
+        if (judged := site.model.judge(packet)).admitted is not (number in arrived)
+    ]
+
+
+ALLOW_ALL = Walk((TierWalk("default", ("allow",), Action.DENY),))
+ALLOW = Chain("allow", (Rule(Action.ALLOW, origin="allow everything"),))
+
+
+def everywhere(walk: Walk | None) -> tuple[EndpointUpdate, ...]:
+    return tuple(
+        EndpointUpdate(name, Place.WORKLOAD, EndpointPolicy(name, Place.WORKLOAD, walk, walk)) for name in PODS
+    )
+
+
+def test_before_anything_is_known_nothing_is_written(site: Site):
+    assert site.node.run("nft", "list", "tables").strip() == ""
+
+
+def test_an_interface_nobody_described_admits_nothing(site: Site):
+    site.apply(PolicyBatch())
+    packets = probes(random.Random(1))
+    assert agree(site, packets) == []
+    assert all(packet.incoming == "eth0" or not site.model.judge(packet).admitted for packet in packets)
+
+
+def test_pods_without_policy_are_open(site: Site):
+    site.apply(PolicyBatch(endpoints=everywhere(None)))
+    packets = probes(random.Random(1))
+    assert volley(site, packets) == set(range(len(packets)))
+
+
+def test_a_pod_s_lies_about_its_address_are_dropped(site: Site):
+    site.apply(PolicyBatch(endpoints=everywhere(None)))
+    for family, lie in ((V4, "10.65.0.99"), (V6, "fd00:65::99")):
+        host = site.hosts["calia"]
+        host.ip(f"addr add {lie}/{128 if family is V6 else 32} dev eth0{' nodad' if family is V6 else ''}")
+        true, false = (
+            Packet(parse_address(source), parse_address(OUTSIDE[family]), UDP, 5000, 80)
+            for source in (PODS["calia"][family], lie)
+        )
+        with (
+            site.hosts["eth0"].entered(),
+            contextlib.closing(
+                socket.socket(socket.AF_INET if family is V4 else socket.AF_INET6, socket.SOCK_DGRAM)
+            ) as listener,
+        ):
+            listener.bind((OUTSIDE[family], 80))
+            listener.settimeout(5)
+            with host.entered():
+                for packet, source in ((false, lie), (true, PODS["calia"][family])):
+                    with contextlib.closing(socket.socket(listener.family, socket.SOCK_DGRAM)) as sender:
+                        sender.bind((source, packet.source_port))
+                        sender.sendto(source.encode(), (OUTSIDE[family], 80))
+            assert listener.recv(64) == PODS["calia"][family].encode()
+
+
+def test_replies_pass_whatever_the_policy_says_now(site: Site):
+    site.apply(PolicyBatch(chains=(ChainUpdate("allow", ALLOW),), endpoints=everywhere(ALLOW_ALL)))
+    with contextlib.ExitStack() as opened:
+        sockets = {}
+        for interface in PODS:
+            with site.hosts[interface].entered():
+                made = opened.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            made.bind((PODS[interface][V4], 80))
+            made.settimeout(5)
+            sockets[interface] = made
+        sockets["calia"].sendto(b"question", (PODS["calib"][V4], 80))
+        assert sockets["calib"].recv(64) == b"question"
+        site.apply(PolicyBatch(endpoints=everywhere(Walk((TierWalk("default", ("allow",), Action.DENY),), ("allow",)))))
+        site.apply(PolicyBatch(chains=(ChainUpdate("allow", Chain("allow", (Rule(Action.DENY, origin="closed"),))),)))
+        sockets["calib"].sendto(b"answer", (PODS["calia"][V4], 80))
+        assert sockets["calia"].recv(64) == b"answer"
+
+
+def random_rule(rng: random.Random, sets: list[SetSpec]) -> Rule:
+    family = rng.choice((None, V4, V6))
+
+    def side() -> Side:
+        if family is None:
+            names: list[str] = []
+            ports_of: list[str] = []
+        else:
+            names = [each.name for each in sets if each.family is family and each.kind is not SetKind.PORTS]
+            ports_of = [each.name for each in sets if each.family is family and each.kind is SetKind.PORTS]
+
+        def some(of: list[str], chance: float) -> tuple[str, ...]:
+            return tuple(rng.sample(of, 1)) if of and rng.random() < chance else ()
+
+        def ranges(chance: float) -> tuple[tuple[int, int], ...]:
+            made = [(80, 80), (80, 81), (443, 443), (1024, 30000), (30000, 65535)]
+            return tuple(rng.sample(made, rng.randint(1, 2))) if rng.random() < chance else ()
+
+        return Side(
+            some(names, 0.5), some(names, 0.2), ranges(0.3), some(ports_of, 0.2), ranges(0.1), some(ports_of, 0.1)
+        )
+
+    source, destination = side(), side()
+    ports = source.asks_for_ports or destination.asks_for_ports
+    protocol = UDP if ports else rng.choice((None, UDP, 6))
+    action = rng.choice((Action.ALLOW, Action.ALLOW, Action.DENY, Action.PASS, Action.LOG))
+    refused = rng.choice((None, None, 6, UDP)) if protocol is None else None
+    return Rule(action, family, protocol, refused, None, None, source, destination, f"rule {rng.randrange(1000)}")
+
+
+def random_members(rng: random.Random, spec: SetSpec) -> frozenset[bytes]:
+    addresses = [parse_address(each[spec.family]) for each in (*PODS.values(), OUTSIDE)]
+    if spec.kind is SetKind.HOSTS:
+        return frozenset(rng.sample(addresses, rng.randint(0, 3)))
+    if spec.kind is SetKind.PORTS:
+        return frozenset(
+            address + bytes([UDP]) + rng.choice(PORTS).to_bytes(2, "big") for address in rng.sample(addresses, 2)
+        )
+    nets = {
+        V4: ("10.65.0.0/24", "10.65.0.2/32", "192.0.2.0/25", "192.0.2.128/25", "0.0.0.0/0", "128.0.0.0/1"),
+        V6: ("fd00:65::/32", "fd00:65::2/128", "2001:db8::/48", "::/0", "8000::/1"),
+    }[spec.family]
+    return _disjoint(rng.sample([parse_prefix(each)[1] for each in nets], 3))
+
+
+def _disjoint(prefixes: list[bytes]) -> frozenset[bytes]:
+    """Without those inside another."""
+
+    def inside(one: bytes, other: bytes) -> bool:
+        if one == other or one[0] < other[0]:
+            return False
+        width = 128
+        first = int.from_bytes(one[1:].ljust(16, b"\x00"), "big") >> width - other[0] if other[0] else 0
+        second = int.from_bytes(other[1:].ljust(16, b"\x00"), "big") >> width - other[0] if other[0] else 0
+        return first == second
+
+    return frozenset(one for one in prefixes if not any(inside(one, other) for other in prefixes))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_program_and_any_change_of_it(site: Site, seed: int):
+    rng = random.Random(seed)
+    specs = [SetSpec(f"set_{number}", family, kind) for number, (family, kind) in enumerate(
+        (family, kind) for family in (V4, V6) for kind in SetKind for _ in range(2)
+    )]  # fmt: skip
+    members = {spec: random_members(rng, spec) for spec in specs}
+    chains = [f"c{number}" for number in range(4)]
+
+    def walk() -> Walk | None:
+        if rng.random() < 0.2:
+            return None
+        tiers = tuple(
+            TierWalk(
+                f"tier{number}", tuple(rng.sample(chains, rng.randint(1, 3))), rng.choice((Action.DENY, Action.PASS))
+            )
+            for number in range(rng.randint(0, 2))
+        )
+        return Walk(tiers, tuple(rng.sample(chains, rng.randint(0, 2))))
+
+    def chain(name: str) -> ChainUpdate:
+        return ChainUpdate(name, Chain(name, tuple(random_rule(rng, specs) for _ in range(rng.randint(0, 4)))))
+
+    def endpoint(interface: str) -> EndpointUpdate:
+        if rng.random() < 0.1:
+            return EndpointUpdate(interface, Place.WORKLOAD, None)
+        policy = EndpointPolicy(interface, Place.WORKLOAD, walk(), walk())
+        return EndpointUpdate(interface, Place.WORKLOAD, policy)
+
+    def forwarded() -> EndpointUpdate:
+        interface = rng.choice(("eth0", "*"))
+        if rng.random() < 0.3:
+            return EndpointUpdate(interface, Place.HOST_FORWARD, None)
+        policy = EndpointPolicy(interface, Place.HOST_FORWARD, walk(), walk())
+        return EndpointUpdate(interface, Place.HOST_FORWARD, policy)
+
+    site.apply(
+        PolicyBatch(
+            tuple(SetUpdate(spec, members[spec]) for spec in specs),
+            tuple(chain(name) for name in chains),
+            tuple(endpoint(interface) for interface in PODS),
+            HostRules(log_group=5, log_denied=rng.random() < 0.5),
+        )
+    )
+    assert agree(site, probes(rng)) == []
+    for _ in range(6):
+        spec = rng.choice(specs)
+        new = random_members(rng, spec)
+        site.apply(
+            PolicyBatch(
+                (SetUpdate(spec, new - members[spec], members[spec] - new),),
+                (chain(rng.choice(chains)),) if rng.random() < 0.5 else (),
+                (endpoint(rng.choice(list(PODS))), *((forwarded(),) if rng.random() < 0.5 else ())),
+            )
+        )
+        members[spec] = new
+        assert agree(site, probes(rng)) == []
+    assert site.problems == [] and site.kernel.rebuilds == 1
+
+
+def test_what_is_taken_back_is_gone(site: Site):
+    spec = SetSpec("peers", V4, SetKind.HOSTS)
+    rule = Rule(Action.ALLOW, V4, source=Side(("peers",)), origin="peers")
+    site.apply(
+        PolicyBatch(
+            (SetUpdate(spec, frozenset([parse_address("10.65.0.1")])),),
+            (ChainUpdate("one", Chain("one", (rule,))),),
+            everywhere(Walk((TierWalk("default", ("one",), Action.DENY),))),
+        )
+    )
+    full = site.node.run("nft", "list", "table", "inet", "routed")
+    assert "p_one" in full and "set peers" in full and "chain w_" in full
+    site.apply(
+        PolicyBatch(
+            (SetUpdate(spec, gone=True),),
+            (ChainUpdate("one", None),),
+            tuple(EndpointUpdate(name, Place.WORKLOAD, None) for name in PODS),
+        )
+    )
+    empty = site.node.run("nft", "list", "table", "inet", "routed")
+    assert "p_one" not in empty and "set peers" not in empty and "chain w_" not in empty
+    assert site.problems == []
+
+
+def test_what_somebody_else_changes_is_put_back(site: Site):
+    site.apply(PolicyBatch(endpoints=everywhere(None)))
+    site.node.run("nft", "add", "table", "inet", "theirs")
+    before = site.kernel.rebuilds
+    site.node.run("nft", "flush", "chain", "inet", "routed", "forward")
+
+    async def until() -> None:
+        deadline = asyncio.get_running_loop().time() + 10
+        while site.kernel.rebuilds == before and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.01)
+        await site.kernel.settled()
+
+    site.run(until())
+    assert "from_workload" in site.node.run("nft", "list", "chain", "inet", "routed", "forward")
+    assert "theirs" in site.node.run("nft", "list", "tables")
+
+
+def test_counters_name_the_rule(site: Site):
+    site.apply(PolicyBatch(chains=(ChainUpdate("allow", ALLOW),), endpoints=everywhere(ALLOW_ALL)))
+    packets = [packet for packet in probes(random.Random(2)) if packet.incoming == "calia"]
+    assert agree(site, packets) == []
+    rules = site.run(site.kernel.rules())
+    counted = {rule.comment: rule.packets for rule in rules if rule.chain == "p_allow"}
+    # a packet to the other pod is admitted twice, one to the outside once
+    assert counted == {"allow everything": sum(2 if packet.outgoing == "calib" else 1 for packet in packets)}
+
+
+def test_addresses_of_pools_are_translated_only_outside(site: Site):
+    nat = {V4: (parse_prefix("10.65.0.0/16")[1],)}
+    every = {V4: (parse_prefix("10.65.0.0/16")[1], parse_prefix("198.51.100.0/24")[1])}
+    site.apply(PolicyBatch(endpoints=everywhere(None), host=HostRules(nat_pools=nat, all_pools=every)))
+    outside = site.hosts["eth0"]
+    outside.address("eth0", "198.51.100.7/32")
+    site.node.ip("route add 198.51.100.7/32 via 192.0.2.7")
+    for destination, expected in (("192.0.2.7", "192.0.2.1"), ("198.51.100.7", "10.65.0.1")):
+        with outside.entered(), contextlib.closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as listener:
+            listener.bind((destination, 80))
+            listener.settimeout(5)
+            with (
+                site.hosts["calia"].entered(),
+                contextlib.closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sender,
+            ):
+                sender.sendto(b"x", (destination, 80))
+            assert listener.recvfrom(64)[1][0] == expected
+
+
+def test_the_kernel_answers_for_what_it_refuses(site: Site):
+    site.apply(PolicyBatch(endpoints=everywhere(None)))
+
+    async def wrong() -> None:
+        walk = Walk((TierWalk("default", ("never_made",), Action.DENY),))
+        site.kernel.apply(PolicyBatch(endpoints=everywhere(walk)))
+        deadline = asyncio.get_running_loop().time() + 10
+        while not site.problems and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.01)
+        # the policy that was missing arrives: all is well again
+        site.kernel.apply(PolicyBatch(chains=(ChainUpdate("never_made", Chain("never_made", ())),)))
+        await asyncio.wait_for(site.kernel.settled(), 20)
+
+    site.run(wrong())
+    assert "those of before stay in force" in site.problems[0] and site.problems[-1] == ""
+    assert wait_for(lambda: "p_never_made" in site.node.run("nft", "list", "table", "inet", "routed"), 5)
