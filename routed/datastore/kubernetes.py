@@ -1,0 +1,263 @@
+"""Objects of the Kubernetes API as a stream of updates: list, then watch from there, for each kind asked for.
+
+Invariants: what the API once said stays until the API says otherwise; that it cannot be reached, or that a watch ends,
+deletes nothing. A watch that is too old (410 Gone) is answered by listing anew, and only differences are told. An object
+that cannot be read keeps its last good value, with a problem that names it. The sink is called on the loop's thread.
+
+The API's own rules: https://kubernetes.io/docs/reference/using-api/api-concepts/ ("Efficient detection of changes",
+"Retrieving large results sets in chunks").
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import httpx
+
+from routed.datastore.kubeconfig import Access
+from routed.errors import ConfigError, StoreError
+from routed.model.resources import JsonObject, Resource, ResourceKey, Update
+
+#: Objects asked for at once.
+PAGE = 500
+#: Seconds a watch lasts before it is asked for again, and without a word after which it counts as dead.
+WATCH_SECONDS = 300
+SILENCE = WATCH_SECONDS + 30.0
+#: Seconds before the first and the longest pause after a failure.
+RETRY = 0.5
+RETRY_MAX = 30.0
+_CONNECT = 10.0
+#: Seconds a watch lasts at least where all is well; a shorter one is a failure too, and followed by a pause.
+_SHORT = 1.0
+_GONE = 410
+#: Octets of one object, at most; etcd refuses larger ones.
+_MAX_LINE = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKind:
+    """A kind of the API, and where its objects are."""
+
+    kind: str
+    api_version: str
+    path: str
+    """`/api/v1/services`."""
+
+
+SERVICES = ApiKind("Service", "v1", "/api/v1/services")
+ENDPOINT_SLICES = ApiKind("EndpointSlice", "discovery.k8s.io/v1", "/apis/discovery.k8s.io/v1/endpointslices")
+
+
+class Sink(Protocol):
+    """Who is told."""
+
+    def update(self, update: Update) -> None: ...
+
+
+class KubernetesSource:
+    """See the module's docstring."""
+
+    def __init__(self, access: Access, kinds: tuple[ApiKind, ...], parse: Callable[[JsonObject], Resource]) -> None:
+        self._access = access
+        self._kinds = kinds
+        self._parse = parse
+        self._known: dict[ApiKind, dict[ResourceKey, Any]] = {kind: {} for kind in kinds}
+        self._problems: dict[str, str] = {}
+        """By object or kind."""
+        self._synced: set[ApiKind] = set()
+        self.in_sync = asyncio.Event()
+        """Every kind was read once."""
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What is wrong now, a sentence each."""
+        return tuple(self._problems[key] for key in sorted(self._problems))
+
+    async def run(self, sink: Sink) -> None:
+        """Feed the sink until cancelled. Never raises where the API fails: it is tried again."""
+        async with asyncio.TaskGroup() as tasks:
+            for kind in self._kinds:
+                tasks.create_task(self._follow(kind, sink))
+
+    async def get(self, path: str) -> JsonObject | None:
+        """One object, as the API has it; None where there is none. Raises StoreError."""
+        try:
+            async with self._client() as client:
+                answer = await client.get(path)
+        except (httpx.HTTPError, ConfigError, OSError) as error:
+            raise StoreError(f"the Kubernetes API cannot be asked for {path}: {_why(error)}") from None
+        if answer.status_code == 404:
+            return None
+        if answer.status_code != 200:
+            raise StoreError(f"the Kubernetes API refuses {path}: {answer.status_code} {answer.reason_phrase}")
+        try:
+            found = answer.json()
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise StoreError(f"the Kubernetes API answers {path} with something that is no object")
+        return found
+
+    # ---- inside
+
+    async def _follow(self, kind: ApiKind, sink: Sink) -> None:
+        loop = asyncio.get_running_loop()
+        pause = RETRY
+        revision = ""
+        while True:
+            try:
+                async with self._client() as client:
+                    if not revision:
+                        revision = await self._list(client, kind, sink)
+                        self._problems.pop(kind.kind, None)
+                        self._synced.add(kind)
+                        if len(self._synced) == len(self._kinds):
+                            self.in_sync.set()
+                    began = loop.time()
+                    async for event in self._watch(client, kind, revision):
+                        pause = RETRY
+                        revision = self._take(kind, event, sink) or revision
+                if loop.time() - began > _SHORT:
+                    continue
+            except _Gone:
+                revision = ""
+                continue
+            except (httpx.HTTPError, ConfigError, OSError, ValueError, StoreError) as error:
+                self._problems[kind.kind] = f"the Kubernetes API does not give us {kind.kind} objects: {_why(error)}"
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(RETRY_MAX, pause * 2)
+
+    @asynccontextmanager
+    async def _client(self) -> AsyncIterator[httpx.AsyncClient]:
+        access = self._access
+        extensions = {"sni_hostname": access.server_name} if access.server_name else {}
+
+        async def name_the_server(request: httpx.Request) -> None:
+            request.extensions.update(extensions)
+
+        async with httpx.AsyncClient(
+            base_url=access.server,
+            headers={"Accept": "application/json", "User-Agent": "routed", **access.authorization()},
+            verify=access.context if access.context is not None else False,
+            timeout=httpx.Timeout(_CONNECT, read=SILENCE),
+            trust_env=False,
+            event_hooks={"request": [name_the_server]},
+        ) as client:
+            yield client
+
+    async def _list(self, client: httpx.AsyncClient, kind: ApiKind, sink: Sink) -> str:
+        """Read all objects; the revision to watch from."""
+        seen: set[ResourceKey] = set()
+        token = ""
+        while True:
+            answer = await client.get(kind.path, params={"limit": PAGE, **({"continue": token} if token else {})})
+            if answer.status_code == _GONE:  # the pages grew too old on the way
+                raise _Gone
+            _check(answer, kind)
+            page = answer.json()
+            metadata = page.get("metadata") or {}
+            for item in page.get("items") or []:
+                key = self._put(kind, item, sink)
+                if key is not None:
+                    seen.add(key)
+            token = metadata.get("continue") or ""
+            if not token:
+                for key in [key for key in self._known[kind] if key not in seen]:
+                    self._remove(kind, key, sink)
+                return str(metadata.get("resourceVersion") or "")
+
+    async def _watch(self, client: httpx.AsyncClient, kind: ApiKind, revision: str) -> AsyncIterator[dict[str, Any]]:
+        parameters: dict[str, str | int] = {
+            "watch": 1,
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": WATCH_SECONDS,
+            "resourceVersion": revision,
+        }
+        async with client.stream("GET", kind.path, params=parameters) as answer:
+            if answer.status_code == _GONE:
+                raise _Gone
+            _check(answer, kind)
+            self._problems.pop(kind.kind, None)
+            line = b""
+            async for part in answer.aiter_bytes():
+                *whole, rest = (line + part).split(b"\n")
+                for each in whole:
+                    if each.strip():
+                        event = json.loads(each)
+                        if not isinstance(event, dict):
+                            raise StoreError("an event is no object")
+                        yield event
+                line = rest
+                if len(line) > _MAX_LINE:
+                    raise StoreError("an event does not end")
+
+    def _take(self, kind: ApiKind, event: dict[str, Any], sink: Sink) -> str:
+        """Take an event in; the revision after it."""
+        what, found = event.get("type"), event.get("object")
+        if not isinstance(found, dict):  # what comes after it may be whole: going back would only bring it again
+            self._problems[kind.kind] = f"the Kubernetes API sent a change of a {kind.kind} that names no object"
+            return ""
+        if what == "ERROR":
+            if found.get("code") == _GONE:
+                raise _Gone
+            raise StoreError(str(found.get("message") or found.get("reason") or "an error without a reason")[:200])
+        if what in ("ADDED", "MODIFIED"):
+            self._put(kind, found, sink)
+        elif what == "DELETED":
+            key = _key(kind, found)
+            if key is not None:
+                self._remove(kind, key, sink)
+        metadata = found.get("metadata")
+        return str(metadata.get("resourceVersion") or "") if isinstance(metadata, dict) else ""
+
+    def _put(self, kind: ApiKind, found: Any, sink: Sink) -> ResourceKey | None:
+        key = _key(kind, found)
+        if key is None:
+            return None
+        manifest = {**found, "kind": kind.kind, "apiVersion": kind.api_version}
+        try:
+            value = self._parse(manifest)
+        except ConfigError as error:
+            self._problems[str(key)] = f"{key} in the Kubernetes API: {error}; its last good state stays"
+            return key
+        self._problems.pop(str(key), None)
+        if self._known[kind].get(key) != value:
+            self._known[kind][key] = value
+            sink.update(Update(key, value))
+        return key
+
+    def _remove(self, kind: ApiKind, key: ResourceKey, sink: Sink) -> None:
+        self._problems.pop(str(key), None)
+        if self._known[kind].pop(key, None) is not None:
+            sink.update(Update(key, None))
+
+
+class _Gone(Exception):
+    """What we know is too old to go on from."""
+
+
+def _check(answer: httpx.Response, kind: ApiKind) -> None:
+    if answer.status_code in (401, 403):
+        raise StoreError(
+            f"{answer.status_code} {answer.reason_phrase}: may the user of the kubeconfig list and watch {kind.path}?"
+        )
+    if answer.status_code != 200:
+        raise StoreError(f"{answer.status_code} {answer.reason_phrase}")
+
+
+def _key(kind: ApiKind, found: Any) -> ResourceKey | None:
+    metadata = found.get("metadata") if isinstance(found, dict) else None
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("name"), str):
+        return None
+    return ResourceKey(kind.kind, metadata["name"], str(metadata.get("namespace") or ""))
+
+
+def _why(error: BaseException) -> str:
+    text = str(error) or type(error).__name__
+    return " ".join(text.split())[:300]

@@ -1,0 +1,166 @@
+"""A stand-in for the Kubernetes API: real HTTPS, real lists and watches, over objects a test puts in.
+
+It speaks what the API's clients rely on: pages with `continue`, a revision for everything, watches that begin at one and
+go on in chunks, bookmarks, 410 for revisions it has forgotten, 401 without the token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+import subprocess
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+TOKEN = "a-token-that-must-not-be-logged"
+
+
+def make_certificates(folder: Path) -> None:
+    """`ca.pem`, and `server.pem` with `server.key` for localhost, and `client.pem` with `client.key`."""
+
+    def openssl(*argv: str) -> None:
+        subprocess.run(["openssl", *argv], cwd=folder, check=True, capture_output=True)
+
+    new = ("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    openssl(*new, "-x509", "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=test-ca", "-days", "2")
+    for name, subject in (("server", "/CN=localhost"), ("client", "/O=routed/CN=node-1")):
+        openssl(*new, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", subject)
+        (folder / "ext").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
+        openssl(
+            "x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial",
+            "-out", f"{name}.pem", "-days", "2", "-extfile", "ext",
+        )  # fmt: skip
+
+
+class KubernetesApi:
+    """Start it with `async with`; objects are by path of their kind, then by namespace/name."""
+
+    def __init__(self, folder: Path, *, page: int = 3, client_certificates: bool = False) -> None:
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.load_cert_chain(folder / "server.pem", folder / "server.key")
+        if client_certificates:
+            self._context.load_verify_locations(folder / "ca.pem")
+            self._context.verify_mode = ssl.CERT_REQUIRED
+        self._page = page
+        self._client_certificates = client_certificates
+        self.revision = 100
+        self.oldest = 0
+        """Watches from before this revision are gone."""
+        self.objects: dict[str, dict[str, dict[str, Any]]] = {}
+        self.events: list[tuple[int, str, dict[str, Any]]] = []
+        self.lists = 0
+        self.refuse = 0
+        """A status every request gets, where it is not 0."""
+        self._changed = asyncio.Condition()
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    async def __aenter__(self) -> KubernetesApi:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._context)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        self.hang_up()
+
+    def hang_up(self) -> None:
+        """Break all connections."""
+        for writer in list(self._writers):
+            writer.transport.abort()
+
+    async def put(self, path: str, namespace: str, name: str, **body: Any) -> None:
+        kind = self.objects.setdefault(path, {})
+        what = "MODIFIED" if f"{namespace}/{name}" in kind else "ADDED"
+        self.revision += 1
+        metadata = {"name": name, "namespace": namespace, "resourceVersion": str(self.revision)}
+        kind[f"{namespace}/{name}"] = made = {"metadata": metadata, **body}
+        await self._tell(path, what, made)
+
+    async def delete(self, path: str, namespace: str, name: str) -> None:
+        gone = self.objects[path].pop(f"{namespace}/{name}")
+        self.revision += 1
+        gone["metadata"]["resourceVersion"] = str(self.revision)
+        await self._tell(path, "DELETED", gone)
+
+    async def say(self, path: str, what: str, found: object) -> None:
+        """An event as it is."""
+        self.revision += 1
+        await self._tell(path, what, found)
+
+    def forget(self) -> None:
+        """Compact: nobody can go on from a revision of before."""
+        self.oldest = self.revision + 1
+        self.revision += 2
+        self.events.clear()
+
+    async def _tell(self, path: str, what: str, found: Any) -> None:
+        self.events.append((self.revision, path, {"type": what, "object": found}))
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        try:
+            while (request := await reader.readline()).strip():
+                headers = {}
+                while line := (await reader.readline()).decode().strip():
+                    name, _, value = line.partition(":")
+                    headers[name.lower()] = value.strip()
+                await self._answer(request.decode().split()[1], headers, writer)
+        except (ConnectionError, asyncio.IncompleteReadError, ssl.SSLError):
+            pass
+        finally:
+            self._writers.discard(writer)
+            writer.close()
+
+    async def _answer(self, target: str, headers: dict[str, str], writer: asyncio.StreamWriter) -> None:
+        parts = urlsplit(target)
+        query = {name: values[0] for name, values in parse_qs(parts.query).items()}
+        authorized = self._client_certificates or headers.get("authorization") == f"Bearer {TOKEN}"
+        if self.refuse or not authorized:
+            self._reply(writer, self.refuse or 401, {"kind": "Status", "message": "no"})
+        elif "watch" in query:
+            await self._watch(parts.path, int(query["resourceVersion"]), writer)
+        elif parts.path in self.objects:
+            self.lists += 1
+            items = list(self.objects[parts.path].values())
+            start = int(query.get("continue") or 0)
+            more = str(start + self._page) if start + self._page < len(items) else ""
+            self._reply(
+                writer,
+                200,
+                {
+                    "metadata": {"resourceVersion": str(self.revision), "continue": more},
+                    "items": items[start : start + self._page],
+                },
+            )
+        else:
+            kind, _, name = parts.path.rpartition("/")
+            found = next((of[f"{name}"] for path, of in self.objects.items() if path == kind and name in of), None)
+            self._reply(writer, 200 if found else 404, found or {"kind": "Status"})
+        await writer.drain()
+
+    def _reply(self, writer: asyncio.StreamWriter, status: int, body: object) -> None:
+        data = json.dumps(body).encode()
+        writer.write(f"HTTP/1.1 {status} X\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data)
+
+    async def _watch(self, path: str, revision: int, writer: asyncio.StreamWriter) -> None:
+        if revision < self.oldest:
+            self._reply(writer, 410, {"kind": "Status", "code": 410})
+            return
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        told = 0
+        while not writer.is_closing():
+            for at, where, event in self.events[told:]:
+                if where == path and at > revision:
+                    line = json.dumps(event).encode() + b"\n"
+                    for part in (line[:7], line[7:]):  # an event may come in any pieces
+                        writer.write(f"{len(part):x}\r\n".encode() + part + b"\r\n")
+            told = len(self.events)
+            await writer.drain()
+            async with self._changed:
+                await self._changed.wait()
+            if told > len(self.events):
+                told = 0

@@ -1,0 +1,322 @@
+"""The Kubernetes API as a source, against a stand-in that speaks its protocol over real TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import yaml
+
+from routed.datastore import kubernetes
+from routed.datastore.kubeconfig import load_kubeconfig
+from routed.datastore.kubernetes import ENDPOINT_SLICES, SERVICES, KubernetesSource
+from routed.errors import ConfigError, StoreError
+from routed.model.resources import JsonObject, Resource, ResourceKey, Update
+from tests.datastore.kubernetes_api import TOKEN, KubernetesApi, make_certificates
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thing(Resource):
+    """Any object of the API."""
+
+    kind: ClassVar[str] = "Thing"
+    spec: str = ""
+
+
+def parse(manifest: JsonObject) -> Resource:
+    if manifest.get("spec") == "wrong":
+        raise ConfigError("spec", "is wrong")
+    metadata = manifest["metadata"]
+    assert isinstance(metadata, dict) and manifest["apiVersion"]
+    return Thing(name=str(metadata["name"]), spec=str(manifest.get("spec")))
+
+
+@dataclass
+class Listener:
+    """What a sink was told, and what follows from it."""
+
+    heard: list[Update] = field(default_factory=list)
+
+    def update(self, update: Update) -> None:
+        self.heard.append(update)
+
+    @property
+    def state(self) -> dict[str, str]:
+        found = {}
+        for update in self.heard:
+            assert isinstance(update.value, Thing | None)
+            found[f"{update.key.kind} {update.key.namespace}/{update.key.name}"] = update.value
+        return {key: value.spec for key, value in found.items() if value is not None}
+
+
+async def until(condition: Callable[[], bool], what: str) -> None:
+    deadline = asyncio.get_running_loop().time() + 15
+    while not condition():
+        assert asyncio.get_running_loop().time() < deadline, what
+        await asyncio.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("certificates")
+    make_certificates(folder)
+    return folder
+
+
+def kubeconfig(folder: Path, port: int, user: dict[str, Any] | None = None, **cluster: Any) -> str:
+    path = folder / f"kubeconfig-{port}"
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "current-context": "c",
+                "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
+                "clusters": [
+                    {
+                        "name": "k",
+                        "cluster": {
+                            "server": f"https://127.0.0.1:{port}/",
+                            "certificate-authority": "ca.pem",
+                            **cluster,
+                        },
+                    }
+                ],
+                "users": [{"name": "u", "user": {"token": TOKEN} if user is None else user}],
+            }
+        )
+    )
+    return str(path)
+
+
+Scenario = Callable[[KubernetesApi, KubernetesSource, Listener], Awaitable[None]]
+
+
+@pytest.fixture
+def play(certificates: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Scenario], None]:
+    monkeypatch.setattr(kubernetes, "RETRY", 0.01)
+
+    def run(scenario: Scenario) -> None:
+        async def main() -> None:
+            async with KubernetesApi(certificates) as api:
+                api.objects = {SERVICES.path: {}, ENDPOINT_SLICES.path: {}}
+                for number in range(7):
+                    await api.put(SERVICES.path, "default", f"s{number}", spec="one")
+                source = KubernetesSource(
+                    load_kubeconfig(kubeconfig(certificates, api.port)), (SERVICES, ENDPOINT_SLICES), parse
+                )
+                listener = Listener()
+                task = asyncio.create_task(source.run(listener))
+                await asyncio.wait_for(source.in_sync.wait(), 15)
+                await scenario(api, source, listener)
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+        asyncio.run(main())
+
+    return run
+
+
+def test_pages_then_changes(play: Callable[[Scenario], None]):
+    async def scenario(api: KubernetesApi, source: KubernetesSource, listener: Listener) -> None:
+        assert listener.state == {f"Service default/s{number}": "one" for number in range(7)}
+        await api.put(SERVICES.path, "default", "s0", spec="two")
+        await api.put(SERVICES.path, "other", "s0", spec="new")
+        await api.delete(SERVICES.path, "default", "s1")
+        await api.put(ENDPOINT_SLICES.path, "default", "e", spec="slice")
+        await until(lambda: len(listener.state) == 8, "the changes arrive")
+        assert listener.state["Service default/s0"] == "two" and listener.state["Service other/s0"] == "new"
+        assert listener.state["EndpointSlice default/e"] == "slice"
+        assert Update(ResourceKey("Service", "s1", "default"), None) in listener.heard
+        assert source.problems == ()
+
+    play(scenario)
+
+
+def test_an_api_that_goes_away_deletes_nothing_and_is_found_again(play: Callable[[Scenario], None]):
+    async def scenario(api: KubernetesApi, source: KubernetesSource, listener: Listener) -> None:
+        before, heard = listener.state, len(listener.heard)
+        api.refuse = 503
+        api.hang_up()
+        await until(lambda: "503" in " ".join(source.problems), "it is noticed")
+        await api.put(SERVICES.path, "default", "s0", spec="meanwhile")
+        assert listener.state == before and len(listener.heard) == heard
+        api.refuse = 0
+        await until(lambda: listener.state["Service default/s0"] == "meanwhile", "it goes on where it was")
+        assert len(listener.heard) == heard + 1
+        await until(lambda: not source.problems, "the problem is over")
+
+    play(scenario)
+
+
+def test_a_watch_too_old_is_listed_anew_and_only_differences_are_told(play: Callable[[Scenario], None]):
+    async def scenario(api: KubernetesApi, source: KubernetesSource, listener: Listener) -> None:
+        heard, lists = len(listener.heard), api.lists
+        api.refuse = 503
+        api.hang_up()
+        await until(lambda: bool(source.problems), "it is cut off")
+        await api.put(SERVICES.path, "default", "s2", spec="two")
+        await api.delete(SERVICES.path, "default", "s3")
+        api.forget()
+        api.refuse = 0
+        await until(lambda: "Service default/s3" not in listener.state, "the deletion is found")
+        await until(lambda: listener.state["Service default/s2"] == "two", "the change is found")
+        assert api.lists > lists and len(listener.heard) == heard + 2
+
+    play(scenario)
+
+
+def test_an_error_in_the_watch_itself(play: Callable[[Scenario], None]):
+    async def scenario(api: KubernetesApi, source: KubernetesSource, listener: Listener) -> None:
+        lists = api.lists
+        await api.say(SERVICES.path, "ERROR", {"code": 410, "message": "too old"})
+        await until(lambda: api.lists > lists, "it lists anew")
+        assert source.problems == ()
+        assert len(listener.state) == 7
+
+    play(scenario)
+
+
+def test_an_object_that_cannot_be_read_keeps_its_last_value(play: Callable[[Scenario], None]):
+    async def scenario(api: KubernetesApi, source: KubernetesSource, listener: Listener) -> None:
+        await api.put(SERVICES.path, "default", "s0", spec="wrong")
+        await until(lambda: bool(source.problems), "it is said")
+        assert "Service default/s0" in source.problems[0] and "last good state" in source.problems[0]
+        assert listener.state["Service default/s0"] == "one"
+        await api.put(SERVICES.path, "default", "s0", spec="right")
+        await until(lambda: not source.problems, "it is right again")
+
+    play(scenario)
+
+
+def test_nonsense_in_a_watch_is_survived(play: Callable[[Scenario], None]):
+    async def scenario(api: KubernetesApi, source: KubernetesSource, listener: Listener) -> None:
+        for what, found in (("ADDED", []), ("ADDED", {}), ("ADDED", {"metadata": 3}), ("BOOKMARK", {"metadata": {}})):
+            await api.say(SERVICES.path, what, found)
+        await api.put(SERVICES.path, "default", "last", spec="one")
+        await until(lambda: "Service default/last" in listener.state, "what comes after is heard")
+        assert len(source.problems) <= 1  # of the event that was no object
+
+    play(scenario)
+
+
+def test_one_object(play: Callable[[Scenario], None]):
+    async def scenario(api: KubernetesApi, source: KubernetesSource, _: Listener) -> None:
+        api.objects["/api/v1/namespaces/default/pods"] = {"web": {"metadata": {"name": "web", "labels": {"a": "b"}}}}
+        found = await source.get("/api/v1/namespaces/default/pods/web")
+        assert found is not None and found["metadata"] == {"name": "web", "labels": {"a": "b"}}
+        assert await source.get("/api/v1/namespaces/default/pods/none") is None
+        api.refuse = 500
+        with pytest.raises(StoreError, match="500"):
+            await source.get("/api/v1/namespaces/default/pods/web")
+
+    play(scenario)
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(work)
+
+
+async def first_problem(source: KubernetesSource) -> str:
+    task = asyncio.create_task(source.run(Listener()))
+    await until(lambda: bool(source.problems), "it fails")
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    return source.problems[0]
+
+
+def test_without_the_right_to_ask(certificates: Path, caplog: pytest.LogCaptureFixture):
+    async def main() -> None:
+        async with KubernetesApi(certificates) as api:
+            access = load_kubeconfig(kubeconfig(certificates, api.port, {"token": TOKEN + "x"}))
+            problem = await first_problem(KubernetesSource(access, (SERVICES,), parse))
+            assert "401" in problem and SERVICES.path in problem
+            assert TOKEN not in problem + repr(access) + caplog.text
+
+    with caplog.at_level(logging.DEBUG):
+        run(main())
+
+
+def test_a_server_with_another_certificate_is_not_trusted(certificates: Path, tmp_path: Path):
+    make_certificates(tmp_path)
+
+    async def main() -> None:
+        async with KubernetesApi(tmp_path) as api:
+            access = load_kubeconfig(kubeconfig(certificates, api.port))
+            problem = await first_problem(KubernetesSource(access, (SERVICES,), parse))
+            assert "CERTIFICATE_VERIFY_FAILED" in problem
+
+    run(main())
+
+
+@pytest.mark.parametrize("inline", [False, True])
+def test_client_certificates(certificates: Path, inline: bool):
+    async def main() -> None:
+        user: dict[str, Any] = {"client-certificate": "client.pem", "client-key": "client.key"}
+        cluster = {}
+        if inline:
+            user = {
+                f"{key}-data": base64.b64encode((certificates / name).read_bytes()).decode()
+                for key, name in user.items()
+            }
+            data = base64.b64encode((certificates / "ca.pem").read_bytes()).decode()
+            cluster = {"certificate-authority": "", "certificate-authority-data": data}
+        async with KubernetesApi(certificates, client_certificates=True) as api:
+            api.objects[SERVICES.path] = {}
+            access = load_kubeconfig(kubeconfig(certificates, api.port, user, **cluster))
+            source = KubernetesSource(access, (SERVICES,), parse)
+            task = asyncio.create_task(source.run(Listener()))
+            await asyncio.wait_for(source.in_sync.wait(), 15)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    run(main())
+
+
+def test_a_token_in_a_file_is_read_when_it_is_needed(certificates: Path, tmp_path: Path):
+    (tmp_path / "token").write_text("first\n")
+    access = load_kubeconfig(kubeconfig(certificates, 1, {"tokenFile": str(tmp_path / "token")}))
+    assert access.authorization() == {"Authorization": "Bearer first"}
+    (tmp_path / "token").write_text("second")
+    assert access.authorization() == {"Authorization": "Bearer second"}
+    (tmp_path / "token").unlink()
+    with pytest.raises(ConfigError, match="cannot read the token"):
+        access.authorization()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"current-context": ""}, "current-context: is not set"),
+        ({"current-context": "x"}, "contexts: there is no 'x'"),
+        ({"clusters": []}, "clusters: there is no 'k'"),
+        ({"users": 3}, "users: there is no 'u'"),
+        ({"users": [{"name": "u", "user": {"exec": {"command": "x"}}}]}, "users.u.exec: is not supported"),
+        ({"users": [{"name": "u", "user": {"username": "a", "password": "b"}}]}, "username: is not supported"),
+        ({"users": [{"name": "u", "user": {"client-certificate": "ca.pem"}}]}, "must be given together"),
+        ({"users": [{"name": "u", "user": {"client-certificate-data": "!", "client-key-data": "!"}}]}, "is not base64"),
+        ({"clusters": [{"name": "k", "cluster": {"server": "ftp://x"}}]}, "must be an http or https address"),
+        ({"clusters": [{"name": "k", "cluster": {}}]}, "server: is required"),
+        ({"clusters": [{"name": "k", "cluster": {"server": "https://x", "certificate-authority": "no"}}]}, "cannot read no"),
+        ({"clusters": [{"name": "k", "cluster": {"server": "https://x", "proxy-url": "http://y"}}]}, "proxy-url: is not"),
+    ],
+)  # fmt: skip
+def test_kubeconfigs_that_cannot_be_used(certificates: Path, change: dict[str, Any], words: str):
+    path = Path(kubeconfig(certificates, 2))
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | change))
+    with pytest.raises(ConfigError, match=words) as raised:
+        load_kubeconfig(str(path))
+    assert str(raised.value).startswith(str(path))
+
+
+def test_what_is_no_kubeconfig(tmp_path: Path):
+    for content in ("[]", "{", "", "\x00"):
+        (tmp_path / "file").write_text(content)
+        with pytest.raises(ConfigError):
+            load_kubeconfig(str(tmp_path / "file"))
+    with pytest.raises(ConfigError, match="cannot read the kubeconfig"):
+        load_kubeconfig(str(tmp_path / "none"))
