@@ -158,7 +158,7 @@ class Place(enum.Enum):
     HOST = "host"
     """An interface of the node: packets for the node itself (ingress), packets of the node itself (egress)."""
     HOST_FORWARD = "host-forward"
-    """An interface of the node: packets that only pass through (applyOnForward)."""
+    """An interface of the node: packets that only pass through (applyOnForward). Without a decision, a packet goes on."""
     HOST_PRE_DNAT = "host-pre-dnat"
     """Ingress before the destination is translated. Without a decision, a packet goes on."""
     HOST_UNTRACKED = "host-untracked"

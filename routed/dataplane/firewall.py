@@ -83,6 +83,8 @@ _DISPATCH = {
     (Place.HOST_UNTRACKED, "egress"): "untracked_out",
 }
 _EARLY_PLACES = (Place.HOST_PRE_DNAT, Place.HOST_UNTRACKED)
+_OPEN_ENDED = (*_EARLY_PLACES, Place.HOST_FORWARD)
+"""Where a packet that no tier decides about goes on."""
 _FAILSAFE_PLACES = (Place.HOST, Place.HOST_PRE_DNAT, Place.HOST_UNTRACKED)
 
 _ADDRESS = {Family.IPV4_UNICAST: IPV4_ADDRESS, Family.IPV6_UNICAST: IPV6_ADDRESS}
@@ -323,7 +325,7 @@ class Firewall:
         """All chains of a walk, the last first, since a chain must be there before something leads to it."""
         walk, place = self._walk_of[name]
         stages = [(tier.name, tier.chains, tier.end) for tier in walk.tiers]
-        if place not in _EARLY_PLACES:
+        if place not in _OPEN_ENDED:
             stages.append(("profiles", walk.profiles, Action.DENY))
         names = [name, *(f"{name}_{number}" for number in range(1, max(1, len(stages))))]
         for number in range(max(1, len(stages)) - 1, -1, -1):
@@ -359,12 +361,12 @@ class Firewall:
         return nft.verdict(Verdict.RETURN)
 
     def _undecided(self, place: Place, origin: str) -> bytes:
-        return nft.verdict(Verdict.RETURN) if place in _EARLY_PLACES else self._deny(f"end of {origin}")
+        return nft.verdict(Verdict.RETURN) if place in _OPEN_ENDED else self._deny(f"end of {origin}")
 
     def _remove_walk(self, batch: Batch, name: str) -> None:
         walk, place = self._walk_of.pop(name)
         del self._walks[name]
-        count = max(1, len(walk.tiers) + (place not in _EARLY_PLACES))
+        count = max(1, len(walk.tiers) + (place not in _OPEN_ENDED))
         names = [name, *(f"{name}_{number}" for number in range(1, count))]
         for chain in names:
             batch.flush_chain(chain)
@@ -507,8 +509,7 @@ def _policy_chain(name: str) -> str:
 
 def _walk_name(walk: Walk, place: Place) -> str:
     """By content: endpoints that ask the same share one."""
-    early = "early" if place in _EARLY_PLACES else "late"
-    words = repr((early if place is not Place.HOST_UNTRACKED else "untracked", walk))
+    words = repr((place if place in _OPEN_ENDED else "closed", walk))
     return f"w_{hashlib.sha256(words.encode()).hexdigest()[:16]}"
 
 

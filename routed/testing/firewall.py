@@ -161,7 +161,8 @@ class FirewallModel:
         walk = policy.ingress if direction == "ingress" else policy.egress
         if walk is None:
             return None
-        return self._walk(walk, packet) or self._profiles(walk, packet)
+        judged = self._walk(walk, packet)
+        return judged if judged is not None or place is Place.HOST_FORWARD else self._profiles(walk, packet)
 
     def _early(self, place: Place, direction: str, interface: str, packet: Packet) -> Judgement | None:
         if place is Place.HOST_PRE_DNAT and packet.reply:

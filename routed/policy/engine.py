@@ -1,0 +1,737 @@
+"""The policy of one node: takes resources in one by one, gives what changes for the kernel.
+
+Three indexes carry the work. `_peers` follows which endpoints and network sets of the whole cluster the selectors of rules
+select, and keeps the sets that rules name. `_subjects` follows which endpoints of this node policies are for, and keeps
+their walks. A policy is compiled when it changes, or when a set it names changes its kind (addresses or networks), and
+only while an endpoint here is subject to it.
+
+Invariants: what `flush` gives, applied in order, is the whole program for the resources so far. A policy that cannot be
+read (`refuse`) closes what it is for, in its directions; it never opens anything, nor keeps another from being enforced.
+Pure: no clock, no kernel.
+
+Long for one idea: everything that must be told when a resource changes is here, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from routed.desired_policy import (
+    Action,
+    Chain,
+    ChainUpdate,
+    EndpointPolicy,
+    EndpointUpdate,
+    Place,
+    PolicyBatch,
+    Rule,
+    SetKind,
+    SetSpec,
+    SetUpdate,
+    TierWalk,
+    Walk,
+)
+from routed.model.kubernetes import EndpointSlice
+from routed.model.policies import (
+    DEFAULT_ALLOW,
+    GlobalNetworkPolicy,
+    GlobalNetworkSet,
+    NetworkPolicy,
+    NetworkSet,
+    Policy,
+    PolicyType,
+    Profile,
+    Tier,
+    TierAction,
+)
+from routed.model.policies import Rule as PolicyRule
+from routed.model.resources import Resource, ResourceKey, Update
+from routed.model.selector import All, Selector
+from routed.model.workloads import EndpointPort, HostEndpoint, WorkloadEndpoint
+from routed.net.families import Family
+from routed.policy.index import LabelIndex
+from routed.policy.members import Difference, Members, Networks
+from routed.policy.rules import (
+    FixedNetworks,
+    SelectedAddresses,
+    SelectedPorts,
+    ServiceEndpoints,
+    Source,
+    cannot_judge,
+    compile_rule,
+    kind_of,
+)
+from routed.policy.scope import NAMESPACE, SERVICE_ACCOUNT, subjects
+
+_DROPPED_LABELS = ("pcns.", "pcsa.")
+"""Prefixes of labels an endpoint can only inherit."""
+
+_DEFAULT_TIER = Tier(name="default", order=1_000_000.0)
+_LAST = float("inf")
+
+_DIRECTIONS = {PolicyType.INGRESS: "ingress", PolicyType.EGRESS: "egress"}
+
+ChainKey: TypeAlias = "tuple[ResourceKey, PolicyType]"
+SetKey: TypeAlias = "tuple[Source, Family]"
+
+
+@dataclass(frozen=True, slots=True)
+class _Contribution:
+    """What an endpoint or network set adds to the sets of a selector that selects it."""
+
+    networks: tuple[tuple[Family, bytes], ...] = ()
+    """Wire prefixes."""
+    ports: tuple[EndpointPort, ...] = ()
+    is_network: bool = False
+    """Not every prefix of it is one address."""
+
+
+@dataclass(slots=True)
+class _Set:
+    """A set that rules name."""
+
+    source: Source
+    family: Family
+    spec: SetSpec
+    members: Members | Networks
+    users: Counter[ChainKey] = field(default_factory=Counter)
+    told: frozenset[bytes] | None = None
+    """None: the kernel has not heard of it."""
+    difference: Difference = field(default_factory=Difference)
+
+
+class PolicyEngine:
+    """See the module's docstring."""
+
+    def __init__(self, node_name: str) -> None:
+        self._node_name = node_name
+        self._resources: dict[ResourceKey, Resource] = {DEFAULT_ALLOW.key: DEFAULT_ALLOW}
+        self._refused: dict[ResourceKey, _Refusal] = {}
+        self._peers: LabelIndex[Selector, ResourceKey] = LabelIndex()
+        self._subjects: LabelIndex[ResourceKey, ResourceKey] = LabelIndex()
+        self._contributions: dict[ResourceKey, _Contribution] = {}
+        self._selected_by: dict[ResourceKey, set[Selector]] = {}
+        """The selectors whose sets have an item's contribution now."""
+        self._network_items: Counter[Selector] = Counter()
+        """How many network sets a selector selects."""
+        self._sets: dict[SetKey, _Set] = {}
+        self._sets_of: dict[Selector, set[SetKey]] = {}
+        self._services: dict[tuple[str, str], dict[ResourceKey, EndpointSlice]] = {}
+        self._chains: dict[ChainKey, Chain] = {}
+        """Those the kernel has."""
+        self._users: dict[ChainKey, set[ResourceKey]] = {}
+        """Endpoints whose walks name a chain."""
+        self._walks: dict[ResourceKey, tuple[EndpointPolicy, ...]] = {}
+        self._chains_of: dict[ResourceKey, frozenset[ChainKey]] = {}
+        self._stale_policies: set[ResourceKey] = set()
+        self._stale_endpoints: set[ResourceKey] = set()
+        self._stale_services: set[tuple[str, str]] = set()
+        self._interfaces_by_address: Mapping[bytes, str] = {}
+        self._gone_sets: list[_Set] = []
+        self.problems: tuple[str, ...] = ()
+
+    # ---- inputs
+
+    def update(self, update: Update) -> None:
+        """A resource exists with this value, or (None) does not."""
+        key, value = update.key, update.value
+        old = self._resources.get(key)
+        if value is None:
+            if key == DEFAULT_ALLOW.key:
+                return
+            self._resources.pop(key, None)
+        else:
+            self._resources[key] = value
+        self._refused.pop(key, None)
+        match key.kind:
+            case NetworkPolicy.kind | GlobalNetworkPolicy.kind:
+                self._policy_changed(key, value if isinstance(value, Policy) else None)
+            case Profile.kind:
+                self._profile_changed(key, value if isinstance(value, Profile) else None)
+            case Tier.kind:
+                self._stale_endpoints |= self._walks.keys()
+            case WorkloadEndpoint.kind:
+                self._workload_changed(key, value if isinstance(value, WorkloadEndpoint) else None)
+            case HostEndpoint.kind:
+                self._host_changed(key, value if isinstance(value, HostEndpoint) else None)
+            case NetworkSet.kind | GlobalNetworkSet.kind:
+                self._network_set_changed(key, value if isinstance(value, (NetworkSet, GlobalNetworkSet)) else None)
+            case EndpointSlice.kind:
+                self._slice_changed(key, old, value)
+            case _:
+                if value is not None:
+                    del self._resources[key]
+
+    def refuse(self, key: ResourceKey, reason: str, selector: Selector | None, types: frozenset[PolicyType]) -> None:
+        """A policy is there and cannot be read: it closes what `selector` says, in these directions.
+
+        Where not even that can be read (None): everything in its namespace; a global one keeps its last good version, or
+        where there was none says nothing.
+        """
+        if selector is None and not key.namespace:
+            self._refused[key] = _Refusal(reason, None, types)
+            return
+        everything = NetworkPolicy(name=key.name, selector=selector, types=types or frozenset(PolicyType))
+        self._resources.pop(key, None)
+        self._refused[key] = _Refusal(reason, everything, types)
+        scope = subjects(_in_namespace(everything, key.namespace))
+        self._subjects.remove_selector(key)
+        self._subjects.add_selector(key, scope)
+        self._stale_policies.add(key)
+        self._stale_endpoints |= self._subjects.matches(key)
+
+    def interfaces(self, by_address: Mapping[bytes, str]) -> None:
+        """The node's interfaces by their packed addresses, for host endpoints that name only addresses."""
+        if dict(by_address) != self._interfaces_by_address:
+            self._interfaces_by_address = dict(by_address)
+            self._stale_endpoints |= {key for key in self._resources if key.kind == HostEndpoint.kind}
+
+    # ---- outputs
+
+    def flush(self) -> PolicyBatch | None:
+        """What changed since the last call, in one batch; None where nothing did."""
+        self._follow_subjects()
+        endpoints = tuple(self._rewalk())
+        chains = tuple(self._recompile())
+        self._follow_peers()
+        sets = tuple(self._changed_sets())
+        self._tell_problems()
+        if not sets and not chains and not endpoints:
+            return None
+        return PolicyBatch(sets=sets, chains=chains, endpoints=endpoints)
+
+    # ---- policies and profiles
+
+    def _policy_changed(self, key: ResourceKey, policy: Policy | None) -> None:
+        self._stale_policies.add(key)
+        if policy is None:
+            self._stale_endpoints |= self._matches(key)
+            self._subjects.remove_selector(key)
+            return
+        scope = subjects(policy)
+        self._stale_endpoints |= self._matches(key)
+        self._subjects.remove_selector(key)
+        self._subjects.add_selector(key, scope)
+        self._stale_endpoints |= self._subjects.matches(key)
+
+    def _matches(self, key: ResourceKey) -> set[ResourceKey]:
+        return set(self._subjects.matches(key)) if self._subjects.has(key) else set()
+
+    def _profile_changed(self, key: ResourceKey, profile: Profile | None) -> None:
+        labels = profile.labels_to_apply if profile is not None else None
+        self._peers.set_parent(key.name, labels)
+        self._subjects.set_parent(key.name, labels)
+        self._stale_policies.add(key)
+        self._stale_endpoints |= self._endpoints_with_profile(key.name)
+
+    def _endpoints_with_profile(self, name: str) -> set[ResourceKey]:
+        return {
+            key
+            for key in self._walks
+            if isinstance(found := self._resources.get(key), (WorkloadEndpoint, HostEndpoint)) and name in found.profiles
+        }
+
+    # ---- endpoints
+
+    def _workload_changed(self, key: ResourceKey, endpoint: WorkloadEndpoint | None) -> None:
+        if endpoint is None or not endpoint.ip_networks:
+            self._item_gone(key)
+            return
+        networks = tuple((each.family, each.prefix) for each in endpoint.ip_networks)
+        labels = _workload_labels(endpoint, key.namespace)
+        self._item(key, labels, endpoint.profiles, _Contribution(networks, endpoint.ports))
+        self._local(key, labels, endpoint.profiles, here=endpoint.node == self._node_name)
+
+    def _host_changed(self, key: ResourceKey, endpoint: HostEndpoint | None) -> None:
+        if endpoint is None:
+            self._item_gone(key)
+            return
+        networks = tuple(
+            (Family.of_address(address), bytes((8 * len(address),)) + address) for address in endpoint.expected_ips
+        )
+        self._item(key, endpoint.labels, endpoint.profiles, _Contribution(networks, endpoint.ports))
+        self._local(key, endpoint.labels, endpoint.profiles, here=endpoint.node == self._node_name)
+
+    def _network_set_changed(self, key: ResourceKey, found: NetworkSet | GlobalNetworkSet | None) -> None:
+        if found is None:
+            self._item_gone(key)
+            return
+        labels: Mapping[str, str] = found.labels
+        parents: tuple[str, ...] = ()
+        if key.namespace:
+            labels = {**labels, NAMESPACE: key.namespace}
+            parents = (f"kns.{key.namespace}",)
+        networks = tuple((each.family, each.prefix) for each in found.nets)
+        self._item(key, labels, parents, _Contribution(networks, is_network=True))
+
+    def _item(
+        self, key: ResourceKey, labels: Mapping[str, str], parents: tuple[str, ...], contribution: _Contribution
+    ) -> None:
+        """Something rules may select."""
+        old = self._contributions.get(key)
+        if old is not None and old != contribution:
+            for selector in self._selected_by.get(key, ()):
+                self._contribute(selector, old, -1)
+                self._contribute(selector, contribution, +1)
+        self._contributions[key] = contribution
+        self._peers.set_item(key, labels, parents)
+
+    def _local(
+        self, key: ResourceKey, labels: Mapping[str, str], parents: tuple[str, ...], *, here: bool
+    ) -> None:
+        if here:
+            self._subjects.set_item(key, labels, parents)
+            self._walks.setdefault(key, ())
+            self._stale_endpoints.add(key)
+        else:
+            self._subjects.remove_item(key)
+            if key in self._walks:
+                self._stale_endpoints.add(key)
+
+    def _item_gone(self, key: ResourceKey) -> None:
+        self._peers.remove_item(key)
+        self._subjects.remove_item(key)
+        self._follow_peers()  # while what it contributed is still known
+        self._contributions.pop(key, None)
+        if key in self._walks:
+            self._stale_endpoints.add(key)
+
+    # ---- walks
+
+    def _follow_subjects(self) -> None:
+        for changes in self._subjects.take().values():
+            self._stale_endpoints |= changes.keys()
+
+    def _rewalk(self) -> Iterator[EndpointUpdate]:
+        """The walks of endpoints that may have changed."""
+        stale, self._stale_endpoints = self._stale_endpoints, set()
+        ordered = self._ordered_policies(stale)
+        for key in sorted(stale):
+            if key not in self._walks:
+                continue
+            made, chains = self._walks_of(key, ordered)
+            before = self._chains_of.pop(key, frozenset())
+            for chain in before - chains:
+                self._users[chain].discard(key)
+                self._stale_policies.add(chain[0])
+            for chain in chains - before:
+                self._users.setdefault(chain, set()).add(key)
+                self._stale_policies.add(chain[0])
+            old, self._walks[key] = self._walks[key], made
+            if chains:
+                self._chains_of[key] = chains
+            now = {(each.interface, each.place): each for each in made}
+            for each in old:
+                if (each.interface, each.place) not in now:
+                    yield EndpointUpdate(each.interface, each.place, None)
+            for each in made:
+                if each not in old:
+                    yield EndpointUpdate(each.interface, each.place, each)
+            if not self._is_here(key):
+                del self._walks[key]
+
+    def _is_here(self, key: ResourceKey) -> bool:
+        found = self._resources.get(key)
+        if isinstance(found, WorkloadEndpoint):
+            return found.node == self._node_name and bool(found.ip_networks)
+        return isinstance(found, HostEndpoint) and found.node == self._node_name
+
+    def _ordered_policies(self, stale: Iterable[ResourceKey]) -> dict[ResourceKey, list[ResourceKey]]:
+        """The policies each endpoint is subject to, in the order they are asked."""
+        found: dict[ResourceKey, list[ResourceKey]] = {key: [] for key in stale}
+        for policy in self._subjects.keys():
+            for endpoint in self._subjects.matches(policy) & found.keys():
+                found[endpoint].append(policy)
+        for policies in found.values():
+            policies.sort(key=self._rank)
+        return found
+
+    def _rank(self, key: ResourceKey) -> tuple[float, str, str, str]:
+        policy = self._policy(key)
+        order = policy.order if policy is not None and policy.order is not None else _LAST
+        return order, key.name, key.namespace, key.kind
+
+    def _policy(self, key: ResourceKey) -> Policy | None:
+        refused = self._refused.get(key)
+        if refused is not None and refused.closing is not None:
+            return refused.closing
+        found = self._resources.get(key)
+        return found if isinstance(found, Policy) else None
+
+    def _tiers(self, policies: list[ResourceKey]) -> list[tuple[Tier, list[ResourceKey]]]:
+        by_tier: dict[str, list[ResourceKey]] = {}
+        for key in policies:
+            policy = self._policy(key)
+            if policy is not None:
+                by_tier.setdefault(policy.tier, []).append(key)
+        tiers = []
+        for name, members in by_tier.items():
+            found = self._resources.get(ResourceKey(Tier.kind, name))
+            if isinstance(found, Tier):
+                tiers.append((found, members))
+            else:  # what nobody ordered comes last, and closes
+                tiers.append((_DEFAULT_TIER if name == _DEFAULT_TIER.name else Tier(name=name), members))
+        return sorted(tiers, key=lambda each: (_LAST if each[0].order is None else each[0].order, each[0].name))
+
+    def _walks_of(
+        self, key: ResourceKey, ordered: dict[ResourceKey, list[ResourceKey]]
+    ) -> tuple[tuple[EndpointPolicy, ...], frozenset[ChainKey]]:
+        if not self._is_here(key):
+            return (), frozenset()
+        endpoint = self._resources[key]
+        chains: set[ChainKey] = set()
+        if isinstance(endpoint, WorkloadEndpoint):
+            if not endpoint.interface_name:
+                return (), frozenset()
+            walks = [
+                self._walk(ordered[key], direction, Place.WORKLOAD, endpoint.profiles, chains)
+                for direction in PolicyType
+            ]
+            return (EndpointPolicy(endpoint.interface_name, Place.WORKLOAD, *walks),), frozenset(chains)
+        assert isinstance(endpoint, HostEndpoint)
+        interface = endpoint.interface_name or next(
+            (name for ip in endpoint.expected_ips if (name := self._interfaces_by_address.get(ip))), ""
+        )
+        if not interface:
+            return (), frozenset()
+        made = []
+        for place in (Place.HOST, Place.HOST_FORWARD, Place.HOST_PRE_DNAT, Place.HOST_UNTRACKED):
+            profiles = endpoint.profiles if place is Place.HOST else ()
+            at_place = [policy for policy in ordered[key] if self._belongs(policy, place)]
+            both = [self._walk(at_place, direction, place, profiles, chains) for direction in PolicyType]
+            if place is not Place.HOST:  # where nobody asks, nothing is in the way
+                both = [walk if walk is not None and walk.tiers else None for walk in both]
+            if any(walk is not None for walk in both):
+                made.append(EndpointPolicy(interface, place, *both))
+        return tuple(made), frozenset(chains)
+
+    def _belongs(self, key: ResourceKey, place: Place) -> bool:
+        """Whether a policy is asked at a place of the host."""
+        policy = self._policy(key)
+        if not isinstance(policy, GlobalNetworkPolicy):
+            return place is Place.HOST
+        if policy.do_not_track:
+            return place is Place.HOST_UNTRACKED
+        if policy.pre_dnat:
+            return place is Place.HOST_PRE_DNAT
+        return place is Place.HOST or (place is Place.HOST_FORWARD and policy.apply_on_forward)
+
+    def _walk(
+        self,
+        policies: list[ResourceKey],
+        direction: PolicyType,
+        place: Place,
+        profiles: tuple[str, ...],
+        chains: set[ChainKey],
+    ) -> Walk:
+        if place is Place.WORKLOAD:  # before and around tracking is the host's business only
+            policies = [key for key in policies if self._is_plain(key)]
+        early = place in (Place.HOST_PRE_DNAT, Place.HOST_UNTRACKED)
+        tiers = []
+        for tier, members in self._tiers(policies):
+            named = [key for key in members if (policy := self._policy(key)) is not None and direction in policy.types]
+            if not named:
+                continue
+            chains |= {(key, direction) for key in named}
+            end = Action.PASS if early or tier.default_action is TierAction.PASS else Action.DENY
+            tiers.append(TierWalk(tier.name, tuple(chain_name(key, direction) for key in named), end))
+        present = [
+            key for name in profiles if (key := ResourceKey(Profile.kind, name)) in self._resources
+        ]
+        chains |= {(key, direction) for key in present}
+        return Walk(tuple(tiers), tuple(chain_name(key, direction) for key in present))
+
+    def _is_plain(self, key: ResourceKey) -> bool:
+        policy = self._policy(key)
+        return not isinstance(policy, GlobalNetworkPolicy) or not (policy.do_not_track or policy.pre_dnat)
+
+    # ---- chains
+
+    def _recompile(self) -> Iterator[ChainUpdate]:
+        while self._stale_policies:
+            stale, self._stale_policies = self._stale_policies, set()
+            for key in sorted(stale):
+                for direction in PolicyType:
+                    yield from self._compile((key, direction))
+            self._follow_peers()  # a set may have to hold networks now, and then its rules change
+
+    def _compile(self, chain: ChainKey) -> Iterator[ChainUpdate]:
+        key, direction = chain
+        name = chain_name(key, direction)
+        rules = self._rules(chain)
+        if not self._users.get(chain) or rules is None:
+            self._users.pop(chain, None)
+            if self._chains.pop(chain, None) is not None:
+                self._release(chain)
+                yield ChainUpdate(name, None)
+            return
+        before = [each for each in self._sets.values() if chain in each.users]
+        for each in before:
+            each.users[chain] = 0
+        compiled: list[Rule] = []
+        label = _label(key)
+        for number, rule in enumerate(rules, 1):
+            origin = f"{label} {_DIRECTIONS[direction]} {number}"
+            compiled += compile_rule(rule, key.namespace, origin, lambda source, family: self._named(source, family, chain))
+        self._forget_unused(chain, before)
+        if key in self._refused:
+            compiled = [Rule(Action.DENY, origin=f"{label} cannot be read")]
+        made = Chain(name, tuple(compiled))
+        if self._chains.get(chain) != made:
+            self._chains[chain] = made
+            yield ChainUpdate(name, made)
+
+    def _rules(self, chain: ChainKey) -> tuple[PolicyRule, ...] | None:
+        key, direction = chain
+        found: Resource | None = self._policy(key) if key.kind != Profile.kind else self._resources.get(key)
+        if isinstance(found, (Policy, Profile)):
+            return found.ingress if direction is PolicyType.INGRESS else found.egress
+        return None
+
+    # ---- sets
+
+    def _named(self, source: Source, family: Family, user: ChainKey) -> str:
+        """The set for a source, made where there is none."""
+        key = (source, family)
+        found = self._sets.get(key)
+        if found is None:
+            selector = source.selector if isinstance(source, (SelectedAddresses, SelectedPorts)) else None
+            if selector is not None:
+                self._peers.add_selector(selector, selector)
+                self._sets_of.setdefault(selector, set()).add(key)
+                self._follow_peers()
+            found = self._sets[key] = self._make_set(source, family)
+        found.users[user] += 1
+        return found.spec.name
+
+    def _make_set(self, source: Source, family: Family) -> _Set:
+        selector = source.selector if isinstance(source, SelectedAddresses) else None
+        kind = kind_of(source, networks=bool(selector is not None and self._network_items[selector]))
+        members: Members | Networks = Networks(family) if kind is SetKind.NETS else Members()
+        made = _Set(source, family, SetSpec(_set_name(source, family, kind), family, kind), members)
+        for member in self._members(made):
+            members.add(member, made.difference)
+        return made
+
+    def _members(self, of: _Set) -> Iterator[bytes]:
+        source = of.source
+        if isinstance(source, FixedNetworks):
+            yield from source.prefixes
+        elif isinstance(source, ServiceEndpoints):
+            yield from self._service_members(source, of.family)
+        else:
+            for item in self._peers.matches(source.selector):
+                if source.selector in self._selected_by.get(item, ()):
+                    yield from _given(of, self._contributions[item])
+
+    def _follow_peers(self) -> None:
+        """Bring sets in line with what selectors select."""
+        for selector, changes in self._peers.take().items():
+            networks = self._network_items[selector]
+            for item, matched in changes.items():
+                contribution = self._contributions[item]
+                selected_by = self._selected_by.setdefault(item, set())
+                self._network_items[selector] += (1 if matched else -1) * contribution.is_network
+                self._contribute(selector, contribution, 1 if matched else -1)
+                if matched:
+                    selected_by.add(selector)
+                else:
+                    selected_by.discard(selector)
+                    if not selected_by:
+                        del self._selected_by[item]
+            if bool(networks) is not bool(self._network_items[selector]):
+                self._change_kind(selector)
+
+    def _contribute(self, selector: Selector, contribution: _Contribution, step: int) -> None:
+        for key in self._sets_of.get(selector, ()):
+            found = self._sets.get(key)
+            if found is None:
+                continue
+            change = found.members.add if step > 0 else found.members.remove
+            for member in _given(found, contribution):
+                change(member, found.difference)
+
+    def _change_kind(self, selector: Selector) -> None:
+        """A selector selects its first network, or none any more: its sets are made anew, and the rules that name them."""
+        for key in list(self._sets_of.get(selector, ())):
+            found = self._sets.get(key)
+            if found is None or not isinstance(found.source, SelectedAddresses):
+                continue
+            self._gone_sets.append(found)
+            made = self._sets[key] = self._make_set(found.source, found.family)
+            made.users = found.users
+            self._stale_policies |= {chain for chain, _ in found.users}
+
+    def _release(self, chain: ChainKey) -> None:
+        """A chain is gone, and names no set any more."""
+        before = [each for each in self._sets.values() if chain in each.users]
+        for each in before:
+            each.users[chain] = 0
+        self._forget_unused(chain, before)
+
+    def _forget_unused(self, chain: ChainKey, candidates: list[_Set]) -> None:
+        for each in candidates:
+            if each.users[chain] <= 0:
+                del each.users[chain]
+            if each.users:
+                continue
+            del self._sets[each.source, each.family]
+            self._gone_sets.append(each)
+            if isinstance(each.source, (SelectedAddresses, SelectedPorts)):
+                selector = each.source.selector
+                self._sets_of[selector].discard((each.source, each.family))
+                if not self._sets_of[selector]:
+                    self._forget_selector(selector)
+
+    def _forget_selector(self, selector: Selector) -> None:
+        del self._sets_of[selector]
+        self._follow_peers()
+        for item in self._peers.matches(selector):
+            selected_by = self._selected_by[item]
+            selected_by.discard(selector)
+            if not selected_by:
+                del self._selected_by[item]
+        self._peers.remove_selector(selector)
+        del self._network_items[selector]
+
+    def _changed_sets(self) -> Iterator[SetUpdate]:
+        gone, self._gone_sets = self._gone_sets, []
+        for each in self._sets.values():
+            if each.told is None:
+                each.told = frozenset()
+                each.difference = Difference()
+                yield SetUpdate(each.spec, each.members.shown)
+            elif each.difference:
+                yield SetUpdate(each.spec, frozenset(each.difference.added), frozenset(each.difference.removed))
+                each.difference = Difference()
+        here = {each.spec.name for each in self._sets.values()}
+        for each in gone:
+            if each.told is not None and each.spec.name not in here:
+                yield SetUpdate(each.spec, gone=True)
+
+    # ---- services
+
+    def _slice_changed(self, key: ResourceKey, old: Resource | None, new: Resource | None) -> None:
+        for value in (old, new):
+            if isinstance(value, EndpointSlice) and value.service:
+                self._stale_services.add((key.namespace, value.service))
+        if isinstance(old, EndpointSlice) and old.service:
+            slices = self._services.get((key.namespace, old.service), {})
+            slices.pop(key, None)
+        if isinstance(new, EndpointSlice) and new.service:
+            self._services.setdefault((key.namespace, new.service), {})[key] = new
+        for service in self._stale_services:
+            for (source, family), found in self._sets.items():
+                if isinstance(source, ServiceEndpoints) and (source.namespace, source.name) == service:
+                    wanted = frozenset(self._service_members(source, family))
+                    for member in found.members.shown - wanted:
+                        found.members.remove(member, found.difference)
+                    for member in wanted - found.members.shown:
+                        found.members.add(member, found.difference)
+        self._stale_services.clear()
+
+    def _service_members(self, source: ServiceEndpoints, family: Family) -> Iterator[bytes]:
+        seen: set[bytes] = set()
+        for each in self._services.get((source.namespace, source.name), {}).values():
+            for address in each.ready_addresses:
+                if Family.of_address(address) is not family:
+                    continue
+                if not source.with_ports:
+                    seen.add(address)
+                for protocol, port in each.ports if source.with_ports else ():
+                    seen.add(address + bytes((protocol,)) + port.to_bytes(2, "big"))
+        yield from seen
+
+    # ---- problems
+
+    def _tell_problems(self) -> None:
+        problems = {f"{_label(key)}: {refusal}" for key, refusal in self._refused.items()}
+        for key, found in self._resources.items():
+            if isinstance(found, Policy):
+                for direction, rules in (("ingress", found.ingress), ("egress", found.egress)):
+                    problems |= {
+                        f"{_label(key)}: spec.{direction}[{number}].{why}"
+                        for number, rule in enumerate(rules)
+                        if (why := cannot_judge(rule))
+                    }
+        for key in self._walks:
+            endpoint = self._resources.get(key)
+            if isinstance(endpoint, (WorkloadEndpoint, HostEndpoint)):
+                problems |= {
+                    f"{_label(key)}: there is no Profile {name}, so it allows nothing"
+                    for name in endpoint.profiles
+                    if ResourceKey(Profile.kind, name) not in self._resources
+                }
+        self.problems = tuple(sorted(problems))
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """A policy that cannot be read."""
+
+    reason: str
+    closing: Policy | None
+    """What takes its place; None: its last good version stays."""
+    types: frozenset[PolicyType]
+
+    def __str__(self) -> str:
+        if self.closing is None:
+            return f"{self.reason}; its last good version stays"
+        return f"{self.reason}; until it is put right, what it selects is closed"
+
+
+def _in_namespace(policy: NetworkPolicy, namespace: str) -> NetworkPolicy:
+    """As `subjects` reads it."""
+    return NetworkPolicy(
+        name=policy.name, namespace=namespace, selector=policy.selector or All(), types=policy.types
+    )
+
+
+def _workload_labels(endpoint: WorkloadEndpoint, namespace: str) -> Mapping[str, str]:
+    labels = {
+        label: value for label, value in endpoint.labels.items() if not label.startswith(_DROPPED_LABELS)
+    }
+    labels[NAMESPACE] = namespace
+    if endpoint.service_account_name:
+        labels[SERVICE_ACCOUNT] = endpoint.service_account_name
+    return labels
+
+
+def _given(of: _Set, contribution: _Contribution) -> Iterator[bytes]:
+    """What an item adds to a set, as its kind has it."""
+    source = of.source
+    for family, prefix in contribution.networks:
+        if family is not of.family:
+            continue
+        if of.spec.kind is SetKind.NETS:
+            yield prefix
+        elif of.spec.kind is SetKind.HOSTS:
+            if prefix[0] == family.max_length:
+                yield prefix[1:]
+        elif isinstance(source, SelectedPorts) and prefix[0] == family.max_length:
+            for port in contribution.ports:
+                if (port.name, port.protocol) == (source.port, source.protocol):
+                    yield prefix[1:] + bytes((port.protocol,)) + port.port.to_bytes(2, "big")
+
+
+def chain_name(key: ResourceKey, direction: PolicyType) -> str:
+    """The chain of a policy or profile in one direction: readable, and no two alike."""
+    words = "_".join(part for part in (key.namespace, key.name) if part)
+    readable = re.sub(r"[^a-z0-9]+", "_", words.lower()).strip("_")[:22]
+    digest = hashlib.sha256(f"{key.kind}/{key.namespace}/{key.name}".encode()).hexdigest()[:10]
+    return f"{readable}_{digest}_{'in' if direction is PolicyType.INGRESS else 'out'}"
+
+
+def _set_name(source: Source, family: Family, kind: SetKind) -> str:
+    digest = hashlib.sha256(repr(source).encode()).hexdigest()[:16]
+    return f"s_{digest}_{4 if family is Family.IPV4_UNICAST else 6}{kind.value[0]}"
+
+
+def _label(key: ResourceKey) -> str:
+    """A policy as people call it."""
+    return str(key)

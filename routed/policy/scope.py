@@ -1,0 +1,123 @@
+"""What a policy's selectors mean: the labels they are about, limited to the namespace they are said in.
+
+Calico's rules (libcalico-go, updateprocessors): an endpoint carries its namespace and service account as labels
+`projectcalico.org/...`, and inherits its namespace's labels as `pcns.*` and its service account's as `pcsa.*` from its
+profiles. So every selector of a policy becomes one selector on endpoints:
+- a namespaced policy selects in its own namespace;
+- in its rules, a selector without a namespaceSelector means its own namespace too;
+- a namespaceSelector is about `pcns.*`; its `all()` is any namespace, its `global()` none;
+- a serviceAccountSelector is about `pcsa.*`, service account names about `projectcalico.org/serviceaccount`.
+"""
+
+from __future__ import annotations
+
+from routed.model.policies import EntityRule, GlobalNetworkPolicy, Policy
+from routed.model.selector import (
+    All,
+    And,
+    Contains,
+    EndsWith,
+    Equal,
+    Global,
+    Has,
+    In,
+    Not,
+    NotEqual,
+    NotIn,
+    Or,
+    Selector,
+    StartsWith,
+)
+
+NAMESPACE = "projectcalico.org/namespace"
+SERVICE_ACCOUNT = "projectcalico.org/serviceaccount"
+NAMESPACE_LABELS = "pcns."
+SERVICE_ACCOUNT_LABELS = "pcsa."
+
+
+def subjects(policy: Policy) -> Selector:
+    """Which endpoints a policy is for."""
+    parts: list[Selector] = []
+    if policy.key.namespace:
+        parts.append(Equal(NAMESPACE, policy.key.namespace))
+    if isinstance(policy, GlobalNetworkPolicy) and policy.namespace_selector is not None:
+        parts.append(of_namespaces(policy.namespace_selector))
+    if policy.service_account_selector is not None:
+        parts.append(prefixed(policy.service_account_selector, SERVICE_ACCOUNT_LABELS))
+    if policy.selector is not None:
+        parts.append(policy.selector)
+    return both(*parts)
+
+
+def peers(entity: EntityRule, namespace: str) -> Selector | None:
+    """Which endpoints and network sets a side of a rule is about; None: it does not ask for any."""
+    parts: list[Selector] = []
+    if entity.selector is not None:
+        parts.append(entity.selector)
+    accounts = entity.service_accounts
+    if accounts is not None:
+        if accounts.selector is not None:
+            parts.append(prefixed(accounts.selector, SERVICE_ACCOUNT_LABELS))
+        if accounts.names:
+            parts.append(In(SERVICE_ACCOUNT, frozenset(accounts.names)))
+    if entity.namespace_selector is not None:
+        parts.insert(0, of_namespaces(entity.namespace_selector))
+    elif not parts:
+        return None
+    elif namespace:
+        parts.insert(0, Equal(NAMESPACE, namespace))
+    return both(*parts)
+
+
+def both(*parts: Selector) -> Selector:
+    """All of them."""
+    distinct = tuple(dict.fromkeys(part for part in parts if not isinstance(part, All)))
+    if not distinct:
+        return All()
+    return distinct[0] if len(distinct) == 1 else And(distinct)
+
+
+def of_namespaces(selector: Selector) -> Selector:
+    """A namespaceSelector, as endpoints know their namespaces."""
+    match selector:
+        case All():
+            return Has(NAMESPACE)
+        case Global():
+            return Not(Has(NAMESPACE))
+        case Not(operand):
+            return Not(of_namespaces(operand))
+        case And(operands):
+            return And(tuple(map(of_namespaces, operands)))
+        case Or(operands):
+            return Or(tuple(map(of_namespaces, operands)))
+        case _:
+            return prefixed(selector, NAMESPACE_LABELS)
+
+
+def prefixed(selector: Selector, prefix: str) -> Selector:
+    """The same selector about labels that begin with a prefix."""
+    match selector:
+        case Has(label):
+            return Has(prefix + label)
+        case Equal(label, value):
+            return Equal(prefix + label, value)
+        case NotEqual(label, value):
+            return NotEqual(prefix + label, value)
+        case Contains(label, value):
+            return Contains(prefix + label, value)
+        case StartsWith(label, value):
+            return StartsWith(prefix + label, value)
+        case EndsWith(label, value):
+            return EndsWith(prefix + label, value)
+        case In(label, values):
+            return In(prefix + label, values)
+        case NotIn(label, values):
+            return NotIn(prefix + label, values)
+        case Not(operand):
+            return Not(prefixed(operand, prefix))
+        case And(operands):
+            return And(tuple(prefixed(operand, prefix) for operand in operands))
+        case Or(operands):
+            return Or(tuple(prefixed(operand, prefix) for operand in operands))
+        case _:
+            return selector
