@@ -51,7 +51,7 @@ from routed.model.policies import (
 )
 from routed.model.policies import Rule as PolicyRule
 from routed.model.resources import Resource, ResourceKey, Update
-from routed.model.selector import All, Selector
+from routed.model.selector import Selector
 from routed.model.workloads import EndpointPort, HostEndpoint, WorkloadEndpoint
 from routed.net.families import Family
 from routed.policy.index import LabelIndex
@@ -73,6 +73,8 @@ _DROPPED_LABELS = ("pcns.", "pcsa.")
 
 _DEFAULT_TIER = Tier(name="default", order=1_000_000.0)
 _LAST = float("inf")
+_UNREADABLE = Tier(name="policies that cannot be read", order=-_LAST)
+"""Asked before all others: what cannot be read must not be overruled by what allows."""
 
 _DIRECTIONS = {PolicyType.INGRESS: "ingress", PolicyType.EGRESS: "egress"}
 
@@ -99,9 +101,9 @@ class _Set:
     family: Family
     spec: SetSpec
     members: Members | Networks
-    users: Counter[ChainKey] = field(default_factory=Counter)
-    told: frozenset[bytes] | None = None
-    """None: the kernel has not heard of it."""
+    users: set[ChainKey] = field(default_factory=set)
+    told: bool = False
+    """The kernel has heard of it."""
     difference: Difference = field(default_factory=Difference)
 
 
@@ -121,6 +123,10 @@ class PolicyEngine:
         """How many network sets a selector selects."""
         self._sets: dict[SetKey, _Set] = {}
         self._sets_of: dict[Selector, set[SetKey]] = {}
+        self._sets_of_chain: dict[ChainKey, set[SetKey]] = {}
+        self._dirty_sets: set[SetKey] = set()
+        self._unjudged: dict[ResourceKey, frozenset[str]] = {}
+        """Policies with rules that are left out, and why."""
         self._services: dict[tuple[str, str], dict[ResourceKey, EndpointSlice]] = {}
         self._chains: dict[ChainKey, Chain] = {}
         """Those the kernel has."""
@@ -176,12 +182,19 @@ class PolicyEngine:
         if selector is None and not key.namespace:
             self._refused[key] = _Refusal(reason, None, types)
             return
-        everything = NetworkPolicy(name=key.name, selector=selector, types=types or frozenset(PolicyType))
+        closing = NetworkPolicy(
+            name=key.name,
+            namespace=key.namespace,
+            tier=_UNREADABLE.name,
+            selector=selector,
+            types=types or frozenset(PolicyType),
+        )
         self._resources.pop(key, None)
-        self._refused[key] = _Refusal(reason, everything, types)
-        scope = subjects(_in_namespace(everything, key.namespace))
+        self._unjudged.pop(key, None)
+        self._refused[key] = _Refusal(reason, closing, types)
+        self._stale_endpoints |= self._matches(key)
         self._subjects.remove_selector(key)
-        self._subjects.add_selector(key, scope)
+        self._subjects.add_selector(key, subjects(closing))
         self._stale_policies.add(key)
         self._stale_endpoints |= self._subjects.matches(key)
 
@@ -209,10 +222,14 @@ class PolicyEngine:
 
     def _policy_changed(self, key: ResourceKey, policy: Policy | None) -> None:
         self._stale_policies.add(key)
+        self._unjudged.pop(key, None)
         if policy is None:
             self._stale_endpoints |= self._matches(key)
             self._subjects.remove_selector(key)
             return
+        unjudged = frozenset(_unjudged(key, policy))
+        if unjudged:
+            self._unjudged[key] = unjudged
         scope = subjects(policy)
         self._stale_endpoints |= self._matches(key)
         self._subjects.remove_selector(key)
@@ -233,7 +250,8 @@ class PolicyEngine:
         return {
             key
             for key in self._walks
-            if isinstance(found := self._resources.get(key), (WorkloadEndpoint, HostEndpoint)) and name in found.profiles
+            if isinstance(found := self._resources.get(key), (WorkloadEndpoint, HostEndpoint))
+            and name in found.profiles
         }
 
     # ---- endpoints
@@ -281,9 +299,7 @@ class PolicyEngine:
         self._contributions[key] = contribution
         self._peers.set_item(key, labels, parents)
 
-    def _local(
-        self, key: ResourceKey, labels: Mapping[str, str], parents: tuple[str, ...], *, here: bool
-    ) -> None:
+    def _local(self, key: ResourceKey, labels: Mapping[str, str], parents: tuple[str, ...], *, here: bool) -> None:
         if here:
             self._subjects.set_item(key, labels, parents)
             self._walks.setdefault(key, ())
@@ -344,7 +360,7 @@ class PolicyEngine:
     def _ordered_policies(self, stale: Iterable[ResourceKey]) -> dict[ResourceKey, list[ResourceKey]]:
         """The policies each endpoint is subject to, in the order they are asked."""
         found: dict[ResourceKey, list[ResourceKey]] = {key: [] for key in stale}
-        for policy in self._subjects.keys():
+        for policy in self._subjects.selectors():
             for endpoint in self._subjects.matches(policy) & found.keys():
                 found[endpoint].append(policy)
         for policies in found.values():
@@ -371,7 +387,7 @@ class PolicyEngine:
                 by_tier.setdefault(policy.tier, []).append(key)
         tiers = []
         for name, members in by_tier.items():
-            found = self._resources.get(ResourceKey(Tier.kind, name))
+            found = _UNREADABLE if name == _UNREADABLE.name else self._resources.get(ResourceKey(Tier.kind, name))
             if isinstance(found, Tier):
                 tiers.append((found, members))
             else:  # what nobody ordered comes last, and closes
@@ -404,10 +420,10 @@ class PolicyEngine:
             profiles = endpoint.profiles if place is Place.HOST else ()
             at_place = [policy for policy in ordered[key] if self._belongs(policy, place)]
             both = [self._walk(at_place, direction, place, profiles, chains) for direction in PolicyType]
-            if place is not Place.HOST:  # where nobody asks, nothing is in the way
-                both = [walk if walk is not None and walk.tiers else None for walk in both]
-            if any(walk is not None for walk in both):
-                made.append(EndpointPolicy(interface, place, *both))
+            # but for the host itself, nothing is in the way where nobody asks
+            asked = [walk if walk.tiers or place is Place.HOST else None for walk in both]
+            if any(walk is not None for walk in asked):
+                made.append(EndpointPolicy(interface, place, *asked))
         return tuple(made), frozenset(chains)
 
     def _belongs(self, key: ResourceKey, place: Place) -> bool:
@@ -440,9 +456,7 @@ class PolicyEngine:
             chains |= {(key, direction) for key in named}
             end = Action.PASS if early or tier.default_action is TierAction.PASS else Action.DENY
             tiers.append(TierWalk(tier.name, tuple(chain_name(key, direction) for key in named), end))
-        present = [
-            key for name in profiles if (key := ResourceKey(Profile.kind, name)) in self._resources
-        ]
+        present = [key for name in profiles if (key := ResourceKey(Profile.kind, name)) in self._resources]
         chains |= {(key, direction) for key in present}
         return Walk(tuple(tiers), tuple(chain_name(key, direction) for key in present))
 
@@ -470,15 +484,15 @@ class PolicyEngine:
                 self._release(chain)
                 yield ChainUpdate(name, None)
             return
-        before = [each for each in self._sets.values() if chain in each.users]
-        for each in before:
-            each.users[chain] = 0
+        before = self._sets_of_chain.pop(chain, set())
         compiled: list[Rule] = []
         label = _label(key)
         for number, rule in enumerate(rules, 1):
             origin = f"{label} {_DIRECTIONS[direction]} {number}"
-            compiled += compile_rule(rule, key.namespace, origin, lambda source, family: self._named(source, family, chain))
-        self._forget_unused(chain, before)
+            compiled += compile_rule(
+                rule, key.namespace, origin, lambda source, family: self._named(source, family, chain)
+            )
+        self._forget_unused(chain, before - self._sets_of_chain.get(chain, set()))
         if key in self._refused:
             compiled = [Rule(Action.DENY, origin=f"{label} cannot be read")]
         made = Chain(name, tuple(compiled))
@@ -506,7 +520,9 @@ class PolicyEngine:
                 self._sets_of.setdefault(selector, set()).add(key)
                 self._follow_peers()
             found = self._sets[key] = self._make_set(source, family)
-        found.users[user] += 1
+            self._dirty_sets.add(key)
+        found.users.add(user)
+        self._sets_of_chain.setdefault(user, set()).add(key)
         return found.spec.name
 
     def _make_set(self, source: Source, family: Family) -> _Set:
@@ -552,6 +568,7 @@ class PolicyEngine:
             found = self._sets.get(key)
             if found is None:
                 continue
+            self._dirty_sets.add(key)
             change = found.members.add if step > 0 else found.members.remove
             for member in _given(found, contribution):
                 change(member, found.difference)
@@ -565,26 +582,25 @@ class PolicyEngine:
             self._gone_sets.append(found)
             made = self._sets[key] = self._make_set(found.source, found.family)
             made.users = found.users
-            self._stale_policies |= {chain for chain, _ in found.users}
+            self._dirty_sets.add(key)
+            self._stale_policies |= {policy for policy, _ in found.users}
 
     def _release(self, chain: ChainKey) -> None:
         """A chain is gone, and names no set any more."""
-        before = [each for each in self._sets.values() if chain in each.users]
-        for each in before:
-            each.users[chain] = 0
-        self._forget_unused(chain, before)
+        self._forget_unused(chain, self._sets_of_chain.pop(chain, set()))
 
-    def _forget_unused(self, chain: ChainKey, candidates: list[_Set]) -> None:
-        for each in candidates:
-            if each.users[chain] <= 0:
-                del each.users[chain]
-            if each.users:
+    def _forget_unused(self, chain: ChainKey, candidates: set[SetKey]) -> None:
+        """A chain names these sets no more."""
+        for key in candidates:
+            found = self._sets[key]
+            found.users.discard(chain)
+            if found.users:
                 continue
-            del self._sets[each.source, each.family]
-            self._gone_sets.append(each)
-            if isinstance(each.source, (SelectedAddresses, SelectedPorts)):
-                selector = each.source.selector
-                self._sets_of[selector].discard((each.source, each.family))
+            del self._sets[key]
+            self._gone_sets.append(found)
+            if isinstance(found.source, (SelectedAddresses, SelectedPorts)):
+                selector = found.source.selector
+                self._sets_of[selector].discard(key)
                 if not self._sets_of[selector]:
                     self._forget_selector(selector)
 
@@ -600,18 +616,21 @@ class PolicyEngine:
         del self._network_items[selector]
 
     def _changed_sets(self) -> Iterator[SetUpdate]:
+        dirty, self._dirty_sets = self._dirty_sets, set()
         gone, self._gone_sets = self._gone_sets, []
-        for each in self._sets.values():
-            if each.told is None:
-                each.told = frozenset()
-                each.difference = Difference()
+        for key in sorted(dirty, key=lambda key: self._sets[key].spec.name if key in self._sets else ""):
+            each = self._sets.get(key)
+            if each is None:
+                continue
+            difference, each.difference = each.difference, Difference()
+            if not each.told:
+                each.told = True
                 yield SetUpdate(each.spec, each.members.shown)
-            elif each.difference:
-                yield SetUpdate(each.spec, frozenset(each.difference.added), frozenset(each.difference.removed))
-                each.difference = Difference()
-        here = {each.spec.name for each in self._sets.values()}
+            elif difference:
+                yield SetUpdate(each.spec, frozenset(difference.added), frozenset(difference.removed))
+        here = {found.spec.name for each in gone if (found := self._sets.get((each.source, each.family))) is not None}
         for each in gone:
-            if each.told is not None and each.spec.name not in here:
+            if each.told and each.spec.name not in here:
                 yield SetUpdate(each.spec, gone=True)
 
     # ---- services
@@ -629,6 +648,7 @@ class PolicyEngine:
             for (source, family), found in self._sets.items():
                 if isinstance(source, ServiceEndpoints) and (source.namespace, source.name) == service:
                     wanted = frozenset(self._service_members(source, family))
+                    self._dirty_sets.add((source, family))
                     for member in found.members.shown - wanted:
                         found.members.remove(member, found.difference)
                     for member in wanted - found.members.shown:
@@ -638,27 +658,22 @@ class PolicyEngine:
     def _service_members(self, source: ServiceEndpoints, family: Family) -> Iterator[bytes]:
         seen: set[bytes] = set()
         for each in self._services.get((source.namespace, source.name), {}).values():
-            for address in each.ready_addresses:
+            ports = [(port.protocol, port.port) for port in each.ports if port.port is not None]
+            addresses = [ip for endpoint in each.endpoints if endpoint.ready for ip in endpoint.addresses]
+            for address in addresses:
                 if Family.of_address(address) is not family:
                     continue
                 if not source.with_ports:
                     seen.add(address)
-                for protocol, port in each.ports if source.with_ports else ():
-                    seen.add(address + bytes((protocol,)) + port.to_bytes(2, "big"))
+                    continue
+                seen |= {address + bytes((protocol,)) + port.to_bytes(2, "big") for protocol, port in ports}
         yield from seen
 
     # ---- problems
 
     def _tell_problems(self) -> None:
         problems = {f"{_label(key)}: {refusal}" for key, refusal in self._refused.items()}
-        for key, found in self._resources.items():
-            if isinstance(found, Policy):
-                for direction, rules in (("ingress", found.ingress), ("egress", found.egress)):
-                    problems |= {
-                        f"{_label(key)}: spec.{direction}[{number}].{why}"
-                        for number, rule in enumerate(rules)
-                        if (why := cannot_judge(rule))
-                    }
+        problems.update(*self._unjudged.values())
         for key in self._walks:
             endpoint = self._resources.get(key)
             if isinstance(endpoint, (WorkloadEndpoint, HostEndpoint)):
@@ -685,17 +700,16 @@ class _Refusal:
         return f"{self.reason}; until it is put right, what it selects is closed"
 
 
-def _in_namespace(policy: NetworkPolicy, namespace: str) -> NetworkPolicy:
-    """As `subjects` reads it."""
-    return NetworkPolicy(
-        name=policy.name, namespace=namespace, selector=policy.selector or All(), types=policy.types
-    )
+def _unjudged(key: ResourceKey, policy: Policy) -> Iterator[str]:
+    for direction, rules in (("ingress", policy.ingress), ("egress", policy.egress)):
+        for number, rule in enumerate(rules):
+            why = cannot_judge(rule)
+            if why:
+                yield f"{_label(key)}: spec.{direction}[{number}].{why}"
 
 
 def _workload_labels(endpoint: WorkloadEndpoint, namespace: str) -> Mapping[str, str]:
-    labels = {
-        label: value for label, value in endpoint.labels.items() if not label.startswith(_DROPPED_LABELS)
-    }
+    labels = {label: value for label, value in endpoint.labels.items() if not label.startswith(_DROPPED_LABELS)}
     labels[NAMESPACE] = namespace
     if endpoint.service_account_name:
         labels[SERVICE_ACCOUNT] = endpoint.service_account_name

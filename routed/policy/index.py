@@ -147,6 +147,14 @@ class LabelIndex(Generic[K, I]):
         """The items a selector matches now; not to be changed."""
         return self._matches[key]
 
+    def has(self, key: K) -> bool:
+        """Whether a selector is followed."""
+        return key in self._selectors
+
+    def selectors(self) -> Iterable[K]:
+        """The selectors that are followed."""
+        return self._selectors.keys()
+
     def labels(self, item: I) -> Mapping[str, str]:
         """All labels of an item, inherited ones included."""
         return self._items[item].labels

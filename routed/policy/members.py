@@ -111,4 +111,3 @@ class Networks:
         if member[0] == self._family.max_length:
             return []
         return [other for other in self._shown if covers(member, other)]
-

@@ -1,0 +1,174 @@
+"""Policies compiled and judged: Kubernetes' own cases, and any worlds against the specification, changed step by step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.policy.cases import FILE, cases, steps
+from tests.policy.nodes import Nodes
+from tests.policy.specification import Connection, Endpoint, World, admitted
+
+
+@pytest.mark.skipif(not FILE.exists(), reason=f"the corpus {FILE.name} is not here")
+@pytest.mark.parametrize("case", cases(), ids=lambda case: f"{case['id']}-{case['title'].replace(' ', '-')}")
+def test_kubernetes_own_cases(case: dict[str, Any]):
+    nodes = Nodes([node["name"] for node in case["nodes"]])
+    wrong = []
+    for step in steps(case):
+        nodes.become(step.world, step.pods)
+        for probe in step.probes:
+            judgement = nodes.judge(probe.connection)
+            if judgement.admitted is not probe.expected:
+                wrong.append(f"{step.title}: {probe.text}: {judgement}, expected {probe.expected}")
+    assert wrong == []
+
+
+# ---- any worlds
+
+LABELS = st.dictionaries(st.sampled_from(["app", "tier"]), st.sampled_from(["a", "b"]), max_size=2)
+NAMESPACES = ("red", "blue")
+PORT_NAMES = ("web", "dns")
+PORTS = (80, 81, 443)
+
+EXPRESSIONS = st.fixed_dictionaries(
+    {"key": st.sampled_from(["app", "tier"]), "operator": st.sampled_from(["In", "NotIn", "Exists", "DoesNotExist"])}
+).flatmap(
+    lambda each: (
+        st.just(each)
+        if each["operator"] in ("Exists", "DoesNotExist")
+        else st.lists(st.sampled_from(["a", "b"]), min_size=1, max_size=2, unique=True).map(
+            lambda values: {**each, "values": values}
+        )
+    )
+)
+SELECTORS = st.fixed_dictionaries(
+    {}, optional={"matchLabels": LABELS, "matchExpressions": st.lists(EXPRESSIONS, max_size=1)}
+)
+NAMESPACE_SELECTORS = SELECTORS | st.sampled_from(NAMESPACES).map(
+    lambda name: {"matchLabels": {"kubernetes.io/metadata.name": name}}
+)
+BLOCKS = st.sampled_from(
+    [
+        {"cidr": "10.0.0.0/16"},
+        {"cidr": "10.0.0.0/16", "except": ["10.0.1.0/24"]},
+        {"cidr": "0.0.0.0/0", "except": ["10.0.0.0/8", "192.0.2.7/32"]},
+        {"cidr": "192.0.2.0/24"},
+        {"cidr": "fd00::/16", "except": ["fd00:0:1::/48"]},
+        {"cidr": "::/0"},
+    ]
+)
+PEERS = st.one_of(
+    st.fixed_dictionaries({"podSelector": SELECTORS}),
+    st.fixed_dictionaries({"namespaceSelector": NAMESPACE_SELECTORS}),
+    st.fixed_dictionaries({"podSelector": SELECTORS, "namespaceSelector": NAMESPACE_SELECTORS}),
+    st.fixed_dictionaries({"ipBlock": BLOCKS}),
+)
+POLICY_PORTS = st.fixed_dictionaries(
+    {}, optional={"protocol": st.sampled_from(["TCP", "UDP"]), "port": st.sampled_from([*PORTS, *PORT_NAMES])}
+) | st.just({"port": 80, "endPort": 90})
+
+
+def rules(side: str) -> st.SearchStrategy[list[dict[str, Any]]]:
+    return st.lists(
+        st.fixed_dictionaries(
+            {}, optional={side: st.lists(PEERS, max_size=2), "ports": st.lists(POLICY_PORTS, max_size=2)}
+        ),
+        max_size=2,
+    )
+
+
+POLICIES = st.fixed_dictionaries(
+    {
+        "namespace": st.sampled_from(NAMESPACES),
+        "spec": st.fixed_dictionaries(
+            {"podSelector": SELECTORS},
+            optional={
+                "ingress": rules("from"),
+                "egress": rules("to"),
+                "policyTypes": st.sampled_from([["Ingress"], ["Egress"], ["Ingress", "Egress"]]),
+            },
+        ),
+    }
+)
+POD_PORTS = st.dictionaries(
+    st.sampled_from(PORT_NAMES), st.tuples(st.sampled_from(["TCP", "UDP"]), st.sampled_from(PORTS)), max_size=2
+)
+
+
+@st.composite
+def pods(draw: st.DrawFn) -> tuple[Endpoint, ...]:
+    made = []
+    for number in range(draw(st.integers(2, 4))):
+        node = draw(st.sampled_from(["n1", "n2"]))
+        third = 1 if node == "n1" else 2
+        made.append(
+            Endpoint(
+                "pod",
+                f"pod-{number}",
+                draw(st.sampled_from(NAMESPACES)),
+                draw(LABELS),
+                node,
+                (f"10.0.{third}.{number + 1}", f"fd00:0:{third}::{number + 1}"),
+                tuple((name, protocol, port) for name, (protocol, port) in draw(POD_PORTS).items()),
+            )
+        )
+    return tuple(made)
+
+
+WORLDS = st.tuples(st.lists(POLICIES, max_size=3), st.tuples(LABELS, LABELS), pods())
+OUTSIDE = Endpoint("ext", "outside", addresses=("192.0.2.7", "2001:db8::7"))
+
+
+def world_of(policies: list[dict[str, Any]], labels: tuple[dict[str, str], dict[str, str]]) -> World:
+    return World(
+        [
+            {
+                "apiVersion": "networking.k8s.io/v1",
+                "kind": "NetworkPolicy",
+                "metadata": {"name": f"p{number}", "namespace": each["namespace"]},
+                "spec": each["spec"],
+            }
+            for number, each in enumerate(policies)
+        ],
+        {name: {**each, "kubernetes.io/metadata.name": name} for name, each in zip(NAMESPACES, labels, strict=True)},
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(WORLDS, min_size=1, max_size=3), st.sampled_from(["TCP", "UDP"]), st.sampled_from(PORTS), st.booleans())
+def test_any_worlds_one_after_the_other(
+    worlds: list[tuple[Any, Any, tuple[Endpoint, ...]]], protocol: str, port: int, ipv6: bool
+):
+    """What is enforced after any changes is what the specification says of the last state."""
+    nodes = Nodes(["n1", "n2"])
+    for policies, labels, here in worlds:
+        world = world_of(policies, labels)
+        nodes.become(world, here)
+        for source in (*here, OUTSIDE):
+            for destination in (*here, OUTSIDE):
+                if source == destination:
+                    continue
+                connection = Connection(source, destination, protocol, port, ipv6)
+                judgement = nodes.judge(connection)
+                assert judgement.admitted is admitted(world, connection), (source.name, destination.name, judgement)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(WORLDS, min_size=2, max_size=4))
+def test_changes_lead_where_a_new_start_would(worlds: list[tuple[Any, Any, tuple[Endpoint, ...]]]):
+    """Nothing is left over: the program after changes is the program of an engine that only saw the end."""
+    changed, fresh = Nodes(["n1"]), Nodes(["n1"])
+    for policies, labels, here in worlds:
+        changed.become(world_of(policies, labels), here)
+    policies, labels, here = worlds[-1]
+    fresh.become(world_of(policies, labels), here)
+    one, other = changed.firewalls["n1"], fresh.firewalls["n1"]
+    assert one.chains == other.chains
+    assert one.endpoints == other.endpoints
+    assert {name: members for name, (_, members) in one.sets.items()} == {
+        name: members for name, (_, members) in other.sets.items()
+    }
