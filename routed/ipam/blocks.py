@@ -20,7 +20,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from routed.model.ipam import AllocationAttribute, IPAMBlock
+from routed.model.paths import block_name
 from routed.model.resources import Cidr, JsonObject, JsonValue
+from routed.model.schema import parse_manifest
 from routed.net.prefixes import prefix_address
 
 _API_VERSION = "projectcalico.org/v3"
@@ -46,11 +48,6 @@ class Released:
     """How many of them were under each handle."""
 
 
-def block_name(cidr: Cidr) -> str:
-    """The name of the resources of a block: `10-244-1-0-26`."""
-    return str(cidr).replace(".", "-").replace(":", "-").replace("/", "-")
-
-
 def new_block(cidr: Cidr, affinity: str | None, claimed_at: str, sequence: int) -> JsonObject:
     """An empty block. `sequence` is where its numbers begin: nanoseconds of the clock, so that a block that is deleted
     and made again does not repeat them."""
@@ -72,6 +69,14 @@ def new_block(cidr: Cidr, affinity: str | None, claimed_at: str, sequence: int) 
         "metadata": {"name": block_name(cidr)},
         "spec": spec,
     }
+
+
+def reread(manifest: JsonObject) -> IPAMBlock:
+    """The block a changed manifest describes."""
+    block = parse_manifest(manifest)
+    if not isinstance(block, IPAMBlock):
+        raise ValueError(f"{block.key} is no block")
+    return block
 
 
 def address_at(block: IPAMBlock, ordinal: int) -> bytes:

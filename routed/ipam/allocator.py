@@ -1,0 +1,666 @@
+"""Addresses for whoever asks, and back: Calico's protocol on blocks, affinities and handles, as reads and writes.
+
+Every procedure is a generator. It yields what it wants of the store (`Get`, `List`, `Write`) and is sent the answer; a
+write that lost a race is sent `CONFLICT`, and the procedure looks again. So the whole protocol runs in a test against a
+store in memory, with any other allocator at work between any two steps, and stopped at any step.
+
+The order of writes makes every crash safe, at most leaving something that is found and put right later:
+- a block is claimed by an affinity `pending`, then the block, then the affinity `confirmed`; a pending affinity is nobody's
+  promise, and whoever finds one finishes or removes it;
+- a handle counts an address before a block gives it out, so no address is without its handle; a handle that counts too
+  many is put right when its addresses are released;
+- a block is given up by an affinity `pendingDeletion`, then the block, then the affinity.
+
+Not here: which clock, store or node (the caller's), and what a pod's address is good for.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias, TypeVar
+
+from routed.ipam.blocks import (
+    Owner,
+    Released,
+    assign,
+    assign_address,
+    collect,
+    free_count,
+    is_empty,
+    new_block,
+    release,
+    release_handle,
+    reread,
+    touched,
+    without_affinity,
+)
+from routed.model.ipam import DEFAULT_IPAM_CONFIG, IPAMBlock, IPAMConfig, IPAMHandle
+from routed.model.paths import block_name
+from routed.model.resources import (
+    AffinityState,
+    AllowedUse,
+    AssignmentMode,
+    BlockAffinity,
+    Cidr,
+    IPPool,
+    JsonObject,
+    Resource,
+    ResourceKey,
+)
+from routed.net.families import Family
+from routed.net.prefixes import covers, make_prefix, prefix_address
+
+#: Times a write that lost a race is tried again.
+RETRIES = 100
+#: Blocks a node takes in one go where nothing else limits it.
+DEFAULT_BLOCK_LIMIT = 20
+#: Seconds an empty block of another node must have been claimed before it may be taken from it.
+RECLAIM_AFTER = 60.0
+
+_API_VERSION = "projectcalico.org/v3"
+_MASK32 = 0xFFFFFFFF
+
+R = TypeVar("R")
+
+
+# ---- what is asked of the store
+
+
+@dataclass(frozen=True, slots=True)
+class Get:
+    """Answered by a `Found`, or None."""
+
+    key: ResourceKey
+
+
+@dataclass(frozen=True, slots=True)
+class List:
+    """All resources of a kind; answered by a list of `Found`."""
+
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """Make a resource this, or (None) remove it, if it still has this revision (0: if there is none).
+
+    Answered by the new revision, or by CONFLICT.
+    """
+
+    key: ResourceKey
+    manifest: JsonObject | None
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    value: Resource
+    revision: int
+
+
+CONFLICT = -1
+"""The answer to a write that came too late."""
+
+Request: TypeAlias = Get | List | Write
+Answer: TypeAlias = "Found | list[Found] | int | None"
+Procedure: TypeAlias = Generator[Request, Answer, R]
+
+
+# ---- what a request says
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What the allocator must know of the cluster; read by the caller."""
+
+    pools: tuple[IPPool, ...]
+    config: IPAMConfig = DEFAULT_IPAM_CONFIG
+    reserved: tuple[Cidr, ...] = ()
+    """Of IPReservations."""
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What somebody wants."""
+
+    node: str
+    node_labels: Mapping[str, str]
+    owner: Owner
+    family: Family
+    count: int = 1
+    pools: tuple[str, ...] = ()
+    """Names or CIDRs of pools; empty: those whose selectors fit."""
+    namespace: str = ""
+    namespace_labels: Mapping[str, str] = field(default_factory=dict)
+    use: AllowedUse = AllowedUse.WORKLOAD
+    maximum_blocks: int = 0
+    """Of the node, where the cluster's configuration says nothing; 0: DEFAULT_BLOCK_LIMIT."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """What the caller's clock says, in the forms the JSON needs."""
+
+    text: str
+    """RFC 3339, UTC."""
+    nanoseconds: int
+    is_older: Callable[[str, float], bool]
+    """Whether an RFC 3339 time is more than so many seconds ago."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a demand."""
+
+    addresses: tuple[bytes, ...]
+    pools: tuple[IPPool, ...]
+    """The pool of each address."""
+    reason: str = ""
+    """Why there are fewer than wanted, for people."""
+
+
+# ---- pools
+
+
+def usable_pools(cluster: Cluster, demand: Demand) -> tuple[list[IPPool], str]:
+    """The pools a demand may draw from, or none and why."""
+    enabled = [
+        pool
+        for pool in sorted(cluster.pools, key=lambda pool: pool.name)
+        if not pool.disabled and pool.cidr.family is demand.family and demand.use in pool.allowed_uses
+    ]
+    if demand.pools:
+        asked = set(demand.pools)
+        chosen = [pool for pool in enabled if pool.name in asked or str(pool.cidr) in asked]
+        if not chosen:
+            return [], f"none of the pools asked for ({', '.join(sorted(asked))}) is an enabled one of this family"
+        return chosen, ""
+    chosen = [
+        pool
+        for pool in enabled
+        if pool.assignment_mode is AssignmentMode.AUTOMATIC
+        and pool.node_selector.matches(demand.node_labels)
+        and (pool.namespace_selector is None or pool.namespace_selector.matches(demand.namespace_labels))
+    ]
+    if chosen:
+        return chosen, ""
+    if not enabled:
+        return [], "there is no enabled pool of this family for this use"
+    return [], f"no pool's selectors fit this node and namespace ({', '.join(pool.name for pool in enabled)})"
+
+
+def pool_of(pools: Iterable[IPPool], family: Family, address: bytes) -> IPPool | None:
+    """The pool an address is in."""
+    host = make_prefix(address, family.max_length)
+    return next((pool for pool in pools if pool.cidr.family is family and covers(pool.cidr.prefix, host)), None)
+
+
+def block_at(pool: IPPool, number: int) -> Cidr:
+    """The n-th block of a pool."""
+    family = pool.cidr.family
+    first = int.from_bytes(prefix_address(family, pool.cidr.prefix), "big")
+    address = first + (number << (family.max_length - pool.block_size))
+    return Cidr(family, make_prefix(address.to_bytes(family.address_length, "big"), pool.block_size))
+
+
+def block_count(pool: IPPool) -> int:
+    return 1 << (pool.block_size - pool.cidr.prefix[0])
+
+
+def block_holding(pool: IPPool, address: bytes) -> Cidr:
+    """The block of a pool that an address of it is in."""
+    return Cidr(pool.cidr.family, make_prefix(address, pool.block_size))
+
+
+def search_order(pool: IPPool, node: str) -> Iterator[Cidr]:
+    """A pool's blocks as a node looks for one: from a place that follows from its name, so that nodes rarely meet."""
+    count = block_count(pool)
+    start = _fnv32(node.encode()) % count
+    for number in range(count):
+        yield block_at(pool, (start + number) % count)
+
+
+def _fnv32(data: bytes) -> int:
+    """FNV-1a, 32 bits."""
+    value = 0x811C9DC5
+    for octet in data:
+        value = (value ^ octet) * 0x01000193 & _MASK32
+    return value
+
+
+# ---- keys and manifests
+
+
+def block_key(cidr: Cidr) -> ResourceKey:
+    return ResourceKey(IPAMBlock.kind, block_name(cidr))
+
+
+def handle_key(handle: str) -> ResourceKey:
+    return ResourceKey(IPAMHandle.kind, handle)
+
+
+def affinity_name(node: str, cidr: Cidr) -> str:
+    return f"{node}-{block_name(cidr)}"
+
+
+def affinity_key(node: str, cidr: Cidr) -> ResourceKey:
+    return ResourceKey(BlockAffinity.kind, affinity_name(node, cidr))
+
+
+def _affinity(node: str, cidr: Cidr, state: AffinityState) -> JsonObject:
+    return {
+        "apiVersion": _API_VERSION,
+        "kind": BlockAffinity.kind,
+        "metadata": {"name": affinity_name(node, cidr)},
+        "spec": {"node": node, "cidr": str(cidr), "state": state.value, "type": "host", "deleted": False},
+    }
+
+
+# ---- assignment
+
+
+def assign_addresses(cluster: Cluster, demand: Demand, clock: Clock) -> Procedure[Outcome]:
+    """Addresses for a demand: from the node's own blocks, from new ones, and where it is allowed from others' blocks."""
+    pools, reason = usable_pools(cluster, demand)
+    if not pools:
+        return Outcome((), (), reason)
+    given: list[bytes] = []
+    reserved = _reservations(cluster)
+    own = yield from _own_blocks(demand.node, demand.family)
+    usable = [cidr for cidr in own if any(covers(pool.cidr.prefix, cidr.prefix) for pool in pools)]
+    for cidr in usable:
+        if len(given) >= demand.count:
+            break
+        given += yield from _from_block(cluster, cidr, demand, demand.count - len(given), reserved, clock, own=True)
+    limit = cluster.config.max_blocks_per_host or demand.maximum_blocks or DEFAULT_BLOCK_LIMIT
+    held = len(own)
+    reason = ""
+    while len(given) < demand.count:
+        if not cluster.config.auto_allocate_blocks:
+            reason = "the cluster's IPAM configuration forbids new blocks (autoAllocateBlocks)"
+            break
+        if held >= limit:
+            reason = f"node {demand.node} has {held} blocks, which is the limit"
+            break
+        claimed = yield from _claim_next(pools, demand.node, clock)
+        if claimed is None:
+            reason = f"no block is free in {', '.join(pool.name for pool in pools)}"
+            break
+        held += 1
+        given += yield from _from_block(cluster, claimed, demand, demand.count - len(given), reserved, clock, own=True)
+    if len(given) < demand.count and not cluster.config.strict_affinity:
+        given += yield from _borrow(cluster, pools, demand, demand.count - len(given), reserved, clock)
+    if len(given) >= demand.count:
+        reason = ""
+    elif cluster.config.strict_affinity:
+        reason += "; addresses of other nodes' blocks are not given out (strictAffinity)"
+    return Outcome(tuple(given), tuple(_pools_of(pools, demand.family, given)), reason)
+
+
+def assign_specific(cluster: Cluster, demand: Demand, address: bytes, clock: Clock) -> Procedure[Outcome]:
+    """One address that was asked for by name."""
+    pool = pool_of((pool for pool in cluster.pools if not pool.disabled), demand.family, address)
+    if pool is None:
+        return Outcome((), (), "it is in no enabled pool")
+    if demand.use not in pool.allowed_uses:
+        return Outcome((), (), f"the pool {pool.name} is not for this use")
+    cidr = block_holding(pool, address)
+    for _ in range(RETRIES):
+        found = yield Get(block_key(cidr))
+        if not isinstance(found, Found):
+            claimed = yield from claim(cidr, demand.node, clock)
+            if not claimed and cluster.config.strict_affinity:
+                return Outcome((), (), f"the block {cidr} belongs to another node (strictAffinity)")
+            continue
+        block = _block(found)
+        if cluster.config.strict_affinity and block.host != demand.node:
+            return Outcome((), (), f"the block {cidr} belongs to {block.host or 'nobody'} (strictAffinity)")
+        manifest = assign_address(_collected(cluster, found, clock), address, demand.owner)
+        if manifest is None:
+            return Outcome((), (), "somebody has it, or it is cooling down")
+        yield from _count_handle(demand.owner.handle, cidr, +1)
+        answer = yield Write(block_key(cidr), manifest, found.revision)
+        if answer != CONFLICT:
+            return Outcome((address,), (pool,))
+        yield from _count_handle(demand.owner.handle, cidr, -1)
+    return Outcome((), (), f"the block {cidr} is changed too often by others")
+
+
+def _pools_of(pools: list[IPPool], family: Family, addresses: Iterable[bytes]) -> Iterator[IPPool]:
+    for address in addresses:
+        pool = pool_of(pools, family, address)
+        if pool is not None:
+            yield pool
+
+
+def _reservations(cluster: Cluster) -> Callable[[bytes], bool]:
+    if not cluster.reserved:
+        return lambda _: False
+
+    def is_reserved(address: bytes) -> bool:
+        host = make_prefix(address, 8 * len(address))
+        family = Family.of_address(address)
+        return any(cidr.family is family and covers(cidr.prefix, host) for cidr in cluster.reserved)
+
+    return is_reserved
+
+
+def _own_blocks(node: str, family: Family) -> Procedure[list[Cidr]]:
+    """The blocks a node holds, those it may use first: unfinished claims are finished when they are used."""
+    answer = yield List(BlockAffinity.kind)
+    held = []
+    for found in answer if isinstance(answer, list) else ():
+        affinity = found.value
+        if (
+            isinstance(affinity, BlockAffinity)
+            and affinity.node == node
+            and affinity.cidr.family is family
+            and affinity.state is not AffinityState.PENDING_DELETION
+        ):
+            held.append(affinity)
+    held.sort(key=lambda each: (not each.is_confirmed, each.cidr))
+    return [each.cidr for each in held]
+
+
+def _from_block(
+    cluster: Cluster,
+    cidr: Cidr,
+    demand: Demand,
+    count: int,
+    is_reserved: Callable[[bytes], bool],
+    clock: Clock,
+    *,
+    own: bool,
+) -> Procedure[tuple[bytes, ...]]:
+    """Up to `count` addresses of a block; with `own`, only while it is the node's."""
+    for _ in range(RETRIES):
+        answer = yield Get(block_key(cidr))
+        if not isinstance(answer, Found):
+            if not own or not (yield from claim(cidr, demand.node, clock)):
+                return ()
+            continue
+        if own:
+            if _block(answer).host != demand.node:
+                yield from _drop_stale_affinity(cidr, demand.node)
+                return ()
+            if not (yield from _confirm(cidr, demand.node)):
+                return ()
+        manifest, given = assign(_collected(cluster, answer, clock), count, demand.owner, is_reserved)
+        if not given:
+            return ()
+        yield from _count_handle(demand.owner.handle, cidr, len(given))
+        written = yield Write(block_key(cidr), manifest, answer.revision)
+        if written != CONFLICT:
+            return given
+        yield from _count_handle(demand.owner.handle, cidr, -len(given))
+    return ()
+
+
+def _collected(cluster: Cluster, found: Found, clock: Clock) -> IPAMBlock:
+    """A block without the addresses whose cooldown is over; nothing is written for that alone."""
+    block = _block(found)
+    manifest = collect(block, lambda at: clock.is_older(at, cluster.config.ip_cooldown))
+    return block if manifest is None else reread(manifest)
+
+
+def _borrow(
+    cluster: Cluster,
+    pools: list[IPPool],
+    demand: Demand,
+    count: int,
+    is_reserved: Callable[[bytes], bool],
+    clock: Clock,
+) -> Procedure[tuple[bytes, ...]]:
+    """Addresses of blocks that other nodes hold, or nobody."""
+    answer = yield List(IPAMBlock.kind)
+    there = {
+        found.value.cidr: found.value
+        for found in (answer if isinstance(answer, list) else ())
+        if isinstance(found.value, IPAMBlock)
+    }
+    given: list[bytes] = []
+    for pool in pools:
+        for cidr in search_order(pool, demand.node) if len(there) < block_count(pool) else sorted(there):
+            if len(given) >= count:
+                return tuple(given)
+            block = there.get(cidr)
+            if block is None or not covers(pool.cidr.prefix, cidr.prefix) or not free_count(block, is_reserved):
+                continue
+            given += yield from _from_block(cluster, cidr, demand, count - len(given), is_reserved, clock, own=False)
+    return tuple(given)
+
+
+# ---- claiming blocks
+
+
+def _claim_next(pools: list[IPPool], node: str, clock: Clock) -> Procedure[Cidr | None]:
+    """A block for a node: one nobody has, or an empty one another node has held for a while."""
+    answer = yield List(IPAMBlock.kind)
+    there = {
+        found.value.cidr: found
+        for found in (answer if isinstance(answer, list) else ())
+        if isinstance(found.value, IPAMBlock)
+    }
+    for pool in pools:
+        for cidr in search_order(pool, node):
+            if cidr not in there and (yield from claim(cidr, node, clock)):
+                return cidr
+    for pool in pools:
+        for cidr in search_order(pool, node):
+            found = there.get(cidr)
+            if found is None:
+                continue
+            block = _block(found)
+            host = block.host
+            if (
+                host
+                and host != node
+                and is_empty(block)
+                and block.affinity_claim_time
+                and clock.is_older(block.affinity_claim_time, RECLAIM_AFTER)
+                and (yield from release_affinity(host, cidr, only_empty=True))
+                and (yield from claim(cidr, node, clock))
+            ):
+                return cidr
+    return None
+
+
+def claim(cidr: Cidr, node: str, clock: Clock) -> Procedure[bool]:
+    """Make a block this node's: False where another has it."""
+    key = affinity_key(node, cidr)
+    for _ in range(RETRIES):
+        held = yield Get(key)
+        if not isinstance(held, Found):
+            answer = yield Write(key, _affinity(node, cidr, AffinityState.PENDING), 0)
+            if answer == CONFLICT:
+                continue
+        elif not isinstance(held.value, BlockAffinity) or held.value.state is not AffinityState.PENDING:
+            answer = yield Write(key, _with_state(held.value, AffinityState.PENDING), held.revision)
+            if answer == CONFLICT:
+                continue
+        manifest = new_block(cidr, f"host:{node}", clock.text, clock.nanoseconds)
+        answer = yield Write(block_key(cidr), manifest, 0)
+        if answer == CONFLICT:
+            found = yield Get(block_key(cidr))
+            if not isinstance(found, Found):
+                continue
+            if _block(found).host != node:
+                yield from _drop_stale_affinity(cidr, node)
+                return False
+            # ours, of a claim that was cut off: whoever decided on it before must look again
+            answer = yield Write(block_key(cidr), touched(_block(found)), found.revision)
+            if answer == CONFLICT:
+                continue
+        if (yield from _confirm(cidr, node)):
+            return True
+    return False
+
+
+def _confirm(cidr: Cidr, node: str) -> Procedure[bool]:
+    """The affinity of a block that is ours says so; False where it is gone or given up."""
+    key = affinity_key(node, cidr)
+    for _ in range(RETRIES):
+        held = yield Get(key)
+        if not isinstance(held, Found) or not isinstance(held.value, BlockAffinity):
+            return False
+        if held.value.state is AffinityState.PENDING_DELETION:
+            return False
+        if held.value.is_confirmed:
+            return True
+        answer = yield Write(key, _with_state(held.value, AffinityState.CONFIRMED), held.revision)
+        if answer != CONFLICT:
+            return True
+    return False
+
+
+def _drop_stale_affinity(cidr: Cidr, node: str) -> Procedure[None]:
+    """Ours to a block that another has."""
+    held = yield Get(affinity_key(node, cidr))
+    if isinstance(held, Found):
+        yield Write(affinity_key(node, cidr), None, held.revision)
+
+
+def release_affinity(node: str, cidr: Cidr, *, only_empty: bool = False) -> Procedure[bool]:
+    """Give a block up: it goes where it is empty, else it becomes nobody's. False where somebody uses it meanwhile."""
+    key = affinity_key(node, cidr)
+    for _ in range(RETRIES):
+        held = yield Get(key)
+        found = yield Get(block_key(cidr))
+        block = _block(found) if isinstance(found, Found) else None
+        if block is not None and only_empty and (block.host != node or not is_empty(block)):
+            return False
+        if isinstance(held, Found):
+            if not isinstance(held.value, BlockAffinity):
+                return False
+            if held.value.state is not AffinityState.PENDING_DELETION:
+                answer = yield Write(key, _with_state(held.value, AffinityState.PENDING_DELETION), held.revision)
+                if answer == CONFLICT:
+                    continue
+                held = Found(held.value, answer if isinstance(answer, int) else 0)
+        if block is not None and isinstance(found, Found) and block.host == node:
+            manifest = None if is_empty(block) else without_affinity(block)
+            answer = yield Write(block_key(cidr), manifest, found.revision)
+            if answer == CONFLICT:
+                if only_empty and isinstance(held, Found):  # it is in use again: the affinity goes back
+                    yield Write(key, _with_state(held.value, AffinityState.CONFIRMED), held.revision)
+                continue
+        if isinstance(held, Found):
+            answer = yield Write(key, None, held.revision)
+            if answer == CONFLICT:
+                continue
+        return True
+    return False
+
+
+# ---- release
+
+
+def release_by_handle(cluster: Cluster, handle: str, clock: Clock) -> Procedure[tuple[bytes, ...]]:
+    """Give back all addresses under a handle; none is no error."""
+    held = yield Get(handle_key(handle))
+    if not isinstance(held, Found) or not isinstance(held.value, IPAMHandle):
+        return ()
+    released: list[bytes] = []
+    for cidr in sorted(held.value.blocks):
+        released += yield from _release_in(cluster, cidr, clock, lambda block, at: release_handle(block, handle, at))
+        # what the handle counted and no block has (a crash between the two) goes with it
+        yield from _count_handle(handle, cidr, None)
+    return tuple(released)
+
+
+def release_addresses(
+    cluster: Cluster, addresses: Iterable[bytes], clock: Clock, *, handle: str | None = None
+) -> Procedure[tuple[bytes, ...]]:
+    """Give back addresses by name; those nobody has are passed over."""
+    released: list[bytes] = []
+    by_block: dict[Cidr, list[bytes]] = {}
+    for address in addresses:
+        pool = pool_of(cluster.pools, Family.of_address(address), address)
+        if pool is not None:
+            by_block.setdefault(block_holding(pool, address), []).append(address)
+    for cidr, inside in sorted(by_block.items()):
+
+        def chosen(block: IPAMBlock, at: str, inside: list[bytes] = inside) -> Released:
+            return release(block, inside, at, handle=handle)
+
+        released += yield from _release_in(cluster, cidr, clock, chosen, count_handles=True)
+    return tuple(released)
+
+
+def _release_in(
+    cluster: Cluster,
+    cidr: Cidr,
+    clock: Clock,
+    choose: Callable[[IPAMBlock, str], Released],
+    *,
+    count_handles: bool = False,
+) -> Procedure[tuple[bytes, ...]]:
+    for _ in range(RETRIES):
+        found = yield Get(block_key(cidr))
+        if not isinstance(found, Found):
+            return ()
+        done = choose(_block(found), clock.text if cluster.config.ip_cooldown else "")
+        if not done.released:
+            return ()
+        after = reread(done.manifest)
+        # a block that is nobody's and empty has no reason to be
+        manifest = None if after.affinity is None and is_empty(after) and not after.attributes else done.manifest
+        answer = yield Write(block_key(cidr), manifest, found.revision)
+        if answer == CONFLICT:
+            continue
+        if count_handles:
+            for handle, count in done.handles.items():
+                yield from _count_handle(handle, cidr, -count)
+        return done.released
+    return ()
+
+
+def _count_handle(handle: str | None, cidr: Cidr, step: int | None) -> Procedure[None]:
+    """Count addresses of a block under a handle; None: there are none any more. A handle without any goes."""
+    if handle is None:
+        return
+    key = handle_key(handle)
+    for _ in range(RETRIES):
+        held = yield Get(key)
+        counts: dict[str, int] = {}
+        revision = 0
+        manifest: JsonObject = {
+            "apiVersion": _API_VERSION,
+            "kind": IPAMHandle.kind,
+            "metadata": {"name": handle},
+            "spec": {"deleted": False},
+        }
+        if isinstance(held, Found) and isinstance(held.value, IPAMHandle):
+            counts = {str(block): count for block, count in held.value.blocks.items()}
+            revision = held.revision
+            manifest = copy.deepcopy(held.value.manifest)
+        now = 0 if step is None else counts.get(str(cidr), 0) + step
+        if now > 0:
+            counts[str(cidr)] = now
+        elif counts.pop(str(cidr), None) is None:
+            return
+        spec = manifest.get("spec")
+        if isinstance(spec, dict):
+            spec["block"] = dict(counts)
+        answer = yield Write(key, manifest if counts else None, revision)
+        if answer != CONFLICT:
+            return
+
+
+# ---- inside
+
+
+def _block(found: Found) -> IPAMBlock:
+    if not isinstance(found.value, IPAMBlock):
+        raise TypeError(f"{found.value.key} is no block")
+    return found.value
+
+
+def _with_state(value: Resource, state: AffinityState) -> JsonObject:
+    manifest = copy.deepcopy(value.manifest)
+    spec = manifest.get("spec")
+    if isinstance(spec, dict):
+        spec["state"] = state.value
+    return manifest

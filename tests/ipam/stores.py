@@ -1,0 +1,88 @@
+"""A store in memory for the allocator's procedures: revisions, compare-and-swap, and everything through text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from routed.ipam.allocator import CONFLICT, Clock, Found, Get, List, Procedure, Request, Write
+from routed.model.ipam import IPAMBlock, IPAMHandle
+from routed.model.resources import BlockAffinity, Cidr, Resource, ResourceKey
+from routed.model.schema import parse_manifest
+
+R = TypeVar("R")
+
+
+@dataclass
+class MemoryStore:
+    items: dict[ResourceKey, Found] = field(default_factory=dict)
+    revision: int = 0
+    writes: int = 0
+
+    def answer(self, request: Request) -> Any:
+        match request:
+            case Get(key):
+                return self.items.get(key)
+            case List(kind):
+                return [found for key, found in sorted(self.items.items()) if key.kind == kind]
+            case Write(key, manifest, revision):
+                there = self.items.get(key)
+                if (there.revision if there else 0) != revision:
+                    return CONFLICT
+                self.writes += 1
+                self.revision += 1
+                if manifest is None:
+                    self.items.pop(key, None)
+                else:
+                    value = parse_manifest(json.loads(json.dumps(manifest)))
+                    assert value.key == key
+                    self.items[key] = Found(value, self.revision)
+                return self.revision
+
+    def run(self, procedure: Procedure[R]) -> R:
+        """Carry a procedure out, with nobody else at work."""
+        return finish(self, procedure)
+
+    def of_kind(self, kind: type[Resource]) -> list[Any]:
+        return [found.value for found in self.items.values() if isinstance(found.value, kind)]
+
+    @property
+    def blocks(self) -> dict[Cidr, IPAMBlock]:
+        return {block.cidr: block for block in self.of_kind(IPAMBlock)}
+
+    @property
+    def handles(self) -> dict[str, dict[Cidr, int]]:
+        return {handle.name: dict(handle.blocks) for handle in self.of_kind(IPAMHandle)}
+
+    @property
+    def affinities(self) -> list[BlockAffinity]:
+        return self.of_kind(BlockAffinity)
+
+
+def finish(store: MemoryStore, procedure: Generator[Request, Any, R]) -> R:
+    answer: Any = None
+    while True:
+        try:
+            answer = store.answer(procedure.send(answer))
+        except StopIteration as done:
+            result: R = done.value
+            return result
+
+
+class TestClock:
+    """A clock that is moved by hand; times as RFC 3339 say are its seconds."""
+
+    __test__ = False
+
+    def __init__(self) -> None:
+        self.now = 1000
+
+    def __call__(self) -> Clock:
+        now = self.now
+
+        def is_older(text: str, seconds: float) -> bool:
+            return now - int(text.rstrip("Z").rpartition(".")[2]) > seconds
+
+        return Clock(f"2026-01-01T00:00:00.{now:09d}Z", now * 1_000_000_000, is_older)

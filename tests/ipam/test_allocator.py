@@ -1,0 +1,372 @@
+"""The allocator's protocol: alone, against others at work between any two steps, and stopped at any step."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from routed.ipam.allocator import (
+    Cluster,
+    Demand,
+    assign_addresses,
+    assign_specific,
+    block_count,
+    block_key,
+    claim,
+    pool_of,
+    release_addresses,
+    release_affinity,
+    release_by_handle,
+    search_order,
+    usable_pools,
+)
+from routed.ipam.blocks import Owner, address_at
+from routed.model.ipam import IPAMConfig
+from routed.model.resources import AllowedUse, AssignmentMode, Cidr, IPPool
+from routed.model.selector import All, parse_selector
+from routed.net.addresses import format_address, parse_address
+from routed.net.families import Family
+from routed.net.prefixes import parse_prefix
+from tests.ipam.stores import MemoryStore, TestClock
+
+V4, V6 = Family.IPV4_UNICAST, Family.IPV6_UNICAST
+
+
+def pool(name: str, cidr: str, block_size: int, **values: Any) -> IPPool:
+    defaults = {"node_selector": All(), "allowed_uses": (AllowedUse.WORKLOAD, AllowedUse.TUNNEL)}
+    return IPPool(name=name, cidr=Cidr(*parse_prefix(cidr)), block_size=block_size, **(defaults | values))
+
+
+SMALL = pool("small", "10.0.0.0/28", 30)
+"""Four blocks of four addresses."""
+STRICT = IPAMConfig(name="default", strict_affinity=True, auto_allocate_blocks=True)
+
+
+def demand(node: str, handle: str, count: int = 1, family: Family = V4, **values: Any) -> Demand:
+    return Demand(node, {"rack": node[-1]}, Owner(handle, {"node": node}), family, count, **values)
+
+
+class Site:
+    def __init__(self, *pools: IPPool, **values: Any) -> None:
+        self.store = MemoryStore()
+        self.clock = TestClock()
+        self.cluster = Cluster(pools or (SMALL,), **values)
+
+    def assign(self, wanted: Demand) -> list[str]:
+        outcome = self.store.run(assign_addresses(self.cluster, wanted, self.clock()))
+        self.reason = outcome.reason
+        assert len(outcome.pools) == len(outcome.addresses)
+        return [format_address(each) for each in outcome.addresses]
+
+    def release(self, handle: str) -> list[str]:
+        return [format_address(each) for each in self.store.run(release_by_handle(self.cluster, handle, self.clock()))]
+
+    def check(self) -> None:
+        """What must hold whenever nobody is at work."""
+        check(self.store)
+
+
+def check(store: MemoryStore, *, exact_handles: bool = True) -> dict[bytes, str]:
+    """Who has which address; everything agrees."""
+    owners: dict[bytes, str] = {}
+    counted: dict[str, Counter[Cidr]] = {}
+    for cidr, block in store.blocks.items():
+        for ordinal in range(len(block.allocations)):
+            owner = block.owner(ordinal)
+            if owner is not None:
+                assert owner.handle_id is not None
+                owners[address_at(block, ordinal)] = owner.handle_id
+                counted.setdefault(owner.handle_id, Counter())[cidr] += 1
+    for handle, blocks in counted.items():
+        for cidr, count in blocks.items():
+            there = store.handles.get(handle, {}).get(cidr, 0)
+            assert there == count if exact_handles else there >= count, (handle, cidr)
+    if exact_handles:
+        assert store.handles.keys() == counted.keys()
+    return owners
+
+
+def test_a_node_takes_a_block_and_then_the_next():
+    site = Site()
+    first = site.assign(demand("n1", "a", 3))
+    assert len(first) == 3 and len(site.store.blocks) == 1
+    second = site.assign(demand("n1", "b", 3))
+    assert len({*first, *second}) == 6 and len(site.store.blocks) == 2
+    assert all(affinity.is_confirmed and affinity.node == "n1" for affinity in site.store.affinities)
+    site.check()
+    assert len(site.release("a")) == 3 and site.release("a") == []
+    assert len(site.store.blocks) == 2  # a node keeps its blocks
+    site.check()
+
+
+def test_it_counts_up_in_the_order_of_calico():
+    site = Site()
+    (first,) = site.assign(demand("n1", "a"))
+    site.release("a")
+    assert [site.assign(demand("n1", f"h{number}"))[0] for number in range(4)][-1] == first
+
+
+def test_two_nodes_two_blocks():
+    site = Site()
+    one, other = site.assign(demand("n1", "a")), site.assign(demand("n2", "b"))
+    blocks = {str(affinity.cidr): affinity.node for affinity in site.store.affinities}
+    assert sorted(blocks.values()) == ["n1", "n2"] and one != other
+
+
+def test_a_full_pool_is_borrowed_from_and_strict_affinity_forbids_it():
+    for config, expected in ((IPAMConfig(name="default", auto_allocate_blocks=True), 1), (STRICT, 0)):
+        site = Site(config=config)
+        assert len(site.assign(demand("n1", "a", 13))) == 13  # all four blocks are n1's
+        assert len(site.assign(demand("n2", "b"))) == expected
+        if not expected:
+            assert "no block is free in small" in site.reason and "strictAffinity" in site.reason
+        site.check()
+        assert {affinity.node for affinity in site.store.affinities} == {"n1"}
+
+
+def test_nothing_left_is_said():
+    site = Site()
+    assert len(site.assign(demand("n1", "a", 20))) == 16
+    assert site.reason == "no block is free in small"
+
+
+def test_limits_of_blocks():
+    site = Site(config=replace(STRICT, max_blocks_per_host=1))
+    assert len(site.assign(demand("n1", "a", 6))) == 4
+    assert "node n1 has 1 blocks, which is the limit" in site.reason
+    site = Site(config=IPAMConfig(name="default", auto_allocate_blocks=False))
+    assert site.assign(demand("n1", "a")) == [] and "autoAllocateBlocks" in site.reason
+    site = Site()
+    assert len(site.assign(demand("n1", "a", 6, maximum_blocks=1))) == 4
+
+
+def test_reservations():
+    site = Site(reserved=(Cidr(*parse_prefix("10.0.0.0/29")), Cidr(*parse_prefix("10.0.0.9"))))
+    given = site.assign(demand("n1", "a", 16))
+    assert sorted(given, key=parse_address) == [f"10.0.0.{number}" for number in (8, 10, 11, 12, 13, 14, 15)]
+
+
+POOLS = (
+    pool("all", "10.0.0.0/24", 26),
+    pool("rack", "10.0.1.0/24", 26, node_selector=parse_selector("rack == '1'")),
+    pool("team", "10.0.2.0/24", 26, namespace_selector=parse_selector("team == 'a'")),
+    pool("manual", "10.0.3.0/24", 26, assignment_mode=AssignmentMode.MANUAL),
+    pool("off", "10.0.4.0/24", 26, disabled=True),
+    pool("tunnels", "10.0.5.0/24", 26, allowed_uses=(AllowedUse.TUNNEL,)),
+    pool("six", "fd00::/64", 122),
+)
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        ({}, ["all", "rack"]),
+        ({"node": "n2"}, ["all"]),
+        ({"namespace_labels": {"team": "a"}}, ["all", "rack", "team"]),
+        ({"pools": ("manual",)}, ["manual"]),
+        ({"pools": ("10.0.1.0/24",), "node": "n2"}, ["rack"]),
+        ({"pools": ("off",)}, []),
+        ({"use": AllowedUse.TUNNEL}, ["all", "rack", "tunnels"]),
+        ({"family": V6}, ["six"]),
+        ({"family": V6, "pools": ("all",)}, []),
+    ],
+)
+def test_which_pools_a_demand_may_use(values: dict[str, Any], names: list[str]):
+    node = values.pop("node", "n1")
+    wanted = demand(node, "h", **values)
+    pools, reason = usable_pools(Cluster(POOLS), wanted)
+    assert [each.name for each in pools] == names
+    assert bool(reason) is not bool(pools)
+
+
+def test_addresses_by_name():
+    site = Site()
+
+    def ask(address: str, node: str = "n1", **values: Any) -> tuple[list[str], str]:
+        wanted = demand(node, f"h-{address}", **values)
+        outcome = site.store.run(assign_specific(site.cluster, wanted, parse_address(address), site.clock()))
+        return [format_address(each) for each in outcome.addresses], outcome.reason
+
+    assert ask("10.0.0.5") == (["10.0.0.5"], "")
+    assert ask("10.0.0.5") == ([], "somebody has it, or it is cooling down")
+    assert ask("10.0.0.6", "n2") == (["10.0.0.6"], "")
+    assert ask("192.0.2.1") == ([], "it is in no enabled pool")
+    assert ask("10.0.0.7", use=AllowedUse.LOAD_BALANCER)[0] == []
+    site.cluster = replace(site.cluster, config=STRICT)
+    assert "belongs to n1" in ask("10.0.0.7", "n2")[1]
+    site.check()
+
+
+def test_cooldown_of_addresses():
+    site = Site(config=IPAMConfig(name="default", auto_allocate_blocks=True, ip_cooldown=60))
+    given = site.assign(demand("n1", "a", 16))
+    site.release("a")
+    site.clock.now += 30
+    assert site.assign(demand("n1", "b")) == []
+    site.clock.now += 31
+    assert set(site.assign(demand("n1", "b", 16))) == set(given)
+    site.check()
+
+
+def test_release_by_address_and_what_is_nobody_s_goes():
+    site = Site()
+    given = site.assign(demand("n1", "a", 2))
+    (cidr,) = site.store.blocks
+    assert site.store.run(release_affinity("n1", cidr))
+    assert site.store.affinities == [] and site.store.blocks[cidr].affinity is None
+    addresses = [parse_address(each) for each in (*given, "192.0.2.1", "10.0.0.15")]
+    wrong = site.store.run(release_addresses(site.cluster, addresses, site.clock(), handle="other"))
+    assert wrong == ()
+    released = site.store.run(release_addresses(site.cluster, addresses, site.clock()))
+    assert [format_address(each) for each in released] == sorted(given)
+    assert not site.store.items  # the block went with its last address, and so did the handle
+
+
+def test_an_empty_block_is_given_up_whole():
+    site = Site()
+    site.assign(demand("n1", "a"))
+    site.release("a")
+    (cidr,) = site.store.blocks
+    assert site.store.run(release_affinity("n1", cidr, only_empty=True))
+    assert not site.store.items
+
+
+def test_a_long_empty_block_of_another_node_is_taken_over():
+    site = Site(config=STRICT)
+    site.assign(demand("n1", "a", 16))
+    site.release("a")
+    assert site.assign(demand("n2", "b")) == []  # too young
+    site.clock.now += 61
+    assert len(site.assign(demand("n2", "b"))) == 1
+    assert Counter(affinity.node for affinity in site.store.affinities) == {"n1": 3, "n2": 1}
+    site.check()
+
+
+def test_ipv6():
+    site = Site(pool("six", "fd00::/120", 122))
+    (address,) = site.assign(demand("n1", "a", family=V6))
+    assert pool_of(site.cluster.pools, V6, parse_address(address)) is not None
+    site.check()
+
+
+@pytest.mark.parametrize("state", ["pending", "confirmed"])
+def test_half_a_claim_of_before_is_finished(state: str):
+    """A crash after the affinity was written: pending, or (by others) confirmed without its block."""
+    site = Site()
+    cidr = next(search_order(SMALL, "n1"))
+    procedure = claim(cidr, "n1", site.clock())
+    answer: Any = None
+    for _ in range(2 if state == "pending" else 5):
+        answer = site.store.answer(procedure.send(answer))
+    if state == "confirmed":
+        found = site.store.items.pop(block_key(cidr))
+        assert found is not None
+    (before,) = site.store.affinities
+    assert before.state.value == state
+    (address,) = site.assign(demand("n1", "a"))
+    assert address_at(site.store.blocks[cidr], 0) == parse_address(address)
+    (affinity,) = site.store.affinities
+    assert affinity.is_confirmed
+
+
+def test_an_affinity_to_another_node_s_block_is_no_promise():
+    site = Site()
+    first = next(search_order(SMALL, "n1"))
+    site.store.run(claim(first, "n2", site.clock()))
+    procedure = claim(first, "n1", site.clock())
+    answer: Any = None
+    for _ in range(2):  # only the affinity is written
+        answer = site.store.answer(procedure.send(answer))
+    assert {affinity.node for affinity in site.store.affinities} == {"n1", "n2"}
+    site.assign(demand("n1", "a"))
+    assert site.store.blocks[first].host == "n2"
+    assert not any(affinity.node == "n1" and affinity.cidr == first for affinity in site.store.affinities)
+
+
+def test_where_a_node_looks_first():
+    starts = Counter(next(search_order(pool("p", "10.0.0.0/16", 26), f"node-{number}")) for number in range(200))
+    assert len(starts) > 140  # they rarely meet
+    assert sorted(search_order(SMALL, "x")) == [
+        Cidr(V4, parse_prefix(f"10.0.0.{number}/30")[1]) for number in range(0, 16, 4)
+    ]
+    assert block_count(SMALL) == 4
+
+
+# ---- many at once
+
+
+def interleave(
+    store: MemoryStore, procedures: dict[str, Any], rng: random.Random, crash: float = 0.0
+) -> dict[str, Any]:
+    """Run procedures a step at a time in any order; some crash for good before a step. Results by name."""
+    answers: dict[str, Any] = dict.fromkeys(procedures)
+    results: dict[str, Any] = {}
+    waiting = sorted(procedures)
+    while waiting:
+        name = rng.choice(waiting)
+        if rng.random() < crash:
+            waiting.remove(name)
+            continue
+        try:
+            answers[name] = store.answer(procedures[name].send(answers[name]))
+        except StopIteration as done:
+            results[name] = done.value
+            waiting.remove(name)
+    return results
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.booleans(), st.integers(2, 5))
+def test_contention(seed: int, strict: bool, count: int):
+    """Nobody's address is another's too, and everything agrees once all are done."""
+    rng = random.Random(seed)
+    site = Site(config=STRICT if strict else IPAMConfig(name="default", auto_allocate_blocks=True))
+    clock = site.clock()
+    for round_number in range(3):
+        held = check(site.store)
+        procedures: dict[str, Any] = {}
+        for number in range(count):
+            node = f"n{number % 3}"
+            procedures[f"assign{number}"] = assign_addresses(
+                site.cluster, demand(node, f"h{round_number}-{number}", rng.randint(1, 4)), clock
+            )
+        for handle in rng.sample(sorted(set(held.values())), min(2, len(set(held.values())))):
+            procedures[f"release {handle}"] = release_by_handle(site.cluster, handle, clock)
+        if rng.random() < 0.3 and site.store.blocks:
+            cidr = rng.choice(sorted(site.store.blocks))
+            procedures["give up"] = release_affinity(site.store.blocks[cidr].host or "n0", cidr)
+        results = interleave(site.store, procedures, rng)
+        owners = check(site.store)
+        for number in range(count):
+            given = results[f"assign{number}"].addresses
+            assert all(owners[address] == f"h{round_number}-{number}" for address in given)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32))
+def test_crashes(seed: int):
+    """Whoever stops half-way leaks nothing that releasing its handle does not put right, and blocks nobody."""
+    rng = random.Random(seed)
+    site = Site()
+    clock = site.clock()
+    procedures: dict[str, Any] = {
+        f"h{number}": assign_addresses(site.cluster, demand(f"n{number % 3}", f"h{number}", rng.randint(1, 3)), clock)
+        for number in range(5)
+    }
+    results = interleave(site.store, procedures, rng, crash=0.1)
+    owners = check(site.store, exact_handles=False)
+    for name, outcome in results.items():
+        assert all(owners[address] == name for address in outcome.addresses)
+    for name in procedures:
+        site.release(name)
+    assert check(site.store) == {}
+    everything = site.assign(demand("n9", "all", 16))
+    held_by_none = [block for block in site.store.blocks.values() if block.host is None]
+    assert len(everything) == 16 and not held_by_none
+    site.check()
