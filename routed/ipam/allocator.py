@@ -11,6 +11,8 @@ The order of writes makes every crash safe, at most leaving something that is fo
   many is put right when its addresses are released;
 - a block is given up by an affinity `pendingDeletion`, then the block, then the affinity.
 
+Long for one idea: the order of writes is one protocol, and each procedure relies on what the others may leave behind.
+
 Not here: which clock, store or node (the caller's), and what a pod's address is good for.
 """
 

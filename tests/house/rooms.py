@@ -13,7 +13,10 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "routed"
 
-PURE = ("errors", "net", "desired", "observed", "bgp", "netlink", "model", "rib", "plan", "core")
+PURE = (
+    "errors", "net", "desired", "desired_policy", "observed", "bgp", "netlink", "model", "rib", "policy", "ipam", "plan",
+    "core",
+)  # fmt: skip
 """The rooms above the purity line."""
 
 
