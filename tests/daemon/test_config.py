@@ -11,7 +11,16 @@ import pytest
 
 from routed.core.effects import Level
 from routed.daemon import config
-from routed.daemon.config import Config, KernelConfig, LogConfig, load_config, make_folders, parse_config, reload
+from routed.daemon.config import (
+    Config,
+    KernelConfig,
+    LogConfig,
+    MetricsConfig,
+    load_config,
+    make_folders,
+    parse_config,
+    reload,
+)
 from routed.errors import ConfigError
 
 DATASTORE = "datastore: {type: file, path: /r}\n"
@@ -37,6 +46,7 @@ runDir: /tmp/run
 stateDir: ../state
 kernel: {programRoutes: false, table: 100, routeProtocol: 17, metric: 32}
 log: {level: debug, format: json}
+metrics: {listen: [0.0.0.0:9971, "[::1]:80"], peers: 7}
 onStop: shutdown
 """
     ) == Config(
@@ -47,8 +57,47 @@ onStop: shutdown
         state_dir="/etc/state",
         kernel=KernelConfig(program_routes=False, table=100, route_protocol=17, metric=32),
         log=LogConfig(Level.DEBUG, "json"),
+        metrics=MetricsConfig((("0.0.0.0", 9971), ("::1", 80)), 7),
         on_stop="shutdown",
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "addresses"),
+    [
+        ("127.0.0.1:9971", (("127.0.0.1", 9971),)),
+        ("'[fd00::1]:1'", (("fd00::1", 1),)),
+        ("'[0:0::1]:1'", (("::1", 1),)),
+        ("off", ()),
+        ("[]", ()),
+        ("[10.0.0.1:1, 10.0.0.1:1]", (("10.0.0.1", 1),)),
+    ],
+)
+def test_where_metrics_are_served(text: str, addresses: tuple[tuple[str, int], ...]) -> None:
+    assert parse(f"{DATASTORE}metrics: {{listen: {text}}}").metrics.listen == addresses
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["9971", "':9971'", "localhost:9971", "10.0.0.1", "10.0.0.1:0", "10.0.0.1:65536", "'::1:9971'", "'[::1]'", "10.0.0.1:x",
+     "on", "'[fe80::1%eth0]:1'", "10.0.0.256:1", "'10.0.0.1:1 '"],
+)  # fmt: skip
+@pytest.mark.parametrize("listed", [False, True])
+def test_addresses_that_are_none(text: str, listed: bool) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(f"{DATASTORE}metrics:\n  listen: {f'[{text}]' if listed else text}")
+    key = "metrics.listen[0]" if listed else "metrics.listen"
+    assert caught.value.path.endswith(":3")
+    assert f"{key}: must be an IP address and a port such as 127.0.0.1:9971" in str(caught.value)
+
+
+def test_off_is_no_address_beside_others_and_brackets_take_quotes() -> None:
+    with pytest.raises(ConfigError, match=r"metrics\.listen\[1\]: must be an IP address"):
+        parse(f"{DATASTORE}metrics: {{listen: [10.0.0.1:1, off]}}")
+    with pytest.raises(ConfigError, match="put an IPv6 address with its port in quotes"):
+        parse(f"{DATASTORE}metrics: {{listen: [[10]]}}")
+    with pytest.raises(ConfigError, match="must be a number from 0 to 10000"):
+        parse(f"{DATASTORE}metrics: {{peers: many}}")
 
 
 @pytest.mark.parametrize(("table", "number"), [("main", 254), ("default", 253), ("1", 1), ("4294967295", 0xFFFFFFFF)])
