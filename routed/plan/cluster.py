@@ -7,10 +7,11 @@ change can matter to, so that a thousand Nodes that only report their state, and
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+from routed.model.policies import Profile
 from routed.model.resources import (
     DEFAULT_AS_NUMBER,
     BGPConfiguration,
@@ -26,6 +27,7 @@ from routed.model.resources import (
     Update,
 )
 from routed.model.settings import FelixConfiguration
+from routed.model.workloads import WorkloadEndpoint
 from routed.net.families import Family
 
 K = TypeVar("K")
@@ -71,6 +73,7 @@ class Cluster:
         "peers",
         "pools",
         "secrets",
+        "workloads",
     )
 
     def __init__(self, node_name: str) -> None:
@@ -85,6 +88,8 @@ class Cluster:
         """By `SECRET/KEY`."""
         self.others: dict[str, dict[ResourceKey, Resource]] = {}
         """By kind: what planning has no use for."""
+        self.workloads: dict[ResourceKey, WorkloadEndpoint] = {}
+        """This node's."""
         self._claims: dict[Cidr, set[str]] = {}
         """Names of the affinities of each block."""
 
@@ -110,12 +115,20 @@ class Cluster:
             case IPPool.kind:
                 _put(self.pools, name, value if isinstance(value, IPPool) else None)
                 return Aspect.FILTERS
+            case WorkloadEndpoint.kind:
+                return self._apply_workload(update.key, value if isinstance(value, WorkloadEndpoint) else None)
             case kind:
                 others = self.others.setdefault(kind, {})
                 before = bool(others)
                 _put(others, update.key, value)
                 # what there is none of, and what is set, is told with the plan
-                return Aspect.SESSIONS if bool(others) is not before or kind in _SETTINGS else Aspect.NOTHING
+                if (
+                    bool(others) is not before
+                    or kind in _SETTINGS
+                    or (kind == Profile.kind and self.peers_with_workloads)
+                ):
+                    return Aspect.SESSIONS
+                return Aspect.NOTHING
 
     def _apply_node(self, name: str, node: Node | None) -> Aspect:
         old = self.nodes.get(name)
@@ -133,6 +146,13 @@ class Cluster:
             ):
                 aspect |= Aspect.FILTERS
         return aspect
+
+    def _apply_workload(self, key: ResourceKey, workload: WorkloadEndpoint | None) -> Aspect:
+        old = self.workloads.get(key)
+        if workload is not None and workload.node != self.node_name:
+            workload = None
+        _put(self.workloads, key, workload)
+        return Aspect.SESSIONS if old != workload and self.peers_with_workloads else Aspect.NOTHING
 
     def _apply_affinity(self, name: str, affinity: BlockAffinity | None) -> Aspect:
         old = self.affinities.get(name)
@@ -160,6 +180,22 @@ class Cluster:
     @property
     def default_configuration(self) -> BGPConfiguration:
         return self.configurations.get("default", _NOTHING_CONFIGURED)
+
+    @property
+    def peers_with_workloads(self) -> bool:
+        """Whether any BGPPeer makes workloads peers."""
+        return any(peer.local_workload_selector is not None for peer in self.peers.values())
+
+    def labels_of(self, workload: WorkloadEndpoint) -> Mapping[str, str]:
+        """A workload's labels, over those its profiles give it."""
+        labels: dict[str, str] = {}
+        profiles = self.others.get(Profile.kind, {})
+        for name in reversed(workload.profiles):
+            profile = profiles.get(ResourceKey(Profile.kind, name))
+            if isinstance(profile, Profile):
+                labels.update(profile.labels_to_apply)
+        labels.update(workload.labels)
+        return labels
 
     def claims(self, cidr: Cidr) -> list[BlockAffinity]:
         """All nodes' affinities of a block, by name."""

@@ -4,6 +4,8 @@ Three passes over the BGPPeers, each in order of their names, then the mesh; the
 1. global ones (no node, no nodeSelector), 2. those that select this node, 3. the reverse of those that name this node as
 the peer, so that both ends of a session between nodes follow from one resource.
 
+Beside them, pods of this node that a localWorkloadSelector selects are peers that connect to us.
+
 A node is the passive side of a mesh session, and of a global one with a node given by its address, where the other
 node's address is greater *as text* ("10.0.0.9" > "10.0.0.10"): the other node, Calico's BIRD perhaps, compares the same
 strings, and a session with one opener can restart gracefully. A reflector, a node with routeReflectorClusterID, is in no
@@ -22,13 +24,16 @@ from routed.model.resources import DEFAULT_PORT, BGPPeer, Node, ReversePeering, 
 from routed.model.resources import NextHopMode as ResourceNextHopMode
 from routed.net.addresses import format_address
 from routed.net.families import Family
-from routed.net.prefixes import make_prefix
+from routed.net.prefixes import make_prefix, prefix_address
 from routed.plan.cluster import NO_SECRET, Cluster, address_of, is_selected
 from routed.plan.types import NextHopMode, Origin, Speaker
 from routed.rib.path import SourceKind
 
 #: Graceful restart time where no resource names one; what Calico's BIRD uses.
 DEFAULT_RESTART_TIME = 120
+
+#: The scope in the name of a session with a pod.
+_WORKLOAD = "Local_Workload"
 
 #: Kind of the origin that leads to a peer.
 PEER_WAY = "peer"
@@ -93,6 +98,8 @@ def plan_peers(
     for peer in builder.resources:
         builder.add_reverse(peer)
     builder.add_mesh()
+    for peer in builder.resources:
+        builder.add_workloads(peer)
     return builder.specs, builder.ways, builder.problems
 
 
@@ -123,7 +130,7 @@ class _Builder:
     # ---- the passes
 
     def add_forward(self, peer: BGPPeer, scope: str) -> None:
-        self._report_unsupported(peer)
+        self._report_filters(peer)
         if peer.peer_selector is not None:
             targets = [
                 self._node_target(node, address)
@@ -165,7 +172,7 @@ class _Builder:
                     continue
                 if not reported:
                     reported = True
-                    self._report_unsupported(peer)
+                    self._report_filters(peer)
                 target = self._node_target(node, address)
                 if peer.local_as_number is not None:
                     target = replace(target, as_number=peer.local_as_number)
@@ -230,6 +237,26 @@ class _Builder:
                 "already have a session; it is the first that counts"
             )
 
+    def add_workloads(self, peer: BGPPeer) -> None:
+        """Pods of this node that a BGPPeer selects: they connect to us, from their own addresses."""
+        if peer.local_workload_selector is None or not is_selected(peer, self.node):
+            return
+        if self.speaker.listen_addresses:
+            self.problems.append(
+                f"BGPPeer {peer.name}: spec.localWorkloadSelector: pods connect to the address of their own interface's "
+                "other end, and bindMode NodeIP does not listen there"
+            )
+        for key in sorted(self.cluster.workloads):
+            workload = self.cluster.workloads[key]
+            if not peer.local_workload_selector.matches(self.cluster.labels_of(workload)):
+                continue
+            for cidr in workload.ip_networks:
+                address = prefix_address(cidr.family, cidr.prefix)
+                as_number = self.speaker.local_as if peer.as_number is None else peer.as_number
+                local_as = self.speaker.local_as if peer.local_as_number is None else peer.local_as_number
+                target = _Target(address, None, as_number, None, is_node=False)
+                self._add(peer, _WORKLOAD, target, local_as, passive=True)
+
     # ---- inside
 
     def _addresses(self, node: Node) -> Iterator[tuple[Family, bytes]]:
@@ -288,7 +315,9 @@ class _Builder:
                 name=_peer_name(scope, format_address(target.address), target.port),
                 address=target.address,
                 port=key[1],
-                local_address=self.own[family] if peer.source_address is SourceAddress.USE_NODE_IP else b"",
+                local_address=self.own[family]
+                if peer.source_address is SourceAddress.USE_NODE_IP and scope != _WORKLOAD
+                else b"",
                 local_as=local_as,
                 peer_as=target.as_number,
                 router_id=self.speaker.router_id,
@@ -366,11 +395,7 @@ class _Builder:
                 "connections from that address are let in by those of the first"
             )
 
-    def _report_unsupported(self, peer: BGPPeer) -> None:
-        if peer.local_workload_selector is not None:
-            self.problems.append(
-                f"BGPPeer {peer.name}: spec.localWorkloadSelector: not supported, no pod is a peer by it"
-            )
+    def _report_filters(self, peer: BGPPeer) -> None:
         self.problems.extend(
             f"BGPPeer {peer.name}: spec.filters names BGPFilter {name}, which does not exist, so it filters nothing"
             for name in peer.filters

@@ -53,14 +53,7 @@ def _and_more(count: int) -> str:
 
 
 def _cluster_wide(configuration: BGPConfiguration) -> list[str]:
-    checks = (
-        (
-            configuration.local_workload_peering_ipv4 is not None
-            or configuration.local_workload_peering_ipv6 is not None,
-            "spec.localWorkloadPeeringIPV4 and IPV6: peering with pods is not supported",
-        ),
-    )
-    return [*(text for is_set, text in checks if is_set), *_log_level(configuration)]
+    return _log_level(configuration)
 
 
 def _priorities(default: BGPConfiguration) -> list[str]:

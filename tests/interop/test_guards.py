@@ -238,3 +238,51 @@ def test_a_peer_behind_a_gateway(lab: Lab) -> None:
     wait_for(lambda: bird.established("10.0.0.1"), 60.0, "two hops are enough again", state=lab.report)
     routed.remove("BGPPeer", "far")
     wait_for(lambda: "172.16.0.1" not in routed.kernel_routes(), SOON, "the way is gone", state=lab.report)
+
+
+def test_a_pod_as_a_peer(lab: Lab) -> None:
+    """BIRD in a pod connects to the address Felix puts on the node's end of its interface."""
+    namespace, pod = lab.namespace("node", forward=True), lab.namespace("pod")
+    lab.link(namespace.port("cali1", "169.254.0.179/32"), pod.port("eth0", "10.244.1.5/32"))
+    namespace.route("add 10.244.1.5/32 dev cali1 scope link")
+    pod.route("add 169.254.0.179/32 dev eth0")
+    lab.link(namespace.port("eth0", "10.0.0.1/24"), lab.namespace("wire").port("eth0"))
+    endpoint = resource(
+        "WorkloadEndpoint",
+        "node-k8s-router-eth0",
+        {
+            "orchestrator": "k8s",
+            "node": "node",
+            "pod": "router",
+            "endpoint": "eth0",
+            "interfaceName": "cali1",
+            "ipNetworks": ["10.244.1.5/32"],
+        },
+        app="router",
+    )
+    endpoint["metadata"]["namespace"] = "default"
+    routed = Routed(namespace)
+    routed.put(
+        resource("Node", "node", {"bgp": {"ipv4Address": "10.0.0.1/24"}}),
+        resource("IPPool", "pods", {"cidr": "10.244.0.0/16"}),
+        resource("BlockAffinity", "block4", {"node": "node", "cidr": BLOCK4}),
+        resource("BGPPeer", "pods", {"localWorkloadSelector": "app == 'router'", "asNumber": 64516}),
+        endpoint,
+    )
+    bird = Bird(
+        pod,
+        "router id 10.244.1.5; protocol device {}\n"
+        "protocol static { ipv4; route 44.0.0.0/16 blackhole; }\n"
+        "protocol bgp { local 10.244.1.5 as 64516; neighbor 169.254.0.179 as 64512; multihop;\n"
+        " connect delay time 1; ipv4 { import all; export all; }; }\n",
+    )
+    bird.start()
+    routed.start()
+    wait_for(lambda: bird.established("169.254.0.179"), 40.0, "the session is up", state=lab.report)
+    wait_for(lambda: "44.0.0.0/16" in routed.kernel_routes(), SOON, "the pod's route is there", state=lab.report)
+    assert routed.kernel_routes()["44.0.0.0/16"] == "via 10.244.1.5 dev cali1"
+    wait_for(lambda: BLOCK4 in bird.routes(), SOON, "the pod hears of the block", state=lab.report)
+    assert routed.problems() == []
+    routed.remove("WorkloadEndpoint", "node-k8s-router-eth0")
+    wait_for(lambda: "44.0.0.0/16" not in routed.kernel_routes(), SOON, "the pod is gone", state=lab.report)
+    assert routed.sessions() == {}

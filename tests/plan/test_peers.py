@@ -361,7 +361,6 @@ UNSUPPORTED = """
     ttlSecurity: 2
     reachableBy: 172.16.0.254
     filters: [missing]
-- {kind: BGPPeer, metadata: {name: pods}, spec: {localWorkloadSelector: "app == 'x'", asNumber: 65002}}
 """
 
 
@@ -369,7 +368,6 @@ def test_what_is_not_to_be_had_is_said_where_it_counts(scenario: Make) -> None:
     problems = scenario(UNSUPPORTED).plan.problems
     for field in ("password", "filters"):
         assert [one for one in problems if one.startswith(f"BGPPeer secure: spec.{field}")], field
-    assert [one for one in problems if one.startswith("BGPPeer pods: spec.localWorkloadSelector")]
     elsewhere = scenario(UNSUPPORTED, node="kube-node-1").plan.problems
     assert not [one for one in elsewhere if "secure" in one], "not a peer of that node"
     fixed = scenario(UNSUPPORTED).apply("- {kind: BGPFilter, metadata: {name: missing}, spec: {}}").plan.problems

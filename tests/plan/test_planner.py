@@ -76,7 +76,6 @@ def test_bgp_off(scenario: Make) -> None:
     ("kind", "name", "spec", "expected"),
     [
         ("BGPConfiguration", "default", "nodeMeshPassword: {secretKeyRef: {name: s, key: k}}", "spec.nodeMeshPassword"),
-        ("BGPConfiguration", "default", "localWorkloadPeeringIPV4: 169.254.0.179", "spec.localWorkloadPeeringIPV4"),
         ("BGPConfiguration", "default", "ipv4NormalRoutePriority: 512", "spec.ipv4NormalRoutePriority"),
         ("BGPConfiguration", "default", "logSeverityScreen: Debug", "spec.logSeverityScreen"),
         ("BGPConfiguration", "node.kube-master", "bindMode: NodeIP", "spec.bindMode"),
