@@ -238,6 +238,13 @@ def emit(lines: Iterable[str]) -> None:
     sys.stdout.writelines(line + "\n" for line in lines)
 
 
+def emit_each(lines: Iterable[str]) -> None:
+    """Print each line at once: somebody waits for it."""
+    for line in lines:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+
+
 def _array(rows: Iterable[object]) -> Iterator[str]:
     """A JSON array, an element a line as soon as it is there."""
     last = None

@@ -7,13 +7,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-from routed.cli import neighbors, node, recordings, routes
+from routed.cli import events, neighbors, node, recordings, routes
 from routed.cli.command import Commands, ExitStatus, UsageError
 from routed.control.client import Unreachable
 from routed.errors import ConfigError, RoutedError
 from routed.observe.logs import harmless
 
-MODULES = (node, neighbors, routes, recordings)
+MODULES = (node, neighbors, routes, events, recordings)
 """In the order of --help."""
 
 EXAMPLES = """\
@@ -27,6 +27,7 @@ examples:
   routedctl show fib --json                     what is in the kernel, for programs
   routedctl show received 10.0.0.2              what a neighbour announced, refused routes and why included
   routedctl show advertised 10.0.0.2            what we announce to it, with the attributes as they are sent
+  routedctl events --follow                     what happens
   routedctl clear 10.0.0.2 soft in              ask a neighbour for its routes again
   routedctl shutdown --reason "new kernel"      end all sessions and the daemon
 

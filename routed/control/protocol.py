@@ -7,7 +7,8 @@
     or        {"version": 1, "error": "one sentence"}
 
 A reply ends with its `result` or `error` line; an `error` may follow `items` where a long answer broke off. Requests on
-one connection are answered in order. A line is UTF-8 and ends with a line feed.
+one connection are answered in order. An answer that is followed has no end: `items` lines, empty ones among them, come
+until the client closes. A line is UTF-8 and ends with a line feed.
 """
 
 from __future__ import annotations

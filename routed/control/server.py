@@ -3,6 +3,8 @@
 A handler is called with the request and returns the answer at once, or an iterator whose items are sent in batches,
 with a turn of the loop between two batches: neither a large table nor a client that reads slowly holds anybody up. An
 item of None is not sent: it only offers a turn, for work that comes before the first item.
+An async iterator of batches is followed until the client goes away: a batch is sent when it is there, an empty one where
+there was none for `HEARTBEAT`, so that both ends notice when the other one is gone.
 Errors are sentences: a handler raises `ControlError` for the person who asked; anything else it raises is a bug, which
 is handed to `on_bug` and answered in general words.
 """
@@ -16,7 +18,7 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
 from routed.control.protocol import (
     MAX_REQUEST,
@@ -36,6 +38,9 @@ MAX_CLIENTS = 64
 #: Seconds the items of one batch may take to produce, and how many they are at most.
 BATCH_SECONDS = 0.005
 BATCH_ITEMS = 256
+
+#: Seconds between two lines of an answer that is followed.
+HEARTBEAT = 15.0
 
 #: Seconds a client may take to read what was sent, before it is dropped.
 SLOWEST_READER = 60.0
@@ -103,6 +108,9 @@ class ControlServer:
                         f"unknown request `{name[:100]}`; this daemon answers: {', '.join(sorted(self._handlers))}"
                     )
                 answer = handler(request)
+                if isinstance(answer, AsyncIterator):
+                    await self._follow(answer, reader, writer)
+                    return
                 if isinstance(answer, Iterator):
                     await self._stream(answer, writer)
                     answer = None
@@ -134,6 +142,36 @@ class ControlServer:
             # Also where it breaks off: what there is comes before the error. Also if empty: that tells an empty table
             # from a null answer.
             writer.write(encode_items(batch))
+
+    async def _follow(
+        self, batches: AsyncIterator[object], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Send what comes until the client closes, or says anything: there is no other way to end it."""
+        gone = asyncio.ensure_future(reader.read(1))
+        coming: asyncio.Future[object] | None = None
+        batch: object = []
+        try:
+            while True:
+                writer.write(encode_items(batch if isinstance(batch, list) else [batch]))
+                await _drain(writer)
+                coming = coming or asyncio.ensure_future(_next(batches))
+                await asyncio.wait((coming, gone), timeout=HEARTBEAT, return_when=asyncio.FIRST_COMPLETED)
+                if gone.done():
+                    return
+                batch = []
+                if coming.done():
+                    batch, coming = coming.result(), None
+        finally:
+            gone.cancel()
+            if coming is not None:
+                coming.cancel()
+            close = getattr(batches, "aclose", None)
+            if close is not None:
+                await close()
+
+
+async def _next(batches: AsyncIterator[object]) -> object:
+    return await anext(batches)
 
 
 async def _drain(writer: asyncio.StreamWriter) -> None:

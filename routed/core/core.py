@@ -22,7 +22,7 @@ from __future__ import annotations
 import heapq
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from routed.bgp.as_path import segments
@@ -58,7 +58,7 @@ from routed.rib.export import ExportPolicy
 from routed.rib.nexthops import NextHop, NextHopTable
 from routed.rib.path import HIGHEST_LOCAL_PREF, Path, Source, SourceKind
 from routed.rib.program import Programming
-from routed.rib.table import PATH_CACHE, SLICE, FamilyRib
+from routed.rib.table import PATH_CACHE, SLICE, Change, FamilyRib
 
 #: Seconds a restarting speaker at least waits for peers that are not up yet, and at most for anything (RFC 4724 4.1). The
 #: shorter one is also what a peer that sends no End-of-RIB has to announce its routes again before old ones are swept.
@@ -158,6 +158,10 @@ class Core:
         self.sweep_pending = bool(settings.routes_found)
         self.in_sync_at: float | None = None
         self.stopping = False
+        self.watch_sessions: Callable[[Peer, StateChanged], None] | None = None
+        self.watch_routes: Callable[[Family, Sequence[Change]], None] | None = None
+        """Who is told of sessions' states and of best paths as they change. They only look: what a core does never depends
+        on them, and they are no part of a recording."""
         self._random = random.Random(seed)
         self._pool = AttributePool()
         self._own_attrs = self._pool.intern(AttributeSet())
@@ -464,6 +468,8 @@ class Core:
             level = Level.INFO if self.stopping else Level.WARNING
             peer.problem_told = peer.neighbor.counters.last_error  # this line says it
         self._log(level, peer.plan.name, f"{event.old.label} -> {event.new.label}: {event.reason}")
+        if self.watch_sessions is not None:
+            self.watch_sessions(peer, event)
 
     def _rearm(self, peer: Peer) -> None:
         at = peer.neighbor.next_timer()
@@ -675,6 +681,8 @@ class Core:
 
     def _best_paths_changed(self, family: Family, rib: FamilyRib) -> None:
         changes = rib.take_changes()
+        if self.watch_routes is not None and changes:
+            self.watch_routes(family, changes)
         for policy, group in self._groups.items():
             if policy.family is family and group.append(changes):
                 group.trim()

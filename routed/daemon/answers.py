@@ -1,15 +1,16 @@
 """What the daemon answers on its control socket: the core's queries, and what only the daemon knows.
 
 The requests: `status`, `neighbors` (address), `routes` (prefix, all), `fib` (prefix), `received` and `advertised` (address,
-prefix, family, longer, all), `interfaces`, `clear` (address, mode), `shutdown` (reason). Arguments are text as people type
-it, an address may be a neighbour's name as well; what is wrong with them is said in a sentence.
+prefix, family, longer, all), `interfaces`, `events` (follow, kinds, prefix, longer), `clear` (address, mode), `shutdown`
+(reason). Arguments are text as people type it, an address may be a neighbour's name as well; what is wrong with them is
+said in a sentence.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from itertools import chain
 
 from routed import __version__
@@ -20,6 +21,7 @@ from routed.core.core import Core
 from routed.core.peer import Peer
 from routed.daemon.config import Config
 from routed.daemon.driver import Driver
+from routed.daemon.events import KINDS, Follower
 from routed.dataplane.kernel import Kernel
 from routed.dataplane.ours import FibEntry
 from routed.desired import KernelRoute, RouteKind
@@ -78,6 +80,7 @@ class Answers:
             "received": self.received,
             "advertised": self.advertised,
             "interfaces": self.interfaces,
+            "events": self.events,
             "clear": self.clear,
             "shutdown": self.shutdown,
         }
@@ -273,6 +276,22 @@ class Answers:
         for each in ("in", "out") if mode == "soft" else (mode,):
             self._driver.clear(address, each)
         return {"address": format_address(address), "text": f"{format_address(address)}: {CLEARED[mode]}"}
+
+    def events(self, request: Request) -> Iterator[Row] | AsyncIterator[list[object]]:
+        """What happened lately, and with `follow` what happens from now on."""
+        text = request.text("kinds")
+        kinds = frozenset(KINDS[:-1] if not text else text.split(","))
+        if not kinds <= set(KINDS):
+            raise ControlError(f"there are events of the kinds {', '.join(KINDS)}, not {', '.join(kinds - set(KINDS))}")
+        prefix = request.text("prefix")
+        within = None if prefix is None else _prefix(prefix)
+        recent = [event for event in self._driver.events.recent if event["kind"] in kinds]
+        if not request.flag("follow"):
+            return iter(recent)
+        follower: Follower = self._driver.events.follow(kinds, within, longer=request.flag("longer"))
+        for event in recent:
+            follower.offer(event)
+        return follower
 
     def shutdown(self, request: Request) -> Row:
         self._stop("shutdown", request.text("reason") or "shut down by routedctl")

@@ -20,13 +20,15 @@ from collections.abc import Coroutine, Sequence
 from typing import Any, TextIO
 
 from routed import __version__
-from routed.bgp.neighbor import State
+from routed.bgp.neighbor import State, StateChanged
 from routed.control.server import ControlServer
 from routed.core.core import Core, CoreSettings
 from routed.core.effects import Level
+from routed.core.peer import Peer
 from routed.daemon.answers import Answers
 from routed.daemon.config import Config, load_config, make_folders, reload
 from routed.daemon.driver import Driver, trace
+from routed.daemon.events import Events
 from routed.daemon.health import Health
 from routed.daemon.http import HttpServer
 from routed.daemon.metrics import DaemonState, Metrics
@@ -37,6 +39,7 @@ from routed.dataplane.engine import KernelSettings
 from routed.dataplane.kernel import Kernel
 from routed.datastore.file import FileStore
 from routed.errors import ConfigError, StoreError
+from routed.net.addresses import format_address
 from routed.net.families import Family
 from routed.observe.logs import LogWriter
 from routed.observe.recorder import Engine, Header, RecordingCore
@@ -171,6 +174,7 @@ class Daemon:
                 metrics.garbage.start()
                 self._http = HttpServer(health.pages(metrics), told=self._http_told, bug=driver.bug)
                 self._http.listen(config.metrics.listen)
+                _watch(core, driver.events)
                 answers = Answers(
                     core, driver, kernel, config=lambda: self._config, problems=self._problems, stop=self.stop
                 )
@@ -227,6 +231,7 @@ class Daemon:
             self._reload_accepted = False
             self._reload_problem = f"reload refused, the old configuration stays: {error}"
             self._log.write(Level.ERROR, "config", self._reload_problem)
+            self._tell("daemon", "config", self._reload_problem)
         else:
             self._config = new
             self._log.level, self._log.form = new.log.level, new.log.form
@@ -241,6 +246,7 @@ class Daemon:
                 )
                 self._log.write(Level.WARNING, "config", self._reload_problem)
             self._log.write(Level.INFO, "config", "reloaded; resources are followed as they change")
+            self._tell("daemon", "config", self._reload_problem or "reloaded")
         self._notifier.ready(self._summary())
 
     def _problems(self) -> list[str]:
@@ -325,6 +331,12 @@ class Daemon:
             self._log.write(Level.ERROR, "kernel", problem)
         else:
             self._log.write(Level.INFO, "kernel", "the kernel takes routes again")
+        self._tell("kernel", "kernel", problem or "the kernel takes routes again")
+
+    def _tell(self, kind: str, subject: str, text: str) -> None:
+        """Those who follow the events hear of it."""
+        if self._driver is not None:
+            self._driver.events.publish(kind, subject, text)
 
     # ---- tasks
 
@@ -335,6 +347,7 @@ class Daemon:
             except StoreError as error:
                 self._store_problem = str(error)
                 self._log.write(Level.ERROR, "datastore", f"{error}; trying again")
+                self._tell("datastore", "datastore", f"{error}; trying again")
             except Exception as error:
                 self._store_problem = (
                     f"reading {self._config.datastore_path} ended with an internal error; the log has it"
@@ -374,6 +387,7 @@ class Daemon:
     async def _farewell(self, driver: Driver) -> None:
         """End the sessions and wait until the peers have closed too, but not for long."""
         self._notifier.stopping(self._stop_reason)
+        self._tell("daemon", "routed", f"stops: {self._stop_reason}")
         driver.shutdown(self._stop_mode, self._stop_reason)
         loop = asyncio.get_running_loop()
         until = loop.time() + FAREWELL
@@ -407,6 +421,27 @@ class Daemon:
         error = context.get("exception")
         text = trace(error) if isinstance(error, BaseException) else str(context.get("message"))
         self._log.write(Level.ERROR, "bug", f"in the loop: {text}")
+
+
+def _watch(core: Core, events: Events) -> None:
+    """Sessions become events always, routes while somebody follows them."""
+
+    def session(peer: Peer, change: StateChanged) -> None:
+        events.publish(
+            "session",
+            peer.plan.name,
+            f"{change.old.label} -> {change.new.label}: {change.reason}",
+            address=format_address(peer.plan.session.address),
+            old=change.old.label,
+            new=change.new.label,
+            reason=change.reason,
+        )
+
+    def routes_wanted(wanted: bool) -> None:
+        core.watch_routes = events.routes if wanted else None
+
+    core.watch_sessions = session
+    events.routes_wanted = routes_wanted
 
 
 def _check_datastore(config: Config) -> None:

@@ -16,11 +16,13 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from routed.core.effects import Close, Connect, Effect, Guards, Level, Listen, Log, Routes, Sweep
+from routed.daemon.events import Events
 from routed.daemon.transport import Protection, Transports
 from routed.datastore.file import Problem
 from routed.desired import RouteBatch
 from routed.model.resources import Update
 from routed.net.families import Family
+from routed.net.prefixes import format_prefix
 from routed.observe.latency import Latency
 from routed.observe.logs import LogWriter
 from routed.observe.recorder import Engine
@@ -66,6 +68,7 @@ class Driver:
         self.latency = Latency(clock, updates_sent or (lambda: 0))
         self.bugs = 0
         """Exceptions nobody should have seen, since start."""
+        self.events = Events()
         self.listen_problems: tuple[str, ...] = ()
         self.store_problems: tuple[str, ...] = ()
         self._known_problems: tuple[Problem, ...] = ()
@@ -148,6 +151,8 @@ class Driver:
             self._log.write(Level.ERROR, "listen", problem)
         if not problems:
             self._log.write(Level.INFO, "listen", f"listening on port {port}")
+        for text in problems or (f"listening on port {port}",):
+            self.events.publish("daemon", "listen", text)
 
     # ---- the datastore's sink
 
@@ -166,6 +171,7 @@ class Driver:
             self.engine.in_sync(self.clock())
         except Exception as error:
             self.bug("in_sync", error)
+        self.events.publish("datastore", "datastore", "read completely: in sync")
         self.wake()
 
     def problems(self, problems: tuple[Problem, ...]) -> None:
@@ -173,10 +179,12 @@ class Driver:
         for problem in self.store_problems:
             if problem not in known:
                 self._log.write(Level.ERROR, "datastore", problem)
+                self.events.publish("datastore", "datastore", problem, problem=True)
         wrong = {problem.file for problem in problems}
         for before in self._known_problems:
             if before.file not in wrong:
                 self._log.write(Level.INFO, "datastore", f"put right: {before}")
+                self.events.publish("datastore", "datastore", f"put right: {before}", problem=False)
         self._known_problems = problems
 
     # ---- secrets
@@ -204,6 +212,11 @@ class Driver:
     def route_failures(self, failures: tuple[RouteFailure, ...], cleared: tuple[tuple[Family, bytes], ...]) -> None:
         for failure in failures:
             self._log.write(Level.WARNING, "kernel", failure.reason)
+            prefix = format_prefix(failure.family, failure.prefix)
+            self.events.publish("kernel", prefix, failure.reason, prefix=prefix, errno=failure.errno, refused=True)
+        for family, key in cleared:
+            prefix = format_prefix(family, key)
+            self.events.publish("kernel", prefix, "no longer refused", prefix=prefix, refused=False)
         try:
             self.engine.route_failures_changed(failures, cleared, self.clock())
         except Exception as error:

@@ -201,6 +201,12 @@ INTERFACES = [
 ]
 
 
+EVENTS = [
+    {"time": "2026-01-01T00:00:00.000Z", "kind": "session", "subject": "tor", "text": "Idle -> Active: " + EVIL},
+    {"kind": "dropped", "subject": "events", "text": "5 events were left out here", "count": 5},
+]
+
+
 class Daemon:
     """Answers as a daemon would, and notes what it was asked."""
 
@@ -216,6 +222,7 @@ class Daemon:
             "received": lambda request: self._exchanged(request, RECEIVED),
             "advertised": lambda request: self._exchanged(request, ADVERTISED),
             "interfaces": lambda request: self._note(request, INTERFACES),
+            "events": lambda request: self._note(request, iter(EVENTS)),
             "clear": self._clear,
             "shutdown": lambda request: self._note(request, {"text": "routed is shutting down"}),
         }
@@ -493,6 +500,18 @@ def test_advertised(ctl: Ctl) -> None:
         "10.9.0.0/24 to tor: not advertised",
         "  because:      it is where the best path came from",
     ]
+
+
+def test_events(ctl: Ctl) -> None:
+    assert ctl("events", "--follow", "--kind", "session", "--kind", "route") == 0
+    asked = {"follow": True, "kinds": "session,route", "prefix": None, "longer": False}
+    assert ctl.daemon.asked == [("events", asked)]
+    first, last = ctl.out.splitlines()
+    assert first.startswith("2026-01-01T00:00:00.000Z session   tor: Idle -> Active: \\x1b[2J")
+    assert last == "- dropped   events: 5 events were left out here"
+    assert ctl("events", "--json") == 0
+    assert [json.loads(line) for line in ctl.out.splitlines()] == EVENTS
+    assert ctl.daemon.asked[0][1]["kinds"] == "session,datastore,kernel,daemon"
 
 
 def test_interfaces(ctl: Ctl) -> None:

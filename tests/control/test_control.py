@@ -8,7 +8,7 @@ import os
 import socket
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +246,45 @@ def test_a_client_that_never_reads_holds_nobody_up(path: Path, monkeypatch: pyte
     answer, bugs = served(path, client, {**HANDLERS, "endless": endless})
     assert (answer, bugs) == ({"n": 2}, [])
     assert produced < 10_000, "no more than a few batches are held"
+
+
+class Ticks(AsyncIterator[list[object]]):
+    """A feed that gives a number whenever it is asked for one, up to three, and then nothing."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.closed = threading.Event()
+
+    async def __anext__(self) -> list[object]:
+        self.count += 1
+        if self.count > 3:
+            await asyncio.Event().wait()
+        return [self.count]
+
+    async def aclose(self) -> None:
+        self.closed.set()
+
+
+def test_a_feed_is_followed_until_the_client_goes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "HEARTBEAT", 0.02)
+    ticks = Ticks()
+
+    def client(name: str) -> list[object]:
+        with ControlClient(name, patience=5) as control, ControlClient(name) as other:
+            items = control.stream("ticks")
+            found = [next(items) for _ in range(3)]
+            assert other.ask("echo", n=1) == {"n": 1}
+        assert ticks.closed.wait(10), "the feed is closed with its client"
+        with socket.socket(socket.AF_UNIX) as sock:  # and the heartbeat is an empty batch
+            sock.settimeout(10)
+            sock.connect(name)
+            sock.sendall(b'{"version":1,"request":"ticks"}\n')
+            lines = sock.makefile("rb")
+            assert {lines.readline() for _ in range(8)} == {b'{"version":1,"items":[]}\n'}
+        return found
+
+    answer, bugs = served(path, client, {**HANDLERS, "ticks": lambda _: ticks})
+    assert (answer, bugs) == ([1, 2, 3], [])
 
 
 def test_nobody_there(path: Path) -> None:

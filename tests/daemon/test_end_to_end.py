@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from routed.control.client import ControlClient
+from routed.control.protocol import SOCKET_NAME
 from routed.observe.replay import replay
 from routed.testing.lab import Lab, wait_for
 from routed.testing.routers import Routed, resource
@@ -91,6 +93,17 @@ def test_a_mesh_of_two(nodes: tuple[RecordedRouted, RecordedRouted]) -> None:
     assert {row["prefix"]: row["kernelState"] for row in a.stream("routes")} == dict.fromkeys(
         (*expected(1, ipv6=False), *expected(1, ipv6=True)), "installed"
     )
+
+    with ControlClient(str(a.folder / "run" / SOCKET_NAME), patience=30) as client:
+        seen = client.stream("events", follow=True, kinds="session,route", prefix="10.244.9.0/26")
+        assert next(each for each in seen if each["new"] == "Established")["subject"].startswith("Mesh_")
+        b.put(resource("BlockAffinity", "b-v4-2", {"node": "b", "cidr": "10.244.9.0/26", "state": "confirmed"}))
+        event = next(each for each in seen if each["kind"] == "route")
+        assert event["text"] == "none -> Mesh_10_0_0_2 via 10.0.0.2"
+        b.remove("BlockAffinity", "b-v4-2")
+        event = next(each for each in seen if each["kind"] == "route")
+        assert event["text"] == "Mesh_10_0_0_2 via 10.0.0.2 -> none"
+    wait_for(lambda: complete(b, 2), SOON, "b withdraws it everywhere")
 
     b.processes[0].signal(signal.SIGTERM)
     assert b.processes[0].wait() == 0

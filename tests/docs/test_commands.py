@@ -184,11 +184,12 @@ class Reader:
     def type(self, text: str) -> tuple[int, str]:
         """Exit status and output of a command line, typed at node-1."""
         endless = re.search(r"--(follow|watch)\b", text) is not None
-        path = f"{self.bin}:{os.environ['PATH']}"
+        environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+        environment["PATH"] = f"{self.bin}:{environment['PATH']}"
         with self.node.namespace.entered():
             argv = (*(("timeout", "-s", "INT", "3") if endless else ()), "sh", "-c", self.here(text))
             done = subprocess.run(
-                argv, cwd=self.node.folder, env={**os.environ, "PATH": path}, text=True, stdout=subprocess.PIPE,
+                argv, cwd=self.node.folder, env=environment, text=True, stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT, check=False, timeout=60,
             )  # fmt: skip
         status = 0 if endless and done.returncode in (124, 130) else done.returncode
