@@ -62,6 +62,7 @@ NOT_RUN = {
 }
 
 TARGETS = {
+    "lab": "tests/lab/test_runner.py", "lab-down": "tests/lab/test_runner.py",
     "demo": "tests/lab/test_demo.py", "test": "this run", "test-fast": "this run", "bench": "tests/bench/test_bench.py",
     "setup": ".ci/run", "check": ".ci/run", "format": ".ci/run", "help": ".ci/run", "clean": ".ci/run",
 }  # fmt: skip

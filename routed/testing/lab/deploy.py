@@ -91,7 +91,7 @@ def leave(topology: Topology, name: str = "") -> tuple[Deployment, bool]:
                 raise LabError(f"a laboratory `{name}` of {lab.file} is up: end it, or give this one another name")
             return lab, True
         folder = RUNNING / name
-        shutil.rmtree(folder, ignore_errors=True)  # one that died halfway
+        _end(folder)  # what is left of one that is not whole
         folder.mkdir()
         lab = _deploy(topology, name, folder)
         state = {
@@ -111,7 +111,12 @@ def leave(topology: Topology, name: str = "") -> tuple[Deployment, bool]:
 
 def find(name: str) -> Deployment | None:
     """A laboratory that stays, or none where no such one is whole."""
-    folder = RUNNING / name
+    lab = _written(RUNNING / name)
+    return lab if lab is not None and lab.alive else None
+
+
+def _written(folder: Path) -> Deployment | None:
+    """The laboratory that was written down in a folder, whatever has become of it."""
     try:
         state = json.loads((folder / "state.json").read_text())
     except FileNotFoundError:
@@ -120,8 +125,15 @@ def find(name: str) -> Deployment | None:
     for key, row in state["nodes"].items():
         command, commands = tuple(row.pop("command")), tuple(tuple(each) for each in row.pop("exec"))
         nodes[key] = Node(**{**row, "log": Path(row["log"])}, command=command, exec=commands)
-    lab = Deployment(name, Path(state["file"]), folder, nodes, tuple(state["failures"]))
-    return lab if lab.alive else None
+    return Deployment(folder.name, Path(state["file"]), folder, nodes, tuple(state["failures"]))
+
+
+def _end(folder: Path) -> None:
+    """Whatever is left of what was in this folder."""
+    lab = _written(folder)
+    if lab is not None:
+        lab.close()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def names() -> list[str]:
@@ -134,12 +146,7 @@ def end(name: str) -> bool:
     if name not in names():
         return False
     with _locked(name):
-        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
-            state = json.loads((RUNNING / name / "state.json").read_text())
-            for row in state["nodes"].values():
-                node = Node(**{**row, "log": Path(row["log"])})
-                node.end()
-        shutil.rmtree(RUNNING / name, ignore_errors=True)
+        _end(RUNNING / name)
     with contextlib.suppress(FileNotFoundError):
         (RUNNING / f"{name}.lock").unlink()
     return True

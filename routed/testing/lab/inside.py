@@ -92,7 +92,7 @@ class Root:
                 self.build(here)
             elif path == "/" and os.path.isdir(there) and not os.path.islink(there):
                 os.mkdir(here)
-                bind(there, here, read_only=True)
+                mount(there, here, flags=MS_BIND | MS_REC)
             elif path == "/" and os.path.islink(there):
                 os.symlink(os.readlink(there), here)
             else:
@@ -115,6 +115,17 @@ class Root:
         with open(target, "w"):
             pass
         return target
+
+
+def seal() -> None:
+    """Every mount of the host that is seen here can't be written to."""
+    spared = ("/proc", "/sys", "/dev", f"{HOST}/proc", f"{HOST}/sys", f"{HOST}/dev")
+    with open("/proc/self/mountinfo") as file:
+        points = [line.split()[4] for line in file]
+    for point in points:
+        if point != "/" and not any(point == each or point.startswith(each + "/") for each in spared):
+            with contextlib.suppress(OSError):  # mounts hidden under others
+                mount("", point, flags=MS_REMOUNT | MS_BIND | MS_RDONLY)
 
 
 def enter_root(at: str) -> None:
@@ -144,6 +155,7 @@ def furnish(given: dict[str, object]) -> None:
     mount("sysfs", "/sys", "sysfs")
     mount(f"{HOST}/dev", "/dev", flags=MS_BIND | MS_REC)
     root.build()
+    seal()
     for path in (*OWN, *folders):
         os.chmod(root.folder(path), 0o1777 if path.endswith("tmp") else 0o755)
         if path in owners:
@@ -156,7 +168,6 @@ def furnish(given: dict[str, object]) -> None:
     for source, target, read_only in sorted(binds, key=lambda each: each[1].count("/")):
         at = root.place(target, folder=os.path.isdir(HOST + source))
         bind(HOST + os.path.realpath(HOST + source).removeprefix(HOST), at, read_only=read_only)
-    mount("", HOST, flags=MS_REMOUNT | MS_BIND | MS_RDONLY)
     if not given["shares"]:
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
     for key, value in sysctls.items():
