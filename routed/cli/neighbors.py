@@ -260,6 +260,16 @@ def _neighbor_line(row: Row) -> tuple[object, ...]:
     )
 
 
+def _password(row: Row) -> str | None:
+    """Where it is kept; what it is nobody here knows."""
+    return f"TCP MD5, Secret {harmless(str(row['password']))}" if row.get("password") else None
+
+
+def _hops(row: Row) -> str | None:
+    hops = row.get("ttlSecurity")
+    return f"at most {hops} hop{'s' if hops != 1 else ''} away" if hops else None
+
+
 def neighbor(row: Row) -> Iterator[str]:
     """`routedctl show neighbors ADDR`: everything about one."""
     negotiated = row.get("negotiated") or {}
@@ -273,6 +283,8 @@ def neighbor(row: Row) -> Iterator[str]:
             ("last error", row.get("lastError")),
             ("our end", f"{row.get('localAddress') or 'any address'}, AS {row.get('localAs')}"),
             ("port", f"{row.get('port')}{' (passive: we wait for the peer)' if row.get('passive') else ''}"),
+            ("password", _password(row)),
+            ("TTL security", _hops(row)),
             ("router id", negotiated.get("routerId")),
             ("hold time", _times(negotiated)),
             ("families", ", ".join(negotiated.get("families") or [])),

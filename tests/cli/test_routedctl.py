@@ -29,6 +29,8 @@ NEIGHBORS = [
         "localAddress": "10.0.0.1",
         "type": "internal",
         "passive": True,
+        "password": "bgp/\x1b[1mmesh",
+        "ttlSecurity": 1,
         "state": "Established",
         "sinceSeconds": 3723.2,
         "lastError": "",
@@ -347,6 +349,8 @@ def test_one_neighbor(ctl: Ctl) -> None:
     for line in (
         "Mesh_10_0_0_2: 10.0.0.2, AS 64512, internal",
         "  state:           Established, for 01:02:03",
+        "  password:        TCP MD5, Secret bgp/\\x1b[1mmesh",
+        "  TTL security:    at most 1 hop away",
         "  hold time:       240 s, a keepalive every 80.0 s",
         "  capabilities:    4-octet AS, route refresh, graceful restart",
         "  sent:            1 open, 7 update, 3 keepalive",

@@ -167,6 +167,27 @@ def wrong_as(world: World) -> None:
     world.run(60)
 
 
+def passwords(world: World) -> None:
+    """A mesh whose password comes, changes at one end and then the other; a peer by a gateway; listening moves."""
+    secret: JsonObject = {"secretKeyRef": {"name": "bgp", "key": "mesh"}}
+    settings = manifest("BGPConfiguration", "default", {"nodeMeshPassword": secret, "bindMode": "NodeIP"})
+    far: JsonObject = {
+        "node": "n1", "peerIP": "172.16.0.1", "asNumber": 65001, "reachableBy": "10.0.0.254", "ttlSecurity": 2,
+    }  # fmt: skip
+    nodes = [node(index) for index in (1, 2)]
+    for index in (1, 2):
+        start(world, index, settings, manifest("BGPPeer", "far", far), *nodes)
+    world.run(1)
+    for generation in (1, 2):
+        for name in ("n1", "n2"):
+            world.nodes[name].secret("bgp/mesh", generation)
+            world.run(20)
+    world.nodes["n1"].secret("bgp/mesh", 2, "the file is gone")
+    world.nodes["n1"].apply(manifest("BGPConfiguration", "default", {"nodeMeshPassword": secret}))
+    world.nodes["n1"].delete(ResourceKey("BGPPeer", "far"))
+    world.run(20)
+
+
 #: By name: the topology and the node that is recorded.
 TOPOLOGIES: dict[str, tuple[Topology, str]] = {
     "mesh": (mesh, "n1"),
@@ -183,4 +204,5 @@ TOPOLOGIES: dict[str, tuple[Topology, str]] = {
     "filters": (filters, "n1"),
     "blocks-come-and-go": (blocks_come_and_go, "n2"),
     "wrong-as": (wrong_as, "n1"),
+    "passwords": (passwords, "n1"),
 }
