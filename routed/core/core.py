@@ -22,7 +22,7 @@ from __future__ import annotations
 import heapq
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from routed.bgp.as_path import segments
@@ -79,6 +79,16 @@ LAST_WORDS = 1024
 
 #: Next hops tracked before those no longer in use are looked for.
 NEXT_HOPS = 4096
+
+#: What of a peer changes without a new session, for people.
+CHANGES = {
+    PeerChange.SESSION: "settings of the session",
+    PeerChange.IMPORT: "what is accepted",
+    PeerChange.EXPORT: "what is announced",
+}
+
+#: Peers that are named where a line is about many.
+NAMED = 3
 
 BLACKHOLE = KernelRoute(RouteKind.BLACKHOLE)
 
@@ -212,6 +222,12 @@ class Core:
         if self.in_sync_at is None:
             self.in_sync_at = now
             self._replan_needed = True
+            if self.deferring:
+                self._log(
+                    Level.INFO,
+                    "restart",
+                    "the kernel has routes of ours from before: they stay, and route selection waits for the peers",
+                )
 
     # ================================================================ inputs: connections
 
@@ -447,6 +463,7 @@ class Core:
                     self._log(
                         Level.WARNING, peer.plan.name, "did not come back in its restart time: its routes are removed"
                     )
+                    peer.problem_told = neighbor.counters.last_error  # this line says it
                     self._sweep(peer)
                 elif isinstance(event, RefreshReceived):
                     if event.family in peer.adj_out:
@@ -467,7 +484,8 @@ class Core:
         if event.old is State.ESTABLISHED:
             level = Level.INFO if self.stopping else Level.WARNING
             peer.problem_told = peer.neighbor.counters.last_error  # this line says it
-        self._log(level, peer.plan.name, f"{event.old.label} -> {event.new.label}: {event.reason}")
+        kept = f"; its {peer.kept} routes are kept, as stale" if event.old is State.ESTABLISHED and peer.kept else ""
+        self._log(level, peer.plan.name, f"{event.old.label} -> {event.new.label}: {event.reason}{kept}")
         if self.watch_sessions is not None:
             self.watch_sessions(peer, event)
 
@@ -568,8 +586,10 @@ class Core:
         peer.stale_until = None
         peer.end_of_rib.clear()
         if not event.keep_routes:
+            peer.kept = 0
             self._sweep(peer)
             return
+        peer.kept = sum(adj_in.count for family, adj_in in peer.adj_in.items() if family in event.families)
         for family, adj_in in peer.adj_in.items():
             adj_in.new_epoch()
             if adj_in.count and family not in event.families:
@@ -672,8 +692,13 @@ class Core:
         return ""
 
     def _end_of_rib(self, peer: Peer, family: Family) -> None:
-        peer.end_of_rib.add(family)
         adj_in = peer.adj_in.get(family)
+        if family not in peer.end_of_rib:
+            count = adj_in.count if adj_in is not None else 0
+            self._log(
+                Level.INFO, peer.plan.name, f"End-of-RIB: it has announced all its {family.label} routes, {count}"
+            )
+        peer.end_of_rib.add(family)
         if adj_in is not None and peer.stale_until is not None:
             self._jobs.append(self.ribs[family].sweep(adj_in))
             if peer.end_of_rib >= set(peer.adj_out):
@@ -742,9 +767,7 @@ class Core:
                 if address and address not in there
             ),
         )
-        for problem in self.address_problems:
-            if problem not in known:
-                self._log(Level.WARNING, "plan", problem)
+        self._tell_problems(known, self.address_problems)
 
     def _leaves_by(self, next_hop: NextHop | None) -> str:
         """The name of the interface that leads to a next hop, or empty."""
@@ -773,9 +796,7 @@ class Core:
             for route_filter in filters.values()
             for rule in route_filter.rules
         )
-        for problem in plan.problems:
-            if problem not in old.problems:
-                self._log(Level.WARNING, "plan", problem)
+        self._tell_problems(old.problems, plan.problems)
         if plan.speaker is not None:
             self.local.router_id = self.learned.router_id = plan.speaker.router_id
         self._apply_kernel_plan(old, plan)
@@ -788,6 +809,7 @@ class Core:
             self._remove_peer(name, now)
         for name, reason in delta.reset.items():
             self._reset_peer(plan.peers[name], reason, now)
+        self._tell_changes(delta.changed)
         for name, change in delta.changed.items():
             self._change_peer(plan.peers[name], change, now)
         for name in delta.added:
@@ -925,6 +947,7 @@ class Core:
             and (elapsed >= SWEEP_MAX or not any(self._owes_routes(peer, now) for peer in self.peers.values()))
         ):
             self.sweep_pending = False
+            self._log(Level.INFO, "restart", "it is over: routes from before that nobody announced again are removed")
             self.effects.append(Sweep(tuple(sorted(self.settings.routes_found))))
 
     def _awaited(self, peer: Peer) -> bool:
@@ -1028,6 +1051,23 @@ class Core:
                 self._jobs.append(self._program_all(family, absent=True))
 
     # ================================================================ log
+
+    def _tell_changes(self, changed: Mapping[str, PeerChange]) -> None:
+        """A line for each kind of change, however many peers it is about: one block of ours may be about all."""
+        for kind, what in CHANGES.items():
+            names = [name for name, change in changed.items() if kind in change]
+            if names:
+                more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+                self._log(Level.INFO, "plan", f"{what} changed for {', '.join(names[:NAMED])}{more}; sessions stay")
+
+    def _tell_problems(self, known: tuple[str, ...], now: tuple[str, ...]) -> None:
+        """A line for each problem that is new, and for each that is gone."""
+        for problem in now:
+            if problem not in known:
+                self._log(Level.WARNING, "plan", problem)
+        for problem in known:
+            if problem not in now:
+                self._log(Level.INFO, "plan", f"put right: {problem}")
 
     def _log(self, level: Level, subject: str, text: str) -> None:
         self.effects.append(Log(level, subject, text))

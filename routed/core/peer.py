@@ -17,6 +17,7 @@ class Peer:
         "adj_in",
         "adj_out",
         "end_of_rib",
+        "kept",
         "neighbor",
         "plan",
         "problem_told",
@@ -38,6 +39,8 @@ class Peer:
         """Families whose End-of-RIB arrived in this session."""
         self.stale_until: float | None = None
         """When stale routes go even if the peer's End-of-RIB never comes (RFC 4724 4.2)."""
+        self.kept = 0
+        """Routes kept as stale when the last session ended."""
         self.problem_told = ""
         """The neighbour's `last_error` when it was last put into the log."""
         self.timer_at: float | None = None

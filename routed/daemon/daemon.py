@@ -244,8 +244,9 @@ class Daemon:
                 self._reload_problem = (
                     f"{self._path}: {', '.join(refused)} changed, which takes a restart; the old stays"
                 )
-                self._log.write(Level.WARNING, "config", self._reload_problem)
-            self._log.write(Level.INFO, "config", "reloaded; resources are followed as they change")
+                self._log.write(Level.WARNING, "config", f"reloaded, but not all: {self._reload_problem}")
+            else:
+                self._log.write(Level.INFO, "config", "reloaded; resources are followed as they change")
             self._tell("daemon", "config", self._reload_problem or "reloaded")
         self._notifier.ready(self._summary())
 

@@ -79,6 +79,7 @@ class Driver:
         self._passwords = passwords
         self._log = log
         self._loop = asyncio.get_running_loop()
+        self._in_sync = False
         self._turn_due = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
@@ -167,6 +168,11 @@ class Driver:
 
     def in_sync(self) -> None:
         self.latency.in_sync()
+        if not self._in_sync:
+            self._in_sync = True
+            self._log.write(
+                Level.INFO, "datastore", "in sync: everything it holds was read, and is followed from here on"
+            )
         try:
             self.engine.in_sync(self.clock())
         except Exception as error:
@@ -217,6 +223,7 @@ class Driver:
         for family, key in cleared:
             prefix = format_prefix(family, key)
             self.events.publish("kernel", prefix, "no longer refused", prefix=prefix, refused=False)
+            self._log.write(Level.INFO, "kernel", f"put right: the route to {prefix}")
         try:
             self.engine.route_failures_changed(failures, cleared, self.clock())
         except Exception as error:

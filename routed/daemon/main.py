@@ -14,7 +14,7 @@ from routed import __version__
 from routed.daemon.config import DEFAULT_PATH, Config, load_config
 from routed.daemon.daemon import Daemon
 from routed.errors import ConfigError
-from routed.observe.logs import LogWriter, harmless
+from routed.observe.logs import LogWriter, harmless, reads_journal
 
 EX_CONFIG = 78
 
@@ -63,7 +63,7 @@ def command_parser() -> argparse.ArgumentParser:
 
 async def _run(config: Config, path: str, record: str | None) -> int:
     faulthandler.enable(2)  # at the watchdog's SIGABRT, where the loop hangs is written to standard error
-    log = LogWriter(sys.stderr, config.log.level, config.log.form)
+    log = LogWriter(sys.stderr, config.log.level, config.log.form, journal=reads_journal(sys.stderr))
     return await Daemon(config, path, log, record).run()
 
 

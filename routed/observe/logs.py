@@ -1,15 +1,18 @@
 """Log lines: one event a line, as text or JSON, harmless and never a flood.
 
-A line is `time level subject: text`, or the same as a JSON object. Whatever the text holds, the line stays one line of
-printable characters. The same words about the same subject are written `SAME_LINES` times in `SAME_SECONDS`, and one
-subject writes at most `BURST` lines at once and `RATE` a second on average; what is left out is counted and the count
-written as soon as it is known. At level `debug` nothing is left out: who asked for everything gets everything.
+A line is `time level subject: text`, or the same as a JSON object. Where standard error is the journal, a line begins with
+its priority (`<4>`, sd-daemon(3)), which the journal takes off and keeps, and text has no time of its own. Whatever the
+text holds, the line stays one line of printable characters. The same words about the same subject are written
+`SAME_LINES` times in `SAME_SECONDS`, and one subject writes at most `BURST` lines at once and `RATE` a second on average;
+what is left out is counted and the count written as soon as it is known. At level `debug` nothing is left out: who asked
+for everything gets everything.
 """
 
 from __future__ import annotations
 
 import datetime
 import json
+import os
 import time
 import unicodedata
 from collections.abc import Callable
@@ -19,6 +22,9 @@ from routed.core.effects import Level
 
 ORDER = {level: index for index, level in enumerate((Level.DEBUG, Level.INFO, Level.WARNING, Level.ERROR))}
 FORMATS = ("text", "json")
+
+#: Priorities of syslog(3).
+PRIORITY = {Level.DEBUG: 7, Level.INFO: 6, Level.WARNING: 4, Level.ERROR: 3}
 
 SAME_LINES = 3
 SAME_SECONDS = 10.0
@@ -44,6 +50,15 @@ def harmless(text: str) -> str:
     return "".join(character if _is_plain(character) else _escape(character) for character in text)
 
 
+def reads_journal(stream: TextIO) -> bool:
+    """Whether what is written to a stream goes to the journal: $JOURNAL_STREAM names its device and inode."""
+    try:
+        found = os.fstat(stream.fileno())
+    except (OSError, ValueError):
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
+
+
 def _is_plain(character: str) -> bool:
     return character == " " or unicodedata.category(character)[0] in "LMNPS"
 
@@ -64,12 +79,14 @@ class LogWriter:
         level: Level = Level.INFO,
         form: str = "text",
         *,
+        journal: bool = False,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.level = level
         self.form = form
         self._stream = stream
+        self._journal = journal
         self._clock = clock
         self._wall_clock = wall_clock
         self._repeats: dict[tuple[str, str], _Repeat] = {}
@@ -141,8 +158,12 @@ class LogWriter:
         at = at.replace("+00:00", "Z")
         if self.form == "json":
             line = json.dumps({"time": at, "level": level.value, "subject": harmless(subject), "text": harmless(text)})
+        elif self._journal:
+            line = f"{harmless(subject)}: {harmless(text)}"
         else:
             line = f"{at} {level.value:<7} {harmless(subject)}: {harmless(text)}"
+        if self._journal:
+            line = f"<{PRIORITY[level]}>{line}"
         try:
             self._stream.write(line + "\n")
             self._stream.flush()

@@ -294,6 +294,7 @@ def test_problems_are_logged_once_and_when_they_end() -> None:
         assert stage.driver.store_problems == ("/r/b.yaml: is not YAML",)
         said = [line.split(" datastore: ")[1] for line in stage.lines() if " datastore: " in line]
         assert said == [
+            "in sync: everything it holds was read, and is followed from here on",
             "/r/a.yaml:3: spec.peerIP: must be an address",
             "/r/b.yaml: is not YAML",
             "put right: /r/a.yaml:3: spec.peerIP: must be an address",

@@ -221,6 +221,16 @@ def test_messages_are_those_of_the_code() -> None:
                 assert any(pattern.search(told) or longest in plain(pattern) for pattern in patterns), message
 
 
+def test_lines_of_the_log_are_those_of_the_code() -> None:
+    patterns = source_texts()
+    rows = table(section(read("docs/logs.md"), "## The lines"), "level", "subject", "line")
+    assert {row[0] for row in rows} <= {"error", "warning", "info", "debug"}
+    for row in rows:
+        for line in re.findall(r"`([^`]+)`", row[2]):
+            longest = max((part.strip(" :,;()") for part in line.split("...")), key=len)
+            assert any(longest in plain(pattern) for pattern in patterns), line
+
+
 def plain(pattern: re.Pattern[str]) -> str:
     return re.sub(r"\\(.)", r"\1", pattern.pattern)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -53,6 +55,35 @@ def test_json_line(out: io.StringIO, clock: Clock) -> None:
         "subject": "plan",
         "text": "two\\x0alines \\x1b[31m and \\udcff",
     }
+
+
+@pytest.mark.parametrize(("level", "priority"), [("error", 3), ("warning", 4), ("info", 6), ("debug", 7)])
+def test_the_journal_gets_the_priority(out: io.StringIO, clock: Clock, level: str, priority: int) -> None:
+    log = LogWriter(out, Level.DEBUG, journal=True, clock=clock, wall_clock=lambda: 1_700_000_000.25)
+    log.write(Level(level), "listen", "<0>refused\n<0>emergency")
+    assert out.getvalue() == f"<{priority}>listen: <0>refused\\x0a<0>emergency\n"
+
+
+def test_the_journal_takes_json_too(out: io.StringIO, clock: Clock) -> None:
+    LogWriter(out, form="json", journal=True, clock=clock).write(Level.ERROR, "kernel", "no")
+    prefix, record = out.getvalue()[:3], json.loads(out.getvalue()[3:])
+    assert (prefix, record["level"], record["text"]) == ("<3>", "error", "no")
+
+
+def test_a_subject_cannot_choose_the_priority(out: io.StringIO, clock: Clock) -> None:
+    LogWriter(out, journal=True, clock=clock).write(Level.INFO, "<0>peer", "up")
+    assert out.getvalue() == "<6><0>peer: up\n", "the journal takes off one"
+
+
+def test_the_journal_is_known_by_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (tmp_path / "one").open("w") as one, (tmp_path / "other").open("w") as other:
+        monkeypatch.delenv("JOURNAL_STREAM", raising=False)
+        assert not logs.reads_journal(one)
+        found = os.fstat(one.fileno())
+        monkeypatch.setenv("JOURNAL_STREAM", f"{found.st_dev}:{found.st_ino}")
+        assert logs.reads_journal(one)
+        assert not logs.reads_journal(other), "standard error was sent elsewhere"
+    assert not logs.reads_journal(io.StringIO())
 
 
 def test_levels(out: io.StringIO, clock: Clock) -> None:
