@@ -53,3 +53,13 @@ class KernelError(RoutedError):
 
 class ControlError(RoutedError):
     """A request on the control socket could not be answered; the text is for the person who asked."""
+
+
+class CniError(RoutedError):
+    """A CNI call failed. `code` is the specification's (1 to 99) or ours (100 and up); `details` is for people."""
+
+    def __init__(self, code: int, message: str, details: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.details = details

@@ -51,7 +51,7 @@ from routed.net.families import Family
 from routed.observed import Interface, KernelChange, RouteFailure
 from routed.plan.diff import diff
 from routed.plan.planner import Planner
-from routed.plan.types import CalicoVersion, KernelPlan, PeerChange, PeerPlan, Plan, PlanSettings, PodCidrs
+from routed.plan.types import CalicoVersion, KernelPlan, Origin, PeerChange, PeerPlan, Plan, PlanSettings, PodCidrs
 from routed.rib.adj_out import AdjRibOut, UpdateGroup
 from routed.rib.decide import MAXIMUM_PATHS, best
 from routed.rib.export import ExportPolicy
@@ -114,6 +114,8 @@ class CoreSettings:
     """Of workloads' interfaces; empty: by the resources."""
     program_priorities: bool = True
     """Whether routes go into the kernel at the priorities LOCAL_PREF says (v3.32); False: all at one metric."""
+    own_workloads: bool = False
+    """The pods of this node are ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,9 +185,12 @@ class Core:
                 calico_version=settings.calico_version,
                 pod_cidrs=settings.pod_cidrs,
                 interface_prefixes=settings.interface_prefixes,
+                own_workloads=settings.own_workloads,
             ),
         )
         self._learner = Learner()
+        self._behind_devices: dict[Key, tuple[Origin, int]] = {}
+        """Origins directly behind an interface, with the index their route has now; 0: there is none."""
         self._tunnel = 0
         """Index of the IPIP device; 0: there is none that is up."""
         self._replan_needed = False
@@ -310,6 +315,7 @@ class Core:
         if change.full or change.interfaces or change.interfaces_removed:
             self._check_addresses()
             self._check_tunnel()
+            self._devices_changed()
         self._next_hops_changed(set(self.next_hops.apply(change)))
         self._originate_learned(self._learner.apply(change))
 
@@ -816,10 +822,9 @@ class Core:
             self._add_peer(plan.peers[name], now)
         for family, prefix in delta.origins_removed:
             self.ribs[family].withdraw_origin(prefix, self.local)
+            self._behind_devices.pop((family, prefix), None)
         for (family, prefix), origin in delta.origins_set.items():
-            path = Path(self.local, self._own_attrs, self.next_hops.track(origin.gateway) if origin.gateway else None)
-            path.kernel_route = BLACKHOLE if origin.blackhole else None
-            self.ribs[family].originate(prefix, path)
+            self._originate(family, prefix, origin)
         if plan.speaker is not None:
             listen = Listen(plan.speaker.listen_port, plan.speaker.listen_addresses)
             if listen != self._listening:
@@ -856,6 +861,26 @@ class Core:
                     self.writable.add(peer.neighbor.connection)
         self.learned.by_priority = any(self.plan.kernel.normal_priority.values())
         self._originate_learned({key: found for key, found in self._learner.current.items() if key[0] is family})
+
+    def _originate(self, family: Family, prefix: bytes, origin: Origin) -> None:
+        path = Path(self.local, self._own_attrs, self.next_hops.track(origin.gateway) if origin.gateway else None)
+        path.kernel_route = BLACKHOLE if origin.blackhole else None
+        if origin.interface:
+            index = next(
+                (each.index for each in self.interfaces.values() if each.name == origin.interface and each.up), 0
+            )
+            self._behind_devices[family, prefix] = (origin, index)
+            path.interface = origin.interface
+            if index:
+                path.kernel_route = KernelRoute(RouteKind.UNICAST, (Gateway(b"", index),))
+        self.ribs[family].originate(prefix, path)
+
+    def _devices_changed(self) -> None:
+        """Interfaces came, went or changed: routes behind them lead there, or nowhere while they are gone."""
+        indexes = {each.name: each.index for each in self.interfaces.values() if each.up}
+        for (family, prefix), (origin, index) in list(self._behind_devices.items()):
+            if indexes.get(origin.interface, 0) != index:
+                self._originate(family, prefix, origin)
 
     def _originate_learned(self, changed: dict[Key, Learned | None]) -> None:
         """Routes of ours that others put into the kernel came, changed or went."""

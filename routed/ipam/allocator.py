@@ -19,6 +19,7 @@ Not here: which clock, store or node (the caller's), and what a pod's address is
 from __future__ import annotations
 
 import copy
+import enum
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias, TypeVar
@@ -86,27 +87,33 @@ class List:
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """Make a resource this, or (None) remove it, if it still has this revision (0: if there is none).
+    """Make a resource this, or (None) remove it, if it still has this revision (None: if there is none).
 
     Answered by the new revision, or by CONFLICT.
     """
 
     key: ResourceKey
     manifest: JsonObject | None
-    revision: int
+    revision: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
     value: Resource
-    revision: int
+    revision: str
+    """The store's own; opaque."""
 
 
-CONFLICT = -1
-"""The answer to a write that came too late."""
+class Lost(enum.Enum):
+    """The answer to a write that came too late."""
+
+    CONFLICT = "conflict"
+
+
+CONFLICT = Lost.CONFLICT
 
 Request: TypeAlias = Get | List | Write
-Answer: TypeAlias = "Found | list[Found] | int | None"
+Answer: TypeAlias = "Found | list[Found] | str | Lost | None"
 Procedure: TypeAlias = Generator[Request, Answer, R]
 
 
@@ -324,7 +331,7 @@ def assign_specific(cluster: Cluster, demand: Demand, address: bytes, clock: Clo
             return Outcome((), (), "somebody has it, or it is cooling down")
         yield from _count_handle(demand.owner.handle, cidr, +1)
         answer = yield Write(block_key(cidr), manifest, found.revision)
-        if answer != CONFLICT:
+        if answer is not CONFLICT:
             return Outcome((address,), (pool,))
         yield from _count_handle(demand.owner.handle, cidr, -1)
     return Outcome((), (), f"the block {cidr} is changed too often by others")
@@ -394,7 +401,7 @@ def _from_block(
             return ()
         yield from _count_handle(demand.owner.handle, cidr, len(given))
         written = yield Write(block_key(cidr), manifest, answer.revision)
-        if written != CONFLICT:
+        if written is not CONFLICT:
             return given
         yield from _count_handle(demand.owner.handle, cidr, -len(given))
     return ()
@@ -475,16 +482,16 @@ def claim(cidr: Cidr, node: str, clock: Clock) -> Procedure[bool]:
     for _ in range(RETRIES):
         held = yield Get(key)
         if not isinstance(held, Found):
-            answer = yield Write(key, _affinity(node, cidr, AffinityState.PENDING), 0)
-            if answer == CONFLICT:
+            answer = yield Write(key, _affinity(node, cidr, AffinityState.PENDING), None)
+            if answer is CONFLICT:
                 continue
         elif not isinstance(held.value, BlockAffinity) or held.value.state is not AffinityState.PENDING:
             answer = yield Write(key, _with_state(held.value, AffinityState.PENDING), held.revision)
-            if answer == CONFLICT:
+            if answer is CONFLICT:
                 continue
         manifest = new_block(cidr, f"host:{node}", clock.text, clock.nanoseconds)
-        answer = yield Write(block_key(cidr), manifest, 0)
-        if answer == CONFLICT:
+        answer = yield Write(block_key(cidr), manifest, None)
+        if answer is CONFLICT:
             found = yield Get(block_key(cidr))
             if not isinstance(found, Found):
                 continue
@@ -493,7 +500,7 @@ def claim(cidr: Cidr, node: str, clock: Clock) -> Procedure[bool]:
                 return False
             # ours, of a claim that was cut off: whoever decided on it before must look again
             answer = yield Write(block_key(cidr), touched(_block(found)), found.revision)
-            if answer == CONFLICT:
+            if answer is CONFLICT:
                 continue
         if (yield from _confirm(cidr, node)):
             return True
@@ -512,7 +519,7 @@ def _confirm(cidr: Cidr, node: str) -> Procedure[bool]:
         if held.value.is_confirmed:
             return True
         answer = yield Write(key, _with_state(held.value, AffinityState.CONFIRMED), held.revision)
-        if answer != CONFLICT:
+        if answer is not CONFLICT:
             return True
     return False
 
@@ -538,19 +545,19 @@ def release_affinity(node: str, cidr: Cidr, *, only_empty: bool = False) -> Proc
                 return False
             if held.value.state is not AffinityState.PENDING_DELETION:
                 answer = yield Write(key, _with_state(held.value, AffinityState.PENDING_DELETION), held.revision)
-                if answer == CONFLICT:
+                if answer is CONFLICT:
                     continue
-                held = Found(held.value, answer if isinstance(answer, int) else 0)
+                held = Found(held.value, answer if isinstance(answer, str) else "")
         if block is not None and isinstance(found, Found) and block.host == node:
             manifest = None if is_empty(block) else without_affinity(block)
             answer = yield Write(block_key(cidr), manifest, found.revision)
-            if answer == CONFLICT:
+            if answer is CONFLICT:
                 if only_empty and isinstance(held, Found):  # it is in use again: the affinity goes back
                     yield Write(key, _with_state(held.value, AffinityState.CONFIRMED), held.revision)
                 continue
         if isinstance(held, Found):
             answer = yield Write(key, None, held.revision)
-            if answer == CONFLICT:
+            if answer is CONFLICT:
                 continue
         return True
     return False
@@ -610,7 +617,7 @@ def _release_in(
         # a block that is nobody's and empty has no reason to be
         manifest = None if after.affinity is None and is_empty(after) and not after.attributes else done.manifest
         answer = yield Write(block_key(cidr), manifest, found.revision)
-        if answer == CONFLICT:
+        if answer is CONFLICT:
             continue
         if count_handles:
             for handle, count in done.handles.items():
@@ -627,7 +634,7 @@ def _count_handle(handle: str | None, cidr: Cidr, step: int | None) -> Procedure
     for _ in range(RETRIES):
         held = yield Get(key)
         counts: dict[str, int] = {}
-        revision = 0
+        revision: str | None = None
         manifest: JsonObject = {
             "apiVersion": _API_VERSION,
             "kind": IPAMHandle.kind,
@@ -647,7 +654,7 @@ def _count_handle(handle: str | None, cidr: Cidr, step: int | None) -> Procedure
         if isinstance(spec, dict):
             spec["block"] = dict(counts)
         answer = yield Write(key, manifest if counts else None, revision)
-        if answer != CONFLICT:
+        if answer is not CONFLICT:
             return
 
 

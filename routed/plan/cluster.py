@@ -44,6 +44,7 @@ class Aspect(enum.Flag):
     SESSIONS = enum.auto()
     ORIGINS = enum.auto()
     FILTERS = enum.auto()
+    WORKLOADS = enum.auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,8 @@ class Cluster:
         self.affinities: dict[str, BlockAffinity] = {}
         self.secrets: dict[str, Secret] = {}
         """By `SECRET/KEY`."""
+        self.workloads: dict[ResourceKey, WorkloadEndpoint] = {}
+        """The endpoints on this node."""
         self.others: dict[str, dict[ResourceKey, Resource]] = {}
         """By kind: what planning has no use for."""
         self.workloads: dict[ResourceKey, WorkloadEndpoint] = {}
@@ -129,6 +132,12 @@ class Cluster:
                 ):
                     return Aspect.SESSIONS
                 return Aspect.NOTHING
+
+    def _apply_workload(self, key: ResourceKey, endpoint: WorkloadEndpoint | None) -> Aspect:
+        if endpoint is not None and endpoint.node == self.node_name:
+            self.workloads[key] = endpoint
+            return Aspect.WORKLOADS
+        return Aspect.WORKLOADS if self.workloads.pop(key, None) is not None else Aspect.NOTHING
 
     def _apply_node(self, name: str, node: Node | None) -> Aspect:
         old = self.nodes.get(name)

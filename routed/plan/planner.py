@@ -17,6 +17,7 @@ from routed.plan.program import calico_version, plan_kernel, plan_learning
 from routed.plan.speaker import plan_speaker
 from routed.plan.types import KernelPlan, LearnPlan, Origin, PeerPlan, Plan, PlanSettings, Speaker
 from routed.plan.unsupported import unsupported_settings
+from routed.plan.workloads import shared_addresses, workload_routes
 
 
 class Planner:
@@ -37,6 +38,8 @@ class Planner:
         self._origins = Origins()
         self._kernel = KernelPlan()
         self._learn = LearnPlan()
+        self._workloads: dict[tuple[Family, bytes], Origin] = {}
+        self._workload_problems: list[str] = []
         self._session_problems: list[str] = []
 
     def update(self, update: Update) -> None:
@@ -60,6 +63,9 @@ class Planner:
             if origins.routes != self._origins.routes:
                 dirty |= Aspect.FILTERS
             self._origins = origins
+        if Aspect.WORKLOADS in dirty and self._settings.own_workloads:
+            self._workloads = workload_routes(cluster)
+            self._workload_problems = shared_addresses(cluster)
         if dirty & (Aspect.FILTERS | Aspect.ORIGINS):
             kernel = plan_kernel(cluster, self._settings)
             learn = plan_learning(cluster, self._settings, self._origins.routes)
@@ -76,12 +82,13 @@ class Planner:
         problems = [
             *self._session_problems,
             *self._origins.problems,
+            *self._workload_problems,
             *unsupported_settings(cluster, calico_version(cluster, self._settings)),
         ]
         plan = Plan(
             speaker=self._speaker,
             peers=self._peers(),
-            origins={**self._ways, **self._origins.routes},
+            origins={**self._workloads, **self._ways, **self._origins.routes},
             withheld=self._origins.withheld,
             kernel=self._kernel,
             learn=self._learn,

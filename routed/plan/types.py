@@ -49,6 +49,8 @@ class PlanSettings:
     pod_cidrs: PodCidrs = PodCidrs.WITHOUT_AFFINITY
     interface_prefixes: tuple[str, ...] = ()
     """What names of workload interfaces begin with; empty: what FelixConfiguration says, else `cali`."""
+    own_workloads: bool = False
+    """The pods of this node are ours: their routes follow from their WorkloadEndpoints."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,8 @@ class Origin:
     """A route this node originates."""
 
     kind: str
-    """`block`: a block of pod addresses this node owns; `service`: addresses of services; `peer`: the way to a peer by its
+    """`block`: a block of pod addresses this node owns; `service`: addresses of services; `workload`: an address
+    of a pod here; `peer`: the way to a peer by its
     reachableBy."""
     blackhole: bool
     """Whether the kernel gets a blackhole for it, so that unused addresses do not follow the default route."""
@@ -101,6 +104,8 @@ class Origin:
     """Which resource made it: "BlockAffinity node-1-10-244-1-0-26"."""
     gateway: bytes = b""
     """Packed address the kernel's route leads through; empty: none."""
+    interface: str = ""
+    """The interface it is directly behind; empty: none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ class MemoryStore:
                 return [found for key, found in sorted(self.items.items()) if key.kind == kind]
             case Write(key, manifest, revision):
                 there = self.items.get(key)
-                if (there.revision if there else 0) != revision:
+                if (there.revision if there else None) != revision:
                     return CONFLICT
                 self.writes += 1
                 self.revision += 1
@@ -38,8 +38,8 @@ class MemoryStore:
                 else:
                     value = parse_manifest(json.loads(json.dumps(manifest)))
                     assert value.key == key
-                    self.items[key] = Found(value, self.revision)
-                return self.revision
+                    self.items[key] = Found(value, str(self.revision))
+                return str(self.revision)
 
     def run(self, procedure: Procedure[R]) -> R:
         """Carry a procedure out, with nobody else at work."""

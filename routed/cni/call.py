@@ -1,0 +1,393 @@
+"""What a CNI call asks for and what it is answered, in the words of the specification (0.3.0 to 1.1.0). Pure.
+
+A call is environment variables and a JSON configuration; both come from whoever runs containers, so all of it is checked
+here, and what is wrong gets the specification's error code and a sentence. A result has the form of the version that was
+asked for. Keys of the configuration nobody here knows are the specification's or another plugin's business and pass.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from routed.cni.protocol import VERSIONS, Call
+from routed.errors import CniError
+from routed.model.resources import JsonObject, JsonValue
+from routed.net.addresses import format_address
+from routed.net.families import Family
+
+#: Error codes of the specification.
+INCOMPATIBLE_VERSION = 1
+UNSUPPORTED_FIELD = 2
+UNKNOWN_CONTAINER = 3
+INVALID_ENVIRONMENT = 4
+IO_FAILURE = 5
+DECODE_FAILURE = 6
+INVALID_CONFIGURATION = 7
+TRY_AGAIN = 11
+NOT_AVAILABLE = 50
+#: Ours.
+NO_ADDRESS = 100
+NOT_AS_IT_WAS = 101
+INTERNAL = 199
+
+COMMANDS = ("ADD", "DEL", "CHECK", "STATUS", "GC", "VERSION")
+
+_CONTAINER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+_NETWORK = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+_INTERFACE = re.compile(r"[^\s/:\0]{1,15}")
+_SINCE = {
+    command: VERSIONS.index(version) for command, version in (("CHECK", "0.4.0"), ("STATUS", "1.1.0"), ("GC", "1.1.0"))
+}
+_ANNOTATIONS = "io.kubernetes.cri.pod-annotations"
+_PREFIX = "cni.projectcalico.org/"
+
+Attachment: TypeAlias = "tuple[str, str]"
+"""(container id, interface in the pod)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A call, checked."""
+
+    command: str
+    version: str
+    network: str
+    """The configuration's `name`."""
+    container_id: str = ""
+    namespace_path: str = ""
+    interface: str = ""
+    arguments: Mapping[str, str] = field(default_factory=dict)
+    """CNI_ARGS."""
+    configuration: JsonObject = field(default_factory=dict)
+    previous: JsonObject | None = None
+    """`prevResult`."""
+    addresses: tuple[bytes, ...] = ()
+    """Asked for by name: runtimeConfig.ips, args.cni.ips, CNI_ARGS IP, or the annotation ipAddrs."""
+    pools: Mapping[Family, tuple[str, ...]] = field(default_factory=dict)
+    """Names or CIDRs, by the configuration or annotations."""
+    families: tuple[Family, ...] = (Family.IPV4_UNICAST,)
+    mac: bytes | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Of args.cni.labels."""
+    attach: str = "routed"
+    mtu: int = 0
+    valid_attachments: tuple[Attachment, ...] | None = None
+    """Of GC; None where the configuration names none."""
+
+    @property
+    def pod(self) -> tuple[str, str]:
+        """Namespace and name of the Kubernetes pod; empty where there is none."""
+        return self.arguments.get("K8S_POD_NAMESPACE", ""), self.arguments.get("K8S_POD_NAME", "")
+
+    @property
+    def handle(self) -> str:
+        """What its addresses are counted under."""
+        return f"{self.network}.{self.container_id}"
+
+
+def parse_request(call: Call) -> Request:
+    """Raises CniError."""
+    environment = call.environment
+    configuration = _configuration(call.configuration)
+    command = environment.get("CNI_COMMAND", "")
+    if command not in COMMANDS:
+        raise CniError(INVALID_ENVIRONMENT, f"CNI_COMMAND: must be one of {', '.join(COMMANDS)}, not {command!r}")
+    version = configuration.get("cniVersion", "0.3.0")
+    if not isinstance(version, str) or version not in VERSIONS:
+        raise CniError(INCOMPATIBLE_VERSION, f"cniVersion: {version!r} is none of {', '.join(VERSIONS)}")
+    if VERSIONS.index(version) < _SINCE.get(command, 0):
+        raise CniError(INCOMPATIBLE_VERSION, f"CNI_COMMAND: there is no {command} in version {version}")
+    network = configuration.get("name")
+    if not isinstance(network, str) or not _NETWORK.fullmatch(network):
+        raise CniError(INVALID_CONFIGURATION, f"name: must be the network's name, not {network!r}")
+    previous = configuration.get("prevResult")
+    if previous is not None and not isinstance(previous, dict):
+        raise CniError(DECODE_FAILURE, "prevResult: must be an object")
+    if command in ("STATUS", "GC"):
+        return Request(
+            command, version, network, configuration=configuration, valid_attachments=_attachments(configuration)
+        )
+    container_id, interface = environment.get("CNI_CONTAINERID", ""), environment.get("CNI_IFNAME", "")
+    if not _CONTAINER_ID.fullmatch(container_id):
+        raise CniError(INVALID_ENVIRONMENT, f"CNI_CONTAINERID: must be a container's id, not {container_id!r}")
+    if not _INTERFACE.fullmatch(interface) or interface in (".", ".."):
+        raise CniError(INVALID_ENVIRONMENT, f"CNI_IFNAME: must be an interface's name, not {interface!r}")
+    if command in ("ADD", "CHECK") and not environment.get("CNI_NETNS"):
+        raise CniError(INVALID_ENVIRONMENT, "CNI_NETNS: must be the path of the container's network namespace")
+    if command == "CHECK" and previous is None:
+        raise CniError(INVALID_CONFIGURATION, "prevResult: is required to check an attachment")
+    arguments = _arguments(environment.get("CNI_ARGS", ""))
+    runtime = _object(configuration, "runtimeConfig")
+    annotations = _texts(_object(runtime, _ANNOTATIONS), f"runtimeConfig.{_ANNOTATIONS}")
+    args = _object(_object(configuration, "args"), "cni")
+    ipam = _object(configuration, "ipam")
+    attach = configuration.get("attach", "routed")
+    if attach not in ("routed", "bridge"):
+        raise CniError(INVALID_CONFIGURATION, f"attach: must be routed or bridge, not {attach!r}")
+    pools = {
+        Family.IPV4_UNICAST: _pools(ipam, annotations, "ipv4_pools", "ipv4pools"),
+        Family.IPV6_UNICAST: _pools(ipam, annotations, "ipv6_pools", "ipv6pools"),
+    }
+    addresses = _addresses(arguments, runtime, args, annotations)
+    return Request(
+        command,
+        version,
+        network,
+        container_id,
+        environment.get("CNI_NETNS", ""),
+        interface,
+        arguments,
+        configuration,
+        previous,
+        addresses,
+        {family: names for family, names in pools.items() if names},
+        _families(ipam, annotations, addresses),
+        _mac(runtime, annotations),
+        _labels(args),
+        str(attach),
+        _mtu(configuration),
+    )
+
+
+# ---- the configuration
+
+
+def _configuration(data: bytes) -> JsonObject:
+    try:
+        found: JsonValue = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise CniError(DECODE_FAILURE, f"the network configuration is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise CniError(DECODE_FAILURE, "the network configuration is no object")
+    return found
+
+
+def _object(of: JsonObject, name: str) -> JsonObject:
+    value = of.get(name)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise CniError(INVALID_CONFIGURATION, f"{name}: must be an object")
+    return value
+
+
+def _texts(of: JsonObject, where: str) -> dict[str, str]:
+    for name, value in of.items():
+        if not isinstance(value, str):
+            raise CniError(INVALID_CONFIGURATION, f"{where}.{name}: must be text")
+    return {name: str(value) for name, value in of.items()}
+
+
+def _arguments(text: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for part in text.split(";") if text else ():
+        name, given, value = part.partition("=")
+        if not given or not name:
+            raise CniError(INVALID_ENVIRONMENT, f"CNI_ARGS: must be NAME=VALUE;..., and {part!r} is not")
+        found[name] = value
+    return found
+
+
+def _attachments(configuration: JsonObject) -> tuple[Attachment, ...] | None:
+    value = configuration.get("cni.dev/valid-attachments")
+    if value is None:
+        return None
+    if not isinstance(value, list):
+        raise CniError(INVALID_CONFIGURATION, "cni.dev/valid-attachments: must be a list")
+    found = []
+    for each in value:
+        container, interface = (each.get("containerID"), each.get("ifname")) if isinstance(each, dict) else (None, None)
+        if not isinstance(container, str) or not isinstance(interface, str):
+            raise CniError(INVALID_CONFIGURATION, "cni.dev/valid-attachments: each needs a containerID and an ifname")
+        found.append((container, interface))
+    return tuple(found)
+
+
+def _pools(ipam: JsonObject, annotations: Mapping[str, str], name: str, annotation: str) -> tuple[str, ...]:
+    where, value = f"ipam.{name}", ipam.get(name)
+    if _PREFIX + annotation in annotations:
+        where = _PREFIX + annotation
+        value = _json_text(annotations[where], where)
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise CniError(INVALID_CONFIGURATION, f"{where}: must be a list of pools' names or CIDRs")
+    return tuple(map(str, value))
+
+
+def _json_text(text: str, where: str) -> JsonValue:
+    try:
+        found: JsonValue = json.loads(text)
+    except ValueError:
+        raise CniError(INVALID_CONFIGURATION, f"{where}: is not JSON") from None
+    return found
+
+
+def _addresses(
+    arguments: Mapping[str, str], runtime: JsonObject, args: JsonObject, annotations: Mapping[str, str]
+) -> tuple[bytes, ...]:
+    """The first source that names any."""
+    sources: list[tuple[str, JsonValue]] = [
+        ("runtimeConfig.ips", runtime.get("ips")),
+        ("args.cni.ips", args.get("ips")),
+        ("CNI_ARGS IP", [arguments["IP"]] if arguments.get("IP") else None),
+    ]
+    annotation = annotations.get(_PREFIX + "ipAddrs")
+    if annotation is not None:
+        sources.append((_PREFIX + "ipAddrs", _json_text(annotation, _PREFIX + "ipAddrs")))
+    for where, value in sources:
+        if value is None or value == []:
+            continue
+        if not isinstance(value, list):
+            raise CniError(INVALID_CONFIGURATION, f"{where}: must be a list of addresses")
+        found = tuple(_address(where, each) for each in value)
+        families = [Family.of_address(each) for each in found]
+        if len(set(families)) != len(families):
+            raise CniError(INVALID_CONFIGURATION, f"{where}: at most one address of a family")
+        return found
+    return ()
+
+
+def _address(where: str, value: JsonValue) -> bytes:
+    try:
+        return ipaddress.ip_interface(str(value)).ip.packed
+    except ValueError:
+        raise CniError(INVALID_CONFIGURATION, f"{where}: {value!r} is no address") from None
+
+
+def _families(ipam: JsonObject, annotations: Mapping[str, str], addresses: Sequence[bytes]) -> tuple[Family, ...]:
+    if addresses:
+        return tuple(Family.of_address(each) for each in addresses)
+    annotation = annotations.get(_PREFIX + "ipFamilies")
+    if annotation is not None:
+        asked = _json_text(annotation, _PREFIX + "ipFamilies")
+        known: dict[JsonValue, Family] = {"IPv4": Family.IPV4_UNICAST, "IPv6": Family.IPV6_UNICAST}
+        if (
+            not isinstance(asked, list)
+            or not asked
+            or not all(isinstance(each, str) and each in known for each in asked)
+        ):
+            raise CniError(INVALID_CONFIGURATION, f'{_PREFIX}ipFamilies: must be a list of "IPv4" and "IPv6"')
+        return tuple(known[each] for each in asked)
+    wanted = []
+    for family, name, default in (
+        (Family.IPV4_UNICAST, "assign_ipv4", "true"),
+        (Family.IPV6_UNICAST, "assign_ipv6", "false"),
+    ):
+        value = ipam.get(name, default)
+        if value not in ("true", "false", True, False):
+            raise CniError(INVALID_CONFIGURATION, f"ipam.{name}: must be true or false, not {value!r}")
+        if value in ("true", True):
+            wanted.append(family)
+    if not wanted:
+        raise CniError(INVALID_CONFIGURATION, "ipam: at least one of assign_ipv4 and assign_ipv6 must be true")
+    return tuple(wanted)
+
+
+def _mac(runtime: JsonObject, annotations: Mapping[str, str]) -> bytes | None:
+    value = runtime.get("mac") or annotations.get(_PREFIX + "hwAddr")
+    if value is None:
+        return None
+    if not isinstance(value, str) or not re.fullmatch(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}", value):
+        raise CniError(INVALID_CONFIGURATION, f"mac: {value!r} is no MAC address")
+    mac = bytes.fromhex(value.replace(":", ""))
+    if mac[0] & 1:
+        raise CniError(INVALID_CONFIGURATION, f"mac: {value} is a group's address, not an interface's")
+    return mac
+
+
+def _labels(args: JsonObject) -> dict[str, str]:
+    value = args.get("labels")
+    if value is None:
+        return {}
+    if isinstance(value, dict):
+        return _texts(value, "args.cni.labels")
+    found: dict[str, str] = {}
+    for each in value if isinstance(value, list) else (None,):
+        key, text = (each.get("key"), each.get("value")) if isinstance(each, dict) else (None, None)
+        if not isinstance(key, str) or not isinstance(text, str):
+            raise CniError(INVALID_CONFIGURATION, "args.cni.labels: must be a list of objects with a key and a value")
+        found[key] = text
+    return found
+
+
+def _mtu(configuration: JsonObject) -> int:
+    value = configuration.get("mtu", 0)
+    if isinstance(value, bool) or not isinstance(value, int) or (value and not 576 <= value <= 65535):
+        raise CniError(INVALID_CONFIGURATION, f"mtu: must be 0 (the uplink's) or from 576 to 65535, not {value!r}")
+    return value
+
+
+# ---- results
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """What an ADD made."""
+
+    host_interface: str
+    host_mac: bytes
+    pod_interface: str
+    pod_mac: bytes
+    addresses: tuple[bytes, ...]
+    mtu: int
+
+
+def format_result(request: Request, made: Attached) -> JsonObject:
+    """The result of ADD in the version asked for, with what plugins before us made."""
+    modern = VERSIONS.index(request.version) >= VERSIONS.index("1.0.0")
+    previous = request.previous or {}
+    interfaces: list[JsonValue] = list(_list_of(previous, "interfaces"))
+    first = len(interfaces)
+    host: JsonObject = {"name": made.host_interface, "mac": _mac_text(made.host_mac)}
+    pod: JsonObject = {
+        "name": made.pod_interface,
+        "mac": _mac_text(made.pod_mac),
+        "sandbox": request.namespace_path,
+    }
+    if request.version == "1.1.0":
+        host["mtu"] = pod["mtu"] = made.mtu
+    interfaces += [host, pod]
+    ips: list[JsonValue] = list(_list_of(previous, "ips"))
+    for address in made.addresses:
+        ip: JsonObject = {"address": f"{format_address(address)}/{8 * len(address)}", "interface": first + 1}
+        if not modern:
+            ip["version"] = "4" if len(address) == 4 else "6"
+        ips.append(ip)
+    return {
+        "cniVersion": request.version,
+        "interfaces": interfaces,
+        "ips": ips,
+        "routes": list(_list_of(previous, "routes")),
+        "dns": previous.get("dns") or {},
+    }
+
+
+def format_error(version: str, error: CniError) -> bytes:
+    found: JsonObject = {"cniVersion": version, "code": error.code, "msg": error.message}
+    if error.details:
+        found["details"] = error.details
+    return json.dumps(found).encode()
+
+
+def previous_addresses(previous: JsonObject) -> set[bytes]:
+    """The addresses a `prevResult` tells of."""
+    found = set()
+    for each in _list_of(previous, "ips"):
+        if isinstance(each, dict):
+            found.add(_address("prevResult.ips", each.get("address")))
+    return found
+
+
+def _list_of(of: JsonObject, name: str) -> list[JsonValue]:
+    value = of.get(name)
+    return value if isinstance(value, list) else []
+
+
+def _mac_text(mac: bytes) -> str:
+    return mac.hex(":")
