@@ -87,12 +87,10 @@ class Cluster:
         self.affinities: dict[str, BlockAffinity] = {}
         self.secrets: dict[str, Secret] = {}
         """By `SECRET/KEY`."""
-        self.workloads: dict[ResourceKey, WorkloadEndpoint] = {}
-        """The endpoints on this node."""
         self.others: dict[str, dict[ResourceKey, Resource]] = {}
         """By kind: what planning has no use for."""
         self.workloads: dict[ResourceKey, WorkloadEndpoint] = {}
-        """This node's."""
+        """The endpoints on this node."""
         self._claims: dict[Cidr, set[str]] = {}
         """Names of the affinities of each block."""
 
@@ -133,12 +131,6 @@ class Cluster:
                     return Aspect.SESSIONS
                 return Aspect.NOTHING
 
-    def _apply_workload(self, key: ResourceKey, endpoint: WorkloadEndpoint | None) -> Aspect:
-        if endpoint is not None and endpoint.node == self.node_name:
-            self.workloads[key] = endpoint
-            return Aspect.WORKLOADS
-        return Aspect.WORKLOADS if self.workloads.pop(key, None) is not None else Aspect.NOTHING
-
     def _apply_node(self, name: str, node: Node | None) -> Aspect:
         old = self.nodes.get(name)
         _put(self.nodes, name, node)
@@ -161,7 +153,9 @@ class Cluster:
         if workload is not None and workload.node != self.node_name:
             workload = None
         _put(self.workloads, key, workload)
-        return Aspect.SESSIONS if old != workload and self.peers_with_workloads else Aspect.NOTHING
+        if old == workload:
+            return Aspect.NOTHING
+        return Aspect.WORKLOADS | (Aspect.SESSIONS if self.peers_with_workloads else Aspect.NOTHING)
 
     def _apply_affinity(self, name: str, affinity: BlockAffinity | None) -> Aspect:
         old = self.affinities.get(name)

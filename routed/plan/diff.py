@@ -11,7 +11,7 @@ from dataclasses import fields
 
 from routed.bgp.neighbor import NeighborConfig
 from routed.net.addresses import format_address, format_router_id
-from routed.plan.types import PeerChange, PeerPlan, Plan, PlanDelta
+from routed.plan.types import Origin, PeerChange, PeerPlan, Plan, PlanDelta
 
 _KIND_TEXT = {1: "external", 2: "internal", 3: "route-reflection client"}
 
@@ -45,10 +45,14 @@ def diff(old: Plan, new: Plan) -> PlanDelta:
         origins_set={
             key: origin
             for key, origin in new.origins.items()
-            if key not in old.origins
-            or (old.origins[key].blackhole, old.origins[key].gateway) != (origin.blackhole, origin.gateway)
+            if key not in old.origins or _in_kernel(old.origins[key]) != _in_kernel(origin)
         },
     )
+
+
+def _in_kernel(origin: Origin) -> tuple[bool, bytes, str]:
+    """What of an origin decides what the kernel gets."""
+    return origin.blackhole, origin.gateway, origin.interface
 
 
 def reset_reason(old: PeerPlan, new: PeerPlan) -> str:

@@ -58,7 +58,7 @@ def test_route_refresh(family: Family, octets: str) -> None:
 
 
 def test_route_refresh_of_a_family_nobody_routes_is_none() -> None:
-    assert refreshed_family(bytes.fromhex("00150046")) is None
+    assert refreshed_family(bytes.fromhex("00190046")) is None
 
 
 # --- OPEN -----------------------------------------------------------------------------------------------------------

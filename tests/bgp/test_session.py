@@ -238,7 +238,7 @@ def hexed(body: str) -> bytes:
         (hexed("04fdea005ac000020203" + "020141"), "0200", "malformed"),
         (hexed("04fdea005ac000020204" + "02024100"), "0200", "capability 65"),
         (
-            hexed("04fdea005ac000020208" + "0206010400150041"),
+            hexed("04fdea005ac000020208" + "0206010400190041"),
             "0207" + "010400010001" + "010400020001",
             "address families",
         ),

@@ -228,7 +228,7 @@ def attribute_soup(draw: st.DrawFn) -> bytes:
         flags = draw(st.sampled_from([0x40, 0x80, 0xC0, 0xE0, 0x50, 0x90]) | st.integers(0, 255))
         value = draw(st.binary(max_size=40))
         if code in (14, 15) and draw(st.booleans()):
-            head = draw(st.sampled_from(["00020110", "00020120", "00010104", "000201", "000101", "001546"]))
+            head = draw(st.sampled_from(["00020110", "00020120", "00010104", "000201", "000101", "001946"]))
             value = bytes.fromhex(head) + value
         length = struct.pack(">H", len(value)) if flags & 0x10 else bytes((len(value),))
         parts.append(bytes((flags, code)) + length + value)

@@ -1,0 +1,131 @@
+"""Pods of a node that are routed's: their addresses are routes behind their interfaces, wherever those are just now."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from routed.core.core import Core, CoreSettings
+from routed.core.effects import Routes
+from routed.desired import Gateway, KernelRoute, RouteKind
+from routed.model.resources import JsonObject, ResourceKey, Update
+from routed.model.schema import parse_manifest
+from routed.net.families import Family
+from routed.net.prefixes import format_prefix
+from routed.observed import Interface, KernelChange
+
+
+def endpoint(pod: str, *addresses: str, node: str = "n1", interface: str = "") -> JsonObject:
+    return {
+        "apiVersion": "projectcalico.org/v3",
+        "kind": "WorkloadEndpoint",
+        "metadata": {"name": f"{node}-k8s-{pod}-eth0", "namespace": "default"},
+        "spec": {
+            "orchestrator": "k8s",
+            "node": node,
+            "pod": pod,
+            "endpoint": "eth0",
+            "ipNetworks": [f"{each}/{128 if ':' in each else 32}" for each in addresses],
+            "interfaceName": interface or f"cali{pod}",
+        },
+    }
+
+
+class Here:
+    """A core, and what its effects make of a kernel."""
+
+    def __init__(self, *, own_workloads: bool = True) -> None:
+        self.core = Core(CoreSettings(node_name="n1", own_workloads=own_workloads), 1)
+        self.core.in_sync(0.0)
+        self.kernel: dict[str, KernelRoute] = {}
+
+    def apply(self, *manifests: JsonObject) -> None:
+        for manifest in manifests:
+            value = parse_manifest(manifest)
+            self.core.resource(Update(value.key, value), 1.0)
+        self.settle()
+
+    def delete(self, pod: str) -> None:
+        key = ResourceKey("WorkloadEndpoint", f"n1-k8s-{pod}-eth0", "default")
+        self.core.resource(Update(key, None), 1.0)
+        self.settle()
+
+    def link(self, name: str, index: int, up: bool = True) -> None:
+        self.core.kernel(KernelChange(interfaces=(Interface(index, name, up),)), 1.0)
+        self.settle()
+
+    def unlink(self, index: int) -> None:
+        self.core.kernel(KernelChange(interfaces_removed=(index,)), 1.0)
+        self.settle()
+
+    def settle(self) -> None:
+        while self.core.flush(1.0):
+            pass
+        effects: list[Any] = self.core.effects
+        self.core.effects = []
+        for effect in effects:
+            if isinstance(effect, Routes):
+                for batch in effect.batches:
+                    for prefix in batch.prefixes:
+                        text = format_prefix(batch.family, prefix)
+                        if batch.route is None:
+                            self.kernel.pop(text, None)
+                        else:
+                            self.kernel[text] = batch.route
+
+
+def behind(index: int) -> KernelRoute:
+    return KernelRoute(RouteKind.UNICAST, (Gateway(b"", index),))
+
+
+@pytest.fixture
+def here() -> Here:
+    return Here()
+
+
+def test_a_route_for_every_address(here: Here):
+    here.link("calia", 7)
+    here.apply(endpoint("a", "10.65.0.1", "fd00::1"))
+    assert here.kernel == {"10.65.0.1/32": behind(7), "fd00::1/128": behind(7)}
+    here.delete("a")
+    assert here.kernel == {}
+
+
+def test_the_interface_may_come_later_go_and_come_back_with_another_index(here: Here):
+    here.apply(endpoint("a", "10.65.0.1"))
+    assert here.kernel == {}
+    here.link("calia", 7, up=False)
+    assert here.kernel == {}
+    here.link("calia", 7)
+    assert here.kernel == {"10.65.0.1/32": behind(7)}
+    here.unlink(7)
+    assert here.kernel == {}
+    here.link("calia", 9)
+    assert here.kernel == {"10.65.0.1/32": behind(9)}
+
+
+def test_pods_of_other_nodes_and_pods_that_move(here: Here):
+    here.link("calia", 7)
+    here.apply(endpoint("a", "10.65.0.1", node="n2"))
+    assert here.kernel == {}
+    here.apply(endpoint("a", "10.65.0.1"), endpoint("a", "10.65.0.2"))
+    assert here.kernel == {"10.65.0.2/32": behind(7)}
+
+
+def test_one_address_two_pods_is_said(here: Here):
+    here.link("calia", 7)
+    here.link("calib", 8)
+    here.apply(endpoint("a", "10.65.0.1"), endpoint("b", "10.65.0.1"))
+    assert here.kernel == {"10.65.0.1/32": behind(7)}
+    assert any("is the address of" in problem for problem in here.core.plan.problems)
+    here.delete("a")
+    assert here.kernel == {"10.65.0.1/32": behind(8)} and here.core.plan.problems == ()
+
+
+def test_beside_calico_s_own_agents_nothing_is_programmed():
+    here = Here(own_workloads=False)
+    here.link("calia", 7)
+    here.apply(endpoint("a", "10.65.0.1"))
+    assert here.kernel == {}
+    assert Family.IPV4_UNICAST in here.core.ribs
