@@ -50,6 +50,9 @@ class KernelMachine(RuleBasedStateMachine):
         self.person = self.kernel.open()
         self.desired: dict[tuple[Family, bytes], KernelRoute] = {}
         self.failed: dict[tuple[Family, bytes], int] = {}
+        self.tickets = 0
+        """Numbers given to what was asked of the running engine, and how many of them came back."""
+        self.first_ticket = 0
         self.links = [self.kernel.add_link("eth0"), self.kernel.add_link("eth1")]
         self.addresses = {}
         for number, index in enumerate(self.links):
@@ -105,7 +108,8 @@ class KernelMachine(RuleBasedStateMachine):
                 "blackhole": KernelRoute(RouteKind.BLACKHOLE),
                 "absent": None,
             }[choice]
-            self.driver.engine.apply([RouteBatch(family, these, route)])
+            self.tickets += 1
+            self.driver.engine.apply([RouteBatch(family, these, route)], self.tickets)
             for prefix in these:
                 if route is None:
                     self.desired.pop((family, prefix), None)
@@ -191,6 +195,7 @@ class KernelMachine(RuleBasedStateMachine):
         self.begin()
         self.driver.now = now
         self.failed = {}
+        self.first_ticket = self.tickets
         self.driver.pump()
         for (family, prefix), route in self.desired.items():
             self.driver.engine.apply([RouteBatch(family, [prefix], route)])
@@ -216,6 +221,7 @@ class KernelMachine(RuleBasedStateMachine):
         self.observe()
         engine = self.driver.engine
         assert engine.idle and engine.routes.problem == ""
+        assert sorted(engine.routes.done_tickets) == list(range(self.first_ticket + 1, self.tickets + 1)), "each once"
         assert kernel.violations == []
         bad = {parse_address("192.0.2.1"), parse_address("fdff::1")}
         for family in Family:
