@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from routed.testing.service import DIRECTIVES, read_unit
 from tests.house.rooms import ROOT
 
 UNIT = ROOT / "systemd" / "routed.service"
@@ -88,3 +89,16 @@ def test_every_kernel_setting_exists_and_has_a_reason() -> None:
         reason = bool(line)
     for key in sysctls():
         assert Path("/proc/sys", *key.split(".")).exists(), key
+
+
+def test_every_directive_is_tried_or_said_not_to_be() -> None:
+    """The stand-in for systemd knows exactly what the unit says."""
+    unit = read_unit(UNIT.read_text())
+    assert set(unit["Service"]) == set(DIRECTIVES)
+
+
+def test_the_page_names_what_was_not_tried() -> None:
+    page = (ROOT / "docs" / "systemd.md").read_text().partition("## What is tested, and what was not")[2]
+    for name, how in DIRECTIVES.items():
+        if "not tried" in how or "lets us" in how:
+            assert f"`{name}=`" in page, name
