@@ -144,6 +144,57 @@ class TestNode:
         wait_for(lambda: node.processes() == ["sleep"] and running.nodes["a"].pings("10.9.0.2"), 10, "b is back")
 
 
+def test_daemons_of_every_image_find_their_configuration(tmp_path: Path) -> None:
+    """A `startup-config` goes where the image's daemon reads it: routed, BIRD, FRR and GoBGP speak with each other."""
+    (tmp_path / "resources").mkdir()
+    peers = "".join(
+        f"---\napiVersion: projectcalico.org/v3\nkind: BGPPeer\nmetadata: {{name: p{number}}}\n"
+        f"spec: {{peerIP: 10.9.0.{number}, asNumber: 6500{number}}}\n"
+        for number in (2, 3, 4)
+    )
+    node = (
+        "apiVersion: projectcalico.org/v3\nkind: Node\nmetadata: {name: r1}\nspec: {bgp: {ipv4Address: 10.9.0.1/24}}\n"
+    )
+    (tmp_path / "resources" / "all.yaml").write_text(node + peers)
+    (tmp_path / "r1").write_text("datastore: {type: file, path: /etc/routed/resources}\n")
+    (tmp_path / "r2").write_text(
+        "router id 10.9.0.2;\nprotocol device {}\nprotocol bgp r1 { local 10.9.0.2 as 65002;"
+        " neighbor 10.9.0.1 as 64512; connect delay time 1; ipv4 { import all; export none; }; }\n"
+    )
+    (tmp_path / "r3").write_text("router bgp 65003\n no bgp ebgp-requires-policy\n neighbor 10.9.0.1 remote-as 64512\n")
+    (tmp_path / "daemons").write_text("bgpd=yes\nvtysh_enable=yes\n")
+    (tmp_path / "r4").write_text(
+        '[global.config]\nas = 65004\nrouter-id = "10.9.0.4"\n[[neighbors]]\n[neighbors.config]\n'
+        'neighbor-address = "10.9.0.1"\npeer-as = 64512\n[neighbors.timers.config]\nconnect-retry = 5\n'
+    )
+    images = {"r1": "routed:lab", "r2": "bird:lab", "r3": "quay.io/frrouting/frr:10.5.1", "r4": "osrg/gobgp"}
+    binds = {"r1": "resources:/etc/routed/resources", "r3": "daemons:/etc/frr/daemons"}
+    text = (
+        "name: four\ntopology:\n  kinds:\n    linux: {startup-config: __clabNodeName__, network-mode: none}\n  nodes:\n"
+    )
+    text += "    sw: {kind: bridge}\n"
+    links = "  links:\n"
+    for number, (name, image) in enumerate(images.items(), 1):
+        bound = f", binds: ['{binds[name]}']" if name in binds else ""
+        text += (
+            f"    {name}: {{kind: linux, image: '{image}', exec: [ip addr add 10.9.0.{number}/24 dev eth0]{bound}}}\n"
+        )
+        links += f"    - endpoints: ['{name}:eth0', 'sw:p{number}']\n"
+    file = tmp_path / "four.clab.yml"
+    file.write_text(text + links)
+    (tmp_path / "expect.yaml").write_text(
+        "within: 60\nholds: {sessions: {r1: [10.9.0.2, 10.9.0.3, 10.9.0.4],"
+        " r2: [10.9.0.1], r3: [10.9.0.1], r4: [10.9.0.1]}}\n"
+    )
+    made = read_topology(file, {})
+    with deployed(made) as lab:
+        try:
+            check(lab, read_expectation(tmp_path / "expect.yaml", made))
+        except AssertionError as error:
+            error.add_note(lab.report())
+            raise
+
+
 class TestEnd:
     def test_a_failure_takes_all_of_it_down(self, tmp_path: Path) -> None:
         made = topology(tmp_path)

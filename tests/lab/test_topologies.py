@@ -80,12 +80,20 @@ def pages(folder: Path) -> list[Path]:
     return [folder / "README.md", *guides]
 
 
-def typed(page: Path, nodes: Collection[str]) -> Iterator[tuple[str, str, list[str]]]:
-    """What a page has people type in a node, as `    node1# command`, with the lines of the answer it shows."""
+def typed(page: Path, topology: str, nodes: Collection[str]) -> Iterator[tuple[str, str, list[str]]]:
+    """What a page has people type in a node, as `    node1# command`, with the lines of the answer it shows.
+
+    In a guide it is a node of the laboratory that was brought up last, by a `make lab` further up.
+    """
     answer: list[str] | None = None
+    up = page.parent.name
     for line in page.read_text().splitlines():
         match = re.fullmatch(r" {4}(\S+?)# (.+)", line)
-        if match and match[1] in nodes:
+        brought = re.fullmatch(r" {4}make lab TOPO=(\S+)", line)
+        if brought:
+            up = brought[1]
+        if match and up == topology:
+            assert match[1] in nodes, f"{page.name}: there is no node {match[1]} in {topology}"
             answer = []
             yield match[1], match[2], answer
         elif line.startswith("    ") and answer is not None:
@@ -102,8 +110,8 @@ def plain(line: str) -> str:
 def run_pages(lab: Deployment, folder: Path) -> None:
     """Every command a page shows works in the laboratory, and answers what the page shows of the answer."""
     for page in pages(folder):
-        commands = list(typed(page, lab.nodes))
-        assert commands, f"{page} has people type nothing"
+        commands = list(typed(page, folder.name, lab.nodes))
+        assert commands or page.parent != folder, f"{page} has people type nothing"
         for node, command, shown in commands:
             said = [plain(line) for line in lab.nodes[node].run("sh", "-c", command).splitlines()]
             for line in shown:

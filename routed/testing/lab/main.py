@@ -128,6 +128,8 @@ def main(arguments: list[str] | None = None) -> int:
             verb.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND ...")
     given = parser.parse_args(arguments)
     try:
+        if os.geteuid() != 0:
+            raise LabError("a laboratory needs root, for network namespaces")
         if given.verb == "up":
             return up(given.topology, given.name)
         if given.verb == "down":
