@@ -52,9 +52,11 @@ class ExitStatus(enum.IntEnum):
         return member
 
     OK = 0, "done"
-    ERROR = 1, "the daemon answered with an error"
+    ERROR = 1, "an error, or a difference that was asked for"
     USAGE = 2, "wrong arguments"
-    UNAVAILABLE = 69, "the daemon is not reachable"
+    DATA = 65, "a manifest is not valid, and nothing was written"
+    UNAVAILABLE = 69, "the daemon or the datastore is not reachable"
+    CONFLICT = 75, "somebody else keeps changing a resource; try again"
     CONFIG = 78, "the configuration is wrong"
     INTERRUPTED = 130, "ended with Ctrl-C"
 
@@ -162,6 +164,15 @@ def socket_path(arguments: argparse.Namespace) -> str:
     """
     if "socket" in arguments:
         return str(arguments.socket)
+    path, config = configuration(arguments, "name the daemon's socket with --socket")
+    run_dir = config.get("runDir", DEFAULT_RUN_DIR)
+    if not isinstance(run_dir, str):
+        raise ConfigError(path, "runDir: must be the path of a folder")
+    return os.path.normpath(os.path.join(os.path.dirname(os.path.abspath(path)), run_dir, SOCKET_NAME))
+
+
+def configuration(arguments: argparse.Namespace, otherwise: str) -> tuple[str, dict[str, Any]]:
+    """The path of routed.yaml and what it says; nothing where it is not there and was not named. Raises ConfigError."""
     path = str(getattr(arguments, "config", DEFAULT_CONFIG))
     try:
         with open(path, "rb") as file:
@@ -171,11 +182,8 @@ def socket_path(arguments: argparse.Namespace) -> str:
             raise ConfigError(path, f"cannot read the configuration: {error.strerror}") from None
         config = None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError):
-        raise ConfigError(path, "is not YAML; name the daemon's socket with --socket") from None
-    run_dir = config.get("runDir", DEFAULT_RUN_DIR) if isinstance(config, dict) else DEFAULT_RUN_DIR
-    if not isinstance(run_dir, str):
-        raise ConfigError(path, "runDir: must be the path of a folder")
-    return os.path.normpath(os.path.join(os.path.dirname(os.path.abspath(path)), run_dir, SOCKET_NAME))
+        raise ConfigError(path, f"is not YAML; {otherwise}") from None
+    return path, config if isinstance(config, dict) else {}
 
 
 # --- asking

@@ -7,13 +7,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-from routed.cli import events, neighbors, node, recordings, routes
+from routed.cli import addresses, events, neighbors, node, recordings, resources, routes
 from routed.cli.command import Commands, ExitStatus, UsageError
 from routed.control.client import Unreachable
-from routed.errors import ConfigError, RoutedError
+from routed.errors import ConfigError, RoutedError, StoreError
 from routed.observe.logs import harmless
 
-MODULES = (node, neighbors, routes, events, recordings)
+MODULES = (node, neighbors, routes, events, resources, addresses, recordings)
 """In the order of --help."""
 
 EXAMPLES = """\
@@ -29,6 +29,7 @@ examples:
   routedctl show advertised 10.0.0.2            what we announce to it, with the attributes as they are sent
   routedctl events --follow                     what happens
   routedctl clear 10.0.0.2 soft in              ask a neighbour for its routes again
+  routedctl apply -f peers.yaml                 write resources to the datastore
   routedctl shutdown --reason "new kernel"      end all sessions and the daemon
 
 Words may be shortened while one command only is meant: `routedctl sh ne`. Every command has its own --help.
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def status_of(error: RoutedError) -> ExitStatus:
     """The exit status that goes with an error."""
     match error:
-        case Unreachable():
+        case Unreachable() | StoreError():
             return ExitStatus.UNAVAILABLE
         case UsageError():
             return ExitStatus.USAGE

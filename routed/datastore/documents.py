@@ -33,7 +33,7 @@ _Loader: type[yaml.SafeLoader] | type[yaml.CSafeLoader] = getattr(yaml, "CSafeLo
 _SEPARATOR = re.compile(r"^---(?=\s|$)", re.MULTILINE)
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _INDEX = re.compile(r"\[([0-9]{1,9})\]")
-_INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,18})")
+_INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,19})")
 _HEXADECIMAL = re.compile(r"0x[0-9a-fA-F]{1,15}")
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]{1,30}|[0-9]{1,30}(?:\.[0-9]{0,30})?)(?:[eE][-+]?[0-9]{1,4})?")
 _WORDS: dict[str, bool | None] = dict.fromkeys(("", "~", "null", "Null", "NULL"))
@@ -112,8 +112,9 @@ def read_documents(data: bytes) -> Iterator[Document]:
         except _Unreadable as refusal:
             yield refusal.document
         except yaml.YAMLError as error:
+            hint = _flat(text, _line_offset(text, offset, reader.started))
             yield Document(
-                _error_line(error, reader.started) + first_line + 1, error=f"this is not YAML: {_sentence(error)}"
+                _error_line(error, reader.started) + first_line + 1, error=f"this is not YAML: {_sentence(error)}{hint}"
             )
         # Past the separator that opened the broken document, if one did.
         line_start = _line_offset(text, offset, reader.started)
@@ -124,6 +125,15 @@ def read_documents(data: bytes) -> Iterator[Document]:
         first_line += text.count("\n", offset, following.start())
         offset = following.start()
     yield Document(first_line + 1, error=f"the rest is not read, after {MAX_BROKEN} documents that are not YAML")
+
+
+def _flat(text: str, start: int) -> str:
+    """A guess at why the document that begins at `start` is not YAML: it was pasted from a page that ate its spaces."""
+    following = _SEPARATOR.search(text, start + 3)
+    lines = text[start : following.start() if following else len(text)].splitlines()
+    if len(lines) > 3 and not any(line[:1].isspace() for line in lines):
+        return "; no line of it is indented, so the text has lost its indentation"
+    return ""
 
 
 class _Unreadable(Exception):

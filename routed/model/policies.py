@@ -15,7 +15,7 @@ from typing import ClassVar, TypeAlias
 
 from routed.errors import ConfigError
 from routed.model.fields import Fields, as_choice, as_network, as_text, shown
-from routed.model.head import Head, Kind, kind_shape
+from routed.model.head import API_VERSION, Head, Kind, kind_shape
 from routed.model.resources import Cidr, JsonValue, Resource
 from routed.model.selector import Selector
 from routed.net.families import Family
@@ -220,7 +220,15 @@ class Profile(Resource):
 
 
 DEFAULT_ALLOW = Profile(
-    name="projectcalico-default-allow", ingress=(Rule(RuleAction.ALLOW),), egress=(Rule(RuleAction.ALLOW),)
+    name="projectcalico-default-allow",
+    ingress=(Rule(RuleAction.ALLOW),),
+    egress=(Rule(RuleAction.ALLOW),),
+    manifest={
+        "apiVersion": API_VERSION,
+        "kind": "Profile",
+        "metadata": {"name": "projectcalico-default-allow"},
+        "spec": {"ingress": [{"action": "Allow"}], "egress": [{"action": "Allow"}]},
+    },
 )
 """A profile that exists in every cluster and is stored in none."""
 

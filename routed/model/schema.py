@@ -19,7 +19,7 @@ from routed.model import bgp, ipam, kubernetes, policies, settings, workloads
 from routed.model.fields import Fields, nearest, one_of, shown
 from routed.model.head import API_VERSION, CRD_API_VERSION, Kind, read_head
 from routed.model.resources import JsonObject, JsonValue, Resource
-from routed.model.shape import known_only, paths, unknown_fields
+from routed.model.shape import known_only, lost_indentation, paths, unknown_fields
 
 __all__ = [
     "API_VERSION", "CRD_API_VERSION", "KINDS", "KIND_TABLE", "OTHER_KINDS", "field_names", "kind_named",
@@ -97,7 +97,7 @@ def parse_manifest(manifest: JsonValue, where: str = "", unknown: list[ConfigErr
     readable: JsonValue = manifest
     for found in unknown_fields(manifest, kind.shape, where):
         if unknown is None or found.closed:
-            raise found.error
+            raise lost_indentation(manifest, where) or found.error
         unknown.append(found.error)
         if readable is manifest:
             readable = known_only(manifest, kind.shape)

@@ -103,3 +103,28 @@ def known_only(value: JsonValue, of: Shape) -> JsonValue:
         for name, inner in value.items()
         if name in of.members
     }
+
+
+def lost_indentation(manifest: JsonValue, where: str = "") -> ConfigError | None:
+    """Why a manifest that was pasted flat can't be read: what belongs below `metadata` or `spec` stands beside it."""
+    if not isinstance(manifest, dict):
+        return None
+    around = [name for name in ("metadata", "spec") if name in manifest and manifest[name] is None]
+    beside = [name for name in manifest if name not in ("apiVersion", "kind", "metadata", "spec", "status")]
+    if not around or not beside:
+        return None
+    text = f"stands beside {' and '.join(around)}, with nothing below: the text has lost its indentation"
+    return ConfigError(field_path(where, beside[0]), f"{text}; move what belongs to each two spaces to the right")
+
+
+def with_unknown(made: JsonValue, stored: JsonValue, of: Shape) -> JsonValue:
+    """`made` with the fields of `stored` that nobody here knows, which a newer writer put there."""
+    if not isinstance(made, dict) or not isinstance(stored, dict):
+        return made
+    whole = dict(made)
+    for name, value in stored.items():
+        if name not in of.members:
+            whole.setdefault(name, value)
+        elif name in whole and (deeper := of.members[name]) is not None:
+            whole[name] = with_unknown(whole[name], value, deeper)
+    return whole

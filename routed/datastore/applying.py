@@ -1,0 +1,283 @@
+"""From the manifests a person hands over to writes on a store: read them all, check them all, then write each.
+
+Invariants: nothing is written before everything was found to be valid, on its own and beside what is stored; a write is
+based on the revision that was compared, and one that somebody else overtook is compared again, since the person's
+intent still holds; one that fails leaves the others alone. What was not asked for stays: the uid and times of what is
+stored, its status where the manifest has none, and fields of a newer writer.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import sys
+import uuid
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from routed.datastore.documents import Document, read_documents
+from routed.datastore.folder import SUFFIXES, manifests_of
+from routed.datastore.store import Conflict, Contents, Store, Stored
+from routed.errors import ConfigError, StoreError
+from routed.model.kubernetes import KubernetesNetworkPolicy, calico_policy
+from routed.model.operator import merge, translate
+from routed.model.policies import DEFAULT_ALLOW
+from routed.model.resources import IPPool, JsonObject, JsonValue, Resource, ResourceKey
+from routed.model.schema import KIND_TABLE, parse_manifest
+from routed.model.shape import with_unknown
+from routed.net.prefixes import covers
+
+#: How often a write that somebody overtook is compared and tried again.
+ATTEMPTS = 5
+_KEPT = ("uid", "creationTimestamp", "resourceVersion", "generation", "managedFields", "selfLink")
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A resource as somebody wants it."""
+
+    resource: Resource
+    where: str
+    """`file:line`."""
+    merged: bool = False
+    """Only what its spec says is wanted; the rest of what is stored stays."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a person handed over."""
+
+    wanted: tuple[Wanted, ...]
+    errors: tuple[str, ...]
+    """What is wrong, a line each: `file:line: field: sentence`."""
+    said: tuple[str, ...]
+    """What was made of it, where that is not what it says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one resource."""
+
+    key: ResourceKey
+    result: str
+    """created, configured, unchanged, deleted, or failed."""
+    error: str = ""
+    conflict: bool = False
+
+
+def read_manifests(names: Sequence[str], *, as_calico: bool) -> Reading:
+    """All manifests of files, folders and (`-`) standard input. `as_calico`: policies of Kubernetes' become Calico's."""
+    wanted: list[Wanted] = []
+    errors: list[str] = []
+    said: list[str] = []
+    seen: dict[ResourceKey, str] = {}
+    for path, data in _inputs(names, errors):
+        documents = 0
+        for document in read_documents(data):
+            documents += 1
+            for one in _of_document(path, document, errors, said, as_calico):
+                if one.resource.key in seen:
+                    errors.append(f"{one.where}: {one.resource.key} is already in {seen[one.resource.key]}")
+                elif one.resource.key == DEFAULT_ALLOW.key:
+                    errors.append(f"{one.where}: {one.resource.key} is built in and cannot be written")
+                else:
+                    seen[one.resource.key] = one.where
+                    wanted.append(one)
+        if not documents:
+            errors.append(f"{path}: holds no manifest")
+    return Reading(tuple(wanted), tuple(errors), tuple(said))
+
+
+def _inputs(names: Sequence[str], errors: list[str]) -> Iterator[tuple[str, bytes]]:
+    for name in names:
+        try:
+            if name == "-":
+                yield "standard input", sys.stdin.buffer.read()
+            elif os.path.isdir(name):
+                inside = sorted(one for one in os.listdir(name) if one.endswith(SUFFIXES) and one[0] != ".")
+                if not inside:
+                    errors.append(f"{name}: holds no {', '.join(SUFFIXES)} file")
+                yield from _inputs([os.path.join(name, one) for one in inside], errors)
+            else:
+                with open(name, "rb") as file:
+                    yield name, file.read()
+        except OSError as error:
+            errors.append(f"{name}: cannot be read: {error.strerror}")
+
+
+def _of_document(
+    path: str, document: Document, errors: list[str], said: list[str], as_calico: bool
+) -> Iterator[Wanted]:
+    if document.error:
+        field = f"{document.field}: " if document.field else ""
+        errors.append(f"{path}:{document.line}: {field}{document.error}")
+        return
+    manifests, problem = manifests_of(document)
+    if problem is not None:
+        errors.append(f"{path}:{document.line_of(problem[0])}: {problem[0]}: {problem[1]}")
+    for where, manifest in manifests:
+        at = f"{path}:{document.line_of(where) if where else document.line}"
+        try:
+            yield from _of_manifest(manifest, where, at, said, as_calico)
+        except ConfigError as error:
+            errors.append(f"{path}:{document.line_of(error.path)}: {error}")
+
+
+def _of_manifest(manifest: JsonValue, where: str, at: str, said: list[str], as_calico: bool) -> Iterator[Wanted]:
+    translation = translate(manifest, where)
+    if translation is not None:
+        said.extend(f"{at}: {sentence}" for sentence in translation.said)
+        # what follows from a pasted manifest must be valid too, and its errors be about a field of it
+        for made, merged in [(one, False) for one in translation.manifests] + [
+            (one, True) for one in translation.merged
+        ]:
+            yield Wanted(parse_manifest(made), at, merged)
+        return
+    resource = parse_manifest(manifest, where)
+    if as_calico and isinstance(resource, KubernetesNetworkPolicy):
+        resource = parse_manifest(calico_policy(resource))
+        said.append(f"{at}: is stored as {resource.key}, which is what Calico's components read")
+    yield Wanted(resource, at)
+
+
+def check_beside(wanted: Iterable[Wanted], contents: Contents) -> list[str]:
+    """What is wrong with resources that are each valid, beside the others that will be there."""
+    errors: list[str] = []
+    pools = {key: one.resource for key, one in contents.resources.items() if isinstance(one.resource, IPPool)}
+    for one in wanted:
+        new = one.resource
+        if not isinstance(new, IPPool):
+            continue
+        old = pools.get(new.key)
+        if isinstance(old, IPPool) and (old.cidr, old.block_size) != (new.cidr, new.block_size):
+            text = f"spec.cidr and spec.blockSize of {new.key} cannot change from {old.cidr} /{old.block_size}"
+            errors.append(f"{one.where}: {text}; delete the pool and make another")
+        for key, other in pools.items():
+            if key == new.key or not isinstance(other, IPPool) or other.cidr.family is not new.cidr.family:
+                continue
+            if covers(other.cidr.prefix, new.cidr.prefix) or covers(new.cidr.prefix, other.cidr.prefix):
+                errors.append(f"{one.where}: spec.cidr: {new.cidr} overlaps {other.cidr} of {key}")
+        pools[new.key] = new
+    return errors
+
+
+def kinds_of(wanted: Iterable[Wanted]) -> set[str]:
+    """The kinds that have to be read to write these."""
+    return {one.resource.kind for one in wanted}
+
+
+def merged_with(one: Wanted, stored: Stored | None, *, exact: bool, stamp: bool) -> Resource:
+    """The resource to be stored. `exact`: as handed over; `stamp`: a new one gets the marks Calico's clients give it."""
+    made: JsonObject = one.resource.manifest
+    if exact:
+        return one.resource
+    before = None if stored is None else stored.resource.manifest
+    if one.merged:
+        made = merge(before, made)
+    metadata = made.get("metadata")
+    marks = dict(metadata) if isinstance(metadata, dict) else {}
+    if before is not None:
+        old = before.get("metadata")
+        marks |= {name: value for name, value in (old if isinstance(old, dict) else {}).items() if name in _KEPT}
+        made = made | {"metadata": marks}
+        if made.get("status") is None and before.get("status") is not None:
+            made = made | {"status": before["status"]}
+        whole = with_unknown(made, before, KIND_TABLE[one.resource.kind].shape)
+        made = whole if isinstance(whole, dict) else made
+    elif stamp:
+        now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        marks.setdefault("uid", str(uuid.uuid4()))
+        marks.setdefault("creationTimestamp", now)
+        made = made | {"metadata": marks}
+    return parse_manifest(made, "", [])
+
+
+def same(left: Resource, right: Resource) -> bool:
+    """Whether two resources say the same, whatever revision the one was read at."""
+    return _content(left) == _content(right)
+
+
+def _content(resource: Resource) -> JsonObject:
+    metadata = resource.manifest.get("metadata")
+    kept: JsonObject = dict(metadata) if isinstance(metadata, dict) else {}
+    kept.pop("resourceVersion", None)
+    if resource.namespace:
+        kept["namespace"] = resource.namespace
+    said: JsonObject = {name: value for name, value in resource.manifest.items() if value is not None}
+    return said | {"metadata": kept, "apiVersion": "", "kind": resource.kind}
+
+
+async def apply(
+    store: Store, wanted: Sequence[Wanted], contents: Contents, *, exact: bool = False, dry_run: bool = False
+) -> list[Outcome]:
+    """Make each resource what is wanted."""
+    return [await _apply_one(store, one, contents, exact, dry_run) for one in wanted]
+
+
+async def _apply_one(store: Store, one: Wanted, contents: Contents, exact: bool, dry_run: bool) -> Outcome:
+    key = one.resource.key
+    stored = contents.resources.get(key)
+    for attempt in range(ATTEMPTS):
+        try:
+            new = merged_with(one, stored, exact=exact, stamp=store.shared_with_calico)
+            if stored is not None and same(stored.resource, new):
+                return Outcome(key, "unchanged")
+            if not dry_run:
+                await store.write(key, new, None if stored is None else stored.revision)
+            return Outcome(key, "created" if stored is None else "configured")
+        except Conflict as error:
+            if attempt == ATTEMPTS - 1:
+                return Outcome(key, "failed", str(error), conflict=True)
+            stored = (await store.read({key.kind})).resources.get(key)
+        except (StoreError, ConfigError) as error:
+            return Outcome(key, "failed", str(error))
+    raise AssertionError("the loop returns")
+
+
+async def delete(store: Store, keys: Iterable[ResourceKey], *, dry_run: bool = False) -> list[Outcome]:
+    """Delete each of these."""
+    keys = list(keys)
+    contents = await store.read({key.kind for key in keys})
+    outcomes: list[Outcome] = []
+    for key in keys:
+        stored = contents.resources.get(key)
+        outcome = Outcome(key, "failed", f"{key} is not there")
+        for attempt in range(ATTEMPTS if stored is not None else 0):
+            if stored is None:
+                break
+            try:
+                if not dry_run:
+                    await store.write(key, None, stored.revision)
+                outcome = Outcome(key, "deleted")
+                break
+            except Conflict as error:
+                outcome = Outcome(key, "failed", str(error), conflict=attempt == ATTEMPTS - 1)
+                stored = (await store.read({key.kind})).resources.get(key)
+            except StoreError as error:
+                outcome = Outcome(key, "failed", str(error))
+                break
+        outcomes.append(outcome)
+    return outcomes
+
+
+def selected(contents: Contents, kinds: Collection[str], names: Collection[str], namespace: str | None) -> list[Stored]:
+    """The resources of these kinds, names (none: all) and namespace (None: all), in order."""
+    found = contents.resources
+    if "Profile" in kinds and DEFAULT_ALLOW.key not in found:
+        found = found | {DEFAULT_ALLOW.key: Stored(DEFAULT_ALLOW, "", "built in")}
+    return [
+        found[key]
+        for key in sorted(found)
+        if key.kind in kinds
+        and (not names or key.name in names)
+        and (namespace is None or not KIND_TABLE[key.kind].namespaced or key.namespace == namespace)
+    ]
+
+
+def with_namespace(resource: Resource) -> JsonObject:
+    """The manifest for people to keep, its namespace written out."""
+    manifest = resource.manifest
+    metadata = manifest.get("metadata")
+    if not resource.namespace or not isinstance(metadata, dict) or metadata.get("namespace"):
+        return manifest
+    return manifest | {"metadata": metadata | {"namespace": resource.namespace}}

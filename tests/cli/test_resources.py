@@ -1,0 +1,382 @@
+"""routedctl on a datastore of files: what is typed, what is written, what is said, and the exit status."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+from routed.cli.main import main
+from routed.datastore.file import load_folder
+from tests.model.examples import EXAMPLES
+from tests.model.test_schema import ALL
+
+
+class Ran(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+class Desk:
+    """A person with a configuration, a folder of resources and some files."""
+
+    def __init__(self, path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        self.path = path
+        self.resources = path / "resources"
+        self.resources.mkdir()
+        (path / "routed.yaml").write_text("nodeName: n\ndatastore: {type: file, path: resources}\n")
+        self._capsys = capsys
+        self._monkeypatch = monkeypatch
+
+    def file(self, text: str, name: str = "in.yaml") -> str:
+        (self.path / name).write_text(text)
+        return str(self.path / name)
+
+    def run(self, *words: str, stdin: str = "") -> Ran:
+        self._monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+        status = main(["--config", str(self.path / "routed.yaml"), *words])
+        return Ran(status, *self._capsys.readouterr())
+
+    def names(self) -> list[str]:
+        resources, problems = load_folder(self.resources)
+        assert problems == []
+        return [str(one.key) for one in resources]
+
+
+@pytest.fixture
+def desk(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Desk:
+    return Desk(tmp_path, capsys, monkeypatch)
+
+
+def peer(name: str, number: int = 65001, **spec: object) -> str:
+    return yaml.safe_dump(
+        {
+            "apiVersion": "projectcalico.org/v3",
+            "kind": "BGPPeer",
+            "metadata": {"name": name},
+            "spec": {"peerIP": "10.0.0.254", "asNumber": number, **spec},
+        }
+    )
+
+
+def test_apply_says_what_it_did_and_does_nothing_twice(desk: Desk) -> None:
+    file = desk.file(f"{peer('a')}---\n{peer('b')}")
+    assert desk.run("apply", "-f", file) == (0, "BGPPeer a: created\nBGPPeer b: created\n", "")
+    assert desk.run("apply", "-f", file) == (0, "BGPPeer a: unchanged\nBGPPeer b: unchanged\n", "")
+    assert desk.run("apply", "-f", "-", stdin=peer("a", 7)).out == "BGPPeer a: configured\n"
+    assert desk.names() == ["BGPPeer a", "BGPPeer b"]
+    rows = json.loads(desk.run("apply", "-f", file, "--json", "--dry-run").out)
+    assert [row["result"] for row in rows] == ["configured", "unchanged"]
+    assert "asNumber: 7" in desk.run("get", "bgppeer", "a", "-o", "yaml").out
+
+
+def test_nothing_is_written_where_anything_is_wrong(desk: Desk) -> None:
+    file = desk.file(f"{peer('a')}---\n{peer('b', asNumber=0)}---\n{peer('a')}---\nkind: [\n")
+    ran = desk.run("apply", "-f", file)
+    assert (ran.status, ran.out, desk.names()) == (65, "", [])
+    lines = ran.err.splitlines()
+    assert lines[0] == f"{file}:14: spec.asNumber: must not be AS 0, which is reserved (RFC 7607)"
+    assert lines[1].startswith(f"{file}:17: BGPPeer a is already in {file}:1")
+    assert lines[2].startswith(f"{file}:26: this is not YAML")
+
+
+def test_a_folder_and_what_cannot_be_read(desk: Desk, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    assert desk.run("apply", "-f", str(folder)).err == f"{folder}: holds no .yaml, .yml, .json file\n"
+    (folder / "b.json").write_text(json.dumps(yaml.safe_load(peer("b"))))
+    (folder / "a.yaml").write_text(peer("a"))
+    assert desk.run("apply", "-f", str(folder)).out == "BGPPeer a: created\nBGPPeer b: created\n"
+    ran = desk.run("apply", "-f", str(tmp_path / "none.yaml"))
+    assert (ran.status, ran.err) == (65, f"{tmp_path}/none.yaml: cannot be read: No such file or directory\n")
+
+
+def test_pools_are_judged_beside_those_that_are_there(desk: Desk) -> None:
+    def pool(name: str, cidr: str, size: int = 26) -> str:
+        return yaml.safe_dump(
+            {"apiVersion": "projectcalico.org/v3", "kind": "IPPool", "metadata": {"name": name}}
+            | {"spec": {"cidr": cidr, "blockSize": size}}
+        )
+
+    assert desk.run("apply", "-f", "-", stdin=pool("a", "10.0.0.0/16")).status == 0
+    ran = desk.run("apply", "-f", "-", stdin=pool("b", "10.0.128.0/17"))
+    assert (ran.status, ran.err) == (
+        65,
+        "standard input:1: spec.cidr: 10.0.128.0/17 overlaps 10.0.0.0/16 of IPPool a\n",
+    )
+    ran = desk.run("apply", "-f", "-", stdin=pool("a", "10.0.0.0/16", 28))
+    assert ran.status == 65
+    assert "cannot change" in ran.err
+
+
+def test_what_was_not_asked_for_stays(desk: Desk) -> None:
+    node: dict[str, Any] = {
+        "apiVersion": "projectcalico.org/v3",
+        "kind": "Node",
+        "metadata": {"name": "n", "uid": "6f", "creationTimestamp": "2026-05-01T10:00:00Z"},
+        "spec": {"bgp": {"ipv4Address": "10.0.0.1/24"}},
+        "status": {"podCIDRs": ["10.244.1.0/24"]},
+    }
+    assert desk.run("import", "-f", "-", stdin=yaml.safe_dump(node)).out == "Node n: created\n"
+    wanted = {"apiVersion": node["apiVersion"], "kind": "Node", "metadata": {"name": "n", "labels": {"rack": "a"}}}
+    ran = desk.run("apply", "-f", "-", stdin=yaml.safe_dump(wanted | {"spec": {"bgp": {"ipv4Address": "10.0.0.2/24"}}}))
+    assert ran.out == "Node n: configured\n"
+    stored = yaml.safe_load(desk.run("get", "node", "n", "-o", "yaml").out)
+    assert stored["metadata"]["uid"] == "6f"
+    assert stored["status"] == node["status"]
+    assert stored["spec"]["bgp"]["ipv4Address"] == "10.0.0.2/24"
+
+
+def test_get(desk: Desk) -> None:
+    assert desk.run("apply", "-f", "-", stdin=f"{peer('a', filters=['x', 'y'])}---\n{peer('b')}").status == 0
+    assert desk.run("get", "bgpp").out.splitlines() == [
+        "name  peer        peer selector  asn    node  node selector",
+        "a     10.0.0.254  -              65001  -     -",
+        "b     10.0.0.254  -              65001  -     -",
+    ]
+    assert "x,y" in desk.run("get", "BGPPeers", "-o", "wide").out
+    assert desk.run("get", "bgppeers,ippools", "-o", "name").out == "BGPPeer/a\nBGPPeer/b\n"
+    assert json.loads(desk.run("get", "bgppeer", "a", "--json").out)["metadata"]["name"] == "a"
+    assert len(json.loads(desk.run("get", "bgppeer", "-o", "json").out)["items"]) == 2
+    assert desk.run("get", "bgppeer", "a", "c").err == "BGPPeer c is not there\n"
+    assert desk.run("get", "bgppear").status == 2
+    assert "did you mean BGPPeer" in desk.run("get", "bgppear").err
+    assert "projectcalico-default-allow" in desk.run("get", "profiles").out
+
+
+def test_namespaces(desk: Desk) -> None:
+    for namespace in ("default", "shop"):
+        policy = {"apiVersion": "projectcalico.org/v3", "kind": "NetworkPolicy"}
+        metadata = {"metadata": {"name": f"p-{namespace}", "namespace": namespace}, "spec": {"selector": "all()"}}
+        assert desk.run("apply", "-f", "-", stdin=yaml.safe_dump(policy | metadata)).status == 0
+    assert desk.run("get", "np", "-o", "name").out == "NetworkPolicy/p-default\n"
+    assert desk.run("get", "np", "-n", "shop", "-o", "name").out == "NetworkPolicy/p-shop\n"
+    assert desk.run("get", "np", "-A").out.splitlines()[0].split()[:2] == ["namespace", "name"]
+    assert desk.run("delete", "np", "p-shop").status == 1
+    assert desk.run("delete", "np", "p-shop", "-n", "shop").out == "NetworkPolicy shop/p-shop: deleted\n"
+
+
+def test_delete(desk: Desk) -> None:
+    file = desk.file(f"{peer('a')}---\n{peer('b')}---\n{peer('c')}")
+    assert desk.run("apply", "-f", file).status == 0
+    assert desk.run("delete", "bgppeer", "a", "--dry-run").out == "BGPPeer a: deleted (dry run)\n"
+    ran = desk.run("delete", "bgppeer", "a", "x", "b")
+    assert ran == (1, "BGPPeer a: deleted\nBGPPeer b: deleted\n", "BGPPeer x: BGPPeer x is not there\n")
+    assert desk.run("delete", "-f", desk.file(peer("c"), "c.yaml")).out == "BGPPeer c: deleted\n"
+    assert desk.names() == []
+    assert desk.run("delete").status == 2
+    assert desk.run("delete", "bgppeer").status == 2
+
+
+def test_diff(desk: Desk) -> None:
+    file = desk.file(peer("a"))
+    ran = desk.run("diff", "-f", file)
+    assert ran.status == 1
+    assert "+  name: a" in ran.out
+    assert desk.run("apply", "-f", file).status == 0
+    assert desk.run("diff", "-f", file) == (0, "", "")
+    ran = desk.run("diff", "-f", desk.file(peer("a", 65002)))
+    assert ran.status == 1
+    assert [line for line in ran.out.splitlines() if line[:1] in "+-" and line[:3] not in ("+++", "---")] == [
+        "-  asNumber: 65001",
+        "+  asNumber: 65002",
+    ]
+    assert desk.run("diff", "-f", desk.file("kind: x\n")).status == 65
+
+
+def test_export_and_import_are_complete_and_safe_to_repeat(
+    desk: Desk, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = yaml.safe_dump_all([ALL[kind] for kind in sorted(ALL)])
+    assert desk.run("import", "-f", "-", stdin=everything).status == 0
+    (tmp_path / "second").mkdir()
+    second = Desk(tmp_path / "second", capsys, monkeypatch)
+    exported = desk.run("export")
+    assert exported.status == 0
+    assert second.run("import", "-f", "-", stdin=exported.out).status == 0
+    assert second.names() == desk.names()
+    assert len(second.names()) == len(ALL)
+    assert {
+        line.rpartition(": ")[2] for line in second.run("import", "-f", "-", stdin=exported.out).out.splitlines()
+    } == {"unchanged"}
+    assert second.run("export").out == exported.out
+    assert desk.run("export", "-o", str(tmp_path / "out")).status == 0
+    resources, problems = load_folder(tmp_path / "out")
+    assert problems == []
+    assert len(resources) == len(ALL)
+    assert desk.run("export", "-o", str(tmp_path / "out")).status == 2
+
+
+def test_an_export_that_is_not_complete_says_so(desk: Desk) -> None:
+    (desk.resources / "bad.yaml").write_text("kind: BGPPeer\n")
+    assert desk.run("apply", "-f", "-", stdin=peer("a")).status == 0
+    ran = desk.run("export")
+    assert ran.status == 1
+    assert "what cannot be read is not in the export" in ran.err
+
+
+def test_ipam_show(desk: Desk) -> None:
+    block = EXAMPLES["IPAMBlock"]
+    pool = {"apiVersion": "projectcalico.org/v3", "kind": "IPPool", "metadata": {"name": "pods"}}
+    made = yaml.safe_dump_all([block, pool | {"spec": {"cidr": "10.244.0.0/16"}}])
+    assert desk.run("import", "-f", "-", stdin=made).status == 0
+    line = desk.run("ipam", "show").out.splitlines()[1]
+    assert line.split()[:6] == ["pool", "pods", "10.244.0.0/16", "65536", "2", "(0%)"]
+    (row,) = [
+        row for row in json.loads(desk.run("ipam", "show", "--show-blocks", "--json").out) if row["grouping"] == "block"
+    ]
+    assert (row["cidr"], row["total"], row["inUse"], row["note"]) == ("10.244.1.0/30", 4, 2, "host:node-1")
+    answer = json.loads(desk.run("ipam", "show", "--ip", "10.244.1.2", "--json").out)
+    assert (answer["inUse"], answer["handle"], answer["pool"]) == (True, "k8s-pod-network.Ab_12", "pods")
+    assert "10.244.1.1 is free" in desk.run("ipam", "show", "--ip", "10.244.1.1").out
+    assert "10.9.9.9 is in no block" in desk.run("ipam", "show", "--ip", "10.9.9.9").out
+    assert desk.run("ipam", "show", "--ip", "x").status == 2
+
+
+def test_kubernetes_policies_stay_what_they_are_in_files(desk: Desk) -> None:
+    ran = desk.run("apply", "-f", "-", stdin=yaml.safe_dump(EXAMPLES["KubernetesNetworkPolicy"]))
+    assert ran == (0, "KubernetesNetworkPolicy shop/db: created\n", "")
+    assert "networking.k8s.io/v1" in desk.run("get", "knp", "db", "-n", "shop", "-o", "yaml").out
+
+
+# ---- the manifests of the operator, as people paste them
+
+NETWORK = """\
+apiVersion: operator.tigera.io/v1
+kind: CalicoNetwork
+metadata:
+  name: default
+spec:
+  bgp: Enabled
+  ipPools:
+  - blockSize: 26
+    cidr: 192.168.0.0/16
+    encapsulation: VXLANCrossSubnet
+    natOutgoing: Enabled
+    nodeSelector: all()
+"""
+NODE = """\
+apiVersion: operator.tigera.io/v1
+kind: CalicoNode
+metadata:
+  name: default
+spec:
+  bgp:
+    enabled: true
+    nodeToNodeMeshEnabled: true
+"""
+INSTALLATION = """\
+apiVersion: operator.tigera.io/v1
+kind: Installation
+metadata:
+  name: default
+spec:
+  variant: Calico
+  calicoNetwork:
+    bgp: Enabled
+    mtu: 1440
+    ipPools:
+    - blockSize: 26
+      cidr: 192.168.0.0/16
+      encapsulation: VXLANCrossSubnet
+      natOutgoing: Enabled
+      nodeSelector: all()
+    - cidr: fd00:10::/48
+"""
+
+
+def spec_of(desk: Desk, kind: str, name: str) -> dict[str, Any]:
+    spec = yaml.safe_load(desk.run("get", kind, name, "-o", "yaml").out)["spec"]
+    assert isinstance(spec, dict)
+    return spec
+
+
+def test_a_pasted_network(desk: Desk) -> None:
+    ran = desk.run("apply", "-f", "-", stdin=NETWORK)
+    assert (ran.status, ran.out) == (0, "IPPool default-ipv4-ippool: created\nBGPConfiguration default: created\n")
+    assert ran.err.splitlines() == [
+        "standard input:1: CalicoNetwork spec.ipPools[0] became IPPool default-ipv4-ippool",
+        "standard input:1: spec.bgp became nodeToNodeMeshEnabled: true in BGPConfiguration default",
+    ]
+    assert spec_of(desk, "ippool", "default-ipv4-ippool") == {
+        "cidr": "192.168.0.0/16",
+        "ipipMode": "Never",
+        "vxlanMode": "CrossSubnet",
+        "natOutgoing": True,
+        "blockSize": 26,
+        "nodeSelector": "all()",
+    }
+    assert desk.run("apply", "-f", "-", stdin=NETWORK).out.count("unchanged") == 2
+
+
+def test_a_pasted_node_is_laid_over_what_is_there(desk: Desk) -> None:
+    before = {"apiVersion": "projectcalico.org/v3", "kind": "BGPConfiguration", "metadata": {"name": "default"}}
+    before |= {"spec": {"asNumber": 64999, "nodeToNodeMeshEnabled": False}}
+    assert desk.run("apply", "-f", "-", stdin=yaml.safe_dump(before)).status == 0
+    assert desk.run("apply", "-f", "-", stdin=NODE).out == "BGPConfiguration default: configured\n"
+    assert spec_of(desk, "bgpconfig", "default") == {"asNumber": 64999, "nodeToNodeMeshEnabled": True}
+    off = NODE.replace("enabled: true", "enabled: false")
+    assert "still peered with" in desk.run("apply", "-f", "-", stdin=off).err
+    assert spec_of(desk, "bgpconfig", "default")["nodeToNodeMeshEnabled"] is False
+
+
+def test_a_pasted_installation(desk: Desk) -> None:
+    ran = desk.run("apply", "-f", "-", stdin=INSTALLATION)
+    assert ran.status == 0
+    assert (
+        "left alone, since they are about workloads of the operator's: spec.variant, spec.calicoNetwork.mtu" in ran.err
+    )
+    assert spec_of(desk, "ippool", "default-ipv6-ippool")["blockSize"] == 122
+    assert spec_of(desk, "ippool", "default-ipv4-ippool")["vxlanMode"] == "CrossSubnet"
+
+
+@pytest.mark.parametrize("text", [NETWORK, NODE, INSTALLATION, peer("a")])
+def test_lost_indentation_is_refused_with_line_and_reason(desk: Desk, text: str) -> None:
+    flat = "\n".join(line.strip() for line in text.splitlines())
+    ran = desk.run("apply", "-f", "-", stdin=flat)
+    assert ran.status == 65
+    assert ran.err.startswith("standard input:")
+    assert "lost its indentation" in ran.err
+    assert desk.names() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "line", "reason"),
+    [
+        (("bgp: Enabled", "bgp: true"), 6, "spec.bgp: must be text, not true"),
+        (("VXLANCrossSubnet", "Geneve"), 10, "spec.ipPools[0].encapsulation: must be one of None, IPIP"),
+        (
+            ("blockSize", "blocksize"),
+            8,
+            "spec.ipPools[0].blocksize: is not a field known here; did you mean blockSize?",
+        ),
+        (("CalicoNetwork", "APIServer"), 2, "kind: must be one of CalicoNetwork, CalicoNode or Installation"),
+    ],
+)
+def test_what_the_operator_would_not_take_either(desk: Desk, change: tuple[str, str], line: int, reason: str) -> None:
+    ran = desk.run("apply", "-f", "-", stdin=NETWORK.replace(*change))
+    assert ran.status == 65
+    assert f"standard input:{line}: {reason}" in ran.err
+
+
+# ---- where
+
+
+def test_which_datastore(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(config: str) -> tuple[int, str]:
+        (tmp_path / "c.yaml").write_text(config)
+        return main(["get", "nodes", "--config", str(tmp_path / "c.yaml")]), capsys.readouterr().err
+
+    assert run("datastore: {type: file, path: none}") == (
+        69,
+        f"routedctl: {tmp_path}/none: the folder of resources cannot be read: No such file or directory\n",
+    )
+    assert run("datastore: {type: redis}")[0] == 78
+    assert run("nodeName: n")[0] == 78
+    assert main(["get", "nodes", "--socket", "/nowhere"]) == 2
