@@ -123,7 +123,7 @@ KEYS = {
     "log": ("log", True),
     "metrics": ("metrics", True),
     "on_stop": ("onStop", True),
-    "secrets_dir": ("secrets.dir", False),
+    "secrets_dir": ("secrets.dir", True),
     "router_id_from_name": ("routerId", False),
     "calico_version": ("calicoVersion", False),
     "use_pod_cidr": ("ipam.usePodCIDR", False),

@@ -234,6 +234,7 @@ class Daemon:
             self._tell("daemon", "config", self._reload_problem)
         else:
             self._config = new
+            self._secrets.path = new.secrets_dir
             self._log.level, self._log.form = new.log.level, new.log.form
             self._reload_problem = ""
             self._reload_accepted, self._restart_needed = True, bool(refused)
@@ -362,10 +363,11 @@ class Daemon:
             driver.secret(news.reference, news.generation, news.problem)
 
     async def _follow_secrets(self, driver: Driver) -> None:
-        while self._config.secrets_dir:
+        while True:
             await asyncio.sleep(LOOK)
             try:
-                await self._look_at_secrets(driver)
+                if self._config.secrets_dir:
+                    await self._look_at_secrets(driver)
             except Exception as error:
                 driver.bug("the secrets", error)
 

@@ -192,7 +192,9 @@ def test_folders_are_made_with_their_parents(tmp_path: Path) -> None:
 def test_reload_takes_what_can_change_and_names_the_rest() -> None:
     old = Config("a", "/r", kernel=KernelConfig(table=100))
     new = Config("b", "/r", kernel=KernelConfig(table=101), log=LogConfig(Level.DEBUG, "json"), on_stop="shutdown")
-    assert reload(old, new) == (replace(old, log=new.log, on_stop="shutdown"), ("nodeName", "kernel"))
+    new = replace(new, secrets_dir="/s", router_id=1, router_id_from_name=True)
+    changed = replace(old, log=new.log, on_stop="shutdown", secrets_dir="/s")
+    assert reload(old, new) == (changed, ("nodeName", "routerId", "kernel"))
     assert reload(old, old) == (old, ())
 
 

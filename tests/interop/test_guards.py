@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -113,7 +114,6 @@ def test_passwords_and_ttl_security_with_a_switch(lab: Lab, make: str) -> None:
 
 def test_a_missing_secret_is_said_and_nothing_is_tried(lab: Lab) -> None:
     routed, namespace = node_and_tor(lab)
-    secrets = with_secrets(routed)
     spec = {"node": "node", "peerIP": TOR4, "asNumber": TOR_AS, "password": password("late")}
     routed.put(resource("BGPPeer", "tor4", spec))
     tor = TORS["bird"](namespace)  # which would take us without
@@ -134,6 +134,8 @@ def test_a_missing_secret_is_said_and_nothing_is_tried(lab: Lab) -> None:
     assert routed.sessions()[TOR4] == "Idle"
     assert routed.neighbors()[TOR4]["lastError"].startswith("its password is missing: there is no bgp/late")
 
+    secrets = with_secrets(routed)
+    routed.processes[0].signal(signal.SIGHUP)
     secrets.write("bgp", late="now")
     assert isinstance(tor, Bird)
     tor.configure(tor.config.replace(f"neighbor {NODE4} as", f'password "now"; neighbor {NODE4} as'))
