@@ -420,9 +420,8 @@ class KernelEngine:
             if facts.table == RT_TABLE_MAIN:
                 self._road_event(message, family, prefix, facts, better)
             return
-        at_own_metric = facts.metric == self.watch.own_metric(family)
         if facts.protocol == self.settings.protocol:
-            if at_own_metric and facts.plain:
+            if facts.plain and (facts.metric or not self.watch.own_metric(family)):
                 if message.type == RTM_NEWROUTE:
                     self.routes.own_seen(family, prefix, facts, now)
                 else:
@@ -431,7 +430,7 @@ class KernelEngine:
             if self.watch.route_added(family, prefix, facts, message.flags) is None:
                 return
             better.update(leg.interface for leg in facts.gateways)
-            if at_own_metric:
+            if self.routes.may_be_ours(family, facts.metric):
                 self._beside_ours(family, prefix, facts, message.flags, now)
         else:
             self.watch.route_removed(family, prefix, facts)
@@ -445,11 +444,11 @@ class KernelEngine:
 
     def _beside_ours(self, family: Family, prefix: bytes, facts: RouteFacts, flags: int, now: float) -> None:
         """A foreign route appeared at the prefix and metric where ours would be."""
-        own = self.routes.own_gateways(family, prefix)
+        own = self.routes.own_gateways(family, prefix, facts.metric)
         if flags & NLM_F_REPLACE:
-            self.routes.own_replaced(family, prefix, now)
+            self.routes.own_replaced(family, prefix, facts.metric, now)
         elif own and family is Family.IPV6_UNICAST and set(own) < set(facts.gateways):
-            self.watch.forget_legs(family, prefix, own)
+            self.watch.forget_legs(family, prefix, facts.metric, own)
 
     def _vanished(self, interface: int, now: float) -> None:
         """Routes through an interface may be gone; if ours are among them, look."""

@@ -66,7 +66,7 @@ class OwnRoutes:
         self.swept = False
         """Nothing may be stale any more."""
         self.leftovers: list[tuple[bytes, int]] = []
-        """Routes of ours at another metric than today's, to be swept: (prefix, metric)."""
+        """Routes of ours beside those we know of, to be swept: (prefix, metric)."""
         self.unseen: dict[bytes, KernelRoute] = {}
         """During a dump: what it should show and has not yet."""
         self.odd: dict[bytes, KernelRoute] = {}
@@ -94,7 +94,7 @@ def why_refused(watch: Watch, family: Family, prefix: bytes, refused: Refused) -
     """A sentence for the person who can act."""
     text = format_prefix(family, prefix)
     if refused.errno == errnos.EEXIST:
-        foreign = watch.held(family).get(prefix)
+        foreign = watch.holder(family, prefix, metric_of(watch, family, refused.route))
         by = _describe_foreign(watch, foreign) if foreign is not None else "a route of another program"
         return f"refused: {text} is held by {by}; remove it or filter the prefix"
     what = f"to remove {text}" if refused.route is None else f"{text} {describe(watch, refused.route)}"
@@ -104,16 +104,20 @@ def why_refused(watch: Watch, family: Family, prefix: bytes, refused: Refused) -
 
 def describe(watch: Watch, route: KernelRoute) -> str:
     """`via 10.0.0.2 dev eth0`, as `ip route` has it."""
-    if route.kind is not RouteKind.UNICAST:
-        return route.kind.name.lower()
-    return _describe_legs(watch, route.gateways)
+    where = _describe_legs(watch, route.gateways) if route.kind is RouteKind.UNICAST else route.kind.name.lower()
+    return f"{where} metric {route.metric}" if route.metric else where
+
+
+def metric_of(watch: Watch, family: Family, route: KernelRoute | None) -> int:
+    """The metric a route of ours has in the kernel."""
+    return (route.metric if route is not None else 0) or watch.own_metric(family)
 
 
 def same_route(wanted: KernelRoute, seen: KernelRoute) -> bool:
     """Whether what the kernel shows is what we wrote; an interface we left to the kernel may be any."""
     if wanted == seen:
         return True
-    if wanted.kind is not seen.kind or len(wanted.gateways) != len(seen.gateways):
+    if wanted.kind is not seen.kind or wanted.metric != seen.metric or len(wanted.gateways) != len(seen.gateways):
         return False
     if all(leg.interface for leg in wanted.gateways):
         return False

@@ -5,6 +5,7 @@ Invariants:
   ours is replaced, and without NLM_F_CREATE. Deletions name our protocol number.
 - A prefix changed twice before being written is written once.
 - `installed` runs ahead of the kernel by the chunks in flight; a refusal sets it back.
+- A route whose metric changes is made at the new one before the old one goes.
 - Every refusal is told once in `failures` until it changes, and once in `cleared` when it ends.
 
 Complications first:
@@ -30,7 +31,7 @@ from dataclasses import dataclass, field
 from itertools import islice, repeat
 
 from routed.dataplane.chunks import Batch, Chunk, Segment
-from routed.dataplane.ours import FibEntry, OwnRoutes, Refused, same_route, why_refused
+from routed.dataplane.ours import FibEntry, OwnRoutes, Refused, metric_of, same_route, why_refused
 from routed.dataplane.patience import SLICE, Repairs, Retries, RouteId
 from routed.dataplane.watch import Watch
 from routed.desired import Gateway, KernelRoute, RouteBatch, RouteKind
@@ -99,7 +100,10 @@ class RouteSync:
         self._shared: dict[KernelRoute, KernelRoute] = {}
         """One object for equal routes, so that comparing is `is`."""
         self._forgot_shared = False
+        self._metrics = False
+        """Some route of ours has a metric of its own."""
         self._facts: RouteFacts | None = None
+        self._facts_family = Family.IPV4_UNICAST
         self._facts_route = _NOWHERE
         self._refusals: set[Refused] = set()
         self._uncertain: dict[RouteId, set[Gateway]] = {}
@@ -125,7 +129,7 @@ class RouteSync:
             if table.disturbed:
                 for prefix in prefixes:
                     table.disturbed.pop(prefix, None)
-            self._enqueue(table, self._share(batch.route), prefixes)
+            self._enqueue(table, self._share(self._at_metric(batch.family, batch.route)), prefixes)
             if ticket:
                 self._queue[-1].tickets = (ticket,)
                 self._open_tickets[ticket] = self._open_tickets.get(ticket, 0) + 1
@@ -279,7 +283,7 @@ class RouteSync:
         """Somebody else removed our route, or some legs of it."""
         table = self._tables[family]
         old = table.installed.get(prefix)
-        if old is None:
+        if old is None or metric_of(self._watch, family, old) != facts.metric:
             return
         left = tuple(leg for leg in old.gateways if leg not in facts.gateways)
         if family is Family.IPV6_UNICAST and left:
@@ -296,10 +300,14 @@ class RouteSync:
     def own_seen(self, family: Family, prefix: bytes, facts: RouteFacts, now: float) -> None:
         """Somebody else made a route under our number, or changed ours."""
         table = self._tables[family]
-        route = self._route_of(facts)
+        route = self._route_of(family, facts)
         old = table.installed.get(prefix)
         if old is None:
             self._unknown(table, prefix, route, now)
+        elif old.metric != route.metric:
+            table.leftovers.append((prefix, facts.metric))
+            if table.swept:
+                self._sweep_leftovers(table)
         elif not same_route(old, route):
             if family is Family.IPV6_UNICAST and set(old.gateways) < set(route.gateways):
                 ours = self._uncertain.get((family, prefix), set()).union(old.gateways)
@@ -311,12 +319,13 @@ class RouteSync:
             if prefix not in table.stale:
                 self._disturb(table, prefix, old, now)
 
-    def own_replaced(self, family: Family, prefix: bytes, now: float) -> None:
+    def own_replaced(self, family: Family, prefix: bytes, metric: int, now: float) -> None:
         """A foreign route took the place of ours. Trying to add ours again tells why it can't be."""
         table = self._tables[family]
-        old = table.installed.pop(prefix, None)
-        if old is None:
+        old = table.installed.get(prefix)
+        if old is None or metric_of(self._watch, family, old) != metric:
             return
+        del table.installed[prefix]
         if prefix in table.stale:
             table.stale.discard(prefix)
         elif prefix in table.failed:
@@ -345,10 +354,16 @@ class RouteSync:
             leg.interface in (0, interface) for route in self._shared for leg in route.gateways
         )
 
-    def own_gateways(self, family: Family, prefix: bytes) -> tuple[Gateway, ...]:
-        """Legs of ours the kernel holds for a prefix."""
+    def own_gateways(self, family: Family, prefix: bytes, metric: int) -> tuple[Gateway, ...]:
+        """Legs of ours the kernel holds for a prefix at a metric."""
         route = self._tables[family].installed.get(prefix)
-        return route.gateways if route is not None else ()
+        if route is None or metric_of(self._watch, family, route) != metric:
+            return ()
+        return route.gateways
+
+    def may_be_ours(self, family: Family, metric: int) -> bool:
+        """Whether a route of ours may have this metric."""
+        return self._metrics or metric == self._watch.own_metric(family)
 
     # ---- dumps
 
@@ -363,11 +378,15 @@ class RouteSync:
     def found_own(self, family: Family, prefix: bytes, facts: RouteFacts, now: float) -> None:
         """A route with our protocol number in a dump."""
         table = self._tables[family]
-        if facts.metric != self._watch.own_metric(family):
+        if facts.metric != self._watch.own_metric(family) and self._is_extra(table, prefix, facts.metric):
             table.leftovers.append((prefix, facts.metric))
             self.found.add(family)
             return
-        route = self._facts_route if facts is self._facts else self._route_of(facts)
+        route = (
+            self._facts_route
+            if facts is self._facts and family is self._facts_family
+            else self._route_of(family, facts)
+        )
         old = table.unseen.pop(prefix, None)
         if old is None:
             if prefix not in table.installed:
@@ -377,26 +396,34 @@ class RouteSync:
         if table.failed and prefix in table.failed and table.failed[prefix].route is route:
             self._clear(table, prefix, now)
 
+    def _is_extra(self, table: OwnRoutes, prefix: bytes, metric: int) -> bool:
+        """Whether a route of ours at an unusual metric is not the one we know of for its prefix."""
+        if not metric:
+            return True  # no route we write says so: it is of a time when 0 was the usual one
+        known = table.unseen.get(prefix) or table.installed.get(prefix)
+        return known is not None and metric_of(self._watch, table.family, known) != metric
+
     def end_dump(self, now: float) -> bool:
         """The dump is complete: what it did not show is gone. Works a slice at a time; whether there is more to do."""
         for table in self._tables.values():
             family = table.family
             for prefix, route in table.odd.items():
-                facts = RouteFacts(0, self._protocol, self._watch.own_metric(family), route.kind, True, route.gateways)
+                metric = metric_of(self._watch, family, route)
+                facts = RouteFacts(0, self._protocol, metric, route.kind, True, route.gateways)
                 self.own_seen(family, prefix, facts, now)
             table.odd = {}
-            held = self._watch.held(family)
             unseen = table.unseen
             for _ in range(min(SLICE, len(unseen))):
                 prefix, route = unseen.popitem()
-                foreign = held.get(prefix)
+                metric = metric_of(self._watch, family, route)
+                foreign = self._watch.holder(family, prefix, metric)
                 if (
                     foreign is not None
                     and family is Family.IPV6_UNICAST
                     and route.gateways
                     and set(route.gateways) < set(foreign.gateways)
                 ):  # one group, shown under the protocol number of its first leg
-                    self._watch.forget_legs(family, prefix, route.gateways)
+                    self._watch.forget_legs(family, prefix, metric, route.gateways)
                     continue
                 del table.installed[prefix]
                 if prefix in table.stale:
@@ -513,12 +540,19 @@ class RouteSync:
     ) -> None:
         """Some of the prefixes are in the kernel already."""
         installed = table.installed
-        held = self._watch.held(table.family)
+        family, watch = table.family, self._watch
         olds = list(map(installed.get, prefixes))
         old = olds[0]
         changed: dict[bytes, KernelRoute] = {}
+        moved: dict[int, dict[bytes, KernelRoute]] = {}
         new = []
-        if old is not None and old is not route and not held and olds.count(old) == len(olds):
+        if (
+            old is not None
+            and old is not route
+            and not self._metrics
+            and not watch.held(family)
+            and olds.count(old) == len(olds)
+        ):
             if not same_route(route, old):  # the usual change: all of one announcement's prefixes
                 changed = dict.fromkeys(prefixes, old)
         else:
@@ -526,7 +560,11 @@ class RouteSync:
                 if old is None:
                     new.append(prefix)
                 elif old is not route and not same_route(route, old):
-                    if prefix in held:
+                    metric = metric_of(watch, family, old)
+                    if old.metric != route.metric:
+                        moved.setdefault(metric, {})[prefix] = old
+                        new.append(prefix)
+                    elif watch.holder(family, prefix, metric) is not None:
                         self._put_delete_legs(chunk, table, prefix, old)
                         new.append(prefix)
                     else:
@@ -542,6 +580,8 @@ class RouteSync:
             self._put(chunk, segment)
         if new:
             self._put(chunk, Segment(table, Operation.EXCLUSIVE, route, new))
+        for metric, before in moved.items():
+            self._put_deletions(chunk, table, before, metric)
 
     def _write_deletions(self, chunk: Chunk, table: OwnRoutes, prefixes: Sequence[bytes], now: float) -> None:
         olds = map(table.installed.pop, prefixes, repeat(None))
@@ -550,25 +590,36 @@ class RouteSync:
             for prefix in prefixes:
                 if prefix not in before and prefix in table.failed:
                     self._clear(table, prefix, now)
-        held = self._watch.held(table.family)
-        if held and table.family is Family.IPV6_UNICAST:
-            for prefix in [prefix for prefix in before if prefix in held]:
-                self._put_delete_legs(chunk, table, prefix, before.pop(prefix))
-        if before:
-            segment = Segment(table, Operation.DELETE, None, list(before))
-            segment.before = before
-            self._put(chunk, segment)
+        family, watch = table.family, self._watch
+        usual = watch.own_metric(family)
+        if family is Family.IPV6_UNICAST and (self._metrics or watch.held(family)):
+            for prefix, route in list(before.items()):
+                if watch.holder(family, prefix, metric_of(watch, family, route)) is not None:
+                    self._put_delete_legs(chunk, table, prefix, before.pop(prefix))
+        if self._metrics:
+            by_metric: dict[int, dict[bytes, KernelRoute]] = {}
+            for prefix, route in before.items():
+                by_metric.setdefault(route.metric or usual, {})[prefix] = route
+            for metric, some in by_metric.items():
+                self._put_deletions(chunk, table, some, metric)
+        elif before:
+            self._put_deletions(chunk, table, before, usual)
+
+    def _put_deletions(self, chunk: Chunk, table: OwnRoutes, before: dict[bytes, KernelRoute], metric: int) -> None:
+        segment = Segment(table, Operation.DELETE, None, list(before))
+        segment.before = before
+        self._put(chunk, segment, metric)
 
     def _put_delete_legs(self, chunk: Chunk, table: OwnRoutes, prefix: bytes, old: KernelRoute) -> None:
         """Remove just what is ours, where a foreign route has the same prefix and metric."""
         legs = old if table.family is Family.IPV6_UNICAST else None
         segment = Segment(table, Operation.DELETE, legs, [prefix])
         segment.before = {prefix: old}
-        self._put(chunk, segment)
+        self._put(chunk, segment, metric_of(self._watch, table.family, old))
 
     def _put(self, chunk: Chunk, segment: Segment, metric: int | None = None) -> None:
         if metric is None:
-            metric = self._watch.own_metric(segment.table.family)
+            metric = metric_of(self._watch, segment.table.family, segment.route)
         chunk.put(segment, table=self._table_number, protocol=self._protocol, metric=metric)
 
     def _sweep_leftovers(self, table: OwnRoutes) -> None:
@@ -618,7 +669,8 @@ class RouteSync:
         if len(self._refusals) >= _MAX_SHARED_ROUTES:
             self._refusals.clear()
         self._refusals.add(refused)
-        if refusal.errno == errnos.EEXIST and prefix not in self._watch.held(table.family):
+        metric = metric_of(self._watch, table.family, wanted)
+        if refusal.errno == errnos.EEXIST and self._watch.holder(table.family, prefix, metric) is None:
             self.suspect = True
         self._retries.failed(now)
         if table.failed.get(prefix) == refused:
@@ -648,7 +700,8 @@ class RouteSync:
             refused = table.failed.get(prefix)
             if refused is None or prefix in table.queued:
                 continue
-            if refused.errno == errnos.EEXIST and prefix in self._watch.held(family):
+            metric = metric_of(self._watch, family, refused.route)
+            if refused.errno == errnos.EEXIST and self._watch.holder(family, prefix, metric) is not None:
                 continue
             wanted.setdefault((family, refused.route), []).append(prefix)
         for (family, route), prefixes in wanted.items():
@@ -708,12 +761,22 @@ class RouteSync:
             self._forgot_shared = True
         return self._shared.setdefault(route, route)
 
-    def _route_of(self, facts: RouteFacts) -> KernelRoute:
+    def _at_metric(self, family: Family, route: KernelRoute | None) -> KernelRoute | None:
+        """A route that names a metric only where that is not the usual one."""
+        if route is None or not route.metric:
+            return route
+        if route.metric == self._watch.own_metric(family):
+            return KernelRoute(route.kind, route.gateways)
+        self._metrics = self._watch.many_metrics = True
+        return route
+
+    def _route_of(self, family: Family, facts: RouteFacts) -> KernelRoute:
         """The route a message of the kernel describes."""
         if facts.kind in (RouteKind.UNICAST, RouteKind.BLACKHOLE):
-            route = KernelRoute(RouteKind(facts.kind), facts.gateways)
+            found = KernelRoute(RouteKind(facts.kind), facts.gateways, facts.metric)
+            route = self._at_metric(family, found) or found
         else:  # a kind we never write: equal to nothing we want
             route = _NOWHERE
         shared = self._share(route) or route
-        self._facts, self._facts_route = facts, shared
+        self._facts, self._facts_family, self._facts_route = facts, family, shared
         return shared

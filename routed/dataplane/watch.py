@@ -38,6 +38,8 @@ class Watch:
         }
         self._held: dict[Family, dict[bytes, ForeignRoute]] = {family: {} for family in Family}
         """Foreign routes at our own metric: where one is, ours can't be."""
+        self.many_metrics = False
+        """Some of our routes have a metric of their own: whatever foreign route goes may have been in the way of one."""
         self._routes: dict[Family, dict[RouteKey, tuple[ForeignRoute, ...]]] = {family: {} for family in Family}
         self._enabled: set[int] = set()
         """Interfaces that are administratively up."""
@@ -58,6 +60,11 @@ class Watch:
     def held(self, family: Family) -> dict[bytes, ForeignRoute]:
         """Foreign routes that hold a prefix at our metric, by prefix. Read-only."""
         return self._held[family]
+
+    def holder(self, family: Family, prefix: bytes, metric: int) -> ForeignRoute | None:
+        """The foreign route that holds a prefix at a metric."""
+        aliases = self._routes[family].get((prefix, metric))
+        return aliases[0] if aliases else None
 
     def interface_name(self, index: int) -> str:
         interface = self.interfaces.get(index)
@@ -84,6 +91,13 @@ class Watch:
         before_interfaces: dict[int, Interface | None] = dict(self.interfaces)
         for family, held in self._held.items():
             self._released.extend((family, prefix) for prefix in held if prefix not in fresh._held[family])
+        if self.many_metrics:
+            self._released.extend(
+                (family, key[0])
+                for family, table in self._routes.items()
+                for key in table
+                if key not in fresh._routes[family]
+            )
         for (family, key), before in self._before_routes.items():  # not told yet: what was told is what counts
             if before is not None:
                 before_routes[family, key] = before
@@ -130,9 +144,9 @@ class Watch:
             self._put(family, key, tuple(alias for alias in aliases if alias != route))
         return route
 
-    def forget_legs(self, family: Family, prefix: bytes, own: tuple[Gateway, ...]) -> None:
+    def forget_legs(self, family: Family, prefix: bytes, metric: int, own: tuple[Gateway, ...]) -> None:
         """Legs that are ours don't belong to the foreign route the kernel showed them in (IPv6 joins such groups)."""
-        key = (prefix, self._own_metric[family])
+        key = (prefix, metric)
         aliases = self._routes[family].get(key)
         if aliases:
             first = aliases[0]
@@ -236,6 +250,8 @@ class Watch:
                 self._held[family][prefix] = aliases[0]
             elif self._held[family].pop(prefix, None) is not None:
                 self._released.append((family, prefix))
+        elif self.many_metrics and not aliases:
+            self._released.append((family, prefix))
 
     def _append(self, family: Family, prefix: bytes, route: ForeignRoute) -> None:
         key = (prefix, route.metric)

@@ -110,7 +110,9 @@ class World(ABC):
             self.failures[failure.family, failure.prefix] = failure
         routes.cleared, routes.failures = [], []
 
-    def apply(self, prefixes: str | list[str], *via: str, dev: int = 0, blackhole: bool = False) -> None:
+    def apply(
+        self, prefixes: str | list[str], *via: str, dev: int = 0, blackhole: bool = False, metric: int = 0
+    ) -> None:
         """Desire: no `via` and no blackhole means absent. A via may be `10.0.0.2%3` to name its interface."""
         texts = [prefixes] if isinstance(prefixes, str) else prefixes
         parsed = [parse_prefix(text) for text in texts]
@@ -119,7 +121,7 @@ class World(ABC):
         if blackhole:
             route = KernelRoute(RouteKind.BLACKHOLE)
         elif via:
-            route = KernelRoute(RouteKind.UNICAST, tuple(sorted(gateway(text, dev) for text in via)))
+            route = KernelRoute(RouteKind.UNICAST, tuple(sorted(gateway(text, dev) for text in via)), metric)
         elif dev:
             route = KernelRoute(RouteKind.UNICAST, (Gateway(b"", dev),))
         self.engine.apply([RouteBatch(family, [prefix for _, prefix in parsed], route)])
@@ -142,6 +144,14 @@ class World(ABC):
             for r in self.kernel_routes(family)
             if r.protocol == self.settings.protocol
         }
+
+    def metrics(self, family: Family = Family.IPV4_UNICAST) -> dict[str, list[int]]:
+        """The metrics of the routes under our number."""
+        found: dict[str, list[int]] = {}
+        for r in self.kernel_routes(family):
+            if r.protocol == self.settings.protocol:
+                found.setdefault(format_prefix(r.family, r.prefix), []).append(r.metric)
+        return found
 
     def others(self, family: Family = Family.IPV4_UNICAST) -> set[tuple[str, int, int, tuple[Gateway, ...]]]:
         """Routes of others, but for what the kernel makes of addresses: (text, protocol, metric, gateways)."""

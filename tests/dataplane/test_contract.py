@@ -407,3 +407,60 @@ def test_many_routes_and_some_bad_ones_in_a_chunk(world, eth0):
     world.settle()
     assert world.ours() == {} and len(world.failures) == 1 and len(world.others()) == 2
     assert world.engine.routes.counters.deleted == 2998
+
+
+@pytest.mark.parametrize(
+    ("prefix", "via", "other", "usual"),
+    [("10.1.0.0/24", "10.0.0.2", "10.0.0.3", 0), ("fd01::/64", "fd00::2", "fd00::3", 1024)],
+)
+def test_a_metric_of_its_own(world, eth0, prefix, via, other, usual):
+    family = parse_prefix(prefix)[0]
+    world.start()
+    for gateway, metric in [(via, 0), (via, 512), (other, 512), (other, 300), (via, 0), (via, 1024), (via, 512)]:
+        world.apply(prefix, gateway, dev=eth0, metric=metric)
+        world.settle()
+        assert world.metrics(family) == {prefix: [metric or usual]}
+        assert world.ours(family) == {prefix: (1, (leg(gateway, eth0),))}
+    assert not world.failures
+    world.start()  # another daemon takes over: what it finds at another metric is its own to change
+    world.apply(prefix, via, dev=eth0)
+    world.settle()
+    assert world.metrics(family) == {prefix: [usual]}
+    world.apply(prefix, via, dev=eth0, metric=512)
+    world.settle()
+    world.start()
+    world.engine.sweep([family])
+    world.settle()
+    assert world.metrics(family) == {}
+
+
+@pytest.mark.parametrize(
+    ("prefix", "via", "other"), [("10.1.0.0/24", "10.0.0.2", "10.0.0.9"), ("fd01::/64", "fd00::2", "fd00::9")]
+)
+def test_a_foreign_route_is_in_the_way_at_its_metric_only(world, eth0, prefix, via, other):
+    family = parse_prefix(prefix)[0]
+    world.start()
+    world.route("add", prefix, other, dev=eth0, metric=512)
+    world.apply(prefix, via, dev=eth0, metric=300)
+    world.settle()
+    assert world.metrics(family) == {prefix: [300]} and not world.failures
+    world.apply(prefix, via, dev=eth0, metric=512)
+    assert world.until(lambda: bool(world.failures))
+    assert "is held by a static route" in world.reason(prefix)
+    assert (prefix, 4, 512, (leg(other, eth0),)) in world.others(family)
+    world.route("delete", prefix, other, dev=eth0, metric=512)
+    assert world.until(lambda: world.metrics(family) == {prefix: [512]} and not world.failures)
+    world.apply(prefix)
+    world.settle()
+    assert world.metrics(family) == {}
+
+
+def test_somebody_removes_a_route_of_one_metric_and_adds_one_of_another(world, eth0):
+    world.start()
+    world.apply("10.1.0.0/24", "10.0.0.2", dev=eth0, metric=512)
+    world.settle()
+    world.engine.sweep([V4])
+    world.route("delete", "10.1.0.0/24", dev=0, protocol=world.settings.protocol, metric=512)
+    assert world.until(lambda: world.metrics() == {"10.1.0.0/24": [512]}, 5.0), "it is put back"
+    world.route("add", "10.1.0.0/24", "10.0.0.3", dev=eth0, protocol=world.settings.protocol, metric=9)
+    assert world.until(lambda: world.metrics() == {"10.1.0.0/24": [512]}, 5.0), "one too many under our number goes"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -92,8 +93,9 @@ class KernelMachine(RuleBasedStateMachine):
         prefixes=st.lists(st.sampled_from(PREFIXES), min_size=1, max_size=5, unique=True),
         choice=st.sampled_from(["one", "other", "both", "bad", "blackhole", "absent", "absent"]),
         last=st.integers(2, 3),
+        metric=st.sampled_from([0, 0, 0, 512, 1024]),
     )
-    def desire(self, prefixes, choice, last) -> None:
+    def desire(self, prefixes, choice, last, metric) -> None:
         for family in Family:
             these = [prefix for f, prefix in prefixes if f is family]
             if not these:
@@ -108,6 +110,8 @@ class KernelMachine(RuleBasedStateMachine):
                 "blackhole": KernelRoute(RouteKind.BLACKHOLE),
                 "absent": None,
             }[choice]
+            if route is not None:
+                route = replace(route, metric=metric)
             self.tickets += 1
             self.driver.engine.apply([RouteBatch(family, these, route)], self.tickets)
             for prefix in these:
@@ -118,7 +122,7 @@ class KernelMachine(RuleBasedStateMachine):
 
     @rule(
         where=st.sampled_from(PREFIXES), flags=st.sampled_from(HOW), number=st.integers(0, 1), last=st.integers(8, 9),
-        metric=st.sampled_from([0, 0, 50]), protocol=st.sampled_from([4, 4, 16, OWN]),
+        metric=st.sampled_from([0, 0, 50, 512]), protocol=st.sampled_from([4, 4, 16, OWN]),
     )  # fmt: skip
     def somebody_adds(self, where, flags, number, last, metric, protocol) -> None:
         family, prefix = where
@@ -225,12 +229,12 @@ class KernelMachine(RuleBasedStateMachine):
         assert kernel.violations == []
         bad = {parse_address("192.0.2.1"), parse_address("fdff::1")}
         for family in Family:
-            metric = engine.watch.own_metric(family)
             for _, prefix in [where for where in PREFIXES if where[0] is family]:
+                wanted = self.desired.get((family, prefix))
+                metric = (wanted.metric if wanted is not None else 0) or engine.watch.own_metric(family)
                 at = [r for r in kernel.routes() if r.family is family and r.prefix == prefix]
                 ours = [r for r in at if r.protocol == OWN]
                 held = [r for r in at if r.protocol != OWN and r.metric == metric]
-                wanted = self.desired.get((family, prefix))
                 entry = engine.routes.entry(family, prefix)
                 assert all(r.metric == metric for r in ours), "leftovers of another metric"
                 if wanted is None:
@@ -241,7 +245,7 @@ class KernelMachine(RuleBasedStateMachine):
                 else:
                     assert [(r.kind, tuple(sorted(r.gateways))) for r in ours] == [(wanted.kind, wanted.gateways)]
                     assert entry.state == "installed"
-                foreign = engine.watch.held(family).get(prefix)
+                foreign = engine.watch.holder(family, prefix, metric)
                 assert (foreign is not None) == bool(held)
 
 
