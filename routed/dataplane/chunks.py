@@ -38,7 +38,7 @@ class Batch:
 class Segment:
     """Part of a chunk: one operation on prefixes that share a route."""
 
-    __slots__ = ("_members", "before", "operation", "prefixes", "route", "table")
+    __slots__ = ("_members", "before", "instead", "operation", "prefixes", "route", "table")
 
     def __init__(
         self, table: OwnRoutes, operation: Operation, route: KernelRoute | None, prefixes: Sequence[bytes]
@@ -49,7 +49,14 @@ class Segment:
         self.prefixes = prefixes
         self.before: dict[bytes, KernelRoute] = {}
         """What the kernel held, of prefixes replaced or deleted."""
+        self.instead: KernelRoute | None = None
+        """Of a deletion: the route that takes the place of what is deleted, at another metric."""
         self._members: frozenset[bytes] | None = None
+
+    @property
+    def wanted(self) -> KernelRoute | None:
+        """What its prefixes should be in the end."""
+        return self.instead if self.operation is Operation.DELETE else self.route
 
     def __contains__(self, prefix: bytes) -> bool:
         if self._members is None:

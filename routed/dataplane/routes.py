@@ -175,7 +175,7 @@ class RouteSync:
                 prefixes = batch.prefixes[start : batch.position]
             examined += len(prefixes)
             if batch.metric >= 0:
-                self._put(chunk, Segment(batch.table, Operation.DELETE, None, prefixes), batch.metric)
+                self._write_leftovers(chunk, batch.table, prefixes, batch.metric)
             else:
                 self._write(chunk, batch.table, batch.route, prefixes, now)
         if not chunk.segments:
@@ -270,8 +270,7 @@ class RouteSync:
             for segment in chunk.segments:
                 failed = segment.table.failed
                 for prefix in failed.keys() & segment.prefixes if failed else ():
-                    wanted = segment.route if segment.operation is not Operation.DELETE else None
-                    failed[prefix] = failed[prefix]._replace(route=wanted)
+                    failed[prefix] = failed[prefix]._replace(route=segment.wanted)
                 for prefix, before in segment.before.items():
                     self._uncertain.setdefault((segment.table.family, prefix), set()).update(before.gateways)
         self._in_flight.clear()
@@ -565,7 +564,7 @@ class RouteSync:
                         moved.setdefault(metric, {})[prefix] = old
                         new.append(prefix)
                     elif watch.holder(family, prefix, metric) is not None:
-                        self._put_delete_legs(chunk, table, prefix, old)
+                        self._put_delete_legs(chunk, table, prefix, old, instead=route)
                         new.append(prefix)
                     else:
                         changed[prefix] = old
@@ -581,7 +580,7 @@ class RouteSync:
         if new:
             self._put(chunk, Segment(table, Operation.EXCLUSIVE, route, new))
         for metric, before in moved.items():
-            self._put_deletions(chunk, table, before, metric)
+            self._put_deletions(chunk, table, before, metric, instead=route)
 
     def _write_deletions(self, chunk: Chunk, table: OwnRoutes, prefixes: Sequence[bytes], now: float) -> None:
         olds = map(table.installed.pop, prefixes, repeat(None))
@@ -605,16 +604,43 @@ class RouteSync:
         elif before:
             self._put_deletions(chunk, table, before, usual)
 
-    def _put_deletions(self, chunk: Chunk, table: OwnRoutes, before: dict[bytes, KernelRoute], metric: int) -> None:
+    def _put_deletions(
+        self,
+        chunk: Chunk,
+        table: OwnRoutes,
+        before: dict[bytes, KernelRoute],
+        metric: int,
+        instead: KernelRoute | None = None,
+    ) -> None:
         segment = Segment(table, Operation.DELETE, None, list(before))
+        segment.instead = instead
         segment.before = before
         self._put(chunk, segment, metric)
 
-    def _put_delete_legs(self, chunk: Chunk, table: OwnRoutes, prefix: bytes, old: KernelRoute) -> None:
+    def _write_leftovers(self, chunk: Chunk, table: OwnRoutes, prefixes: Sequence[bytes], metric: int) -> None:
+        """Remove what was beside the routes we know of, unless it is the one we know of by now."""
+        known = table.installed
+        gone = [
+            prefix
+            for prefix in prefixes
+            if prefix not in known or metric_of(self._watch, table.family, known[prefix]) != metric
+        ]
+        if gone:
+            self._put(chunk, Segment(table, Operation.DELETE, None, gone), metric)
+
+    def _put_delete_legs(
+        self,
+        chunk: Chunk,
+        table: OwnRoutes,
+        prefix: bytes,
+        old: KernelRoute,
+        instead: KernelRoute | None = None,
+    ) -> None:
         """Remove just what is ours, where a foreign route has the same prefix and metric."""
         legs = old if table.family is Family.IPV6_UNICAST else None
         segment = Segment(table, Operation.DELETE, legs, [prefix])
         segment.before = {prefix: old}
+        segment.instead = instead
         self._put(chunk, segment, metric_of(self._watch, table.family, old))
 
     def _put(self, chunk: Chunk, segment: Segment, metric: int | None = None) -> None:
@@ -656,7 +682,7 @@ class RouteSync:
             table.installed.pop(prefix, None)
         if prefix in table.queued:
             return
-        wanted = segment.route if segment.operation is not Operation.DELETE else None
+        wanted = segment.wanted
         ours_was_gone = segment.operation is Operation.REPLACE and errno == errnos.ENOENT
         if errno == errnos.EPERM or ours_was_gone:
             self._enqueue(table, wanted, [prefix])
