@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from dataclasses import replace
 
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -251,5 +251,9 @@ class KernelMachine(RuleBasedStateMachine):
 
 TestKernel = KernelMachine.TestCase
 TestKernel.settings = settings(
-    max_examples=100, phases=[Phase.reuse, Phase.generate], stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=100,
+    phases=[Phase.reuse, Phase.generate],
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
 )
