@@ -251,9 +251,5 @@ class KernelMachine(RuleBasedStateMachine):
 
 TestKernel = KernelMachine.TestCase
 TestKernel.settings = settings(
-    max_examples=100,
-    phases=[Phase.reuse, Phase.generate],
-    stateful_step_count=30,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
+    max_examples=100, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
 )
