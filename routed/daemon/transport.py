@@ -166,9 +166,9 @@ class Connection(asyncio.Protocol):
         transport = self.transport
         if transport is None:
             return
-        sock = transport.get_extra_info("socket")
-        if sock is not None:
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # uvloop raises where the socket is closed already
+            sock = transport.get_extra_info("socket")
+            if sock is not None:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         transport.abort()
 
@@ -292,9 +292,13 @@ class Transports:
         """A connection is up. Ours goes by its number; one that came in is named by the owner, or reset."""
         transport = connection.transport
         assert transport is not None
-        remote, local = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
-        if remote is None or local is None:  # it is gone already; if ours, `_connect` or `lost` says so
+        remote = local = None
+        with contextlib.suppress(OSError):  # uvloop raises where the socket is closed already
+            remote, local = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
+        if remote is None or local is None:  # it is gone already
             connection.reset()
+            if self._connecting.pop(connection.conn, None) is not None:
+                self.owner.connect_failed(connection.conn, "the connection broke as soon as it was up")
             return
         if connection.conn:
             if self._connecting.pop(connection.conn, None) is None:  # closed while it came up

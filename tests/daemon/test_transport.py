@@ -13,7 +13,7 @@ import pytest
 import uvloop
 
 from routed.daemon import transport
-from routed.daemon.transport import Protection, Transports, set_md5_key
+from routed.daemon.transport import Connection, Protection, Transports, set_md5_key
 
 LOCALHOST = bytes([127, 0, 0, 1])
 LOCALHOST_6 = bytes(15) + b"\x01"
@@ -266,6 +266,35 @@ def test_closing_an_attempt_ends_it_without_a_word() -> None:
             transports.connect(2, LOCALHOST, port, b"", "")
             await owner.until(lambda: bool(owner.calls))
             assert owner.calls == [("connected", 2, LOCALHOST)]
+
+    run(test)
+
+
+class GoneTransport(asyncio.Transport):
+    """What uvloop hands out where the peer's reset came before the protocol heard of the connection."""
+
+    aborted = False
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:  # noqa: ARG002 - the real one has them
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """Nothing will be written."""
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+def test_a_connection_that_is_gone_before_we_hear_of_it_has_failed_and_only_once() -> None:
+    async def test(owner: Owner, transports: Transports) -> None:
+        async with remote_end() as (port, _):
+            transports.connect(1, LOCALHOST, port, b"", "")
+            for conn in (1, 0):
+                connection, gone = Connection(transports, conn), GoneTransport()
+                connection.connection_made(gone)
+                connection.connection_lost(None)
+                assert gone.aborted
+            assert owner.calls == [("connect_failed", 1, "the connection broke as soon as it was up")]
 
     run(test)
 
