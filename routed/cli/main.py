@@ -7,13 +7,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-from routed.cli import addresses, events, neighbors, node, recordings, resources, routes
+from routed.cli import addresses, check, events, neighbors, node, recordings, resources, routes
 from routed.cli.command import Commands, ExitStatus, UsageError
 from routed.control.client import Unreachable
 from routed.errors import ConfigError, RoutedError, StoreError
 from routed.observe.logs import harmless
 
-MODULES = (node, neighbors, routes, events, resources, addresses, recordings)
+MODULES = (node, neighbors, routes, events, check, resources, addresses, recordings)
 """In the order of --help."""
 
 EXAMPLES = """\
@@ -28,6 +28,7 @@ examples:
   routedctl show received 10.0.0.2              what a neighbour announced, refused routes and why included
   routedctl show advertised 10.0.0.2            what we announce to it, with the attributes as they are sent
   routedctl events --follow                     what happens
+  routedctl check /etc/routed/resources         is what I wrote right? asks no daemon
   routedctl clear 10.0.0.2 soft in              ask a neighbour for its routes again
   routedctl apply -f peers.yaml                 write resources to the datastore
   routedctl shutdown --reason "new kernel"      end all sessions and the daemon

@@ -14,12 +14,12 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from itertools import chain
 
 from routed import __version__
+from routed.config import Config
 from routed.control.protocol import Request
 from routed.control.server import Handler
 from routed.core import exchanged, queries
 from routed.core.core import Core
 from routed.core.peer import Peer
-from routed.daemon.config import Config
 from routed.daemon.driver import Driver
 from routed.daemon.events import KINDS, Follower
 from routed.dataplane.kernel import Kernel

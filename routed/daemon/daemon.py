@@ -21,12 +21,12 @@ from typing import Any, TextIO
 
 from routed import __version__
 from routed.bgp.neighbor import State, StateChanged
+from routed.config import Config, load_config, make_folders, pod_cidrs, reload
 from routed.control.server import ControlServer
 from routed.core.core import Core, CoreSettings
 from routed.core.effects import Level
 from routed.core.peer import Peer
 from routed.daemon.answers import Answers
-from routed.daemon.config import Config, load_config, make_folders, reload
 from routed.daemon.driver import Driver, trace
 from routed.daemon.events import Events
 from routed.daemon.health import Health
@@ -45,7 +45,6 @@ from routed.observe.logs import LogWriter
 from routed.observe.recorder import Engine, Header, RecordingCore
 from routed.observed import KernelChange, RouteFailure
 from routed.plan.speaker import router_id_from_name
-from routed.plan.types import PodCidrs
 
 #: Seconds the last words may take to reach the peers.
 FAREWELL = 3.0
@@ -139,7 +138,7 @@ class Daemon:
                     router_id=router_id_from_name(config.node_name) if config.router_id_from_name else config.router_id,
                     program_routes=config.kernel.program_routes,
                     routes_found=kernel.found_at_start if config.kernel.program_routes else frozenset(),
-                    pod_cidrs=_pod_cidrs(config),
+                    pod_cidrs=pod_cidrs(config),
                     calico_version=config.calico_version,
                     interface_prefixes=config.interface_prefixes,
                     program_priorities=config.kernel.metric == 0,
@@ -450,13 +449,6 @@ def _watch(core: Core, events: Events) -> None:
 def _check_datastore(config: Config) -> None:
     if not os.path.isdir(config.datastore_path):
         raise ConfigError(config.datastore_path, "there is no such folder, and datastore.path names it")
-
-
-def _pod_cidrs(config: Config) -> PodCidrs:
-    """When status.podCIDRs of the Node count: as said, else where the datastore's files name no block of the node."""
-    if config.use_pod_cidr is None:
-        return PodCidrs.WITHOUT_AFFINITY
-    return PodCidrs.ALWAYS if config.use_pod_cidr else PodCidrs.NEVER
 
 
 def _tell_collector() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import uvloop
 
 from routed import __version__
-from routed.daemon.config import DEFAULT_PATH, Config, load_config
+from routed.config import DEFAULT_PATH, Config, load_config
 from routed.daemon.daemon import Daemon
 from routed.errors import ConfigError
 from routed.observe.logs import LogWriter, harmless, reads_journal

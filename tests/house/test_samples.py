@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from routed.daemon.config import Config, load_config, parse_config
+from routed.config import Config, load_config, parse_config
 from routed.datastore.file import load_folder
 from routed.errors import ConfigError
 from routed.model.resources import Resource, Update

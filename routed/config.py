@@ -21,9 +21,10 @@ import difflib
 import ipaddress
 import os
 import socket
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 import yaml
 
@@ -32,7 +33,7 @@ from routed.core.effects import Level
 from routed.errors import ConfigError
 from routed.net.addresses import parse_router_id
 from routed.observe.logs import FORMATS, harmless
-from routed.plan.types import CalicoVersion
+from routed.plan.types import CalicoVersion, PodCidrs
 
 DEFAULT_PATH = "/etc/routed/routed.yaml"
 DEFAULT_STATE_DIR = "/var/lib/routed"
@@ -131,6 +132,13 @@ KEYS = {
 }
 
 
+def pod_cidrs(config: Config) -> PodCidrs:
+    """When status.podCIDRs of the Node count: as said, else where the datastore's files name no block of the node."""
+    if config.use_pod_cidr is None:
+        return PodCidrs.WITHOUT_AFFINITY
+    return PodCidrs.ALWAYS if config.use_pod_cidr else PodCidrs.NEVER
+
+
 def reload(old: Config, new: Config) -> tuple[Config, tuple[str, ...]]:
     """The configuration to go on with when the file now says `new`, and the keys whose change needs a restart."""
     refused = []
@@ -159,7 +167,19 @@ def load_config(path: str) -> Config:
 
 
 def parse_config(data: bytes, path: str) -> Config:
-    """The configuration in a file's octets; `path` is for errors and relative folders. Raises ConfigError."""
+    """The configuration in a file's octets; `path` is for errors and relative folders. Raises ConfigError, the first."""
+    config, found = check_config(data, path)
+    if found:
+        raise found[0]
+    return config
+
+
+def check_config(data: bytes, path: str) -> tuple[Config, list[ConfigError]]:
+    """As `parse_config`, with everything that is wrong; what is wrong stands at its default.
+
+    Raises ConfigError where the file is no YAML.
+    """
+    found: list[ConfigError] = []
     try:
         node = yaml.compose(data, yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
@@ -177,6 +197,7 @@ def parse_config(data: bytes, path: str) -> Config:
             "nodeName", "routerId", "datastore", "runDir", "stateDir", "secrets", "kernel", "log", "metrics", "onStop",
             "calicoVersion", "ipam", "interfacePrefix",
         ),
+        found,
     )  # fmt: skip
     base = os.path.dirname(os.path.abspath(path))
     datastore = top.mapping("datastore", ("type", "path"))
@@ -188,7 +209,7 @@ def parse_config(data: bytes, path: str) -> Config:
     secrets = top.mapping("secrets", ("dir",))
     secrets_dir = secrets.get("dir", _folder, "")
     router_id = top.get("routerId", _router_id, None)
-    return Config(
+    config = Config(
         node_name=top.get("nodeName", _name, "") or _host_name(path),
         datastore_path=_absolute(base, datastore.required("path", _folder, "the folder of resource files")),
         router_id=None if router_id == HASHED else router_id,
@@ -217,6 +238,12 @@ def parse_config(data: bytes, path: str) -> Config:
         use_pod_cidr=ipam.get("usePodCIDR", _flag, None),
         interface_prefixes=top.get("interfacePrefix", _interface_prefixes, ()),
     )
+    return config, sorted(found, key=_line)
+
+
+def _line(error: ConfigError) -> int:
+    line = error.path.rpartition(":")[2]
+    return int(line) if line.isdigit() else sys.maxsize
 
 
 def _absolute(base: str, path: str) -> str:
@@ -224,42 +251,48 @@ def _absolute(base: str, path: str) -> str:
 
 
 class _Mapping:
-    """A mapping of the file: each value with the place it stands at."""
+    """A mapping of the file: each value with the place it stands at. What is wrong is added to `found`, in any number."""
 
-    def __init__(self, path: str, key: str, node: yaml.Node | None, known: tuple[str, ...]) -> None:
+    def __init__(
+        self, path: str, key: str, node: yaml.Node | None, known: tuple[str, ...], found: list[ConfigError]
+    ) -> None:
         self._path = path
         self._key = key
         self._node = node
+        self._found = found
         self._values: dict[str, yaml.Node] = {}
         if node is None or node.tag == "tag:yaml.org,2002:null":
             return
         if not isinstance(node, yaml.MappingNode):
             self._fail(node, key, f"must be a mapping with the keys {_listed(known)}")
+            return
         for name_node, value in node.value:
             name = name_node.value if isinstance(name_node, yaml.ScalarNode) else "?"
-            full = f"{key}.{name}" if key else name
             if name not in known:
                 near = difflib.get_close_matches(name, known, 1)
                 hint = f"did you mean `{near[0]}`?" if near else f"known keys are {_listed(known)}"
-                self._fail(name_node, full, f"unknown key; {hint}")
-            if name in self._values:
-                self._fail(name_node, full, "is given twice")
-            self._values[name] = value
+                self._fail(name_node, self._full(name), f"unknown key; {hint}")
+            elif name in self._values:
+                self._fail(name_node, self._full(name), "is given twice")
+            else:
+                self._values[name] = value
 
     def mapping(self, name: str, known: tuple[str, ...]) -> _Mapping:
-        return _Mapping(self._path, f"{self._key}.{name}" if self._key else name, self._values.get(name), known)
+        return _Mapping(self._path, self._full(name), self._values.get(name), known, self._found)
 
     def get(self, name: str, read: Callable[[object], T], default: T) -> T:
+        """A value; the default where there is none, or a wrong one."""
         node = self._values.get(name)
         if node is None:
             return default
-        full = f"{self._key}.{name}" if self._key else name
         if not isinstance(node, yaml.ScalarNode):
-            self._fail(node, full, "must be one value, not a list or a mapping")
+            self._fail(node, self._full(name), "must be one value, not a list or a mapping")
+            return default
         try:
             return read(_scalar(node))
         except ValueError as error:
-            self._fail(node, full, str(error))
+            self._fail(node, self._full(name), str(error))
+            return default
 
     def is_list(self, name: str) -> bool:
         return isinstance(self._values.get(name), yaml.SequenceNode)
@@ -269,26 +302,29 @@ class _Mapping:
         node = self._values.get(name)
         if not isinstance(node, yaml.SequenceNode):
             return default
-        full = f"{self._key}.{name}" if self._key else name
         values = []
         for index, each in enumerate(node.value):
             if not isinstance(each, yaml.ScalarNode):
-                self._fail(each, f"{full}[{index}]", f"must be one value; {QUOTES}")
+                self._fail(each, f"{self._full(name)}[{index}]", f"must be one value; {QUOTES}")
+                continue
             try:
                 values.append(read(_scalar(each)))
             except ValueError as error:
-                self._fail(each, f"{full}[{index}]", str(error))
+                self._fail(each, f"{self._full(name)}[{index}]", str(error))
         return tuple(values)
 
     def required(self, name: str, read: Callable[[object], str], what: str) -> str:
         value = self.get(name, read, "")
-        if not value:
-            self._fail(self._node, f"{self._key}.{name}", f"is required: {what}")
+        if not value and name not in self._values:
+            self._fail(self._node, self._full(name), f"is required: {what}")
         return value
 
-    def _fail(self, node: yaml.Node | None, key: str, message: str) -> NoReturn:
+    def _full(self, name: str) -> str:
+        return f"{self._key}.{name}" if self._key else name
+
+    def _fail(self, node: yaml.Node | None, key: str, message: str) -> None:
         line = f":{node.start_mark.line + 1}" if node is not None else ""
-        raise ConfigError(f"{self._path}{line}", harmless(f"{key}: {message}" if key else message))
+        self._found.append(ConfigError(f"{self._path}{line}", harmless(f"{key}: {message}" if key else message)))
 
 
 def _scalar(node: yaml.ScalarNode) -> object:

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from routed.core.effects import Level
-from routed.daemon import config
-from routed.daemon.config import (
+from routed import config
+from routed.config import (
     Config,
     KernelConfig,
     LogConfig,
@@ -21,6 +20,7 @@ from routed.daemon.config import (
     parse_config,
     reload,
 )
+from routed.core.effects import Level
 from routed.errors import ConfigError
 
 DATASTORE = "datastore: {type: file, path: /r}\n"
@@ -205,3 +205,17 @@ def test_what_decides_about_routes() -> None:
     for wrong in (b"calicoVersion: v3.30", b"interfacePrefix: 'a b'", b"interfacePrefix: ''", b"ipam: {usePodCIDR: 1}"):
         with pytest.raises(ConfigError, match=r"yaml:3: "):
             parse_config(b"nodeName: a\ndatastore: {path: /r}\n" + wrong, "/etc/routed.yaml")
+
+
+def test_everything_that_is_wrong_is_found_at_once() -> None:
+    text = "nodeName: 5\nkernl: 1\nkernel:\n  table: []\n  metric: -1\nlog: loud\n"
+    made, found = config.check_config(text.encode(), "r.yaml")
+    assert [str(error) for error in found] == [
+        "r.yaml:1: nodeName: must be text, not 5; put it in quotes",
+        "r.yaml:2: kernl: unknown key; did you mean `kernel`?",
+        "r.yaml:4: kernel.table: must be one value, not a list or a mapping",
+        "r.yaml:5: kernel.metric: must be a number from 0 to 2147483647, not -1",
+        "r.yaml:6: log: must be a mapping with the keys level and format",
+        "r.yaml: datastore.path: is required: the folder of resource files",
+    ]
+    assert made.kernel == config.KernelConfig()
