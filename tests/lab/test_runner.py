@@ -332,6 +332,15 @@ class TestExpectations:
                 ),
                 r"cut: meanwhile a: 10\.1\.0\.0/16 goes 10\.9\.0\.2, not nowhere",
             ),
+            (
+                # gone for an instant: no look at it would see that
+                (
+                    "steps: [{title: cut, do: [run a ip route add 10.2.0.0/16 via 10.9.0.2]},"
+                    " {title: flap, keeps: {a: {10.2.0.0/16: 10.9.0.2}}, do: [run a sleep 0.3,"
+                    " \"run a sh -c 'ip route del 10.2.0.0/16; ip route add 10.2.0.0/16 via 10.9.0.2'\"]}]\n"
+                ),
+                r"flap: meanwhile .*a: 10\.2\.0\.0/16 was removed",
+            ),
         ],
     )
     def test_what_does_not_hold_is_told(self, running: Deployment, tmp_path: Path, text: str, sentence: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
@@ -72,6 +73,24 @@ def test_mixed_with_the_roles_swapped() -> None:
     with deployed(topology) as lab:
         assert [lab.nodes[f"node{number}"].role for number in (1, 2, 3, 4)] == ["bird", "bird", "routed", "routed"]
         check(lab, read_expectation(folder / FILE, topology))
+
+
+def test_nodes_of_a_rack_need_to_allow_their_own_as_number(tmp_path: Path) -> None:
+    """rack-2 without numAllowedLocalASNumbers: the other rack is reached, one's own is not, and routedctl says why."""
+    folder = tmp_path / "rack-2"
+    shutil.copytree(ROOT / "containerlab" / "rack-2", folder)
+    resources = folder / "resources" / "nodes.yaml"
+    resources.write_text(resources.read_text().replace(", numAllowedLocalASNumbers: 1", ""))
+    (folder / FILE).write_text(
+        "holds:\n  sessions: {a1: [10.1.1.2], a2: [10.1.2.2]}\n"
+        "  routes: {a1: {10.244.2.0/26: none, 10.244.3.0/26: 10.1.1.2}, tor-a: {10.244.2.0/26: 10.1.2.1}}\n"
+        "  pings: {pod-a1: [10.244.3.2]}\n"
+    )
+    topology = read_topology(file_of(folder), {})
+    with deployed(topology) as lab:
+        check(lab, read_expectation(folder / FILE, topology))
+        said = lab.nodes["a1"].run("routedctl", "show", "route", "10.244.2.0/26", "--all", check=False)
+        assert "its AS_PATH holds our own AS 65001" in said
 
 
 def pages(folder: Path) -> list[Path]:

@@ -291,24 +291,15 @@ def _settle(lab: Deployment, state: State, within: int, what: str) -> None:
 
 
 def _take(lab: Deployment, step: Step, within: int) -> list[Loss]:
-    over = threading.Event()
-    changed: list[str] = []
-
-    def watch() -> None:
-        while not over.wait(LOOK) and not changed:
-            changed.extend(wrong_routes(lab, step.keeps))
-
-    watcher = threading.Thread(target=watch)
     flows: list[Flow] = []
-    watcher.start()
+    watch = Watch(lab, step.keeps)
     try:
         flows += [Flow(lab.nodes[source], target) for source, target in step.flows]
         for action in step.actions:
             act(lab, *action)
         _settle(lab, step.holds, within, f"after `{step.title}`, what must hold does")
     finally:
-        over.set()
-        watcher.join()
+        changed = watch.end()
         losses = [flow.end() for flow in flows]
     assert not changed, f"{step.title}: meanwhile {'; '.join(changed)}"
     if step.loses_nothing:
@@ -331,6 +322,42 @@ def act(lab: Deployment, verb: str, name: str, *rest: str) -> None:
         node.power_off()
     else:
         node.power_on()
+
+
+class Watch:
+    """Routes that may not change: looked at all the time, and the kernel is listened to for those that go in between."""
+
+    def __init__(self, lab: Deployment, keeps: Routes) -> None:
+        self.lab = lab
+        self.keeps = keeps
+        self.changed: list[str] = []
+        self.over = threading.Event()
+        self.monitors = {}
+        for name in keeps:
+            node = lab.nodes[name]
+            output = node.log.with_name(f"{name}.monitor")
+            self.monitors[name] = (output, node.popen(output, "ip", "monitor", "route"))
+        self.thread = threading.Thread(target=self.look)
+        self.thread.start()
+
+    def look(self) -> None:
+        while not self.over.wait(LOOK) and not self.changed:
+            self.changed.extend(wrong_routes(self.lab, self.keeps))
+
+    def end(self) -> list[str]:
+        """What changed, a sentence each."""
+        self.over.set()
+        self.thread.join()
+        for name, (output, process) in self.monitors.items():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            for line in output.read_text().splitlines():
+                words = line.removeprefix("Deleted ").split()
+                prefix = words[1] if words[:1] in (["blackhole"], ["unreachable"]) else words[0] if words else ""
+                if line.startswith("Deleted ") and self.keeps[name].get(prefix):
+                    self.changed.append(f"{name}: {prefix} was removed")
+        return self.changed
 
 
 class Flow:

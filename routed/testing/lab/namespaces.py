@@ -211,10 +211,8 @@ class Namespace:
 
     def pings(self, address: str, *, source: str = "", timeout: float = 1.0) -> bool:
         """Whether an address answers an echo request, once, within `timeout` seconds."""
-        argv = ["ping", "-n", "-q", "-c", "1", "-W", f"{timeout:g}", *(["-I", source] if source else []), address]
-        return subprocess.run(
-            ["nsenter", f"--net={NETNS}/{self.full_name}", "--", *argv], capture_output=True, check=False
-        ).returncode == 0  # fmt: skip
+        argv = ("nsenter", f"--net={NETNS}/{self.full_name}", "--", *ping(address, source, timeout))
+        return subprocess.run(argv, capture_output=True, check=False).returncode == 0
 
     def routes(self, *, protocol: int | str | None = None, ipv6: bool = False, table: str = "main") -> dict[str, str]:
         """The kernel's routes, as `ip route` names and describes them: {"10.1.0.0/26": "via 10.0.0.2 dev eth0 proto 120"}.
@@ -327,6 +325,11 @@ class Lab:
         self.namespaces.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
         atexit.unregister(self.close)
+
+
+def ping(address: str, source: str, timeout: float) -> tuple[str, ...]:
+    """The command line of one echo request, whose exit status is 0 where it is answered in time."""
+    return ("ping", "-n", "-q", "-c", "1", "-W", f"{timeout:g}", *(("-I", source) if source else ()), address)
 
 
 def run(*argv: str, given: str | None = None, check: bool = True) -> str:

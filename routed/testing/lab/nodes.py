@@ -20,7 +20,7 @@ from typing import IO
 from routed.testing.lab import inside
 from routed.testing.lab.clab import NodeSpec
 from routed.testing.lab.images import Image
-from routed.testing.lab.namespaces import LabError, run, start_time, wait_for
+from routed.testing.lab.namespaces import LabError, ping, run, start_time, wait_for
 
 #: Where programs are found in a node; what `pip install` put beside this interpreter comes first.
 PATH = f"{Path(sys.executable).parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -110,8 +110,8 @@ class Node:
 
     def pings(self, address: str, *, source: str = "", timeout: float = 1.0) -> bool:
         """Whether an address answers an echo request, once, within `timeout` seconds."""
-        argv = ["ping", "-n", "-q", "-c", "1", "-W", f"{timeout:g}", *(["-I", source] if source else []), address]
-        return subprocess.run(self.entering(*argv), capture_output=True, check=False).returncode == 0
+        argv = self.entering(*ping(address, source, timeout))
+        return subprocess.run(argv, capture_output=True, check=False).returncode == 0
 
     # ---- links
 
