@@ -40,6 +40,18 @@ class StoreError(RoutedError):
     """The datastore refused or could not be reached."""
 
 
+class Unavailable(StoreError):
+    """No member of the datastore answers, or none that has a leader. Worth trying again."""
+
+
+class Compacted(StoreError):
+    """The datastore has forgotten the revision asked for. List again."""
+
+
+class Denied(StoreError):
+    """The datastore does not let us: wrong user, password, role or certificate."""
+
+
 class KernelError(RoutedError):
     """The kernel refused `what`. `errno` is positive; `extack` is the kernel's own sentence, often empty."""
 

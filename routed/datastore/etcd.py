@@ -1,0 +1,376 @@
+"""The etcd datastore: Calico's tree, as a snapshot at one revision and a watch from the next.
+
+Invariants: only the kinds that somebody here reads are listed and watched, and of the blocks' affinities only this
+node's; each range resumes behind what it has told itself, so a change of member loses nothing and lists nothing. Where
+etcd has forgotten that revision, everything is listed and compared: what did not change is not even parsed. What is
+believed is the `Guard`'s business; until etcd answers it is what `saved` holds. While ClusterInformation says that the
+datastore is not ready (a migration is under way) nothing changes. etcd failing changes nothing either: it is tried again,
+and `health` and the problems say why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Protocol
+
+from routed.datastore.etcd_client import Client, EtcdConfig, Events, KeyValue
+from routed.datastore.folder import Problem
+from routed.datastore.guard import Change, Guard, MassDelete
+from routed.datastore.health import StoreHealth
+from routed.datastore.saved import SavedState
+from routed.datastore.store import Conflict, Contents, Stored
+from routed.errors import Compacted, ConfigError, StoreError
+from routed.model.paths import Layout, encode
+from routed.model.resources import BlockAffinity, Resource, ResourceKey, Update
+from routed.model.schema import KINDS
+
+#: What a node without policy of its own reads.
+FOLLOWED = (
+    "Node", "BGPConfiguration", "BGPPeer", "BGPFilter", "IPPool", "BlockAffinity", "IPAMBlock", "ClusterInformation",
+    "FelixConfiguration",
+)  # fmt: skip
+
+#: Seconds etcd may take at the start before what was saved is used.
+COLD_START = 3.0
+#: Seconds between attempts: the first, and the most; each is drawn from half to all of it.
+BACKOFF = 0.5
+MAX_BACKOFF = 15.0
+#: Seconds the sink may be fed, and values parsed, before the loop gets a turn.
+_SLICE = 0.005
+#: Seconds between two looks at what is held, and between two marks of the time in the saved state.
+_TICK = 1.0
+_MARK = 30.0
+
+
+class EtcdSink(Protocol):
+    """Who is told. Called on the loop's thread."""
+
+    def update(self, update: Update) -> None: ...
+    def loaded(self) -> None:
+        """What an earlier run saved is complete: good for adding and replacing, and for nothing else."""
+
+    def in_sync(self) -> None: ...
+    def problems(self, problems: tuple[Problem, ...]) -> None: ...
+
+
+class _ListAnew(Exception):
+    """The datastore is ready again, so what was not followed has to be looked at."""
+
+
+class EtcdStore:
+    """See the module's docstring."""
+
+    shared_with_calico = True
+
+    def __init__(
+        self,
+        config: EtcdConfig,
+        *,
+        node: str = "",
+        root: str = "/calico",
+        kinds: Collection[str] = FOLLOWED,
+        rules: MassDelete | None = None,
+        saved: SavedState | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.client = Client(config)
+        self.health = StoreHealth("etcd")
+        self.layout = Layout(root)
+        self.guard = Guard(rules or MassDelete())
+        self._saved = saved
+        self._clock = clock
+        self._offset = time.time() - clock()
+        self._ranges = [
+            (prefix, _end(prefix))
+            for kind in kinds
+            for prefix in (
+                (self.layout.affinity_prefix(node),)
+                if node and kind == BlockAffinity.kind
+                else self.layout.kind_prefixes(kind)
+            )
+        ]
+        self._ready_path = f"{self.layout.resources}clusterinformations/default"
+        self._ready = True
+        self._paths: dict[ResourceKey, str] = {}
+        self._unknown: dict[tuple[str, str], str] = {}
+        self._revisions: list[int] = []
+        """Up to which each range is known; empty: list everything."""
+        self._sink: EtcdSink | None = None
+        self._told: tuple[Problem, ...] = ()
+        self._synced = False
+        self._tried_saved = False
+        self._marked_at = 0.0
+
+    # ---- following
+
+    async def run(self, sink: EtcdSink) -> None:
+        """Feed the sink until cancelled."""
+        self._sink = sink
+        helpers = [asyncio.create_task(self._cold_start()), asyncio.create_task(self._tick())]
+        pause = BACKOFF
+        try:
+            while True:
+                began = self._clock()
+                try:
+                    await self._follow()
+                except (_ListAnew, Compacted):
+                    self._revisions = []
+                except StoreError as error:
+                    self.health.connected = False
+                    self.health.failures += 1
+                    self.health.problem = str(error)
+                    self._load_saved()
+                    self._tell_problems()
+                    if self._clock() - began > MAX_BACKOFF:
+                        pause = BACKOFF
+                    await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+                    pause = min(2 * pause, MAX_BACKOFF)
+        finally:
+            for helper in helpers:
+                helper.cancel()
+            if self._saved is not None:
+                self._saved.close()
+
+    async def _follow(self) -> None:
+        if not self._revisions:
+            await self._list()
+        watch = self.client.watch(
+            [(first, end, known + 1) for (first, end), known in zip(self._ranges, self._revisions, strict=True)]
+        )
+        async for events in watch:
+            self._connected()
+            self._revisions[events.watch] = max(self._revisions[events.watch], events.revision)
+            self.health.revision = max(self.health.revision, events.revision)
+            if events.pairs:
+                await self._take(events)
+
+    async def _list(self) -> None:
+        listing = await self.client.listing(self._ranges)
+        changes: list[Change] = []
+        present: dict[ResourceKey, None] = {}
+        until = self._clock() + _SLICE
+        paths: dict[ResourceKey, str] = {}
+        ready = True
+        for pair in listing.pairs:
+            if pair.key == self._ready_path:
+                ready = _is_ready(pair.value)
+            key = self.layout.parse_path(pair.key)
+            if key is None:
+                continue
+            present[key] = None
+            paths[key] = pair.key
+            good = self.guard.good.get(key)
+            if good is None or good.revision != pair.revision or key in self.guard.garbage or key in self.guard.held:
+                changes += self._change(pair, key)
+            if self._clock() > until:
+                await asyncio.sleep(0)
+                until = self._clock() + _SLICE
+        self._paths = paths
+        self._revisions = [listing.revision] * len(self._ranges)
+        self._ready = ready
+        self._connected()
+        self.health.readings += 1
+        self.health.revision = listing.revision
+        if not ready:
+            self._load_saved()
+            self._tell_problems()
+            return
+        await self._deliver(self.guard.listed(present, changes, self._clock()))
+        self.health.from_snapshot = False
+        if not self._synced and self._sink is not None:
+            self._synced = True
+            self._sink.in_sync()
+        if self._saved is not None:
+            self._saved.rewrite(self.guard, self._offset, time.time(), listing.revision)
+        self._tell_problems()
+
+    async def _take(self, events: Events) -> None:
+        changes: list[Change] = []
+        for pair in events.pairs:
+            if pair.key == self._ready_path:
+                was, self._ready = self._ready, pair.value is None or _is_ready(pair.value)
+                if self._ready and not was:
+                    raise _ListAnew
+                self._tell_problems()
+            key = self.layout.parse_path(pair.key)
+            if key is None or not self._ready:
+                continue
+            if pair.value is None:
+                if self._paths.get(key) == pair.key:
+                    del self._paths[key]
+                    changes.append(Change(key, None, pair.revision))
+            else:
+                self._paths[key] = pair.key
+                changes += self._change(pair, key)
+        updates = self.guard.changes(changes, self._clock())
+        self.health.changes += len(updates)
+        await self._deliver(updates)
+        self._save(change.key for change in changes)
+        self._tell_problems()
+
+    def _change(self, pair: KeyValue, key: ResourceKey) -> list[Change]:
+        try:
+            decoded = self.layout.decode(pair.key, pair.value or b"")
+        except ConfigError as error:
+            return [Change(key, None, pair.revision, str(error))]
+        if decoded is None:
+            return []
+        for unknown in decoded.unknown:
+            self._unknown.setdefault((key.kind, unknown.path), pair.key)
+        return [Change(key, decoded.resource, pair.revision)]
+
+    async def _deliver(self, updates: Sequence[Update]) -> None:
+        until = self._clock() + _SLICE
+        for update in updates:
+            if self._sink is not None:
+                self._sink.update(update)
+            if self._clock() > until:
+                await asyncio.sleep(0)
+                until = self._clock() + _SLICE
+
+    # ---- what is held, and people
+
+    def confirm(self, kind: str = "") -> int:
+        """What is held (of a kind) is really gone. How many."""
+        return self._let_go(self.guard.confirm(kind))
+
+    def _let_go(self, updates: list[Update]) -> int:
+        for update in updates:
+            if self._sink is not None:
+                self._sink.update(update)
+        self.health.changes += len(updates)
+        self._save(update.key for update in updates)
+        self._tell_problems()
+        return len(updates)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK)
+            if not self.health.connected:
+                continue
+            self.health.as_of = time.time()
+            if self._ready:
+                updates = self.guard.expire(self._clock())
+                if updates:
+                    self._let_go(updates)
+            if self._synced and self._clock() - self._marked_at > _MARK:
+                self._save(())
+
+    def _connected(self) -> None:
+        health = self.health
+        health.as_of = time.time()
+        if not health.connected:
+            health.connected, health.problem = True, ""
+            self._tell_problems()
+
+    def _tell_problems(self) -> None:
+        self.health.held = len(self.guard.held)
+        said = [Problem("etcd", 0, "", text) for text in self.guard.sentences()]
+        if self.health.problem:
+            kept = "what it last said stays" if self._synced or self.health.from_snapshot else "nothing is known yet"
+            said.append(Problem("etcd", 0, "", f"{self.health.problem}; {kept}"))
+        if not self._ready:
+            text = "ClusterInformation says that the datastore is not ready, so what it last said stays"
+            said.append(Problem(self._ready_path, 0, "spec.datastoreReady", text))
+        for key, text in self.guard.garbage.items():
+            kept = "its last good value stays" if key in self.guard.good else "it has no effect"
+            said.append(Problem(self._paths.get(key, str(key)), 0, "", f"{text}; {kept}"))
+        for (kind, field), path in self._unknown.items():
+            said.append(Problem(path, 0, field, f"is no field of {kind} that routed knows, here and maybe in others"))
+        if self._saved is not None and self._saved.problem:
+            said.append(Problem("etcd", 0, "", self._saved.problem))
+        problems = tuple(said)
+        if problems != self._told and self._sink is not None:
+            self._told = problems
+            self._sink.problems(problems)
+
+    # ---- the saved state
+
+    async def _cold_start(self) -> None:
+        await asyncio.sleep(COLD_START)
+        self._load_saved()
+
+    def _load_saved(self) -> None:
+        """Begin with what was saved, once, where etcd has not said anything yet."""
+        if self._synced or self._tried_saved or self._saved is None or self._sink is None:
+            return
+        self._tried_saved = True
+        try:
+            loaded = self._saved.load()
+        except ConfigError:  # there is nothing to begin with, and that etcd does not answer is said anyway
+            return
+        held = {key: at - self._offset for key, at in loaded.held.items()}
+        self.guard.garbage = dict(loaded.garbage)
+        for update in self.guard.load(loaded.good.items(), held):
+            self._sink.update(update)
+        self.health.from_snapshot = True
+        self.health.as_of = loaded.as_of
+        self.health.revision = loaded.revision
+        self._sink.loaded()
+        self._tell_problems()
+
+    def _save(self, keys: Iterable[ResourceKey]) -> None:
+        if self._saved is None or not self._synced:
+            return
+        self._marked_at = self._clock()
+        revision = self.health.revision
+        if self._saved.outdated(self.guard):
+            self._saved.rewrite(self.guard, self._offset, time.time(), revision)
+        else:
+            self._saved.append(self.guard, set(keys), self._offset, time.time(), revision)
+
+    # ---- reading and writing
+
+    async def read(self, kinds: Collection[str] | None = None) -> Contents:
+        """Everything, or these kinds."""
+        prefixes = [prefix for kind in kinds or KINDS for prefix in self.layout.kind_prefixes(kind)]
+        listing = await self.client.listing([(prefix, _end(prefix)) for prefix in prefixes])
+        resources: dict[ResourceKey, Stored] = {}
+        problems: list[str] = []
+        for pair in listing.pairs:
+            try:
+                decoded = self.layout.decode(pair.key, pair.value or b"")
+            except ConfigError as error:
+                problems.append(f"{pair.key}: {error}")
+                continue
+            if decoded is not None:
+                key = self.layout.parse_path(pair.key) or decoded.resource.key
+                resources[key] = Stored(decoded.resource, f"{pair.revision} {pair.key}", pair.key)
+        return Contents(resources, tuple(problems))
+
+    async def write(self, key: ResourceKey, resource: Resource | None, revision: str | None) -> str:
+        """Make `resource` (None: nothing) what is stored at `key`, where that is still at `revision` (None: absent)."""
+        number, path = 0, ""
+        if revision:
+            text, _, path = revision.partition(" ")
+            number = int(text)
+        elif resource is not None:
+            path = self.layout.path(resource)
+        else:
+            raise Conflict(f"{key} is not there, so it cannot be deleted")
+        value = None if resource is None else encode(resource)
+        written = await self.client.swap([(path, number)], [(path, value)])
+        if written is None:
+            raise Conflict(f"{path} is not what it was: somebody else has written it; read it again")
+        return "" if resource is None else f"{written} {path}"
+
+    async def close(self) -> None:
+        """Give back the connection."""
+        await self.client.close()
+
+
+def _end(prefix: str) -> str:
+    """The key behind all that begin with a prefix; behind the key itself where it is no folder."""
+    return prefix[:-1] + chr(ord(prefix[-1]) + 1) if prefix.endswith("/") else prefix + "\0"
+
+
+def _is_ready(value: bytes | None) -> bool:
+    """What ClusterInformation says; what can't be read counts as yes, since it is reported as garbage anyway."""
+    try:
+        return json.loads(value or b"{}")["spec"]["datastoreReady"] is not False
+    except (ValueError, KeyError, TypeError):
+        return True

@@ -1,0 +1,433 @@
+"""One live member of an etcd cluster, whichever answers: octets in, octets out.
+
+`aetcd` brings etcd's messages and stubs; its client is not used, for it knows one endpoint, no TLS and no new token
+(docs/decisions). A `Client` holds one channel at a time. Where that fails, all endpoints are tried, beginning behind the
+one that failed and each STAGGER seconds after the one before, and the first that answers a linearizable read is taken:
+that is one with a leader, so neither a dead member, one that drops packets nor one cut off from the others delays a start
+by more than STAGGER seconds.
+
+Invariants: every error is a StoreError with one sentence, without secrets. A read is tried again on another member, a
+write only where it cannot have happened. Every call has a deadline. What keys and values mean is not known here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import grpc
+from aetcd import rpc
+
+from routed.errors import Compacted, ConfigError, Denied, StoreError, Unavailable
+
+#: Seconds between the attempts to reach one endpoint and the next, and that one may take.
+STAGGER = 1.0
+PROBE = 6.0
+#: Seconds a call may take.
+CALL = 20.0
+#: Seconds without a sign of life after which a watch is asked for one, and that the answer may take.
+QUIET = 10.0
+#: Keys in one page of a listing; halved where a page is too large for one message.
+PAGE = 4000
+#: Octets of the largest message; etcd's own limit for a request is 1.5 MiB, a page has many values.
+MAX_MESSAGE = 64 << 20
+
+#: Members that have no leader refuse, so that a member cut off from the others is noticed.
+_REQUIRE_LEADER = (("hasleader", "true"),)
+_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class EtcdConfig:
+    """Where etcd is and who we are to it."""
+
+    endpoints: tuple[str, ...]
+    """`https://host:port` or `http://host:port`, all of one kind."""
+    ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
+    username: str = ""
+    password_file: str = ""
+    password: str = field(default="", repr=False)
+    """From ETCD_PASSWORD; `password_file` is read anew at each login."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyValue:
+    key: str
+    value: bytes | None
+    """None: deleted."""
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """All keys under some prefixes, as they were at one revision."""
+
+    revision: int
+    cluster_id: int
+    pairs: list[KeyValue]
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """What happened under one of the watched prefixes, up to `revision`. Without events: nothing, up to there."""
+
+    watch: int
+    revision: int
+    pairs: tuple[KeyValue, ...]
+
+
+@dataclass(slots=True)
+class _Member:
+    endpoint: str
+    channel: Any
+    token: str = field(default="", repr=False)
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        return (*_REQUIRE_LEADER, ("token", self.token)) if self.token else _REQUIRE_LEADER
+
+
+class Client:
+    """See the module's docstring. Used on one loop."""
+
+    def __init__(self, config: EtcdConfig, seed: int | None = None) -> None:
+        self.config = config
+        self._endpoints = list(config.endpoints)
+        random.Random(seed).shuffle(self._endpoints)  # 5,000 nodes must not all choose the same member
+        self._member: _Member | None = None
+        self._connecting = asyncio.Lock()
+
+    @property
+    def endpoint(self) -> str:
+        """The endpoint in use; empty where there is none."""
+        return self._member.endpoint if self._member is not None else ""
+
+    async def close(self) -> None:
+        await self._drop(self._member)
+
+    # ---- reading
+
+    async def listing(self, ranges: Sequence[tuple[str, str]]) -> Listing:
+        """All keys in some ranges (first key, key after the last) as of one revision, in pages.
+
+        Raises Compacted where etcd forgets that revision before we are through.
+        """
+        head = await self._read(lambda member: self._range(member, ranges[0][0], ranges[0][1], 0, 1, keys_only=True))
+        revision = int(head.header.revision)
+        found = await asyncio.gather(*(self._pages(first, end, revision) for first, end in ranges))
+        return Listing(revision, int(head.header.cluster_id), [pair for pairs in found for pair in pairs])
+
+    async def _pages(self, first: str, end: str, revision: int) -> list[KeyValue]:
+        limit = PAGE
+        pairs: list[KeyValue] = []
+        while True:
+            try:
+                page = await self._read(
+                    lambda member, first=first, limit=limit: self._range(member, first, end, revision, limit)  # type: ignore[misc]
+                )
+            except _TooLarge as error:
+                if limit == 1:
+                    raise StoreError(f"etcd: the value of a key after {first} is too large to read") from error
+                limit = max(1, limit // 8)
+                continue
+            pairs.extend(KeyValue(_text(kv.key), kv.value, kv.mod_revision) for kv in page.kvs)
+            if not page.more:
+                return pairs
+            first = pairs[-1].key + "\0"
+
+    async def get(self, key: str) -> KeyValue | None:
+        answer = await self._read(lambda member: self._range(member, key, "", 0, 1))
+        for kv in answer.kvs:
+            return KeyValue(key, kv.value, int(kv.mod_revision))
+        return None
+
+    def _range(
+        self, member: _Member, first: str, end: str, revision: int, limit: int, *, keys_only: bool = False
+    ) -> Awaitable[Any]:
+        request = rpc.RangeRequest(
+            key=first.encode(), range_end=end.encode(), revision=revision, limit=limit, keys_only=keys_only
+        )
+        call: Awaitable[Any] = rpc.KVStub(member.channel).Range(request, timeout=CALL, metadata=member.metadata)
+        return call
+
+    async def watch(self, ranges: Sequence[tuple[str, str, int]]) -> AsyncIterator[Events]:
+        """What happens in some ranges, each from a revision on. Ends only with an error."""
+        member = await self._ready()
+        call = rpc.WatchStub(member.channel).Watch(metadata=member.metadata)
+        try:
+            for number, (first, end, revision) in enumerate(ranges, 1):
+                request = rpc.WatchCreateRequest(
+                    key=first.encode(),
+                    range_end=end.encode(),
+                    start_revision=revision,
+                    progress_notify=True,
+                    watch_id=number,
+                    fragment=True,
+                )
+                await asyncio.wait_for(call.write(rpc.WatchRequest(create_request=request)), CALL)
+            parts: dict[int, list[KeyValue]] = {}
+            while True:
+                response = await self._next(call)
+                watch = int(response.watch_id)
+                if response.canceled or response.compact_revision:
+                    if response.compact_revision:
+                        raise Compacted(f"etcd has forgotten what was before revision {response.compact_revision}")
+                    raise _refusal(member.endpoint, grpc.StatusCode.UNKNOWN, response.cancel_reason)
+                if response.created or watch <= 0:  # an answer to our own question, which says nothing of a range
+                    continue
+                pairs = parts.setdefault(watch, [])
+                pairs.extend(
+                    KeyValue(_text(event.kv.key), None if event.type else event.kv.value, int(event.kv.mod_revision))
+                    for event in response.events
+                )
+                if not response.fragment:
+                    del parts[watch]
+                    yield Events(
+                        watch - 1, pairs[-1].revision if pairs else int(response.header.revision), tuple(pairs)
+                    )
+        except (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError, TimeoutError) as error:
+            await self._drop(member)
+            raise _mapped(member.endpoint, error) from None
+        except StoreError:
+            await self._drop(member)
+            raise
+        finally:
+            call.cancel()
+
+    async def _next(self, call: Any) -> Any:
+        """The next response of a watch. One that stays silent is asked, and one that does not answer has ended."""
+        reading = asyncio.ensure_future(call.read())
+        try:
+            done, _ = await asyncio.wait((reading,), timeout=QUIET)
+            if not done:
+                await asyncio.wait_for(call.write(rpc.WatchRequest(progress_request=rpc.WatchProgressRequest())), QUIET)
+                done, _ = await asyncio.wait((reading,), timeout=QUIET)
+            if not done:
+                raise TimeoutError
+            response = reading.result()
+        finally:
+            reading.cancel()
+        if response is grpc.aio.EOF:
+            code, details = await call.code(), await call.details()
+            raise grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), details or "the watch has ended")
+        return response
+
+    # ---- writing
+
+    async def swap(
+        self, compares: Sequence[tuple[str, int]], writes: Sequence[tuple[str, bytes | None]], ttl: float | None = None
+    ) -> int | None:
+        """Write all (None deletes) if each key compared is at its revision (0: absent): the new revision, or None."""
+        member = await self._ready()
+        lease = 0
+        try:
+            if ttl is not None:
+                grant = await rpc.LeaseStub(member.channel).LeaseGrant(
+                    rpc.LeaseGrantRequest(TTL=max(1, round(ttl))), timeout=CALL, metadata=member.metadata
+                )
+                lease = int(grant.ID)
+            request = rpc.TxnRequest(
+                compare=[
+                    rpc.Compare(result="EQUAL", target="MOD", key=key.encode(), mod_revision=revision)
+                    for key, revision in compares
+                ],
+                success=[
+                    rpc.RequestOp(request_delete_range=rpc.DeleteRangeRequest(key=key.encode()))
+                    if value is None
+                    else rpc.RequestOp(request_put=rpc.PutRequest(key=key.encode(), value=value, lease=lease))
+                    for key, value in writes
+                ],
+            )
+            answer = await rpc.KVStub(member.channel).Txn(request, timeout=CALL, metadata=member.metadata)
+        except grpc.aio.AioRpcError as error:
+            if _login_is_over(error):
+                await self._drop(member)
+                return await self.swap(compares, writes, ttl)
+            refusal = _mapped(member.endpoint, error)
+            if isinstance(refusal, Unavailable):
+                await self._drop(member)
+                raise Unavailable(
+                    f"{refusal}; whether it was written is not known, so look before trying again"
+                ) from None
+            raise refusal from None
+        return int(answer.header.revision) if answer.succeeded else None
+
+    # ---- members
+
+    async def _read(self, ask: Callable[[_Member], Awaitable[T]]) -> T:
+        """Ask a member; where it fails, another one."""
+        failure: StoreError | None = None
+        for _ in range(len(self._endpoints) + 1):
+            member = await self._ready()
+            try:
+                return await ask(member)
+            except grpc.aio.AioRpcError as error:
+                failure = _mapped(member.endpoint, error)
+                if not _login_is_over(error) and not isinstance(failure, Unavailable):
+                    raise failure from None
+                await self._drop(member)
+        raise failure or Unavailable("etcd: there are no endpoints")
+
+    async def _ready(self) -> _Member:
+        async with self._connecting:
+            if self._member is None:
+                self._member = await self._connect()
+            return self._member
+
+    async def _drop(self, member: _Member | None) -> None:
+        if member is None or member is not self._member:
+            return
+        self._member = None
+        self._endpoints.remove(member.endpoint)
+        self._endpoints.append(member.endpoint)
+        with contextlib.suppress(Exception):
+            await member.channel.close()
+
+    async def _connect(self) -> _Member:
+        failures: dict[str, StoreError] = {}
+        tasks: dict[asyncio.Task[_Member], str] = {}
+        waiting = list(self._endpoints)
+        try:
+            while waiting or tasks:
+                if waiting:
+                    endpoint = waiting.pop(0)
+                    tasks[asyncio.create_task(self._probe(endpoint))] = endpoint
+                done, _ = await asyncio.wait(
+                    tasks, timeout=STAGGER if waiting else None, return_when=asyncio.FIRST_COMPLETED
+                )
+                for task in done:
+                    endpoint = tasks.pop(task)
+                    error = task.exception()
+                    if error is None:
+                        return task.result()
+                    if not isinstance(error, StoreError):
+                        raise error
+                    failures[endpoint] = error
+        finally:
+            for task in tasks:
+                task.cancel()
+        # who is told no by one member need not be told that another is down
+        denied = next((error for error in failures.values() if not isinstance(error, Unavailable)), None)
+        raise denied or Unavailable("; ".join(str(error) for error in failures.values()))
+
+    async def _probe(self, endpoint: str) -> _Member:
+        member = _Member(endpoint, self._channel(endpoint))
+        try:
+            async with asyncio.timeout(PROBE):
+                await self._login(member)
+                request = rpc.RangeRequest(key=b"\0", range_end=b"\0", limit=1, count_only=True)
+                try:
+                    await rpc.KVStub(member.channel).Range(request, metadata=member.metadata)
+                except grpc.aio.AioRpcError as error:
+                    if error.code() is not grpc.StatusCode.PERMISSION_DENIED:  # it answers; what we may is asked later
+                        raise
+        except BaseException as error:
+            with contextlib.suppress(Exception):
+                await member.channel.close()
+            if isinstance(error, (grpc.aio.AioRpcError, TimeoutError)):
+                raise _mapped(endpoint, error) from None
+            raise
+        return member
+
+    async def _login(self, member: _Member) -> None:
+        config = self.config
+        if not config.username:
+            return
+        password = config.password
+        if config.password_file:
+            password = _contents(config.password_file, "datastore.passwordFile").decode(errors="replace").rstrip("\r\n")
+        try:
+            answer = await rpc.AuthStub(member.channel).Authenticate(
+                rpc.AuthenticateRequest(name=config.username, password=password), metadata=_REQUIRE_LEADER
+            )
+            member.token = answer.token
+        except grpc.aio.AioRpcError as error:
+            if "authentication is not enabled" not in (error.details() or ""):
+                raise
+
+    def _channel(self, endpoint: str) -> Any:
+        scheme, _, target = endpoint.rpartition("://")
+        if scheme != "https":
+            return grpc.aio.insecure_channel(target, options=_OPTIONS)
+        config = self.config
+        credentials = grpc.ssl_channel_credentials(
+            _contents(config.ca_file, "datastore.caFile") if config.ca_file else None,
+            _contents(config.key_file, "datastore.keyFile") if config.key_file else None,
+            _contents(config.cert_file, "datastore.certFile") if config.cert_file else None,
+        )
+        return grpc.aio.secure_channel(target, credentials, options=_OPTIONS)
+
+
+class _TooLarge(StoreError):
+    """A page does not fit one message."""
+
+
+def check_files(config: EtcdConfig) -> None:
+    """Raises ConfigError where a file of the configuration cannot be read."""
+    for key in ("ca_file", "cert_file", "key_file", "password_file"):
+        path = getattr(config, key)
+        if path:
+            name = "datastore." + key.split("_")[0] + "File"
+            try:
+                _contents(path, name)
+            except StoreError as error:
+                raise ConfigError("", str(error)) from None
+
+
+def _contents(path: str, key: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(1 << 20)
+    except OSError as error:
+        raise Denied(f"{key}: cannot read {path}: {error.strerror}") from None
+
+
+def _text(key: bytes) -> str:
+    return key.decode(errors="replace")
+
+
+def _login_is_over(error: grpc.aio.AioRpcError) -> bool:
+    """The token has expired, or who may do what has changed: logging in again may help."""
+    details = error.details() or ""
+    return "invalid auth token" in details or "revision of auth store is old" in details
+
+
+def _mapped(endpoint: str, error: BaseException) -> StoreError:
+    if isinstance(error, grpc.aio.AioRpcError):
+        return _refusal(endpoint, error.code(), error.details() or "")
+    if isinstance(error, TimeoutError):
+        return Unavailable(f"etcd {endpoint} does not answer")
+    return Unavailable(f"etcd {endpoint}: the connection has ended")
+
+
+def _refusal(endpoint: str, code: grpc.StatusCode, details: str) -> StoreError:
+    said = " ".join(details.split())[:300].removeprefix("etcdserver: ") or code.name
+    if "has been compacted" in said:
+        return Compacted(f"etcd {endpoint}: {said}")
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "message" in said.lower():
+        return _TooLarge(f"etcd {endpoint}: {said}")
+    if code in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED) or any(
+        words in said for words in ("authentication failed", "user name is empty", "permission denied", "invalid auth")
+    ):
+        return Denied(f"etcd {endpoint} refuses us: {said}")
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return Unavailable(f"etcd {endpoint} does not answer in time")
+    if code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED):
+        return StoreError(f"etcd {endpoint}: {said}")
+    return Unavailable(f"etcd {endpoint}: {said}")

@@ -1,0 +1,172 @@
+"""What is believed of what a datastore says: last good values, and deletions that look like an accident.
+
+Invariants:
+- A key whose stored value is no resource keeps its last good value, until a valid one or its deletion is believed.
+- Deletions are followed at once, but for what an accident looks like: a kind that has nothing left, or, within
+  `window` seconds, `minimum` objects and more than `share` of a kind. Those are held, together with the ones of the
+  same window already followed (they come back), until the key is there again, somebody confirms, or `timeout` is over.
+- A complete listing is compared with what is believed; what it does not name counts as deleted now, so what was missed
+  while disconnected, compacted away or deleted while we did not run is judged like what is watched.
+- An update is a real change: one key, one `Update`, only where the believed manifest differs.
+
+Pure: `now` is an argument. Which key has which value, and who is asked, is the store's business.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from routed.model.resources import Resource, ResourceKey, Update
+
+
+@dataclass(frozen=True, slots=True)
+class MassDelete:
+    """When deletions are held, and for how long."""
+
+    enabled: bool = True
+    share: float = 0.3
+    minimum: int = 5
+    window: float = 2.0
+    timeout: float | None = 900.0
+    """Seconds after which what is held is believed; None: only a person ends it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Good:
+    """A value that is believed."""
+
+    resource: Resource
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What the store says of a key: a resource, nothing (`resource` None), or (`garbage` not empty) no resource."""
+
+    key: ResourceKey
+    resource: Resource | None
+    revision: int = 0
+    garbage: str = ""
+
+
+class Guard:
+    """See the module's docstring."""
+
+    def __init__(self, rules: MassDelete) -> None:
+        self.rules = rules
+        self.good: dict[ResourceKey, Good] = {}
+        self.garbage: dict[ResourceKey, str] = {}
+        """Keys whose stored value is no resource, and why."""
+        self.held: dict[ResourceKey, float] = {}
+        """Keys that are gone from the store and kept, and since when."""
+        self._count: Counter[str] = Counter()
+        """Believed keys of a kind that are not held."""
+        self._recent: deque[tuple[float, ResourceKey, Good]] = deque()
+        """Deletions followed in the last `window` seconds."""
+
+    def load(self, good: Iterable[tuple[ResourceKey, Good]], held: dict[ResourceKey, float]) -> list[Update]:
+        """Begin with what an earlier run believed."""
+        self.good = dict(good)
+        self.held = {key: at for key, at in held.items() if key in self.good}
+        self._count = Counter(key.kind for key in self.good if key not in self.held)
+        return [Update(key, each.resource) for key, each in self.good.items()]
+
+    def changes(self, changes: Sequence[Change], now: float) -> list[Update]:
+        """What the store said at one moment, in its order. The last word on a key counts."""
+        updates: list[Update] = []
+        gone: dict[ResourceKey, None] = {}
+        for change in changes:
+            gone.pop(change.key, None)
+            if change.resource is None and not change.garbage:
+                gone[change.key] = None
+            else:
+                self._there(change, updates)
+        self._gone(gone, now, updates)
+        return updates
+
+    def listed(self, present: Collection[ResourceKey], changes: Sequence[Change], now: float) -> list[Update]:
+        """A complete listing: the keys that are there, and what those say that are not as they were believed."""
+        updates: list[Update] = []
+        for change in changes:
+            self._there(change, updates)
+        keys = present if isinstance(present, (set, frozenset, dict)) else set(present)
+        for key in [key for key in self.garbage if key not in keys]:
+            del self.garbage[key]
+        self._gone({key: None for key in self.good if key not in keys and key not in self.held}, now, updates)
+        return updates
+
+    def confirm(self, kind: str = "") -> list[Update]:
+        """Somebody says that what is held (of a kind) is really gone."""
+        return self._release([key for key in self.held if kind in ("", key.kind)])
+
+    def expire(self, now: float) -> list[Update]:
+        """What was held for long enough is believed. Only to be asked while the store answers."""
+        timeout = self.rules.timeout
+        if timeout is None or not self.held:
+            return []
+        return self._release([key for key, at in self.held.items() if now - at >= timeout])
+
+    def sentences(self) -> list[str]:
+        """What is held, a sentence a kind, for people."""
+        kinds = Counter(key.kind for key in self.held)
+        until = "" if self.rules.timeout is None else f", or {self.rules.timeout:g} s are over"
+        return [
+            f"{count} of {count + self._count[kind]} {kind} objects vanished at once and are kept until they are back, "
+            f"`routedctl confirm` says that they are gone{until}"
+            for kind, count in sorted(kinds.items())
+        ]
+
+    def _there(self, change: Change, updates: list[Update]) -> None:
+        key = change.key
+        if self.held.pop(key, None) is not None:
+            self._count[key.kind] += 1
+        if change.resource is None:
+            self.garbage[key] = change.garbage
+            return
+        self.garbage.pop(key, None)
+        before = self.good.get(key)
+        if before is None:
+            self._count[key.kind] += 1
+        resource = change.resource
+        if before is not None and before.resource.manifest == resource.manifest:
+            resource = before.resource
+        else:
+            updates.append(Update(key, resource))
+        self.good[key] = Good(resource, change.revision)
+
+    def _gone(self, gone: Collection[ResourceKey], now: float, updates: list[Update]) -> None:
+        rules, recent = self.rules, self._recent
+        while recent and now - recent[0][0] > rules.window:
+            recent.popleft()
+        kinds: dict[str, list[ResourceKey]] = {}
+        for key in gone:
+            self.garbage.pop(key, None)
+            if key in self.good and key not in self.held:
+                kinds.setdefault(key.kind, []).append(key)
+        for kind, keys in kinds.items():
+            followed = [(key, good) for _, key, good in recent if key.kind == kind and key not in self.good]
+            just_held = sum(key.kind == kind and now - at <= rules.window for key, at in self.held.items())
+            lost = len(keys) + len(followed) + just_held
+            whole = self._count[kind] + len(followed) + just_held
+            suspicious = len(keys) == self._count[kind] or (lost >= rules.minimum and lost > rules.share * whole)
+            if rules.enabled and suspicious:
+                for key, good in followed:
+                    self.good[key] = good
+                    self.held[key] = now
+                    updates.append(Update(key, good.resource))
+                self.held.update(dict.fromkeys(keys, now))
+                self._count[kind] -= len(keys)
+                continue
+            for key in keys:
+                recent.append((now, key, self.good.pop(key)))
+                updates.append(Update(key, None))
+            self._count[kind] -= len(keys)
+
+    def _release(self, keys: list[ResourceKey]) -> list[Update]:
+        for key in keys:
+            del self.held[key]
+            del self.good[key]
+            self.garbage.pop(key, None)
+        return [Update(key, None) for key in keys]

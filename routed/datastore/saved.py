@@ -1,0 +1,185 @@
+"""What was last believed, on disk, so that a node whose datastore is down at start has what it had.
+
+A file of lines in `stateDir`: a header, then one line for each change of a key, each with its checksum. A line says all
+that is known of its key, so the last one counts, what was cut off is left out, and a change costs its own octets. When
+most lines are outdated, and after every complete listing, the file is written anew beside the old and takes its place.
+
+Invariants: a file of another node, another kind of datastore, another root or other endpoints is not used, and why is
+said; what a line holds is validated like what comes from the datastore; a disk that does not take it stops nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+from routed.datastore.guard import Good, Guard
+from routed.errors import ConfigError
+from routed.model.resources import ResourceKey
+from routed.model.schema import parse_manifest
+
+SCHEMA = 1
+#: Outdated lines that are not worth a new file.
+_SPARE = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Whose state it is."""
+
+    node: str
+    root: str
+    endpoints: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Loaded:
+    """What a file held."""
+
+    as_of: float = 0.0
+    """Unix time of its last line that says so."""
+    revision: int = 0
+    good: dict[ResourceKey, Good] = field(default_factory=dict)
+    held: dict[ResourceKey, float] = field(default_factory=dict)
+    """Since when, in Unix time."""
+    garbage: dict[ResourceKey, str] = field(default_factory=dict)
+
+
+class SavedState:
+    """See the module's docstring. Used from one thread at a time."""
+
+    def __init__(self, path: str, identity: Identity) -> None:
+        self.path = path
+        self.identity = identity
+        self.problem = ""
+        """Why nothing is being saved; empty while it is."""
+        self._file: BinaryIO | None = None
+        self._lines = 0
+
+    def load(self) -> Loaded:
+        """What the last run believed. Raises ConfigError with why it is of no use; the file stays as it is."""
+        try:
+            with open(self.path, "rb") as file:
+                lines = file.read().split(b"\n")
+        except FileNotFoundError:
+            raise ConfigError(self.path, "there is no saved state") from None
+        except OSError as error:
+            raise ConfigError(self.path, f"cannot read the saved state: {error.strerror}") from None
+        header = _parsed(lines[0])
+        if not isinstance(header, dict) or header.get("saved") != SCHEMA:
+            raise ConfigError(self.path, "this is no saved state of this version of routed")
+        own = self.identity
+        if (header.get("node"), header.get("root")) != (own.node, own.root):
+            raise ConfigError(self.path, "the saved state is of another node or another root, so it is not used")
+        if not set(header.get("endpoints") or ()) & set(own.endpoints):
+            raise ConfigError(self.path, "the saved state is of another etcd: none of its endpoints is ours")
+        loaded = Loaded()
+        for line in lines[1:]:
+            entry = _parsed(line)
+            if isinstance(entry, list):
+                _take(loaded, entry)
+        return loaded
+
+    def rewrite(self, guard: Guard, offset: float, as_of: float, revision: int) -> None:
+        """Write all of it. `offset` is what to add to the guard's times for Unix time."""
+        header = {"saved": SCHEMA, "node": self.identity.node, "root": self.identity.root}
+        keys = list(guard.good.keys() | guard.garbage.keys())
+        lines = [_line(header | {"endpoints": list(self.identity.endpoints)}), _line([as_of, revision])]
+        lines += _states(guard, keys, offset)
+        temporary = f"{self.path}.new"
+        try:
+            self.close()
+            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                file.writelines(lines)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.path)
+            self._file = open(self.path, "ab")  # noqa: SIM115 - kept open for the changes that follow
+            self._lines = len(lines)
+            self.problem = ""
+        except OSError as error:
+            self._failed(error)
+
+    def append(self, guard: Guard, keys: Iterable[ResourceKey], offset: float, as_of: float, revision: int) -> None:
+        """Write what is known of some keys now, and that all was known at this time."""
+        if self._file is None:
+            return
+        try:
+            lines = [*_states(guard, keys, offset), _line([as_of, revision])]
+            self._file.writelines(lines)
+            self._file.flush()
+            self._lines += len(lines)
+        except OSError as error:
+            self._failed(error)
+
+    def outdated(self, guard: Guard) -> bool:
+        """Whether the file should be written anew."""
+        return self._file is None or self._lines > 2 * len(guard.good) + _SPARE
+
+    def close(self) -> None:
+        if self._file is not None:
+            file, self._file = self._file, None
+            try:
+                file.close()
+            except OSError as error:
+                self._failed(error)
+
+    def _failed(self, error: OSError) -> None:
+        self.problem = f"{self.path}: the state is not saved for a start without etcd: {error.strerror}"
+        self._file = None
+
+
+def _states(guard: Guard, keys: Iterable[ResourceKey], offset: float) -> Iterator[bytes]:
+    for key in keys:
+        good = guard.good.get(key)
+        held = guard.held.get(key)
+        yield _line(
+            [
+                key.kind,
+                key.namespace,
+                key.name,
+                good.revision if good else 0,
+                good.resource.manifest if good else None,
+                None if held is None else held + offset,
+                guard.garbage.get(key, ""),
+            ]
+        )
+
+
+def _line(value: Any) -> bytes:
+    text = json.dumps(value, separators=(",", ":")).encode()
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def _parsed(line: bytes) -> Any:
+    """The value of a line; None where it is damaged."""
+    mark, _, text = line.partition(b" ")
+    try:
+        return json.loads(text) if int(mark, 16) == zlib.crc32(text) else None
+    except ValueError:
+        return None
+
+
+def _take(loaded: Loaded, entry: list[Any]) -> None:
+    if len(entry) == 2:
+        loaded.as_of, loaded.revision = entry
+        return
+    kind, namespace, name, revision, manifest, held, garbage = entry
+    key = ResourceKey(kind, name, namespace)
+    for known in (loaded.good, loaded.held, loaded.garbage):
+        known.pop(key, None)
+    if garbage:
+        loaded.garbage[key] = garbage
+    if manifest is None:
+        return
+    try:
+        loaded.good[key] = Good(parse_manifest(manifest, "", []), revision)
+    except ConfigError as error:  # another version of routed wrote it
+        loaded.garbage[key] = str(error)
+        return
+    if held is not None:
+        loaded.held[key] = held

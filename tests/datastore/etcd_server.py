@@ -1,0 +1,186 @@
+"""Real etcd servers on free ports of 127.0.0.1, and a proxy that delays, drops or cuts."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from routed.testing.lab import wait_for
+
+P = "/calico/resources/v3/projectcalico.org/"
+
+
+class Member:
+    """One etcd process."""
+
+    def __init__(
+        self, name: str, folder: Path, client: int, peer: int, cluster: str, extra: Sequence[str] = ()
+    ) -> None:
+        self.name = name
+        self.folder = folder
+        self.tls = any("client-cert" in word for word in extra)
+        self.port = client
+        scheme = "https" if self.tls else "http"
+        self.endpoint = f"{scheme}://127.0.0.1:{client}"
+        self._argv = [
+            "etcd", "--name", name, "--data-dir", str(folder / name), "--log-level", "error", "--logger", "zap",
+            "--listen-client-urls", self.endpoint, "--advertise-client-urls", self.endpoint,
+            "--listen-peer-urls", f"http://127.0.0.1:{peer}", "--initial-advertise-peer-urls", f"http://127.0.0.1:{peer}",
+            "--initial-cluster", cluster, "--heartbeat-interval", "50", "--election-timeout", "500",
+            "--unsafe-no-fsync", *extra,
+        ]  # fmt: skip
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        unsafe = [word for word in self._argv if word != "--unsafe-no-fsync"]  # not in every release
+        self._process = subprocess.Popen(
+            ["setpriv", "--pdeathsig", "KILL", *unsafe],
+            stdout=subprocess.DEVNULL,
+            stderr=open(self.folder / f"{self.name}.log", "ab"),  # noqa: SIM115 - the child's
+            env={**os.environ, "ETCD_UNSUPPORTED_ARCH": os.uname().machine},
+        )
+
+    def signal(self, number: int) -> None:
+        if self._process is not None:
+            self._process.send_signal(number)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(signal.SIGCONT)
+                self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+class Cluster:
+    """Some members, and `etcdctl` for them."""
+
+    def __init__(self, folder: Path, size: int = 1, extra: Sequence[str] = (), ctl: Sequence[str] = ()) -> None:
+        ports = free_ports(2 * size)
+        names = [f"m{number}" for number in range(size)]
+        cluster = ",".join(f"{name}=http://127.0.0.1:{ports[size + at]}" for at, name in enumerate(names))
+        self.members = [
+            Member(name, folder, ports[at], ports[size + at], cluster, extra) for at, name in enumerate(names)
+        ]
+        self._ctl = list(ctl)
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        return tuple(member.endpoint for member in self.members)
+
+    def start(self) -> None:
+        for member in self.members:
+            member.start()
+        wait_for(self.healthy, 30, "etcd is up")
+
+    def healthy(self) -> bool:
+        return self._run("endpoint", "health").returncode == 0
+
+    def stop(self) -> None:
+        for member in self.members:
+            member.kill()
+
+    def ctl(self, *words: str, stdin: str = "") -> str:
+        done = self._run(*words, stdin=stdin)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def put(self, path: str, value: object) -> None:
+        self.ctl("put", path, "--", value if isinstance(value, str) else json.dumps(value))
+
+    def put_all(self, pairs: dict[str, object]) -> None:
+        """Many keys, a hundred in a transaction."""
+        items = list(pairs.items())
+        for start in range(0, len(items), 100):
+            lines = [
+                f"put {path} {json.dumps(value if isinstance(value, str) else json.dumps(value))}\n"
+                for path, value in items[start : start + 100]
+            ]
+            self.ctl("txn", stdin="\n" + "".join(lines) + "\n\n")
+
+    def delete(self, *words: str) -> None:
+        self.ctl("del", *words)
+
+    def compact(self) -> None:
+        status = json.loads(self.ctl("endpoint", "status", "-w", "json"))
+        self.ctl("compact", str(max(one["Status"]["header"]["revision"] for one in status)))
+
+    def _run(self, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["etcdctl", f"--endpoints={','.join(self.endpoints)}", "--command-timeout=8s", *self._ctl, *words],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "ETCDCTL_API": "3"},
+        )
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+class Proxy:
+    """A TCP proxy in front of a port: adds a delay, goes silent, or cuts after some octets."""
+
+    def __init__(self, port: int) -> None:
+        self.delay = 0.0
+        self.silent = False
+        self.cut_after = 0
+        """Octets from the server after which a connection is cut, once; 0: never."""
+        self._target = port
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"http://127.0.0.1:{self._server.getsockname()[1]}"
+        self.connections = 0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                here, _ = self._server.accept()
+                self.connections += 1
+                there = socket.create_connection(("127.0.0.1", self._target))
+                for source, sink, back in ((here, there, False), (there, here, True)):
+                    threading.Thread(target=self._pump, args=(source, sink, back), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, back: bool) -> None:
+        passed = 0
+        with contextlib.suppress(OSError):
+            for data in iter(lambda: source.recv(65536), b""):
+                passed += len(data)
+                if back and self.cut_after and passed > self.cut_after:
+                    self.cut_after = 0
+                    break
+                if self.delay:
+                    time.sleep(self.delay)  # the network's own time, not a test that waits
+                if not self.silent:
+                    sink.sendall(data)
+        for one in (source, sink):
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
+
+@contextlib.contextmanager
+def cluster(folder: Path, size: int = 1, extra: Sequence[str] = (), ctl: Sequence[str] = ()) -> Iterator[Cluster]:
+    made = Cluster(folder, size, extra, ctl)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()

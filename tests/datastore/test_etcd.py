@@ -1,0 +1,477 @@
+"""The etcd datastore against real etcd servers."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import signal
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from routed.datastore import etcd as etcd_module
+from routed.datastore.etcd import EtcdStore
+from routed.datastore.etcd_client import EtcdConfig
+from routed.datastore.folder import Problem
+from routed.datastore.guard import MassDelete
+from routed.datastore.saved import Identity, SavedState
+from routed.datastore.store import Conflict
+from routed.errors import Denied
+from routed.model.resources import JsonObject, Resource, ResourceKey, Update
+from routed.model.schema import parse_manifest
+from tests.datastore.etcd_server import Cluster, P, Proxy, cluster
+
+pytestmark = pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed (Debian: etcd-server)")
+
+
+def node(number: int, **labels: str) -> JsonObject:
+    return {
+        "apiVersion": "projectcalico.org/v3",
+        "kind": "Node",
+        "metadata": {"name": f"n{number}", "labels": dict(labels), "creationTimestamp": None},
+        "spec": {"bgp": {"ipv4Address": f"10.{number >> 8}.{number & 255}.1/24", "newerField": 1}},
+    }
+
+
+def nodes(count: int) -> dict[str, object]:
+    return {f"{P}nodes/n{number}": node(number) for number in range(count)}
+
+
+AFFINITY = "/calico/ipam/v2/host/n1/ipv4/block/10.244.1.0-26"
+
+
+class Sink:
+    def __init__(self) -> None:
+        self.resources: dict[ResourceKey, Resource] = {}
+        self.removed: list[ResourceKey] = []
+        self.events: list[str] = []
+        self.open: tuple[Problem, ...] = ()
+
+    def update(self, update: Update) -> None:
+        if update.value is None:
+            self.removed.append(update.key)
+            del self.resources[update.key]
+        else:
+            assert self.resources.get(update.key) != update.value, "an update must be a change"
+            self.resources[update.key] = update.value
+
+    def loaded(self) -> None:
+        self.events.append("loaded")
+
+    def in_sync(self) -> None:
+        self.events.append("in sync")
+
+    def problems(self, problems: tuple[Problem, ...]) -> None:
+        self.open = problems
+
+    def says(self, *words: str) -> bool:
+        return any(all(word in str(problem) for word in words) for problem in self.open)
+
+    def names(self, kind: str = "Node") -> set[str]:
+        return {key.name for key in self.resources if key.kind == kind}
+
+
+async def until(condition: Callable[[], object], what: str, deadline: float = 30.0) -> None:
+    loop = asyncio.get_running_loop()
+    end = loop.time() + deadline
+    while not condition():
+        assert loop.time() < end, f"waited {deadline} s for: {what}"
+        await asyncio.sleep(0.01)
+
+
+def follow(store: EtcdStore, test: Callable[[EtcdStore, Sink], Awaitable[None]], wait: str = "in sync") -> Sink:
+    """Run a store and a test of it."""
+    sink = Sink()
+
+    async def main() -> None:
+        running = asyncio.create_task(store.run(sink))
+        try:
+            if wait:
+                await until(lambda: wait in sink.events or running.done(), wait)
+            if running.done():
+                running.result()
+            await test(store, sink)
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            await store.close()
+
+    asyncio.run(main())
+    return sink
+
+
+async def ctl(call: Callable[..., object], *arguments: object) -> None:
+    await asyncio.to_thread(call, *arguments)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with cluster(tmp_path_factory.mktemp("etcd")) as made:
+        yield made
+
+
+@pytest.fixture
+def server(shared: Cluster) -> Cluster:
+    """A running etcd with nothing in it."""
+    shared.delete("--prefix", "")
+    return shared
+
+
+def store_of(server: Cluster, *, saved: SavedState | None = None, rules: MassDelete | None = None) -> EtcdStore:
+    return EtcdStore(EtcdConfig(server.endpoints), node="n1", saved=saved, rules=rules)
+
+
+def saved_in(folder: Path, server: Cluster) -> SavedState:
+    return SavedState(str(folder / "datastore.saved"), Identity("n1", "/calico", server.endpoints))
+
+
+def test_a_snapshot_and_then_changes(server: Cluster) -> None:
+    server.put_all(nodes(30) | {AFFINITY: "", "/calico/ipam/v2/host/n2/ipv4/block/10.244.2.0-26": "{}"})
+    server.put("/calico/ipam/v2/handle/x", {"block": {}})
+
+    async def test(store: EtcdStore, sink: Sink) -> None:
+        assert sink.names() == {f"n{number}" for number in range(30)}
+        assert len(sink.names("BlockAffinity")) == 1, "only our own affinities"
+        assert not sink.names("IPAMHandle")
+        await ctl(server.put, f"{P}nodes/n99", node(99))
+        await until(lambda: "n99" in sink.names(), "a new node")
+        await ctl(server.put, f"{P}nodes/n99", node(99, rack="b"))
+        await until(lambda: sink.resources[ResourceKey("Node", "n99")].labels == {"rack": "b"}, "a changed node")
+        await ctl(server.delete, f"{P}nodes/n99")
+        await until(lambda: "n99" not in sink.names(), "a deleted node")
+        assert store.health.connected and store.health.revision > 1 and store.health.changes == 3
+        assert sink.says("newerField", "no field"), "unknown fields are kept and told"
+
+    follow(store_of(server), test)
+
+
+def test_pages_are_one_snapshot(server: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("routed.datastore.etcd_client.PAGE", 7)
+    server.put_all(nodes(50))
+
+    async def test(_: EtcdStore, sink: Sink) -> None:
+        assert len(sink.names()) == 50
+
+    follow(store_of(server), test)
+
+
+def test_writing_is_a_compare_and_swap_and_keeps_what_it_does_not_know(server: Cluster) -> None:
+    server.put(f"{P}nodes/n1", node(1))
+
+    async def main() -> None:
+        store = store_of(server)
+        found = (await store.read(["Node"])).resources[ResourceKey("Node", "n1")]
+        changed = parse_manifest(found.resource.manifest | {"metadata": {"name": "n1", "labels": {"a": "b"}}}, "", [])
+        key = changed.key
+        revision = await store.write(key, changed, found.revision)
+        assert '"newerField":1' in server.ctl("get", f"{P}nodes/n1")
+        with pytest.raises(Conflict):
+            await store.write(key, changed, found.revision)
+        with pytest.raises(Conflict):
+            await store.write(key, changed, None)
+        assert await store.write(key, None, revision) == ""
+        assert await store.write(key, changed, None)
+        await store.close()
+
+    asyncio.run(main())
+
+
+def test_a_lease_takes_its_keys_with_it(server: Cluster) -> None:
+    async def main() -> None:
+        store = store_of(server)
+        assert await store.client.swap([], [("/calico/felix/v2/status", b"{}")], ttl=1.0)
+        assert await store.client.get("/calico/felix/v2/status") is not None
+        await until(lambda: not server.ctl("get", "/calico/felix/v2/status"), "the lease is over")
+        await store.close()
+
+    asyncio.run(main())
+
+
+def test_compaction_lists_anew_and_only_what_changed_is_told(server: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(etcd_module, "BACKOFF", 0.1)
+    server.put_all(nodes(20))
+
+    async def test(store: EtcdStore, sink: Sink) -> None:
+        before = dict(sink.resources)
+        proxy.silent = True  # the watch hears nothing more, and its next attempt is after the compaction
+        await ctl(server.put, f"{P}nodes/n3", node(3, rack="b"))
+        await ctl(server.delete, f"{P}nodes/n4")
+        await ctl(server.compact)
+        proxy.silent = False
+        await store.client._drop(store.client._member)
+        await until(lambda: store.health.readings == 2, "a second listing")
+        await until(lambda: "n4" not in sink.names(), "the deletion that was missed")
+        assert sink.resources[ResourceKey("Node", "n3")].labels == {"rack": "b"}
+        assert sink.removed == [ResourceKey("Node", "n4")]
+        same = [key for key in sink.resources if sink.resources[key] is before[key]]
+        assert len(same) == 18
+
+    proxy = Proxy(server.members[0].port)
+    follow(EtcdStore(EtcdConfig((proxy.endpoint,)), node="n1"), test)
+    proxy.close()
+
+
+def test_garbage_keeps_the_last_good_value_and_names_the_key(server: Cluster, tmp_path: Path) -> None:
+    server.put_all(nodes(5))
+    path = f"{P}nodes/n2"
+
+    async def spoil(_: EtcdStore, sink: Sink) -> None:
+        await ctl(server.put, path, '{"kind": "Node", "spec')
+        await until(lambda: sink.says(path, "not JSON", "last good value stays"), "an alarm")
+        assert "n2" in sink.names()
+
+    async def again(_: EtcdStore, sink: Sink) -> None:
+        assert "n2" not in sink.names(), "without a saved state there is no last good value"
+        assert sink.says(path)
+
+    async def restarted(store: EtcdStore, sink: Sink) -> None:
+        store._load_saved()
+        await until(lambda: "in sync" in sink.events, "in sync")
+        assert sink.says(path, "last good value stays")
+        assert "n2" in sink.names() and not sink.removed
+        await ctl(server.put, path, node(2, rack="c"))
+        await until(lambda: not sink.says(path, "not JSON"), "the alarm is over")
+        assert sink.resources[ResourceKey("Node", "n2")].labels == {"rack": "c"}
+
+    saved = saved_in(tmp_path, server)
+    follow(store_of(server, saved=saved), spoil)
+    follow(store_of(server), again)
+    follow(store_of(server, saved=saved_in(tmp_path, server)), restarted, wait="")
+
+
+def test_an_emptied_prefix_is_held_until_somebody_confirms(server: Cluster) -> None:
+    server.put_all(nodes(10) | {AFFINITY: "{}"})
+
+    async def test(store: EtcdStore, sink: Sink) -> None:
+        await ctl(server.delete, "--prefix", "/calico/")
+        await until(lambda: store.health.held == 11, "all are held")
+        assert not sink.removed and sink.says("10 of 10 Node", "routedctl confirm")
+        await ctl(server.put, f"{P}nodes/n0", node(0))
+        await until(lambda: store.health.held == 10, "one is back")
+        assert store.confirm("Node") == 9
+        assert sink.names() == {"n0"} and sink.names("BlockAffinity")
+        assert store.confirm() == 1
+        assert not sink.open
+
+    follow(store_of(server), test)
+
+
+def test_what_is_held_is_believed_after_the_timeout(server: Cluster) -> None:
+    server.put_all(nodes(6))
+
+    async def test(store: EtcdStore, sink: Sink) -> None:
+        await ctl(server.delete, "--prefix", P)
+        await until(lambda: store.health.held == 6, "all are held")
+        await until(lambda: not sink.resources, "the timeout")
+
+    follow(store_of(server, rules=MassDelete(timeout=1.0)), test)
+
+
+def test_while_the_datastore_is_not_ready_nothing_changes(server: Cluster) -> None:
+    def ready(flag: bool) -> JsonObject:
+        return {
+            "apiVersion": "projectcalico.org/v3",
+            "kind": "ClusterInformation",
+            "metadata": {"name": "default"},
+            "spec": {"datastoreReady": flag},
+        }
+
+    server.put_all(nodes(5) | {f"{P}clusterinformations/default": ready(True)})
+
+    async def test(store: EtcdStore, sink: Sink) -> None:
+        await ctl(server.put, f"{P}clusterinformations/default", ready(False))
+        await until(lambda: sink.says("not ready"), "the hold is told")
+        await ctl(server.delete, f"{P}nodes/n1")
+        await ctl(server.put, f"{P}nodes/n7", node(7))
+        await ctl(server.put, f"{P}clusterinformations/default", ready(True))
+        await until(lambda: "n7" in sink.names(), "what was missed")
+        assert store.health.readings == 2
+        assert sink.removed == [ResourceKey("Node", "n1")] and not sink.says("not ready")
+
+    follow(store_of(server), test)
+
+
+def test_down_at_start_it_begins_with_what_was_saved(tmp_path: Path) -> None:
+    with cluster(tmp_path) as server:
+        server.put_all(nodes(8))
+
+        async def first(_: EtcdStore, sink: Sink) -> None:
+            await ctl(server.put, f"{P}nodes/n8", node(8))
+            await until(lambda: "n8" in sink.names(), "a change after the snapshot")
+
+        follow(store_of(server, saved=saved_in(tmp_path, server)), first)
+        server.delete(f"{P}nodes/n3")
+        server.stop()
+
+        async def cold(store: EtcdStore, sink: Sink) -> None:
+            assert sink.names() == {f"n{number}" for number in range(9)}
+            assert sink.events == ["loaded"]
+            assert store.health.from_snapshot and store.health.as_of and not store.health.connected
+            assert sink.says("etcd", "what it last said stays")
+            await ctl(server.start)
+            await until(lambda: "in sync" in sink.events, "etcd is back")
+            assert sink.removed == [ResourceKey("Node", "n3")]
+            assert not store.health.from_snapshot
+            await until(lambda: not sink.says("what it last said stays"), "the alarm is over")
+
+        follow(store_of(server, saved=saved_in(tmp_path, server)), cold, wait="loaded")
+
+
+def test_a_saved_state_of_somebody_else_is_not_used(tmp_path: Path) -> None:
+    with cluster(tmp_path) as server:
+        server.put_all(nodes(3))
+
+        async def nothing(_: EtcdStore, __: Sink) -> None:
+            pass
+
+        follow(store_of(server, saved=saved_in(tmp_path, server)), nothing)
+    path = str(tmp_path / "datastore.saved")
+    for identity in (
+        Identity("n2", "/calico", server.endpoints),
+        Identity("n1", "/other", server.endpoints),
+        Identity("n1", "/calico", ("http://10.9.9.9:2379",)),
+    ):
+
+        async def unused(_: EtcdStore, sink: Sink) -> None:
+            await until(lambda: sink.says("nothing is known yet"), "the alarm")
+            assert not sink.resources and not sink.events
+
+        follow(EtcdStore(EtcdConfig(server.endpoints), node="n1", saved=SavedState(path, identity)), unused, wait="")
+
+
+def test_a_killed_member_is_left_for_another_and_nothing_is_lost_or_listed_again(tmp_path: Path) -> None:
+    with cluster(tmp_path, 3) as server:
+        server.put_all(nodes(10))
+
+        async def test(store: EtcdStore, sink: Sink) -> None:
+            for number in (20, 21):
+                used = next(member for member in server.members if member.endpoint == store.client.endpoint)
+                await ctl(used.kill)
+                await until(lambda used=used: store.client.endpoint not in ("", used.endpoint), "another member")
+                await ctl(put_anyhow, server, number)
+                await until(lambda number=number: f"n{number}" in sink.names(), "a change")
+                assert store.health.readings == 1 and not sink.removed
+                await ctl(used.start)
+
+        follow(store_of(server), test)
+
+
+def put_anyhow(server: Cluster, number: int) -> None:
+    from routed.testing.lab import wait_for
+
+    def attempt() -> bool:
+        try:
+            server.put(f"{P}nodes/n{number}", node(number))
+        except AssertionError:
+            return False
+        return True
+
+    wait_for(attempt, 20, "etcd has a leader again")
+
+
+def test_a_member_that_goes_silent_is_noticed(server: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("routed.datastore.etcd_client.QUIET", 0.5)
+    monkeypatch.setattr(etcd_module, "BACKOFF", 0.1)
+    server.put_all(nodes(3))
+    proxy = Proxy(server.members[0].port)
+
+    async def test(store: EtcdStore, sink: Sink) -> None:
+        await until(lambda: store.client.endpoint == proxy.endpoint, "the proxy is in use")
+        proxy.silent = True
+        await ctl(server.put, f"{P}nodes/n5", node(5))
+        await until(lambda: "n5" in sink.names(), "the change, over another endpoint")
+        assert store.client.endpoint == server.endpoints[0]
+
+    store = EtcdStore(EtcdConfig((proxy.endpoint, *server.endpoints)), node="n1")
+    store.client._endpoints.sort(key=lambda endpoint: endpoint != proxy.endpoint)
+    follow(store, test)
+    proxy.close()
+
+
+def test_slow_is_no_failure(server: Cluster) -> None:
+    server.put_all(nodes(3))
+    proxy = Proxy(server.members[0].port)
+    proxy.delay = 0.3
+
+    async def test(store: EtcdStore, sink: Sink) -> None:
+        await ctl(server.put, f"{P}nodes/n5", node(5))
+        await until(lambda: "n5" in sink.names(), "a change")
+        assert not store.health.failures and store.health.readings == 1
+
+    follow(EtcdStore(EtcdConfig((proxy.endpoint,)), node="n1"), test)
+    proxy.close()
+
+
+def test_cut_off_in_the_middle_of_a_listing(server: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("routed.datastore.etcd_client.PAGE", 20)
+    monkeypatch.setattr(etcd_module, "BACKOFF", 0.1)
+    server.put_all(nodes(200))
+    proxy = Proxy(server.members[0].port)
+    proxy.cut_after = 20_000
+
+    async def test(_: EtcdStore, sink: Sink) -> None:
+        assert len(sink.names()) == 200 and not sink.removed
+        assert proxy.connections > 1
+
+    follow(EtcdStore(EtcdConfig((proxy.endpoint,)), node="n1"), test)
+    proxy.close()
+
+
+def test_user_and_password_and_what_is_revoked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(etcd_module, "BACKOFF", 0.1)
+    root = "--user=root:rootpw"
+    with cluster(tmp_path) as server:
+        server.put_all(nodes(6))
+        for words in (
+            "user add root:rootpw", "user add routed:secret1", "role add root", "user grant-role root root",
+            "role add calico", "role grant-permission calico --prefix=true readwrite /calico/",
+            "user grant-role routed calico", "auth enable",
+        ):  # fmt: skip
+            server.ctl(*words.split())
+        server._ctl = [root]
+        password = tmp_path / "password"
+        password.write_text("secret1\n")
+        config = EtcdConfig(server.endpoints, username="routed", password_file=str(password))
+
+        async def test(store: EtcdStore, sink: Sink) -> None:
+            assert len(sink.names()) == 6
+            await ctl(server.ctl, root, "user", "revoke-role", "routed", "calico")
+            await store.client._drop(store.client._member)
+            await until(lambda: sink.says("refuses us"), "the alarm")
+            assert len(sink.names()) == 6 and not sink.removed
+            assert "secret1" not in str(sink.open)
+            await ctl(server.ctl, root, "user", "grant-role", "routed", "calico")
+            await ctl(server.put, f"{P}nodes/n7", node(7))
+            await until(lambda: "n7" in sink.names(), "it goes on", 40)
+
+        follow(EtcdStore(config, node="n1"), test)
+
+        async def wrong() -> None:
+            password.write_text("wrong\n")
+            store = EtcdStore(config, node="n1")
+            with pytest.raises(Denied, match="authentication failed"):
+                await store.read()
+            await store.close()
+
+        asyncio.run(wrong())
+        assert "secret1" not in repr(EtcdConfig(("x",), username="routed", password="secret1"))
+
+
+def test_stopped_for_long_it_stays_and_catches_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("routed.datastore.etcd_client.QUIET", 0.4)
+    monkeypatch.setattr(etcd_module, "BACKOFF", 0.1)
+    monkeypatch.setattr(etcd_module, "MAX_BACKOFF", 0.3)
+    with cluster(tmp_path) as server:
+        server.put_all(nodes(4))
+
+        async def test(store: EtcdStore, sink: Sink) -> None:
+            server.members[0].signal(signal.SIGSTOP)
+            await until(lambda: store.health.failures > 1, "it is noticed")
+            assert len(sink.names()) == 4 and sink.says("what it last said stays")
+            server.members[0].signal(signal.SIGCONT)
+            await ctl(server.put, f"{P}nodes/n9", node(9))
+            await until(lambda: "n9" in sink.names(), "it catches up")
+            assert store.health.readings == 1 and not sink.removed
+
+        follow(store_of(server), test)

@@ -1,0 +1,170 @@
+"""What is believed of what a store says."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from routed.datastore.guard import Change, Guard, MassDelete
+from routed.model.resources import Resource, ResourceKey, Update
+from routed.model.schema import parse_manifest
+
+
+def peer(name: str, asn: int = 65001) -> Resource:
+    return parse_manifest(
+        {
+            "apiVersion": "projectcalico.org/v3",
+            "kind": "BGPPeer",
+            "metadata": {"name": name},
+            "spec": {"peerIP": "10.0.0.1", "asNumber": asn},
+        }
+    )
+
+
+def there(name: str, asn: int = 65001) -> Change:
+    resource = peer(name, asn)
+    return Change(resource.key, resource, 1)
+
+
+def gone(name: str) -> Change:
+    return Change(ResourceKey("BGPPeer", name), None)
+
+
+def full(count: int) -> Guard:
+    guard = Guard(MassDelete())
+    guard.changes([there(f"p{number}") for number in range(count)], 0.0)
+    return guard
+
+
+def names(updates: list[Update]) -> list[str]:
+    return sorted(update.key.name for update in updates if update.value is None)
+
+
+def test_one_of_two_is_followed_at_once_and_the_last_is_held() -> None:
+    guard = full(2)
+    assert names(guard.changes([gone("p0")], 10.0)) == ["p0"]
+    assert guard.changes([gone("p1")], 20.0) == []
+    assert [key.name for key in guard.held] == ["p1"]
+    assert "1 of 1 BGPPeer" in guard.sentences()[0]
+
+
+def test_a_third_of_a_kind_at_once_is_held_and_a_quarter_is_not() -> None:
+    guard = full(20)
+    assert len(guard.changes([gone(f"p{number}") for number in range(5)], 10.0)) == 5
+    guard = full(16)
+    assert guard.changes([gone(f"p{number}") for number in range(5)], 10.0) == []
+    assert len(guard.held) == 5
+
+
+def test_one_by_one_within_the_window_is_an_accident_too_and_what_went_first_comes_back() -> None:
+    guard = full(10)
+    for number in range(4):
+        assert names(guard.changes([gone(f"p{number}")], 10.0 + number / 10)) == [f"p{number}"]
+    updates = guard.changes([gone("p4")], 10.5)
+    assert sorted(update.key.name for update in updates if update.value is not None) == ["p0", "p1", "p2", "p3"]
+    assert len(guard.held) == 5 and len(guard.good) == 10
+
+
+def test_one_by_one_over_a_day_is_none() -> None:
+    guard = full(10)
+    for number in range(9):
+        assert names(guard.changes([gone(f"p{number}")], 3600.0 * number)) == [f"p{number}"]
+
+
+def test_what_is_held_goes_when_confirmed_or_after_the_timeout_and_stays_when_it_is_back() -> None:
+    for end in ("confirm", "timeout", "back"):
+        guard = full(5)
+        assert guard.changes([gone(f"p{number}") for number in range(5)], 10.0) == []
+        if end == "confirm":
+            assert guard.confirm("IPPool") == []
+            assert len(names(guard.confirm("BGPPeer"))) == 5
+        elif end == "timeout":
+            assert guard.expire(909.0) == []
+            assert len(names(guard.expire(910.0))) == 5
+        else:
+            assert guard.changes([there(f"p{number}") for number in range(5)], 11.0) == []
+            assert len(guard.good) == 5
+        assert not guard.held and not guard.sentences()
+
+
+def test_garbage_keeps_the_last_good_value_through_a_listing_and_until_it_is_deleted() -> None:
+    guard = full(8)
+    key = ResourceKey("BGPPeer", "p0")
+    assert guard.changes([Change(key, None, 2, "not JSON")], 1.0) == []
+    assert guard.good[key].resource == peer("p0") and guard.garbage == {key: "not JSON"}
+    assert guard.listed({ResourceKey("BGPPeer", f"p{number}") for number in range(8)}, [], 2.0) == []
+    assert key in guard.garbage
+    assert names(guard.changes([gone("p0")], 3.0)) == ["p0"]
+    assert not guard.garbage
+    assert guard.changes([Change(key, None, 4, "not JSON")], 4.0) == []
+    assert guard.changes([there("p0")], 5.0)[0].value == peer("p0")
+    assert not guard.garbage
+
+
+def test_what_a_listing_does_not_name_is_judged_as_deleted_now() -> None:
+    guard = full(10)
+    assert names(guard.listed({ResourceKey("BGPPeer", f"p{number}") for number in range(9)}, [], 5.0)) == ["p9"]
+    assert guard.listed((), [], 10.0) == []
+    assert len(guard.held) == 9
+
+
+def test_a_key_written_again_in_the_same_moment_was_never_gone() -> None:
+    guard = full(1)
+    assert guard.changes([gone("p0"), there("p0", 65002)], 1.0)[0].value == peer("p0", 65002)
+    assert not guard.held
+
+
+_STEPS = st.lists(
+    st.tuples(
+        st.lists(
+            st.builds(
+                lambda name, what: gone(name) if what == 0 else there(name, 65000 + what),
+                st.sampled_from([f"p{number}" for number in range(12)]),
+                st.integers(0, 2),
+            ),
+            max_size=14,
+        ),
+        st.floats(0, 5),
+        st.sampled_from(["change", "list", "confirm", "expire", "restart"]),
+    ),
+    max_size=20,
+)
+
+
+@given(_STEPS)
+def test_whatever_happens_the_updates_add_up_to_what_is_believed(
+    steps: list[tuple[list[Change], float, str]],
+) -> None:
+    guard = Guard(MassDelete(timeout=8.0))
+    store: dict[ResourceKey, Resource] = {}
+    followed: dict[ResourceKey, Resource] = {}
+    now = 0.0
+    for changes, wait, what in steps:
+        now += wait
+        for change in changes:
+            if change.resource is None:
+                store.pop(change.key, None)
+            else:
+                store[change.key] = change.resource
+        if what == "restart":
+            earlier, guard = guard, Guard(guard.rules)
+            guard.load(earlier.good.items(), earlier.held)
+        if what == "change":
+            updates = guard.changes(changes, now)
+        else:
+            updates = guard.listed(store, [Change(key, value, 1) for key, value in store.items()], now)
+        if what == "confirm":
+            updates += guard.confirm()
+        elif what == "expire":
+            updates += guard.expire(now)
+        for update in updates:
+            if update.value is None:
+                del followed[update.key]  # it was there: nothing is deleted twice
+            else:
+                assert followed.get(update.key) != update.value
+                followed[update.key] = update.value
+        assert followed == {key: good.resource for key, good in guard.good.items()}
+        assert {key: value for key, value in followed.items() if key not in guard.held} == store
+        assert not guard.held.keys() & store.keys()
+    if store:
+        assert all(update.value is None for update in guard.confirm())
