@@ -102,7 +102,12 @@ class EtcdStore:
         self._sink: EtcdSink | None = None
         self._told: tuple[Problem, ...] = ()
         self._synced = False
-        self._tried_saved = False
+        self._began = False
+        self._may_use_saved = False
+        """There is a saved state, and nobody has been told of it."""
+        self._not_saved = ""
+        """Why there is none to begin with."""
+        self._cluster = 0
         self._marked_at = 0.0
 
     # ---- following
@@ -110,6 +115,8 @@ class EtcdStore:
     async def run(self, sink: EtcdSink) -> None:
         """Feed the sink until cancelled."""
         self._sink = sink
+        await self._load_saved()
+        self._began = True
         helpers = [asyncio.create_task(self._cold_start()), asyncio.create_task(self._tick())]
         pause = BACKOFF
         try:
@@ -123,7 +130,7 @@ class EtcdStore:
                     self.health.connected = False
                     self.health.failures += 1
                     self.health.problem = str(error)
-                    self._load_saved()
+                    self._use_saved()
                     self._tell_problems()
                     if self._clock() - began > MAX_BACKOFF:
                         pause = BACKOFF
@@ -164,11 +171,13 @@ class EtcdStore:
             present[key] = None
             paths[key] = pair.key
             good = self.guard.good.get(key)
-            if good is None or good.revision != pair.revision or key in self.guard.garbage or key in self.guard.held:
+            same = good is not None and good.revision == pair.revision and listing.cluster_id == self._cluster
+            if not same or key in self.guard.garbage or key in self.guard.held:
                 changes += self._change(pair, key)
             if self._clock() > until:
                 await asyncio.sleep(0)
                 until = self._clock() + _SLICE
+        self._cluster = listing.cluster_id
         self._paths = paths
         self._revisions = [listing.revision] * len(self._ranges)
         self._ready = ready
@@ -176,16 +185,20 @@ class EtcdStore:
         self.health.readings += 1
         self.health.revision = listing.revision
         if not ready:
-            self._load_saved()
+            self._use_saved()
             self._tell_problems()
             return
-        await self._deliver(self.guard.listed(present, changes, self._clock()))
+        updates = self.guard.listed(present, changes, self._clock())
+        if self._may_use_saved:  # nobody knows what was saved
+            self._may_use_saved = False
+            updates = [Update(key, good.resource) for key, good in self.guard.good.items()]
+        await self._deliver(updates)
         self.health.from_snapshot = False
         if not self._synced and self._sink is not None:
             self._synced = True
             self._sink.in_sync()
         if self._saved is not None:
-            self._saved.rewrite(self.guard, self._offset, time.time(), listing.revision)
+            self._saved.rewrite(self.guard, self._offset, time.time(), listing.revision, self._cluster)
         self._tell_problems()
 
     async def _take(self, events: Events) -> None:
@@ -271,7 +284,11 @@ class EtcdStore:
         self.health.held = len(self.guard.held)
         said = [Problem("etcd", 0, "", text) for text in self.guard.sentences()]
         if self.health.problem:
-            kept = "what it last said stays" if self._synced or self.health.from_snapshot else "nothing is known yet"
+            kept = (
+                "what it last said stays"
+                if self._synced or self.health.from_snapshot
+                else f"nothing is known yet ({self._not_saved or 'no state was saved'})"
+            )
             said.append(Problem("etcd", 0, "", f"{self.health.problem}; {kept}"))
         if not self._ready:
             text = "ClusterInformation says that the datastore is not ready, so what it last said stays"
@@ -292,24 +309,31 @@ class EtcdStore:
 
     async def _cold_start(self) -> None:
         await asyncio.sleep(COLD_START)
-        self._load_saved()
+        self._use_saved()
 
-    def _load_saved(self) -> None:
-        """Begin with what was saved, once, where etcd has not said anything yet."""
-        if self._synced or self._tried_saved or self._saved is None or self._sink is None:
+    async def _load_saved(self) -> None:
+        """Believe what an earlier run believed. Nobody is told yet: etcd may answer in a moment."""
+        if self._saved is None or self._began:
             return
-        self._tried_saved = True
         try:
-            loaded = self._saved.load()
-        except ConfigError:  # there is nothing to begin with, and that etcd does not answer is said anyway
+            loaded = await asyncio.to_thread(self._saved.load)
+        except ConfigError as refusal:
+            self._not_saved = str(refusal)
             return
-        held = {key: at - self._offset for key, at in loaded.held.items()}
+        self._cluster = loaded.cluster
         self.guard.garbage = dict(loaded.garbage)
-        for update in self.guard.load(loaded.good.items(), held):
-            self._sink.update(update)
+        self.guard.load(loaded.good.items(), {key: at - self._offset for key, at in loaded.held.items()})
+        self.health.as_of, self.health.revision = loaded.as_of, loaded.revision
+        self._may_use_saved = True
+
+    def _use_saved(self) -> None:
+        """Begin with what was saved where etcd has not said anything yet."""
+        if self._synced or not self._may_use_saved or self._sink is None:
+            return
+        self._may_use_saved = False
         self.health.from_snapshot = True
-        self.health.as_of = loaded.as_of
-        self.health.revision = loaded.revision
+        for good in self.guard.good.values():
+            self._sink.update(Update(good.resource.key, good.resource))
         self._sink.loaded()
         self._tell_problems()
 
@@ -319,7 +343,7 @@ class EtcdStore:
         self._marked_at = self._clock()
         revision = self.health.revision
         if self._saved.outdated(self.guard):
-            self._saved.rewrite(self.guard, self._offset, time.time(), revision)
+            self._saved.rewrite(self.guard, self._offset, time.time(), revision, self._cluster)
         else:
             self._saved.append(self.guard, set(keys), self._offset, time.time(), revision)
 

@@ -14,10 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
+
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read at import; what goes wrong is said by our own errors
 
 import grpc
 from aetcd import rpc
@@ -42,8 +45,7 @@ _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE),
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.max_pings_without_data", 0),  # while a watch is open; without one etcd takes pings for an attack
     ("grpc.enable_http_proxy", 0),
     ("grpc.use_local_subchannel_pool", 1),
 )
@@ -204,6 +206,10 @@ class Client:
         except (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError, TimeoutError) as error:
             await self._drop(member)
             raise _mapped(member.endpoint, error) from None
+        except asyncio.CancelledError:
+            if _is_cancelled():
+                raise
+            raise _mapped(member.endpoint, None) from None
         except StoreError:
             await self._drop(member)
             raise
@@ -220,6 +226,8 @@ class Client:
                 done, _ = await asyncio.wait((reading,), timeout=QUIET)
             if not done:
                 raise TimeoutError
+            if reading.cancelled():  # another call found the member dead
+                raise grpc.aio.UsageError
             response = reading.result()
         finally:
             reading.cancel()
@@ -255,6 +263,10 @@ class Client:
                 ],
             )
             answer = await rpc.KVStub(member.channel).Txn(request, timeout=CALL, metadata=member.metadata)
+        except asyncio.CancelledError:
+            if _is_cancelled():
+                raise
+            raise Unavailable(f"{_mapped(member.endpoint, None)}; whether it was written is not known") from None
         except grpc.aio.AioRpcError as error:
             if _login_is_over(error):
                 await self._drop(member)
@@ -277,6 +289,10 @@ class Client:
             member = await self._ready()
             try:
                 return await ask(member)
+            except asyncio.CancelledError:
+                if _is_cancelled():
+                    raise
+                failure = _mapped(member.endpoint, None)  # another call found the member dead
             except grpc.aio.AioRpcError as error:
                 failure = _mapped(member.endpoint, error)
                 if not _login_is_over(error) and not isinstance(failure, Unavailable):
@@ -408,7 +424,13 @@ def _login_is_over(error: grpc.aio.AioRpcError) -> bool:
     return "invalid auth token" in details or "revision of auth store is old" in details
 
 
-def _mapped(endpoint: str, error: BaseException) -> StoreError:
+def _is_cancelled() -> bool:
+    """Whether it is us who are cancelled, and not the call we wait for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _mapped(endpoint: str, error: BaseException | None) -> StoreError:
     if isinstance(error, grpc.aio.AioRpcError):
         return _refusal(endpoint, error.code(), error.details() or "")
     if isinstance(error, TimeoutError):

@@ -43,6 +43,8 @@ class Loaded:
     as_of: float = 0.0
     """Unix time of its last line that says so."""
     revision: int = 0
+    cluster: int = 0
+    """Which etcd: revisions of another mean nothing."""
     good: dict[ResourceKey, Good] = field(default_factory=dict)
     held: dict[ResourceKey, float] = field(default_factory=dict)
     """Since when, in Unix time."""
@@ -77,16 +79,16 @@ class SavedState:
             raise ConfigError(self.path, "the saved state is of another node or another root, so it is not used")
         if not set(header.get("endpoints") or ()) & set(own.endpoints):
             raise ConfigError(self.path, "the saved state is of another etcd: none of its endpoints is ours")
-        loaded = Loaded()
+        loaded = Loaded(cluster=int(header.get("cluster", 0)))
         for line in lines[1:]:
             entry = _parsed(line)
             if isinstance(entry, list):
                 _take(loaded, entry)
         return loaded
 
-    def rewrite(self, guard: Guard, offset: float, as_of: float, revision: int) -> None:
+    def rewrite(self, guard: Guard, offset: float, as_of: float, revision: int, cluster: int) -> None:
         """Write all of it. `offset` is what to add to the guard's times for Unix time."""
-        header = {"saved": SCHEMA, "node": self.identity.node, "root": self.identity.root}
+        header = {"saved": SCHEMA, "node": self.identity.node, "root": self.identity.root, "cluster": cluster}
         keys = list(guard.good.keys() | guard.garbage.keys())
         lines = [_line(header | {"endpoints": list(self.identity.endpoints)}), _line([as_of, revision])]
         lines += _states(guard, keys, offset)
