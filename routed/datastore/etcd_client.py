@@ -1,8 +1,8 @@
 """One live member of an etcd cluster, whichever answers: octets in, octets out.
 
 `aetcd` brings etcd's messages and stubs; its client is not used, for it knows one endpoint, no TLS and no new token
-(docs/decisions/0019). A `Client` holds one channel at a time. Where that fails, all endpoints are tried, beginning behind the
-one that failed and each STAGGER seconds after the one before, and the first that answers a linearizable read is taken:
+(docs/decisions/0019). A `Client` holds one channel at a time. Where that fails, all endpoints are tried, beginning behind
+the one that failed and each STAGGER seconds after the one before; the first that answers a linearizable read is taken:
 that is one with a leader, so neither a dead member, one that drops packets nor one cut off from the others delays a start
 by more than STAGGER seconds.
 
