@@ -321,3 +321,17 @@ def test_traces_are_one_line() -> None:
     text = trace(caught.value)
     assert text.startswith("ValueError: invalid literal for int() with base 10: 'x' [at ")
     assert "test_traces_are_one_line" in text and "\n" not in text
+
+
+def test_a_refused_route_is_a_line_and_its_end_another() -> None:
+    async def test(stage: Stage) -> None:
+        key = (Family.IPV4_UNICAST, bytes([24, 192, 0, 2]))
+        failure = RouteFailure(*key, 13, "192.0.2.0/24: the kernel refused the route: Permission denied")
+        stage.driver.route_failures((failure,), ())
+        stage.driver.route_failures((), (key,))
+        assert [line.split(" kernel: ")[1] for line in stage.lines() if " kernel: " in line] == [
+            "192.0.2.0/24: the kernel refused the route: Permission denied",
+            "put right: the route to 192.0.2.0/24",
+        ]
+
+    run(test)
