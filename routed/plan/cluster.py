@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+from routed.model.ipam import IPAMBlock
+from routed.model.kubernetes import EndpointSlice, Service
 from routed.model.policies import Profile
 from routed.model.resources import (
     DEFAULT_AS_NUMBER,
@@ -26,14 +28,14 @@ from routed.model.resources import (
     ResourceKey,
     Update,
 )
-from routed.model.settings import FelixConfiguration
+from routed.model.settings import ClusterInformation, FelixConfiguration
 from routed.model.workloads import WorkloadEndpoint
 from routed.net.families import Family
 
 K = TypeVar("K")
 T = TypeVar("T")
 
-_SETTINGS = frozenset((FelixConfiguration.kind,))
+_SETTINGS = frozenset((FelixConfiguration.kind, ClusterInformation.kind))
 _NOTHING_CONFIGURED = BGPConfiguration(name="default")
 
 
@@ -64,16 +66,20 @@ class Cluster:
     """See the module's docstring. Dictionaries are by resource name."""
 
     __slots__ = (
+        "_block_names",
         "_claims",
         "affinities",
+        "block_holders",
         "configurations",
         "filters",
+        "local_endpoints",
         "node_name",
         "nodes",
         "others",
         "peers",
         "pools",
         "secrets",
+        "services",
         "workloads",
     )
 
@@ -91,6 +97,12 @@ class Cluster:
         """By kind: what planning has no use for."""
         self.workloads: dict[ResourceKey, WorkloadEndpoint] = {}
         """The endpoints on this node."""
+        self.services: dict[ResourceKey, Service] = {}
+        self.local_endpoints: dict[ResourceKey, tuple[str, str, Family]] = {}
+        """EndpointSlices with a ready endpoint on this node: (namespace, service, family of the endpoints)."""
+        self.block_holders: dict[Cidr, str] = {}
+        """What the blocks themselves say of who has them: `host:node-1`."""
+        self._block_names: dict[str, Cidr] = {}
         self._claims: dict[Cidr, set[str]] = {}
         """Names of the affinities of each block."""
 
@@ -118,6 +130,17 @@ class Cluster:
                 return Aspect.FILTERS
             case WorkloadEndpoint.kind:
                 return self._apply_workload(update.key, value if isinstance(value, WorkloadEndpoint) else None)
+            case IPAMBlock.kind:
+                return self._apply_block(name, value if isinstance(value, IPAMBlock) else None)
+            case Service.kind:
+                _put(self.services, update.key, value if isinstance(value, Service) else None)
+                return self._of_services()
+            case EndpointSlice.kind:
+                found = self._local_endpoint(update.key, value) if isinstance(value, EndpointSlice) else None
+                if found == self.local_endpoints.get(update.key):
+                    return Aspect.NOTHING
+                _put(self.local_endpoints, update.key, found)
+                return self._of_services()
             case kind:
                 others = self.others.setdefault(kind, {})
                 before = bool(others)
@@ -128,8 +151,33 @@ class Cluster:
                     or kind in _SETTINGS
                     or (kind == Profile.kind and self.peers_with_workloads)
                 ):
-                    return Aspect.SESSIONS
+                    return Aspect.SESSIONS | (Aspect.FILTERS if kind in _SETTINGS else Aspect.NOTHING)
                 return Aspect.NOTHING
+
+    def _apply_block(self, name: str, block: IPAMBlock | None) -> Aspect:
+        old = self._block_names.pop(name, None)
+        holder = self.block_holders.pop(old, None) if old is not None else None
+        if block is not None and not block.deleted:
+            self._block_names[name] = block.cidr
+            if block.affinity is not None:
+                self.block_holders[block.cidr] = block.affinity
+            if old == block.cidr and holder == block.affinity:
+                return Aspect.NOTHING  # an address was handed out
+        cidrs = {cidr for cidr in (old, block.cidr if block is not None else None) if cidr is not None}
+        mine = any(one.node == self.node_name for cidr in cidrs for one in self.claims(cidr))
+        return Aspect.ORIGINS if mine else Aspect.NOTHING
+
+    def _of_services(self) -> Aspect:
+        """What a change of services can matter to: nothing where no range of them is announced."""
+        default = self.default_configuration
+        announced = default.service_cluster_ips or default.service_external_ips or default.service_load_balancer_ips
+        return Aspect.ORIGINS if announced else Aspect.NOTHING
+
+    def _local_endpoint(self, key: ResourceKey, found: EndpointSlice) -> tuple[str, str, Family] | None:
+        if not any(one.ready and one.node_name == self.node_name for one in found.endpoints):
+            return None
+        family = Family.IPV6_UNICAST if found.address_type == "IPv6" else Family.IPV4_UNICAST
+        return key.namespace, found.service, family
 
     def _apply_node(self, name: str, node: Node | None) -> Aspect:
         old = self.nodes.get(name)
@@ -199,6 +247,26 @@ class Cluster:
                 labels.update(profile.labels_to_apply)
         labels.update(workload.labels)
         return labels
+
+    @property
+    def calico_version(self) -> str:
+        """What ClusterInformation says the cluster runs; empty: nothing."""
+        for information in self.others.get(ClusterInformation.kind, {}).values():
+            if isinstance(information, ClusterInformation) and information.name == "default":
+                return information.calico_version
+        return ""
+
+    @property
+    def interface_prefixes(self) -> tuple[str, ...]:
+        """What FelixConfiguration says names of workload interfaces begin with; empty: nothing."""
+        found: tuple[str, ...] = ()
+        for felix in self.others.get(FelixConfiguration.kind, {}).values():
+            if isinstance(felix, FelixConfiguration) and felix.interface_prefix:
+                if felix.node_name == self.node_name:
+                    return felix.interface_prefix
+                if felix.name == "default":
+                    found = felix.interface_prefix
+        return found
 
     def claims(self, cidr: Cidr) -> list[BlockAffinity]:
         """All nodes' affinities of a block, by name."""

@@ -47,6 +47,10 @@ def plan_origins(cluster: Cluster, pod_cidrs: PodCidrs = PodCidrs.WITHOUT_AFFINI
         named.add(cidr.family)
         key = (cidr.family, cidr.prefix)
         reason = _withheld(affinity)
+        holder = cluster.block_holders.get(cidr, f"host:{cluster.node_name}")
+        if not reason and holder != f"host:{cluster.node_name}":
+            reason = f"BlockAffinity {name} is confirmed, but the block {cidr} itself says that it is {holder}'s"
+            found.problems.append(f"{reason}; it is not announced until the two agree")
         if reason:
             found.withheld[key] = reason
             continue

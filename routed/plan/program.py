@@ -11,6 +11,8 @@ What differs between Calico's versions is decided here too: as of v3.32 LOCAL_PR
 
 from __future__ import annotations
 
+import re
+
 from routed.model.resources import EncapMode, IPPool, ProgramClusterRoutes
 from routed.net.families import Family
 from routed.plan.cluster import Cluster
@@ -20,6 +22,8 @@ from routed.plan.types import CalicoVersion, KernelPlan, LearnPlan, Origin, Plan
 from routed.rib.program import Programming, ProgramPolicy, ProgramRule
 
 DEFAULT_INTERFACE_PREFIX = "cali"
+
+_VERSION = re.compile(r"v?([0-9]{1,4})\.([0-9]{1,4})")
 
 _LEFT_TO_FELIX = {
     ProgramClusterRoutes.ENABLED: (),
@@ -43,7 +47,7 @@ def plan_kernel(cluster: Cluster, settings: PlanSettings) -> KernelPlan:
 
 def plan_learning(cluster: Cluster, settings: PlanSettings, origins: dict[tuple[Family, bytes], Origin]) -> LearnPlan:
     return LearnPlan(
-        workload_prefixes=settings.interface_prefixes or (DEFAULT_INTERFACE_PREFIX,),
+        workload_prefixes=settings.interface_prefixes or cluster.interface_prefixes or (DEFAULT_INTERFACE_PREFIX,),
         ignored_interfaces=cluster.default_configuration.ignored_interfaces,
         inside={
             family: tuple(
@@ -64,8 +68,13 @@ def plan_learning(cluster: Cluster, settings: PlanSettings, origins: dict[tuple[
     )
 
 
-def calico_version(cluster: Cluster, settings: PlanSettings) -> CalicoVersion:  # noqa: ARG001
-    return settings.calico_version or CalicoVersion.V3_31
+def calico_version(cluster: Cluster, settings: PlanSettings) -> CalicoVersion:
+    """Which Calico to behave like: as the settings say, else by ClusterInformation, else the older one."""
+    if settings.calico_version is not None:
+        return settings.calico_version
+    found = _VERSION.match(cluster.calico_version)
+    newer = found is not None and (int(found[1]), int(found[2])) >= (3, 32)
+    return CalicoVersion.V3_32 if newer else CalicoVersion.V3_31
 
 
 def felix_owns_ipip(cluster: Cluster) -> bool:

@@ -18,6 +18,8 @@ from routed.plan.types import CalicoVersion
 
 #: Kinds that only mean something to who enforces policies.
 _NOT_ENFORCED = ("NetworkPolicy", "GlobalNetworkPolicy", "KubernetesNetworkPolicy", "HostEndpoint")
+#: What of a FelixConfiguration counts for routes.
+_FELIX_USED = frozenset({"interfacePrefix"})
 #: What a `node.<name>` BGPConfiguration may say, as in Calico.
 _PER_NODE = frozenset({"listenPort", "prefixAdvertisements", "logSeverityScreen", "communities"})
 
@@ -42,9 +44,9 @@ def unsupported_settings(cluster: Cluster, version: CalicoVersion = CalicoVersio
             problems.append(f"{min(others)}{_and_more(len(others))}: this release enforces no policies")
     for key, felix in sorted(cluster.others.get(FelixConfiguration.kind, {}).items()):
         if isinstance(felix, FelixConfiguration) and felix.node_name in (None, cluster.node_name):
-            fields = set_fields(felix)
+            fields = [name for name in set_fields(felix) if name not in _FELIX_USED]
             if fields:
-                problems.append(f"{key}: nothing of it is used; set are {', '.join(fields)}")
+                problems.append(f"{key}: not used of it are {', '.join(fields)}")
     return problems
 
 

@@ -249,6 +249,6 @@ def test_what_nobody_acts_on_is_told(scenario: Make) -> None:
     """)
     told = [text for text in made.plan.problems if "Policy" in text or "Felix" in text]
     assert sorted(told) == [
-        "FelixConfiguration default: nothing of it is used; set are bpfEnabled, ipipMTU",
+        "FelixConfiguration default: not used of it are bpfEnabled, ipipMTU",
         "GlobalNetworkPolicy a and 1 more: this release enforces no policies",
     ]
