@@ -16,6 +16,7 @@ from routed.testing.lab import LabError, wait_for
 from routed.testing.lab.clab import Topology, read_topology
 from routed.testing.lab.deploy import RUNNING, Deployment, deployed, end, find, leave
 from routed.testing.lab.expect import check, kernel_routes, read_expectation
+from routed.testing.lab.namespaces import remove_stale
 from tests.house.rooms import ROOT
 
 LAB = (sys.executable, "-m", "routed.testing.lab")
@@ -211,17 +212,19 @@ class TestEnd:
             "import sys, time\nfrom pathlib import Path\nfrom routed.testing.lab.clab import read_topology\n"
             "from routed.testing.lab.deploy import deployed\n"
             "with deployed(read_topology(Path(sys.argv[1]), {})) as lab:\n"
-            "    print(*[node.pid for node in lab.nodes.values()], flush=True)\n    time.sleep(100)\n"
+            "    print(lab.folder, *[node.pid for node in lab.nodes.values()], flush=True)\n    time.sleep(100)\n"
         )
         process = subprocess.Popen([sys.executable, "-c", program, str(file)], stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
-        pids = process.stdout.readline().split()
+        folder, *pids = process.stdout.readline().split()
         spaces = {os.readlink(f"/proc/{pid}/ns/net") for pid in pids}
         assert len(pids) == 6
         process.send_signal(signal.SIGKILL)
         process.wait()
         wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), 10, "the nodes are gone")
         wait_for(lambda: not spaces & host_namespaces(), 10, "their networks are gone")
+        remove_stale()  # the next laboratory does
+        assert not Path(folder).exists()
 
     def test_one_that_died_halfway_is_in_nobodys_way(self, tmp_path: Path) -> None:
         name = f"test-half-{os.getpid()}"

@@ -29,7 +29,7 @@ from typing import IO
 from routed.testing.lab.clab import Link, Topology
 from routed.testing.lab.document import TopologyError
 from routed.testing.lab.images import image_of
-from routed.testing.lab.namespaces import LabError, run
+from routed.testing.lab.namespaces import LabError, fresh_prefix, remove_stale, run
 from routed.testing.lab.nodes import Node, start_node
 
 #: Laboratories that stay.
@@ -74,7 +74,10 @@ class Deployment:
 @contextlib.contextmanager
 def deployed(topology: Topology) -> Iterator[Deployment]:
     """A laboratory for the time of a block."""
-    lab = _deploy(topology, topology.name, Path(tempfile.mkdtemp(prefix=f"routed-lab-{topology.name}-")))
+    remove_stale()
+    folder = Path(tempfile.gettempdir()) / f"{fresh_prefix()}-{topology.name}"
+    folder.mkdir(mode=0o755)
+    lab = _deploy(topology, topology.name, folder)
     try:
         yield lab
     finally:

@@ -272,8 +272,8 @@ class Lab:
     def __init__(self) -> None:
         if os.geteuid() != 0:
             raise LabError("a laboratory needs root, for network namespaces")
-        _remove_stale()
-        self.prefix = f"rlab-{os.getpid()}-{start_time(os.getpid())}-{next(_numbers)}"
+        remove_stale()
+        self.prefix = fresh_prefix()
         self.folder = Path(tempfile.gettempdir()) / self.prefix
         self.folder.mkdir(mode=0o755)
         self.namespaces: dict[str, Namespace] = {}
@@ -361,7 +361,12 @@ def start_time(pid: int) -> int:
     return 0 if words[0] in ("Z", "X") else int(words[19])
 
 
-def _remove_stale() -> None:
+def fresh_prefix() -> str:
+    """What begins the names of one laboratory of this process: `remove_stale` knows by it whose they are."""
+    return f"rlab-{os.getpid()}-{start_time(os.getpid())}-{next(_numbers)}"
+
+
+def remove_stale() -> None:
     """Namespaces and folders of processes that no longer are."""
     with contextlib.suppress(FileNotFoundError):
         for name in os.listdir(NETNS):
