@@ -24,6 +24,10 @@ from routed.observe.logs import harmless
 
 DEFAULT_CONFIG = "/etc/routed/routed.yaml"
 
+#: Seconds between two looks of --watch where none are given, and at least.
+WATCH_SECONDS = 2.0
+SHORTEST_WATCH = 0.1
+
 SHOW = "show neighbors, routes, interfaces and more"
 """The help of the group that most modules add to."""
 
@@ -106,10 +110,12 @@ class Commands:
         examples: Sequence[tuple[str, str]],
         aliases: Sequence[str] = (),
         abbreviate: bool = True,
+        watch: bool = False,
     ) -> argparse.ArgumentParser:
         """Declare a command, `words` being all of its name; the parser it returns takes its arguments.
 
         `examples` are pairs of a command line and what it does. `aliases` are other words for the last one of `words`.
+        With `watch` it can be repeated: see `watch`.
         """
         group, _, name = words.rpartition(" ")
         width = max(len(line) for line, _ in examples)
@@ -123,6 +129,15 @@ class Commands:
             parents=[self._common],
         )
         parser.set_defaults(run=run)
+        if watch:
+            parser.add_argument(
+                "--watch",
+                nargs="?",
+                const=WATCH_SECONDS,
+                type=_seconds,
+                metavar="SECONDS",
+                help=f"again every SECONDS ({WATCH_SECONDS:g} if not given) until Ctrl-C",
+            )
         self._names[group].update(dict.fromkeys((name, *aliases), name))
         if not abbreviate:
             self._in_full.add(words)
@@ -134,7 +149,7 @@ class Commands:
 
     def in_full(self, argv: Sequence[str]) -> list[str]:
         """A command line with the words of its command written out."""
-        words, group, skip = list(argv), "", False
+        words, group, skip = _watching(argv), "", False
         for index, word in enumerate(words):
             if skip or word.startswith("-"):
                 skip = not skip and word in ("--config", "--socket")
@@ -155,6 +170,29 @@ class Commands:
             return {names[word]}
         found = {name for typed, name in names.items() if typed.startswith(word)}
         return {name for name in found if f"{group} {name}".strip() not in self._in_full}
+
+
+def _watching(argv: Sequence[str]) -> list[str]:
+    """A command line in which --watch keeps its number, and takes nothing else for one: an address may follow it."""
+    words: list[str] = []
+    for word in argv:
+        if words and words[-1] == "--watch":
+            number = word.replace(".", "", 1).isdigit()
+            words[-1] = f"--watch={word if number else f'{WATCH_SECONDS:g}'}"
+            if number:
+                continue
+        words.append(word)
+    return words
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not SHORTEST_WATCH <= seconds <= 86400:
+        raise argparse.ArgumentTypeError(f"must be a number of seconds from {SHORTEST_WATCH} to 86400, not {text!r}")
+    return seconds
 
 
 def socket_path(arguments: argparse.Namespace) -> str:

@@ -7,13 +7,14 @@ import os
 import sys
 from collections.abc import Sequence
 
-from routed.cli import addresses, check, events, neighbors, node, recordings, resources, routes
+from routed.cli import addresses, check, completion, events, neighbors, node, recordings, resources, routes
 from routed.cli.command import Commands, ExitStatus, UsageError
+from routed.cli.watch import watch
 from routed.control.client import Unreachable
 from routed.errors import ConfigError, RoutedError, StoreError
 from routed.observe.logs import harmless
 
-MODULES = (node, neighbors, routes, events, check, resources, addresses, recordings)
+MODULES = (node, neighbors, routes, events, check, resources, addresses, recordings, completion)
 """In the order of --help."""
 
 EXAMPLES = """\
@@ -53,6 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that knows no UTF-8 is no reason to fail
     try:
+        seconds = getattr(arguments, "watch", None)
+        if seconds is not None:
+            watch(arguments.run, arguments, seconds)
         status = int(arguments.run(arguments))
         sys.stdout.flush()
         return status

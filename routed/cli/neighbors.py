@@ -38,6 +38,7 @@ def add(commands: Commands) -> None:
         "show neighbors",
         _neighbors,
         "the BGP neighbours, or everything about one",
+        watch=True,
         examples=[
             ("routedctl show neighbors", "a line for each"),
             ("routedctl show neighbors 10.0.0.2", "everything about one"),
@@ -49,6 +50,7 @@ def add(commands: Commands) -> None:
         "show summary",
         _summary,
         "the BGP neighbours of each family with message and prefix counts, as `show bgp summary` of other routers",
+        watch=True,
         examples=[
             ("routedctl show summary", "all families"),
             ("routedctl show summary --family ipv6", "one of them"),
@@ -80,7 +82,7 @@ def add(commands: Commands) -> None:
             ],
         ),
     ):
-        parser = commands.add(f"show {name}", run, text, examples=examples)
+        parser = commands.add(f"show {name}", run, text, watch=True, examples=examples)
         parser.add_argument("address", metavar="ADDR", help="a neighbour's address or name")
         parser.add_argument("prefix", nargs="?", metavar="PREFIX", help="a prefix, or an address it covers")
         parser.add_argument("--longer", action="store_true", help="also the prefixes that lie within PREFIX")

@@ -19,6 +19,7 @@ def add(commands: Commands) -> None:
         "status",
         _status,
         "the node at a glance, and its problems",
+        watch=True,
         examples=[
             ("routedctl status", "is this node well?"),
             ("routedctl status --json", "the same for a program"),
@@ -35,6 +36,7 @@ def add(commands: Commands) -> None:
         "show interfaces",
         _interfaces,
         "the node's interfaces as routed sees them",
+        watch=True,
         examples=[("routedctl show interfaces", "which carries BGP, which leads to workloads, what is down")],
     )
     shutdown = commands.add(

@@ -22,6 +22,7 @@ def add(commands: Commands) -> None:
         "show route",
         _route,
         "the routes in use, or one prefix in full",
+        watch=True,
         examples=[
             ("routedctl show route", "the routes in use"),
             ("routedctl show route 10.244.1.0/26 --all", "every path, which won, in which step"),
@@ -35,6 +36,7 @@ def add(commands: Commands) -> None:
         "show fib",
         _fib,
         "our routes in the kernel, and those it refused",
+        watch=True,
         examples=[("routedctl show fib", "what we asked of the kernel, and what it said")],
     )
 

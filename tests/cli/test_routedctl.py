@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -648,3 +651,50 @@ def test_a_recording_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[
     path.write_text("x\n")
     assert main(["replay", str(path)]) == 78
     assert capsys.readouterr().err == f"routedctl: {path}:1: this is not a recording of routed\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["sta"], ["status"]),
+        (["show", "ne"], ["neighbors"]),
+        (["sh", "re"], ["received"]),
+        (["show", "received", ""], ["10.0.0.2", "10.0.0.254"]),
+        (["clear", "10.0.0.2", "s"], ["soft"]),
+        (["show", "summary", "--family", ""], ["ipv4", "ipv6"]),
+        (["--socket", "x", "show", "summary", "--fam"], ["--family"]),
+        (["replay", "/tm"], [":files"]),
+        (["completion", "z"], ["zsh"]),
+        (["nonsense", ""], None),
+    ],
+)
+def test_completion(ctl: Ctl, words: list[str], found: list[str] | None) -> None:
+    assert ctl("complete", "--", *words) == 0
+    if found is None:
+        assert "status" in ctl.out.split()
+    else:
+        assert ctl.out.split() == found
+
+
+def test_completion_without_a_daemon_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--socket", "/nowhere", "complete", "--", "show", "received", ""]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
+def test_bash_takes_the_completion(ctl: Ctl, tmp_path: Path) -> None:
+    """A real bash, with routedctl in its PATH, completes a command's word and a neighbour's address."""
+    program = tmp_path / "routedctl"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m routed.cli.main --socket {ctl.path} "$@"\n')
+    program.chmod(0o755)
+    script = """
+        eval "$(routedctl completion bash)"
+        for line in "routedctl show adv" "routedctl show received 10.0.0.25"; do
+            COMP_WORDS=($line); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _routedctl; echo "${COMPREPLY[@]}"
+        done
+    """
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", script], env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.split() == ["advertised", "10.0.0.254"]

@@ -140,8 +140,6 @@ def test_rooms_that_touch_the_world_are_strangers_to_each_other(room: str) -> No
     known = {"cli": {"control", "observe", "datastore"}, "observe": set()}.get(room, set())
     siblings = {"datastore", "dataplane", "control", "observe", "cli", "daemon"} - {room} - known
     for path in modules(room):
-        if path.parts[-2:] == ("cli", "check.py"):
-            continue
         for module, _ in imports(path):
             parts = module.split(".")
             assert not (parts[0] == "routed" and len(parts) > 1 and parts[1] in siblings), path
