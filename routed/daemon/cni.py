@@ -1,0 +1,168 @@
+"""The socket the CNI plugin calls: takes calls with their descriptors, hands them on, answers (see `cni.protocol`).
+
+One connection is one call. A call that is not understood, or whose handling raises, gets a CNI error; the daemon goes on.
+Descriptors that came with a call are closed when it ends, whatever happens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import stat
+from collections.abc import Awaitable, Callable, Iterable
+
+from routed.cni.call import DECODE_FAILURE, INTERNAL, TRY_AGAIN, Request, format_error, parse_request
+from routed.cni.protocol import MAX_MESSAGE, SYSCTLS_DONE, encode_result, encode_sysctls, parse_call
+from routed.errors import CniError, RoutedError
+
+#: Calls handled at once; more wait in the socket's queue.
+BACKLOG = 512
+#: Seconds the plugin may take to write sysctls.
+PATIENCE = 10.0
+_DESCRIPTORS = 2
+
+Handler = Callable[[Request, "Inside | None", "Conversation"], Awaitable[bytes]]
+"""Carries a call out; what it returns is printed. Raises CniError."""
+
+
+class Inside:
+    """What was opened in the container's network namespace."""
+
+    def __init__(self, netlink: socket.socket, namespace: int) -> None:
+        self.netlink = netlink
+        self.namespace = namespace
+
+
+class Conversation:
+    """One call's connection."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+
+    async def write_sysctls(self, values: Iterable[tuple[str, str]]) -> None:
+        """Have the plugin write files below /proc/sys/net inside the container's namespace. Raises CniError."""
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.sock_sendall(self._connection, encode_sysctls(values))
+            answer = await asyncio.wait_for(loop.sock_recv(self._connection, MAX_MESSAGE), PATIENCE)
+        except (OSError, TimeoutError):
+            raise CniError(TRY_AGAIN, "the plugin ended during the call") from None
+        if answer[:1] != SYSCTLS_DONE:
+            raise CniError(TRY_AGAIN, "the plugin did not say whether it wrote the sysctls")
+        if len(answer) > 1:
+            raise CniError(INTERNAL, f"inside the container: {answer[1:].decode('utf-8', 'replace')}")
+
+    async def answer(self, status: int, output: bytes) -> None:
+        with contextlib.suppress(OSError):  # it has gone; whoever runs it will ask again
+            await asyncio.get_running_loop().sock_sendall(self._connection, encode_result(status, output))
+
+
+class CniServer:
+    """See the module's docstring."""
+
+    def __init__(self, handler: Handler, bug: Callable[[str, Exception], None]) -> None:
+        self._handler = handler
+        self._bug = bug
+        self._listener: socket.socket | None = None
+        self._calls: set[asyncio.Task[None]] = set()
+        self.path = ""
+
+    def start(self, path: str) -> None:
+        """Listen at `path`, for root alone. Raises OSError."""
+        self._loop = asyncio.get_running_loop()
+        with contextlib.suppress(FileNotFoundError):
+            if stat.S_ISSOCK(os.lstat(path).st_mode):
+                os.unlink(path)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        try:
+            before = os.umask(0o177)
+            try:
+                listener.bind(path)
+            finally:
+                os.umask(before)
+            listener.setblocking(False)
+            listener.listen(BACKLOG)
+        except OSError:
+            listener.close()
+            raise
+        self.path = path
+        self._listener = listener
+        self._loop.add_reader(listener.fileno(), self._accept)
+
+    async def stop(self) -> None:
+        """No more calls; those under way are ended."""
+        if self._listener is None:
+            return
+        self._loop.remove_reader(self._listener.fileno())
+        self._listener.close()
+        self._listener = None
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.path)
+        for call in self._calls:
+            call.cancel()
+        await asyncio.gather(*self._calls, return_exceptions=True)
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        with contextlib.suppress(BlockingIOError, ConnectionError):
+            connection, _ = self._listener.accept()
+            connection.setblocking(False)
+            call = self._loop.create_task(self._serve(connection))
+            self._calls.add(call)
+            call.add_done_callback(self._calls.discard)
+
+    async def _serve(self, connection: socket.socket) -> None:
+        descriptors: list[int] = []
+        with connection:
+            try:
+                message = await self._receive(connection, descriptors)
+                await self._handle(message, descriptors, Conversation(connection))
+            except (OSError, TimeoutError):
+                pass  # whoever called is gone
+            finally:
+                for descriptor in descriptors:
+                    os.close(descriptor)
+
+    async def _receive(self, connection: socket.socket, descriptors: list[int]) -> bytes:
+        """The call, once it is there."""
+        ready: asyncio.Future[None] = self._loop.create_future()
+
+        def arrived() -> None:
+            if not ready.done():
+                ready.set_result(None)
+
+        self._loop.add_reader(connection.fileno(), arrived)
+        try:
+            await asyncio.wait_for(ready, PATIENCE)
+        finally:
+            self._loop.remove_reader(connection.fileno())
+        message, found, _, _ = socket.recv_fds(connection, MAX_MESSAGE, _DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
+        descriptors += found
+        return message
+
+    async def _handle(self, message: bytes, descriptors: list[int], conversation: Conversation) -> None:
+        version = "1.0.0"
+        try:
+            try:
+                request = parse_request(parse_call(message))
+            except ValueError as error:
+                raise CniError(DECODE_FAILURE, f"the plugin is of another version than the daemon: {error}") from None
+            version = request.version
+            if len(descriptors) == _DESCRIPTORS:
+                with socket.socket(fileno=os.dup(descriptors[0])) as netlink:
+                    output = await self._handler(request, Inside(netlink, descriptors[1]), conversation)
+            else:
+                output = await self._handler(request, None, conversation)
+        except CniError as error:
+            await conversation.answer(1, format_error(version, error))
+        except RoutedError as error:
+            await conversation.answer(1, format_error(version, CniError(TRY_AGAIN, str(error))))
+        except Exception as error:
+            self._bug("a CNI call", error)
+            await conversation.answer(
+                1, format_error(version, CniError(INTERNAL, "internal error of routed; its log has the details"))
+            )
+        else:
+            await conversation.answer(0, output)

@@ -1,0 +1,646 @@
+"""Pods come and go: what a CNI call makes of addresses, interfaces, endpoints, routes and policy, and takes back.
+
+An ADD takes addresses, makes the interface, writes the WorkloadEndpoint, and answers once routes and policy for it are in
+the kernel; whatever fails on the way, all before it is undone. What a crash leaves behind is found by the next call for
+the same container, or by GC: addresses are counted under the container's handle, and interfaces have names that follow
+from the pod. A DEL takes all of it back and succeeds where there is nothing; the kernel's slow part, deleting the
+interface, goes on after the answer.
+
+Invariants: one call at a time for a container, and one for addresses on this node; the datastore's resources are a mirror
+fed by `update`, and every write of ours is in it before the call goes on.
+
+Long for one idea: the order of steps, and of undoing them, is one story.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import secrets
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Protocol, TypeVar
+
+from routed.cni.call import (
+    INTERNAL,
+    NO_ADDRESS,
+    NOT_AS_IT_WAS,
+    NOT_AVAILABLE,
+    TRY_AGAIN,
+    UNKNOWN_CONTAINER,
+    UNSUPPORTED_FIELD,
+    Attached,
+    Request,
+    format_result,
+    previous_addresses,
+)
+from routed.core.effects import Level
+from routed.daemon.cni import Conversation, Inside
+from routed.dataplane.pods import NODE_MAC, POD_SYSCTLS, PodPort, PodWiring
+from routed.datastore.store import Conflict, Store, Stored
+from routed.errors import CniError, ConfigError, KernelError, StoreError
+from routed.ipam.allocator import (
+    CONFLICT,
+    Answer,
+    Clock,
+    Cluster,
+    Demand,
+    Found,
+    Get,
+    List,
+    Outcome,
+    Procedure,
+    Write,
+    assign_addresses,
+    assign_specific,
+    release_by_handle,
+)
+from routed.ipam.blocks import Owner
+from routed.model.ipam import DEFAULT_IPAM_CONFIG, IPAMBlock, IPAMConfig, IPAMHandle, IPReservation
+from routed.model.kubernetes import Namespace, Pod
+from routed.model.policies import Profile
+from routed.model.resources import BlockAffinity, IPPool, JsonObject, JsonValue, Node, Resource, ResourceKey, Update
+from routed.model.schema import parse_manifest
+from routed.model.settings import ClusterInformation
+from routed.model.workloads import WorkloadEndpoint, workload_endpoint_name
+from routed.net.addresses import format_address
+from routed.net.families import Family
+from routed.net.prefixes import make_prefix
+
+R = TypeVar("R")
+
+#: Kinds that are kept, by what they are needed for.
+MIRRORED = frozenset(
+    kind.kind
+    for kind in (
+        IPPool, IPReservation, IPAMConfig, IPAMBlock, BlockAffinity, IPAMHandle, Node, WorkloadEndpoint, Profile, Pod,
+        Namespace, ClusterInformation,
+    )
+)  # fmt: skip
+
+#: Seconds routes and policy of a new pod may take to be in the kernel.
+SETTLE = 10.0
+_POLL = 0.001
+_API = "projectcalico.org/v3"
+_PROTOCOLS = {6: "TCP", 17: "UDP", 132: "SCTP"}
+
+
+class Dataplane(Protocol):
+    """What must be in force before a pod starts."""
+
+    def publish(self, update: Update) -> None:
+        """A resource changed by our own hand: routes and policy follow from it as from any other."""
+
+    async def in_force(self, prefixes: Iterable[tuple[Family, bytes]]) -> str:
+        """Wait until the routes to these and all policy are in the kernel; why they are not, or empty."""
+
+    @property
+    def ready(self) -> str:
+        """Why pods cannot be added now, or empty."""
+
+    @property
+    def mtu(self) -> int:
+        """Of pods' interfaces: the uplink's, less what tunnels need."""
+
+
+class Labels(Protocol):
+    """Who knows a pod that is in no datastore: the Kubernetes API."""
+
+    async def pod(self, namespace: str, name: str) -> JsonObject | None:
+        """Its manifest. Raises StoreError."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Identity:
+    """A pod as its endpoint names it."""
+
+    key: ResourceKey
+    interface: str
+    orchestrator: str
+    labels: Mapping[str, str]
+    profiles: tuple[str, ...]
+    service_account: str
+    ports: tuple[tuple[str, str, int], ...]
+
+
+class Pods:
+    """See the module's docstring."""
+
+    def __init__(
+        self,
+        node_name: str,
+        store: Store,
+        wiring: PodWiring,
+        dataplane: Dataplane,
+        log: Callable[[Level, str, str], None],
+        labels: Labels | None = None,
+        proxy_arp: bool = False,
+    ) -> None:
+        self._node_name = node_name
+        self._store = store
+        self._wiring = wiring
+        self._dataplane = dataplane
+        self._log = log
+        self._labels = labels
+        self._proxy_arp = proxy_arp
+        self._mirror: dict[str, dict[ResourceKey, Resource]] = {kind: {} for kind in MIRRORED}
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._allocating = asyncio.Lock()
+        self._teardowns: set[asyncio.Task[None]] = set()
+        self.added = 0
+        self.removed = 0
+        self.failed = 0
+
+    # ---- what is known
+
+    def update(self, update: Update) -> None:
+        """A resource exists with this value, or (None) does not."""
+        mirror = self._mirror.get(update.key.kind)
+        if mirror is None:
+            return
+        if update.value is None:
+            mirror.pop(update.key, None)
+        else:
+            mirror[update.key] = update.value
+
+    async def close(self) -> None:
+        """Let the last interfaces go."""
+        if self._teardowns:
+            await asyncio.wait(self._teardowns, timeout=5)
+        self._wiring.close()
+
+    # ---- calls
+
+    async def handle(self, request: Request, inside: Inside | None, conversation: Conversation) -> bytes:
+        """Carry a CNI call out. Raises CniError."""
+        if request.command == "STATUS":
+            if problem := self._not_ready():
+                raise CniError(NOT_AVAILABLE, problem)
+            return b""
+        if request.command == "GC":
+            await self._collect(request)
+            return b""
+        lock = self._locks.setdefault(request.container_id, asyncio.Lock())
+        try:
+            async with lock:
+                if request.command == "DEL":
+                    await self._delete(request)
+                    return b""
+                if inside is None:
+                    raise CniError(INTERNAL, "the call came without the container's namespace")
+                if request.command == "CHECK":
+                    await self._check(request, inside)
+                    return b""
+                try:
+                    return await self._add(request, inside, conversation)
+                except BaseException:
+                    self.failed += 1
+                    raise
+        finally:
+            if not lock.locked():
+                self._locks.pop(request.container_id, None)
+
+    async def _add(self, request: Request, inside: Inside, conversation: Conversation) -> bytes:
+        if problem := self._not_ready():
+            raise CniError(TRY_AGAIN, problem)
+        if request.attach == "bridge":
+            raise CniError(UNSUPPORTED_FIELD, "attach: bridge is not supported on this node; use routed")
+        identity = await self._identify(request)
+        there = self._mirror[WorkloadEndpoint.kind].get(identity.key)
+        if isinstance(there, WorkloadEndpoint) and there.container_id == request.container_id:
+            made = await self._found_again(request, inside, there)
+            if made is not None:
+                return json.dumps(format_result(request, made)).encode()
+        await self._forget(request, identity)
+        addresses = await self._allocate(request, identity)
+        try:
+            mac = request.mac or (there.mac if isinstance(there, WorkloadEndpoint) else None) or _random_mac()
+            families = tuple((Family.of_address(each), each) for each in addresses)
+            mtu = request.mtu or self._dataplane.mtu
+            port = PodPort(identity.interface, request.interface, mac, families, mtu, self._proxy_arp)
+            await conversation.write_sysctls(POD_SYSCTLS)
+            try:
+                await asyncio.to_thread(self._wiring.attach, port, inside.namespace, inside.netlink)
+            except KernelError as error:
+                raise CniError(INTERNAL, str(error)) from None
+            await self._write_endpoint(request, identity, addresses, mac)
+            prefixes = [(family, make_prefix(each, 8 * len(each))) for family, each in families]
+            if problem := await self._dataplane.in_force(prefixes):
+                raise CniError(TRY_AGAIN, problem)
+        except BaseException:
+            await asyncio.shield(self._undo(request, identity))
+            raise
+        self.added += 1
+        made = Attached(identity.interface, NODE_MAC, request.interface, mac, addresses, mtu)
+        return json.dumps(format_result(request, made)).encode()
+
+    async def _delete(self, request: Request) -> None:
+        if not self._dataplane_knows():
+            raise CniError(TRY_AGAIN, "the datastore has not been read yet")
+        for endpoint in self._endpoints(request.container_id, request.interface):
+            await self._remove_endpoint(endpoint)
+            self._tear_down(endpoint.interface_name)
+            self.removed += 1
+        await self._release(request.handle)
+
+    async def _check(self, request: Request, inside: Inside) -> None:
+        endpoints = list(self._endpoints(request.container_id, request.interface))
+        if not endpoints:
+            raise CniError(UNKNOWN_CONTAINER, f"container {request.container_id} has no {request.interface} of ours")
+        (endpoint,) = endpoints
+        addresses = {network.prefix[1:] for network in endpoint.ip_networks}
+        told = previous_addresses(request.previous or {})
+        if not addresses <= told:
+            missing = ", ".join(format_address(each) for each in sorted(addresses - told))
+            raise CniError(NOT_AS_IT_WAS, f"prevResult does not tell of {missing}, which the pod has")
+        link = await asyncio.to_thread(self._wiring.inside, request.interface, inside.netlink)
+        if link is None or not link.up:
+            raise CniError(
+                NOT_AS_IT_WAS, f"{request.interface} in the container is {'gone' if link is None else 'down'}"
+            )
+        host = await asyncio.to_thread(self._wiring.find, endpoint.interface_name)
+        if host is None or not host.up:
+            raise CniError(NOT_AS_IT_WAS, f"{endpoint.interface_name} is {'gone' if host is None else 'down'}")
+        networks = [(network.family, network.prefix) for network in endpoint.ip_networks]
+        if problem := await self._dataplane.in_force(networks):
+            raise CniError(NOT_AS_IT_WAS, problem)
+
+    async def _collect(self, request: Request) -> None:
+        """Remove what belongs to no attachment the runtime still knows."""
+        if request.valid_attachments is None:
+            return
+        if not self._dataplane_knows():
+            raise CniError(TRY_AGAIN, "the datastore has not been read yet")
+        valid = set(request.valid_attachments)
+        for endpoint in list(self._endpoints()):
+            if (endpoint.container_id, endpoint.endpoint) not in valid:
+                self._log(Level.INFO, "cni", f"GC removes {endpoint.key} of container {endpoint.container_id}")
+                await self._remove_endpoint(endpoint)
+                self._tear_down(endpoint.interface_name)
+                await self._release(f"{request.network}.{endpoint.container_id}")
+        kept = {f"{request.network}.{container}" for container, _ in valid}
+        for key in list(self._mirror[IPAMHandle.kind]):
+            if key.name.startswith(f"{request.network}.") and key.name not in kept and self._is_ours(key.name):
+                self._log(Level.INFO, "cni", f"GC releases the addresses of {key.name}")
+                await self._release(key.name)
+
+    # ---- who a pod is
+
+    async def _identify(self, request: Request) -> _Identity:
+        namespace, name = request.pod
+        if not name:
+            key, interface = self._key_outside_kubernetes(request)
+            own = {**request.labels, "projectcalico.org/namespace": key.namespace}
+            return _Identity(key, interface, "cni", own, (f"kns.{key.namespace}",), "", ())
+        segments = (self._node_name, "k8s", name, request.interface)
+        key = ResourceKey(WorkloadEndpoint.kind, workload_endpoint_name(segments), namespace or "default")
+        seed = f"{key.namespace}.{name}" + ("" if request.interface == "eth0" else f".{request.interface}")
+        labels, account, ports = await self._pod_says(request, key)
+        labels = {
+            **labels,
+            "projectcalico.org/namespace": key.namespace,
+            "projectcalico.org/orchestrator": "k8s",
+        }
+        profiles = (f"kns.{key.namespace}", *((f"ksa.{key.namespace}.{account}",) if account else ()))
+        return _Identity(key, _interface(seed), "k8s", labels, profiles, account, ports)
+
+    def _key_outside_kubernetes(self, request: Request) -> tuple[ResourceKey, str]:
+        segments = (self._node_name, "cni", request.container_id, request.interface)
+        key = ResourceKey(WorkloadEndpoint.kind, workload_endpoint_name(segments), "default")
+        return key, _interface(f"{request.container_id}.{request.interface}")
+
+    async def _pod_says(
+        self, request: Request, key: ResourceKey
+    ) -> tuple[Mapping[str, str], str, tuple[tuple[str, str, int], ...]]:
+        """Labels, service account and ports: of the endpoint or the Pod in the datastore, of the call, of the API."""
+        namespace, name = key.namespace, request.pod[1]
+        pod = self._mirror[Pod.kind].get(ResourceKey(Pod.kind, name, namespace))
+        there = self._mirror[WorkloadEndpoint.kind].get(key)
+        if (
+            isinstance(there, WorkloadEndpoint)
+            and there.container_id != request.container_id
+            and not there.container_id
+        ):
+            ports = tuple((port.name, _PROTOCOLS.get(port.protocol, "TCP"), port.port) for port in there.ports)
+            return there.labels, there.service_account_name, ports
+        if not isinstance(pod, Pod) and not request.labels and self._labels is not None:
+            try:
+                manifest = await self._labels.pod(namespace, name)
+                read = parse_manifest({**manifest, "kind": "Pod", "apiVersion": "v1"}) if manifest is not None else None
+            except (StoreError, ConfigError) as error:
+                raise CniError(TRY_AGAIN, str(error)) from None
+            pod = read if isinstance(read, Pod) else None
+        if isinstance(pod, Pod):
+            ports = tuple(
+                (port.name, _PROTOCOLS.get(port.protocol, "TCP"), port.port) for port in pod.ports if port.name
+            )
+            return pod.labels, pod.service_account, ports
+        return request.labels, "", ()
+
+    # ---- addresses
+
+    async def _allocate(self, request: Request, identity: _Identity) -> tuple[bytes, ...]:
+        namespace, name = request.pod
+        secondary = {"node": self._node_name, "timestamp": _timestamp()}
+        if name:
+            secondary |= {"namespace": namespace or "default", "pod": name}
+        given: list[bytes] = []
+        async with self._allocating:
+            try:
+                for family in request.families:
+                    demand = Demand(
+                        node=self._node_name,
+                        node_labels=self._node_labels(),
+                        owner=Owner(request.handle, secondary),
+                        family=family,
+                        pools=request.pools.get(family, ()),
+                        namespace=identity.key.namespace,
+                        namespace_labels=self._namespace_labels(identity.key.namespace),
+                    )
+                    asked = next((each for each in request.addresses if Family.of_address(each) is family), None)
+                    if asked is None:
+                        outcome: Outcome = await self._carry_out(assign_addresses(self._cluster(), demand, _clock()))
+                    else:
+                        outcome = await self._carry_out(assign_specific(self._cluster(), demand, asked, _clock()))
+                    if not outcome.addresses:
+                        version = "IPv4" if family is Family.IPV4_UNICAST else "IPv6"
+                        which = f"the address {format_address(asked)}" if asked is not None else f"an {version} address"
+                        raise CniError(NO_ADDRESS, f"cannot give the pod {which}: {outcome.reason}")
+                    given += outcome.addresses
+            except BaseException:
+                with contextlib.suppress(StoreError):
+                    await self._carry_out(release_by_handle(self._cluster(), request.handle, _clock()))
+                raise
+        return tuple(given)
+
+    async def _release(self, handle: str) -> None:
+        async with self._allocating:
+            await self._carry_out(release_by_handle(self._cluster(), handle, _clock()))
+
+    async def _carry_out(self, procedure: Procedure[R]) -> R:
+        answer: Answer = None
+        while True:
+            try:
+                request = procedure.send(answer)
+            except StopIteration as done:
+                result: R = done.value
+                return result
+            match request:
+                case Get(key):
+                    stored = await self._store.get(key)
+                    answer = None if stored is None else Found(stored.resource, stored.revision)
+                case List(kind):
+                    answer = [Found(value, "") for value in self._mirror[kind].values()]
+                case Write(key, manifest, revision):
+                    value = None if manifest is None else parse_manifest(manifest)
+                    try:
+                        answer = await self._store.write(key, value, revision)
+                    except Conflict:
+                        answer = CONFLICT
+                    else:
+                        self._tell(Update(key, value))
+
+    def _tell(self, update: Update) -> None:
+        self.update(update)
+        self._dataplane.publish(update)
+
+    def _cluster(self) -> Cluster:
+        config = self._mirror[IPAMConfig.kind].get(ResourceKey(IPAMConfig.kind, "default"))
+        return Cluster(
+            pools=tuple(pool for pool in self._mirror[IPPool.kind].values() if isinstance(pool, IPPool)),
+            config=config if isinstance(config, IPAMConfig) else DEFAULT_IPAM_CONFIG,
+            reserved=tuple(
+                cidr
+                for each in self._mirror[IPReservation.kind].values()
+                if isinstance(each, IPReservation)
+                for cidr in each.reserved_cidrs
+            ),
+        )
+
+    def _node_labels(self) -> Mapping[str, str]:
+        node = self._mirror[Node.kind].get(ResourceKey(Node.kind, self._node_name))
+        return node.labels if node is not None else {}
+
+    def _namespace_labels(self, namespace: str) -> Mapping[str, str]:
+        profile = self._mirror[Profile.kind].get(ResourceKey(Profile.kind, f"kns.{namespace}"))
+        if isinstance(profile, Profile):
+            return {
+                label.removeprefix("pcns."): value
+                for label, value in profile.labels_to_apply.items()
+                if label.startswith("pcns.")
+            }
+        found = self._mirror[Namespace.kind].get(ResourceKey(Namespace.kind, namespace))
+        return found.labels if found is not None else {}
+
+    # ---- endpoints
+
+    def _endpoints(self, container_id: str | None = None, interface: str | None = None) -> Iterable[WorkloadEndpoint]:
+        """The endpoints of this node that a CNI call made, of one container if one is named."""
+        for found in list(self._mirror[WorkloadEndpoint.kind].values()):
+            if (
+                isinstance(found, WorkloadEndpoint)
+                and found.node == self._node_name
+                and found.container_id
+                and container_id in (None, found.container_id)
+                and interface in (None, found.endpoint)
+            ):
+                yield found
+
+    async def _write_endpoint(
+        self, request: Request, identity: _Identity, addresses: tuple[bytes, ...], mac: bytes
+    ) -> None:
+        await self._ensure_profile(identity.key.namespace)
+        networks: list[JsonValue] = [f"{format_address(each)}/{8 * len(each)}" for each in addresses]
+        spec: JsonObject = {
+            "orchestrator": identity.orchestrator,
+            "node": self._node_name,
+            "containerID": request.container_id,
+            "endpoint": request.interface,
+            "ipNetworks": networks,
+            "profiles": self._profiles(identity),
+            "interfaceName": identity.interface,
+            "mac": mac.hex(":"),
+        }
+        if identity.orchestrator == "k8s":
+            spec["pod"] = request.pod[1]
+            if identity.service_account:
+                spec["serviceAccountName"] = identity.service_account
+        if identity.ports:
+            spec["ports"] = [
+                {"name": name, "protocol": protocol, "port": port} for name, protocol, port in identity.ports
+            ]
+        labels: JsonObject = dict(identity.labels)
+        value = parse_manifest(
+            {
+                "apiVersion": _API,
+                "kind": WorkloadEndpoint.kind,
+                "metadata": {"name": identity.key.name, "namespace": identity.key.namespace, "labels": labels},
+                "spec": spec,
+            }
+        )
+        for _ in range(3):
+            stored = await self._store.get(identity.key)
+            try:
+                await self._store.write(identity.key, value, None if stored is None else stored.revision)
+            except Conflict:
+                continue
+            self._tell(Update(identity.key, value))
+            return
+        raise CniError(TRY_AGAIN, f"{identity.key} is changed by others at the same time")
+
+    def _profiles(self, identity: _Identity) -> list[JsonValue]:
+        """Those there are: an endpoint with a profile nobody wrote would only be told about."""
+        known = self._mirror[Profile.kind]
+        return [
+            name for name in identity.profiles if name.startswith("kns.") or ResourceKey(Profile.kind, name) in known
+        ]
+
+    async def _ensure_profile(self, namespace: str) -> None:
+        """Without Calico's controllers nobody writes a namespace's profile; without one its pods would reach nobody."""
+        key = ResourceKey(Profile.kind, f"kns.{namespace}")
+        if key in self._mirror[Profile.kind]:
+            return
+        found = self._mirror[Namespace.kind].get(ResourceKey(Namespace.kind, namespace))
+        labels = found.labels if found is not None else {}
+        applied: JsonObject = {f"pcns.{label}": value for label, value in labels.items()}
+        allow: JsonObject = {"action": "Allow"}
+        value = parse_manifest(
+            {
+                "apiVersion": _API,
+                "kind": Profile.kind,
+                "metadata": {"name": key.name},
+                "spec": {
+                    "ingress": [allow],
+                    "egress": [allow],
+                    "labelsToApply": {
+                        "pcns.kubernetes.io/metadata.name": namespace,
+                        "pcns.projectcalico.org/name": namespace,
+                        **applied,
+                    },
+                },
+            }
+        )
+        with contextlib.suppress(Conflict):  # another node was faster
+            await self._store.write(key, value, None)
+            self._tell(Update(key, value))
+
+    async def _remove_endpoint(self, endpoint: WorkloadEndpoint) -> None:
+        """Remove an endpoint that is still this container's."""
+        for _ in range(3):
+            stored = await self._store.get(endpoint.key)
+            if stored is None or not _is_of(stored, endpoint.container_id):
+                break
+            try:
+                await self._store.write(endpoint.key, None, stored.revision)
+            except Conflict:
+                continue
+            break
+        self._tell(Update(endpoint.key, None))
+
+    # ---- putting things right
+
+    async def _found_again(self, request: Request, inside: Inside, there: WorkloadEndpoint) -> Attached | None:
+        """What an earlier ADD of the same container made, if all of it is still there."""
+        link = await asyncio.to_thread(self._wiring.inside, request.interface, inside.netlink)
+        host = await asyncio.to_thread(self._wiring.find, there.interface_name)
+        if link is None or host is None or there.mac is None:
+            return None
+        networks = [(network.family, network.prefix) for network in there.ip_networks]
+        if await self._dataplane.in_force(networks):
+            return None
+        addresses = tuple(network.prefix[1:] for network in there.ip_networks)
+        mtu = request.mtu or self._dataplane.mtu
+        return Attached(there.interface_name, NODE_MAC, request.interface, there.mac, addresses, mtu)
+
+    async def _forget(self, request: Request, identity: _Identity) -> None:
+        """What an earlier sandbox of the pod, or an ADD that was cut off, left behind."""
+        there = self._mirror[WorkloadEndpoint.kind].get(identity.key)
+        if isinstance(there, WorkloadEndpoint) and there.container_id and there.container_id != request.container_id:
+            await self._release(f"{request.network}.{there.container_id}")
+        await self._release(request.handle)
+
+    async def _undo(self, request: Request, identity: _Identity) -> None:
+        """Take back what an ADD did so far; the next call for the container takes back what cannot be now."""
+        there = self._mirror[WorkloadEndpoint.kind].get(identity.key)
+        with contextlib.suppress(StoreError, KernelError):
+            if isinstance(there, WorkloadEndpoint) and there.container_id == request.container_id:
+                await self._remove_endpoint(there)
+            self._tear_down(identity.interface)
+            await self._release(request.handle)
+
+    def _tear_down(self, interface: str) -> None:
+        """Remove an interface, soon."""
+        task = asyncio.get_running_loop().create_task(self._detach(interface))
+        self._teardowns.add(task)
+        task.add_done_callback(self._teardowns.discard)
+
+    async def _detach(self, interface: str) -> None:
+        try:
+            link = await asyncio.to_thread(self._wiring.find, interface)
+            if link is not None:
+                await asyncio.to_thread(self._wiring.detach, link.index)
+        except KernelError as error:
+            self._log(Level.WARNING, "cni", str(error))
+
+    # ---- whether anything can be done
+
+    def _not_ready(self) -> str:
+        if problem := self._dataplane.ready:
+            return problem
+        found = self._mirror[ClusterInformation.kind].get(ResourceKey(ClusterInformation.kind, "default"))
+        if isinstance(found, ClusterInformation) and not found.datastore_ready:
+            return "the datastore is locked (ClusterInformation default: datastoreReady is false)"
+        return ""
+
+    def _dataplane_knows(self) -> bool:
+        return not self._dataplane.ready
+
+    def _is_ours(self, handle: str) -> bool:
+        """Whether a handle's addresses are in blocks of this node, so that no other node's pod is meant."""
+        found = self._mirror[IPAMHandle.kind].get(ResourceKey(IPAMHandle.kind, handle))
+        if not isinstance(found, IPAMHandle):
+            return False
+        for block in self._mirror[IPAMBlock.kind].values():
+            if isinstance(block, IPAMBlock) and block.cidr in found.blocks:
+                for ordinal in range(len(block.allocations)):
+                    owner = block.owner(ordinal)
+                    if owner is not None and owner.handle_id == handle:
+                        return owner.secondary.get("node") == self._node_name
+        return False
+
+
+def _is_of(stored: Stored, container_id: str) -> bool:
+    return isinstance(stored.resource, WorkloadEndpoint) and stored.resource.container_id == container_id
+
+
+def _interface(seed: str) -> str:
+    """Calico's name of the node's end: `cali` and eleven digits of a hash."""
+    return "cali" + hashlib.sha1(seed.encode(), usedforsecurity=False).hexdigest()[:11]
+
+
+def _random_mac() -> bytes:
+    """Locally administered, of one interface."""
+    mac = bytearray(secrets.token_bytes(6))
+    mac[0] = mac[0] & 0xFE | 0x02
+    return bytes(mac)
+
+
+def _timestamp() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S +0000 UTC")
+
+
+def _clock() -> Clock:
+    now = datetime.now(UTC)
+
+    def is_older(text: str, seconds: float) -> bool:
+        try:
+            then = datetime.fromisoformat(text)
+        except ValueError:
+            return False
+        return (now - then).total_seconds() > seconds
+
+    return Clock(now.strftime("%Y-%m-%dT%H:%M:%SZ"), time.time_ns(), is_older)

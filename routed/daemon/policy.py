@@ -1,0 +1,158 @@
+"""Keeps the firewall what policies, pools and endpoints ask for: one engine, fed with resources, and one kernel.
+
+Changes of one turn of the loop go into the kernel as one batch. Nothing is written before the datastore was read: the
+rules of before stay in force over a restart until all that is wanted is known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from routed.dataplane.firewall import Firewall
+from routed.dataplane.firewall_kernel import FirewallKernel
+from routed.desired_policy import Action, HostRules, PolicyBatch
+from routed.model.resources import IPPool, ResourceKey, Update
+from routed.model.settings import EndpointToHostAction, FelixConfiguration, ProtoPort
+from routed.net.families import Family
+from routed.observed import Interface
+from routed.policy.engine import PolicyEngine
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+_TCP, _UDP = 6, 17
+
+#: Felix's own failsafe ports: how a host stays reachable whatever its policies say.
+FAILSAFE_IN = ((_TCP, 22), (_UDP, 68), *((_TCP, port) for port in (179, 2379, 2380, 5473, 6443, 6666, 6667)))
+FAILSAFE_OUT = ((_UDP, 53), (_UDP, 67), *((_TCP, port) for port in (179, 2379, 2380, 5473, 6443, 6666, 6667)))
+
+_TO_HOST = {
+    EndpointToHostAction.ACCEPT: Action.ALLOW,
+    EndpointToHostAction.RETURN: Action.PASS,
+    EndpointToHostAction.DROP: Action.DENY,
+}
+
+
+class PolicyKeeper:
+    """See the module's docstring. All methods belong to the loop's thread."""
+
+    def __init__(
+        self,
+        node_name: str,
+        problem: Callable[[str], None],
+        bug: Callable[[str, Exception], None],
+        interface_prefixes: tuple[str, ...] = (),
+        log_group: int | None = None,
+    ) -> None:
+        self.engine = PolicyEngine(node_name)
+        self.firewall = Firewall()
+        self.kernel = FirewallKernel(self.firewall, problem)
+        self.synced = False
+        self._node_name = node_name
+        self._bug = bug
+        self._prefixes = interface_prefixes
+        self._log_group = log_group
+        self._pools: dict[ResourceKey, IPPool] = {}
+        self._felix: dict[str, FelixConfiguration] = {}
+        self._host: HostRules | None = None
+        self._due = False
+
+    def start(self) -> None:
+        """Open the kernel's sockets. Raises OSError."""
+        self._loop = asyncio.get_running_loop()
+        self.kernel.start()
+
+    def close(self) -> None:
+        """Stop; the rules stay."""
+        self.kernel.close()
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        return self.engine.problems
+
+    def update(self, update: Update) -> None:
+        """A resource exists with this value, or (None) does not."""
+        value = update.value
+        if update.key.kind == IPPool.kind:
+            _put(self._pools, update.key, value if isinstance(value, IPPool) else None)
+        elif update.key.kind == FelixConfiguration.kind:
+            _put(self._felix, update.key.name, value if isinstance(value, FelixConfiguration) else None)
+        else:
+            self.engine.update(update)
+        self._wake()
+
+    def interfaces(self, interfaces: Mapping[int, Interface]) -> None:
+        """What the kernel has."""
+        self.engine.interfaces(
+            {address: interface.name for interface in interfaces.values() for address, _ in interface.addresses}
+        )
+        self._wake()
+
+    def in_sync(self) -> None:
+        """The datastore was read: from here on the kernel follows."""
+        self.synced = True
+        self._wake()
+
+    async def settled(self) -> None:
+        """Until all so far is in force."""
+        self._flush()
+        await self.kernel.settled()
+
+    def _wake(self) -> None:
+        if self.synced and not self._due:
+            self._due = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._due = False
+        if not self.synced:
+            return
+        try:
+            batch = self.engine.flush()
+            host = self._host_rules()
+            changed = None if host == self._host else host
+            self._host = host
+            if batch is not None or changed is not None:
+                made = batch if batch is not None else PolicyBatch()
+                self.kernel.apply(PolicyBatch(made.sets, made.chains, made.endpoints, changed))
+        except Exception as error:
+            self._bug("policy", error)
+
+    def _host_rules(self) -> HostRules:
+        nat: dict[Family, list[bytes]] = {}
+        every: dict[Family, list[bytes]] = {}
+        for pool in self._pools.values():
+            every.setdefault(pool.cidr.family, []).append(pool.cidr.prefix)
+            if pool.nat_outgoing:
+                nat.setdefault(pool.cidr.family, []).append(pool.cidr.prefix)
+        own, default = self._felix.get(f"node.{self._node_name}"), self._felix.get("default")
+        configured = [each for each in (own, default) if each is not None]
+        to_host = next(
+            (each.default_endpoint_to_host_action for each in configured if each.default_endpoint_to_host_action), None
+        )
+        inbound = next((each.failsafe_inbound for each in configured if each.failsafe_inbound is not None), None)
+        outbound = next((each.failsafe_outbound for each in configured if each.failsafe_outbound is not None), None)
+        prefixes = self._prefixes or next((each.interface_prefix for each in configured if each.interface_prefix), None)
+        return HostRules(
+            workload_prefixes=tuple(prefixes) if prefixes else ("cali",),
+            workload_to_host=_TO_HOST[to_host] if to_host is not None else Action.ALLOW,
+            failsafe_in=FAILSAFE_IN if inbound is None else _ports(inbound),
+            failsafe_out=FAILSAFE_OUT if outbound is None else _ports(outbound),
+            nat_pools={family: tuple(sorted(prefixes)) for family, prefixes in nat.items()},
+            all_pools={family: tuple(sorted(prefixes)) for family, prefixes in every.items()},
+            log_group=self._log_group,
+            log_denied=self._log_group is not None,
+        )
+
+
+def _ports(ports: tuple[ProtoPort, ...]) -> tuple[tuple[int, int], ...]:
+    return tuple((each.protocol, each.port) for each in ports)
+
+
+def _put(table: dict[K, V], key: K, value: V | None) -> None:
+    if value is None:
+        table.pop(key, None)
+    else:
+        table[key] = value
