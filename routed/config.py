@@ -9,6 +9,10 @@
     kernel: {programRoutes: true, table: main, routeProtocol: 120, metric: 0}
     log: {level: info, format: text}
     metrics: {listen: "127.0.0.1:9971", peers: 100}   # or a list of addresses, or off
+    cni: {enabled: false, socket: /run/routed/cni.sock, proxyARP: false}   # whether this node's pods are routed's
+    policy: {logGroup: 0}         # NFLOG group of denied packets; default: they are not logged
+    conntrack: {max: 65536, buckets: 8192, timeouts: {udp_timeout: 30}}    # default: as the kernel has them
+    kubernetes: {kubeconfig: /etc/routed/kubeconfig}       # services and pods' labels; default: none
     onStop: restart               # restart: peers keep our routes (RFC 4724); shutdown: sessions end with Cease/2
 
 Invariants: an unknown key, a key given twice and a wrong type are refused with the file, the line and the key's full
@@ -28,8 +32,10 @@ from typing import TypeVar
 
 import yaml
 
+from routed.cni.protocol import DEFAULT_SOCKET
 from routed.control.protocol import DEFAULT_RUN_DIR, SOCKET_NAME
 from routed.core.effects import Level
+from routed.dataplane.conntrack import AS_IT_IS, MAX_CHAIN, TIMEOUTS, ConntrackSettings
 from routed.errors import ConfigError
 from routed.net.addresses import parse_router_id
 from routed.observe.logs import FORMATS, harmless
@@ -85,6 +91,15 @@ class MetricsConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class CniConfig:
+    enabled: bool = False
+    """This node's pods are routed's: addresses, interfaces, routes, policy and NAT."""
+    socket: str = DEFAULT_SOCKET
+    proxy_arp: bool = False
+    """Answer ARP and neighbour solicitations on pods' interfaces, for pods that somebody else configures."""
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """A whole routed.yaml."""
 
@@ -107,6 +122,12 @@ class Config:
     """ipam.usePodCIDR; None: where nothing else says what the node's blocks are."""
     interface_prefixes: tuple[str, ...] = ()
     """Empty: what the datastore says."""
+    cni: CniConfig = CniConfig()
+    policy_log_group: int | None = None
+    """NFLOG group of denied packets; None: they are not logged."""
+    conntrack: ConntrackSettings = AS_IT_IS
+    kubeconfig: str = ""
+    """Empty: the Kubernetes API is not asked."""
 
     @property
     def socket_path(self) -> str:
@@ -129,6 +150,10 @@ KEYS = {
     "calico_version": ("calicoVersion", False),
     "use_pod_cidr": ("ipam.usePodCIDR", False),
     "interface_prefixes": ("interfacePrefix", False),
+    "cni": ("cni", False),
+    "policy_log_group": ("policy.logGroup", False),
+    "conntrack": ("conntrack", False),
+    "kubeconfig": ("kubernetes.kubeconfig", False),
 }
 
 
@@ -195,7 +220,7 @@ def check_config(data: bytes, path: str) -> tuple[Config, list[ConfigError]]:
         node,
         (
             "nodeName", "routerId", "datastore", "runDir", "stateDir", "secrets", "kernel", "log", "metrics", "onStop",
-            "calicoVersion", "ipam", "interfacePrefix",
+            "calicoVersion", "ipam", "interfacePrefix", "cni", "policy", "conntrack", "kubernetes",
         ),
         found,
     )  # fmt: skip
@@ -208,6 +233,8 @@ def check_config(data: bytes, path: str) -> tuple[Config, list[ConfigError]]:
     metrics = top.mapping("metrics", ("listen", "peers"))
     secrets = top.mapping("secrets", ("dir",))
     secrets_dir = secrets.get("dir", _folder, "")
+    cni = top.mapping("cni", ("enabled", "socket", "proxyARP"))
+    kubeconfig = top.mapping("kubernetes", ("kubeconfig",)).get("kubeconfig", _folder, "")
     router_id = top.get("routerId", _router_id, None)
     config = Config(
         node_name=top.get("nodeName", _name, "") or _host_name(path),
@@ -237,6 +264,14 @@ def check_config(data: bytes, path: str) -> tuple[Config, list[ConfigError]]:
         else None,
         use_pod_cidr=ipam.get("usePodCIDR", _flag, None),
         interface_prefixes=top.get("interfacePrefix", _interface_prefixes, ()),
+        cni=CniConfig(
+            enabled=cni.get("enabled", _flag, False),
+            socket=_absolute(base, cni.get("socket", _folder, DEFAULT_SOCKET)),
+            proxy_arp=cni.get("proxyARP", _flag, False),
+        ),
+        policy_log_group=top.mapping("policy", ("logGroup",)).get("logGroup", _number(0, 65535), None),
+        conntrack=_conntrack(top.mapping("conntrack", ("max", "buckets", "timeouts"))),
+        kubeconfig=_absolute(base, kubeconfig) if kubeconfig else "",
     )
     return config, sorted(found, key=_line)
 
@@ -244,6 +279,17 @@ def check_config(data: bytes, path: str) -> tuple[Config, list[ConfigError]]:
 def _line(error: ConfigError) -> int:
     line = error.path.rpartition(":")[2]
     return int(line) if line.isdigit() else sys.maxsize
+
+
+def _conntrack(given: _Mapping) -> ConntrackSettings:
+    maximum = given.get("max", _number(1024, 1 << 28), None)
+    buckets = given.get("buckets", _number(256, 1 << 26), None)
+    if maximum is not None and buckets is not None and not buckets <= maximum <= MAX_CHAIN * buckets:
+        given.fail("max", f"must be from one to {MAX_CHAIN} times conntrack.buckets ({buckets}), not {maximum}")
+    timeouts = given.mapping("timeouts", tuple(sorted(TIMEOUTS)))
+    seconds = _number(1, 10_000_000)
+    named = {name: value for name in sorted(TIMEOUTS) if (value := timeouts.get(name, seconds, None)) is not None}
+    return ConntrackSettings(maximum, buckets, named)
 
 
 def _absolute(base: str, path: str) -> str:
@@ -293,6 +339,10 @@ class _Mapping:
         except ValueError as error:
             self._fail(node, self._full(name), str(error))
             return default
+
+    def fail(self, name: str, message: str) -> NoReturn:
+        """Refuse a value for what it means together with another."""
+        self._fail(self._values.get(name), f"{self._key}.{name}", message)
 
     def is_list(self, name: str) -> bool:
         return isinstance(self._values.get(name), yaml.SequenceNode)

@@ -33,12 +33,19 @@ from routed.daemon.health import Health
 from routed.daemon.http import HttpServer
 from routed.daemon.metrics import DaemonState, Metrics
 from routed.daemon.readiness import ReadinessJudge
+from routed.daemon.relay import Relay
 from routed.daemon.secrets import LOOK, SecretFolder
 from routed.daemon.systemd import Notifier
+from routed.daemon.workloads import Workloads
+from routed.dataplane.conntrack import FullnessWatch, tune, use
 from routed.dataplane.engine import KernelSettings
 from routed.dataplane.kernel import Kernel
+from routed.datastore.editing import FolderStore
 from routed.datastore.file import FileStore
+from routed.datastore.kubeconfig import load_kubeconfig
+from routed.datastore.kubernetes import ENDPOINT_SLICES, SERVICES, KubernetesSource
 from routed.errors import ConfigError, StoreError
+from routed.model.schema import parse_manifest
 from routed.net.addresses import format_address
 from routed.net.families import Family
 from routed.observe.logs import LogWriter
@@ -83,6 +90,10 @@ class Daemon:
         self._restart_needed = False
         self._config_read_at = time.time()
         self._http: HttpServer | None = None
+        self._workloads: Workloads | None = None
+        self._kubernetes: KubernetesSource | None = None
+        self._relay: Relay | None = None
+        self._fullness = FullnessWatch()
         self._changes: list[KernelChange] = []
         """What the kernel told before there was a core to tell."""
         self._driver: Driver | None = None
@@ -142,6 +153,7 @@ class Daemon:
                     calico_version=config.calico_version,
                     interface_prefixes=config.interface_prefixes,
                     program_priorities=config.kernel.metric == 0,
+                    own_workloads=config.cni.enabled,
                 )
                 core, engine = self._build_core(settings, recording)
                 self._core, self._kernel = core, kernel
@@ -185,9 +197,12 @@ class Daemon:
                 self._log.write(
                     Level.INFO, "routed", f"version {__version__} runs as node {config.node_name}, pid {os.getpid()}"
                 )
+                relay = self._start_workloads(core, driver, kernel)
                 await self._look_at_secrets(driver)  # before the resources that name them
                 tasks.append(loop.create_task(self._follow_secrets(driver)))
-                tasks.append(loop.create_task(self._read_datastore(driver, store)))
+                tasks.append(loop.create_task(self._read_datastore(relay, store)))
+                if self._kubernetes is not None:
+                    tasks.append(loop.create_task(self._kubernetes.run(relay)))
                 tasks.append(loop.create_task(self._tick(answers, health, metrics)))
                 _tell_collector()
                 self._notifier.ready(self._summary())
@@ -203,6 +218,8 @@ class Daemon:
                 await self._http.close()
             if control is not None:
                 await control.stop()
+            if self._workloads is not None:
+                await self._workloads.stop()
             if self._driver is not None:
                 self._driver.transports.reset_all()
             kernel.close()
@@ -257,6 +274,9 @@ class Daemon:
             *(driver.store_problems if driver is not None else ()),
             *(driver.listen_problems if driver is not None else ()),
             *(self._http.problems if self._http is not None else ()),
+            *(self._workloads.problems if self._workloads is not None else ()),
+            *(self._kubernetes.problems if self._kubernetes is not None else ()),
+            *((self._fullness.problem,) if self._fullness.problem else ()),
             *(
                 problem
                 for problem in (self._store_problem, self._kernel_problem, self._reload_problem, self._secrets.problem)
@@ -317,10 +337,12 @@ class Daemon:
             await asyncio.sleep(TICK)
 
     def _kernel_changed(self, change: KernelChange) -> None:
-        if self._driver is not None:
-            self._driver.kernel(change)
-        else:
+        if self._driver is None:
             self._changes.append(change)
+            return
+        self._driver.kernel(change)
+        if self._workloads is not None and (change.full or change.interfaces or change.interfaces_removed):
+            self._workloads.interfaces_changed()
 
     def _routes_failed(self, failures: tuple[RouteFailure, ...], cleared: tuple[tuple[Family, bytes], ...]) -> None:
         if self._driver is not None:
@@ -341,7 +363,27 @@ class Daemon:
 
     # ---- tasks
 
-    async def _read_datastore(self, driver: Driver, store: FileStore) -> None:
+    def _start_workloads(self, core: Core, driver: Driver, kernel: Kernel) -> Relay:
+        """What of the node's pods is ours; where the datastore's news go from here on."""
+        config = self._config
+        for problem in tune(config.conntrack):
+            self._log.write(Level.WARNING, "conntrack", problem)
+        if config.kubeconfig:
+            kinds = (SERVICES, ENDPOINT_SLICES)
+            self._kubernetes = KubernetesSource(load_kubeconfig(config.kubeconfig), kinds, parse_manifest)
+        if not config.cni.enabled:
+            return Relay(driver, (), (), driver.clock)
+        folder = FolderStore(config.datastore_path)
+        workloads = Workloads(config, core, kernel, folder, self._log.write, driver.bug, self._kubernetes)
+        workloads.start()
+        self._workloads = workloads
+        relay = self._relay = Relay(
+            driver, (workloads.policy.update, workloads.pods.update), (workloads.policy.in_sync,), driver.clock
+        )
+        workloads.follow(relay)
+        return relay
+
+    async def _read_datastore(self, driver: Relay, store: FileStore) -> None:
         while True:
             try:
                 await store.run(driver)
@@ -383,6 +425,11 @@ class Daemon:
             if lag >= LONG_LAG:
                 self._log.write(Level.WARNING, "routed", f"busy or stopped for {lag:.1f} s")
             self._log.tidy()
+            if self._relay is not None:
+                self._relay.tidy()
+            said = self._fullness.look(use())
+            if said:
+                self._log.write(Level.WARNING if self._fullness.problem else Level.INFO, "conntrack", said)
             if self._notifier.watchdog_interval is not None:
                 self._notifier.alive(self._summary())
 

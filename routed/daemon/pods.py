@@ -408,10 +408,14 @@ class Pods:
         self.update(update)
         self._dataplane.publish(update)
 
+    def pools(self) -> Iterable[IPPool]:
+        """The cluster's."""
+        return [pool for pool in self._mirror[IPPool.kind].values() if isinstance(pool, IPPool)]
+
     def _cluster(self) -> Cluster:
         config = self._mirror[IPAMConfig.kind].get(ResourceKey(IPAMConfig.kind, "default"))
         return Cluster(
-            pools=tuple(pool for pool in self._mirror[IPPool.kind].values() if isinstance(pool, IPPool)),
+            pools=tuple(self.pools()),
             config=config if isinstance(config, IPAMConfig) else DEFAULT_IPAM_CONFIG,
             reserved=tuple(
                 cidr

@@ -134,9 +134,9 @@ class PolicyKeeper:
         )
         inbound = next((each.failsafe_inbound for each in configured if each.failsafe_inbound is not None), None)
         outbound = next((each.failsafe_outbound for each in configured if each.failsafe_outbound is not None), None)
-        prefixes = self._prefixes or next((each.interface_prefix for each in configured if each.interface_prefix), None)
+        prefixes = self._prefixes or next((each.interface_prefix for each in configured if each.interface_prefix), ())
         return HostRules(
-            workload_prefixes=tuple(prefixes) if prefixes else ("cali",),
+            workload_prefixes=tuple(prefixes or ()) or ("cali",),
             workload_to_host=_TO_HOST[to_host] if to_host is not None else Action.ALLOW,
             failsafe_in=FAILSAFE_IN if inbound is None else _ports(inbound),
             failsafe_out=FAILSAFE_OUT if outbound is None else _ports(outbound),

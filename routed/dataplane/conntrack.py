@@ -50,6 +50,9 @@ class ConntrackSettings:
     """Seconds by name, see TIMEOUTS."""
 
 
+AS_IT_IS = ConntrackSettings()
+
+
 @dataclass(frozen=True, slots=True)
 class ConntrackUse:
     """How full the table is, and what was lost since boot."""

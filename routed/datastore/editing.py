@@ -70,6 +70,9 @@ class FolderStore:
     async def read(self, kinds: Collection[str] | None = None) -> Contents:
         return await asyncio.to_thread(self._read, kinds)
 
+    async def get(self, key: ResourceKey) -> Stored | None:
+        return (await self.read((key.kind,))).resources.get(key)
+
     async def write(self, key: ResourceKey, resource: Resource | None, revision: str | None) -> str:
         return await asyncio.to_thread(self._write, key, resource, revision)
 

@@ -47,6 +47,9 @@ class Store(Protocol):
     async def read(self, kinds: Collection[str] | None = None) -> Contents:
         """Everything, or these kinds."""
 
+    async def get(self, key: ResourceKey) -> Stored | None:
+        """One resource; None where there is none."""
+
     async def write(self, key: ResourceKey, resource: Resource | None, revision: str | None) -> str:
         """Make `resource` (None: nothing) what is stored at `key`, where that is still at `revision` (None: absent).
 

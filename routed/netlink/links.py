@@ -7,6 +7,7 @@ length, flags, scope, u32 index.
 from __future__ import annotations
 
 import struct
+import sys
 from dataclasses import dataclass
 
 from routed.netlink.messages import HEADER_LENGTH, attributes, request
@@ -19,6 +20,7 @@ from routed.netlink.numbers import (
     IFF_LOWER_UP,
     IFF_UP,
     IFLA_IFNAME,
+    IFLA_MTU,
     NLM_F_DUMP,
     RTM_GETADDR,
     RTM_GETLINK,
@@ -38,6 +40,8 @@ class Link:
     """Administratively up: IFF_UP."""
     up: bool
     """Enabled, and the layer below is up: IFF_UP and IFF_LOWER_UP."""
+    mtu: int = 0
+    """Octets of the largest packet; 0 where the message does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +70,15 @@ def decode_link(data: bytes) -> Link | None:
     family, _, _, index, flags, _ = _IFINFOMSG.unpack_from(data, HEADER_LENGTH)
     if family != AF_UNSPEC:
         return None
-    name = ""
+    name, mtu = "", 0
     for kind, value in attributes(data, HEADER_LENGTH + _IFINFOMSG.size):
         if kind == IFLA_IFNAME:
             name = value.rstrip(b"\x00").decode("utf-8", "replace")
-            break
+        elif kind == IFLA_MTU and len(value) == 4:
+            mtu = int.from_bytes(value, sys.byteorder)
+            break  # it comes behind the name
     enabled = bool(flags & IFF_UP)
-    return Link(index, name, enabled, enabled and bool(flags & IFF_LOWER_UP))
+    return Link(index, name, enabled, enabled and bool(flags & IFF_LOWER_UP), mtu)
 
 
 def decode_address(data: bytes) -> Address | None:

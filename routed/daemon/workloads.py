@@ -1,0 +1,169 @@
+"""A node whose pods are routed's: the CNI socket, the pods behind it, their policy, put together for `daemon`.
+
+What of this is there follows from `cni.enabled`; without it nothing here runs, and no rule or interface is touched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterable
+
+from routed.core.core import Core
+from routed.core.effects import Level
+from routed.daemon.cni import CniServer
+from routed.daemon.config import Config
+from routed.daemon.pods import SETTLE, Pods
+from routed.daemon.policy import PolicyKeeper
+from routed.daemon.relay import Relay
+from routed.dataplane.kernel import Kernel
+from routed.dataplane.pods import PodWiring
+from routed.datastore.kubernetes import KubernetesSource
+from routed.datastore.store import Store
+from routed.errors import ConfigError
+from routed.model.resources import EncapMode, IPPool, JsonObject, Update
+from routed.net.families import Family
+from routed.net.prefixes import format_prefix
+
+#: Of the uplink, where it cannot be told.
+DEFAULT_MTU = 1500
+#: Octets VXLAN and IPIP put around a packet.
+_VXLAN_OVERHEAD, _IPIP_OVERHEAD = 50, 20
+_POLL = 0.001
+
+
+class Workloads:
+    """See the module's docstring."""
+
+    def __init__(
+        self,
+        config: Config,
+        core: Core,
+        kernel: Kernel,
+        store: Store,
+        log: Callable[[Level, str, str], None],
+        bug: Callable[[str, Exception], None],
+        kubernetes: KubernetesSource | None,
+    ) -> None:
+        """Raises ConfigError where the kernel has no nf_tables or the socket cannot be made."""
+        self._config = config
+        self._core = core
+        self._kernel = kernel
+        self._log = log
+        self._problem = ""
+        self.policy = PolicyKeeper(
+            config.node_name, self._policy_problem, bug, config.interface_prefixes, config.policy_log_group
+        )
+        self._kubernetes = kubernetes
+        self._wiring = PodWiring()
+        self.pods = Pods(
+            config.node_name,
+            store,
+            self._wiring,
+            self,
+            log,
+            self if kubernetes is not None else None,
+            config.cni.proxy_arp,
+        )
+        self._server = CniServer(self.pods.handle, bug)
+        self._relay: Relay | None = None
+        self._store = store
+
+    def start(self) -> None:
+        """Open everything. Raises ConfigError."""
+        try:
+            self.policy.start()
+        except OSError as error:
+            raise ConfigError("", f"cni.enabled: the kernel has no nf_tables: {error.strerror}") from None
+        path = self._config.cni.socket
+        try:
+            os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+            self._server.start(path)
+        except OSError as error:
+            raise ConfigError("", f"cni.socket: cannot listen at {path}: {error.strerror}") from None
+
+    def follow(self, relay: Relay) -> None:
+        """Where our own writes go."""
+        self._relay = relay
+
+    async def stop(self) -> None:
+        """No more calls. Interfaces, routes and rules stay."""
+        await self._server.stop()
+        await self.pods.close()
+        self.policy.close()
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        return (*((self._problem,) if self._problem else ()), *self.policy.problems)
+
+    def interfaces_changed(self) -> None:
+        """The kernel's interfaces or addresses are others now."""
+        self.policy.interfaces(self._core.interfaces)
+
+    def _policy_problem(self, problem: str) -> None:
+        self._problem = problem
+        if problem:
+            self._log(Level.ERROR, "policy", problem)
+        else:
+            self._log(Level.INFO, "policy", "the kernel takes the policy rules again")
+
+    # ---- what `pods` needs
+
+    def publish(self, update: Update) -> None:
+        if self._relay is not None:
+            self._relay.publish(update)
+
+    @property
+    def ready(self) -> str:
+        if not self.policy.synced or not self._core.planned:
+            return "routed has not read the datastore yet; try again"
+        if self._core.deferring:
+            return "routed restarts and waits for its peers; try again"
+        return ""
+
+    @property
+    def mtu(self) -> int:
+        """Of the interface with the node's address, less what the pools' tunnels put around packets."""
+        speaker = self._core.plan.speaker
+        own = {speaker.ipv4_address, speaker.ipv6_address} - {b""} if speaker is not None else set()
+        uplink = next(
+            (
+                interface.name
+                for interface in self._core.interfaces.values()
+                if any(address in own for address, _ in interface.addresses)
+            ),
+            "",
+        )
+        link = self._wiring.find(uplink) if uplink else None
+        mtu = link.mtu if link is not None and link.mtu else DEFAULT_MTU
+        return mtu - max((_overhead(pool) for pool in self.pods.pools()), default=0)
+
+    async def in_force(self, prefixes: Iterable[tuple[Family, bytes]]) -> str:
+        waiting = list(prefixes)
+        await self.policy.settled()
+        loop = asyncio.get_running_loop()
+        until = loop.time() + SETTLE
+        while True:
+            missing = ""
+            for family, prefix in waiting:
+                entry = self._kernel.fib_entry(family, prefix)
+                if entry is None or entry.state != "installed":
+                    why = f": {entry.reason}" if entry is not None and entry.reason else ""
+                    missing = f"the route to {format_prefix(family, prefix)} is not in the kernel{why}"
+            if not missing:
+                return ""
+            if loop.time() > until:
+                return missing
+            await asyncio.sleep(_POLL)
+
+    async def pod(self, namespace: str, name: str) -> JsonObject | None:
+        assert self._kubernetes is not None
+        return await self._kubernetes.get(f"/api/v1/namespaces/{namespace}/pods/{name}")
+
+
+def _overhead(pool: IPPool) -> int:
+    if pool.disabled:
+        return 0
+    if pool.vxlan_mode is not EncapMode.NEVER:
+        return _VXLAN_OVERHEAD + (20 if pool.cidr.family is Family.IPV6_UNICAST else 0)
+    return _IPIP_OVERHEAD if pool.ipip_mode is not EncapMode.NEVER else 0
