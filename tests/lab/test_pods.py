@@ -15,7 +15,8 @@ from routed.dataplane.pods import GATEWAYS, NODE_SYSCTLS, POD_SYSCTLS, PROXY_SYS
 from routed.errors import KernelError
 from routed.net.addresses import parse_address
 from routed.net.families import Family
-from routed.testing.lab import NETNS, Lab, Namespace, wait_for
+from routed.testing.lab import Lab, Namespace, wait_for
+from routed.testing.lab.namespaces import NETNS
 
 pytestmark = pytest.mark.lab
 
