@@ -234,6 +234,8 @@ def check_config(data: bytes, path: str) -> tuple[Config, list[ConfigError]]:
     secrets = top.mapping("secrets", ("dir",))
     secrets_dir = secrets.get("dir", _folder, "")
     cni = top.mapping("cni", ("enabled", "socket", "proxyARP"))
+    policy = top.mapping("policy", ("logGroup",))
+    conntrack = top.mapping("conntrack", ("max", "buckets", "timeouts"))
     kubeconfig = top.mapping("kubernetes", ("kubeconfig",)).get("kubeconfig", _folder, "")
     router_id = top.get("routerId", _router_id, None)
     config = Config(
@@ -269,8 +271,8 @@ def check_config(data: bytes, path: str) -> tuple[Config, list[ConfigError]]:
             socket=_absolute(base, cni.get("socket", _folder, DEFAULT_SOCKET)),
             proxy_arp=cni.get("proxyARP", _flag, False),
         ),
-        policy_log_group=top.mapping("policy", ("logGroup",)).get("logGroup", _number(0, 65535), None),
-        conntrack=_conntrack(top.mapping("conntrack", ("max", "buckets", "timeouts"))),
+        policy_log_group=policy.get("logGroup", _number(0, 65535), None),
+        conntrack=_conntrack(conntrack),
         kubeconfig=_absolute(base, kubeconfig) if kubeconfig else "",
     )
     return config, sorted(found, key=_line)
