@@ -342,7 +342,7 @@ class _Mapping:
             self._fail(node, self._full(name), str(error))
             return default
 
-    def fail(self, name: str, message: str) -> NoReturn:
+    def fail(self, name: str, message: str) -> None:
         """Refuse a value for what it means together with another."""
         self._fail(self._values.get(name), f"{self._key}.{name}", message)
 

@@ -9,10 +9,10 @@ import asyncio
 import os
 from collections.abc import Callable, Iterable
 
+from routed.config import Config
 from routed.core.core import Core
 from routed.core.effects import Level
 from routed.daemon.cni import CniServer
-from routed.daemon.config import Config
 from routed.daemon.pods import SETTLE, Pods
 from routed.daemon.policy import PolicyKeeper
 from routed.daemon.relay import Relay
