@@ -366,6 +366,21 @@ class EtcdStore:
                 resources[key] = Stored(decoded.resource, f"{pair.revision} {pair.key}", pair.key)
         return Contents(resources, tuple(problems))
 
+    async def get(self, key: ResourceKey) -> Stored | None:
+        """One resource, as etcd has it now."""
+        known = self._paths.get(key)
+        for path in dict.fromkeys(([known] if known else []) + self.layout.candidate_paths(key)):
+            pair = await self.client.get(path)
+            if pair is None or pair.value is None:
+                continue
+            try:
+                decoded = self.layout.decode(path, pair.value)
+            except ConfigError as error:
+                raise StoreError(f"{path}: {error}") from None
+            if decoded is not None and decoded.resource.key == key:
+                return Stored(decoded.resource, f"{pair.revision} {path}", path)
+        return None
+
     async def write(self, key: ResourceKey, resource: Resource | None, revision: str | None) -> str:
         """Make `resource` (None: nothing) what is stored at `key`, where that is still at `revision` (None: absent)."""
         number, path = 0, ""

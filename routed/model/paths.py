@@ -110,6 +110,31 @@ class Layout:
         place = f"{resource.namespace}/" if KIND_TABLE[resource.kind].namespaced else ""
         return f"{self.resources}{KIND_TABLE[resource.kind].plural}/{place}{name}"
 
+    def candidate_paths(self, key: ResourceKey) -> list[str]:
+        """Where a resource may be, by its key alone; the likeliest first.
+
+        A policy may be under its name with or without its tier. The name of an affinity does not say where the node ends
+        and the block begins, so there may be several readings of it.
+        """
+        if key.kind == IPAMHandle.kind:
+            return [f"{self.ipam}handle/{key.name}"]
+        if key.kind == IPAMConfig.kind:
+            return [f"{self.ipam}config"]
+        if key.kind == IPAMBlock.kind:
+            return [
+                f"{self.ipam}assignment/{family}/block/{block}"
+                for family, block in map(_segments, _named_blocks(key.name))
+            ]
+        if key.kind == BlockAffinity.kind:
+            return [
+                f"{self.ipam}{AffinityType.HOST}/{node}/{family}/block/{block}"
+                for node, cidr in _named_affinities(key.name)
+                for family, block in (_segments(cidr),)
+            ]
+        kind = KIND_TABLE[key.kind]
+        start = f"{self.resources}{kind.plural}/" + (f"{key.namespace}/" if kind.namespaced else "")
+        return [start + key.name, *([start + _TIER_PREFIX + key.name] if key.kind in _TIERED else ())]
+
     def parse_path(self, path: str) -> ResourceKey | None:
         """The key a path is for, by the path alone; None where it is no resource of ours."""
         if path.startswith(self.resources):
@@ -194,6 +219,30 @@ def encode(resource: Resource) -> bytes:
 def block_name(cidr: Cidr) -> str:
     """The name of a block: its prefix with "-" for ".", ":" and "/", as the Kubernetes datastore makes it."""
     return re.sub("[.:/]", "-", str(cidr))
+
+
+def _named_blocks(name: str) -> list[Cidr]:
+    """The blocks a name may be of: see `block_name`."""
+    start, _, length = name.rpartition("-")
+    found = []
+    for address in (start.replace("-", "."), start.replace("-", ":")):
+        try:
+            family, prefix = parse_prefix(f"{address}/{length}")
+        except ValueError:
+            continue
+        if block_name(Cidr(family, prefix)) == name:
+            found.append(Cidr(family, prefix))
+    return found
+
+
+def _named_affinities(name: str) -> list[tuple[str, Cidr]]:
+    """The (node, block) pairs a name may be of, those with the longest block first."""
+    return [
+        (name[:at], cidr)
+        for at, character in enumerate(name)
+        if character == "-" and at
+        for cidr in _named_blocks(name[at + 1 :])
+    ]
 
 
 def _segments(cidr: Cidr) -> tuple[str, str]:

@@ -81,8 +81,17 @@ class Node:
         self.routed = Routed(self.namespace, cni={"enabled": True, "socket": f"{self.namespace.folder}/cni.sock"})
         self.runtime = Runtime(self.namespace, f"{self.namespace.folder}/cni.sock")
 
-    def pod(self, name: str) -> Namespace:
-        return self.lab.namespace(name)
+    def start(self) -> None:
+        self.routed.start()
+        wait_for(self.is_ready, 20, "the node takes pods", state=self.lab.report)
+
+    def is_ready(self) -> bool:
+        return self.runtime.call("STATUS", cniVersion="1.1.0").status == 0
+
+    def interfaces(self) -> list[str]:
+        """The node's ends of pods' wires."""
+        links = self.namespace.run("ip", "-br", "link").splitlines()
+        return [line.split("@")[0] for line in links if line.startswith("cali")]
 
 
 def cluster(nodes: int) -> list[dict[str, Any]]:
@@ -108,41 +117,89 @@ def node() -> Iterator[Node]:
         made.namespace.ip("link add eth0 type bridge", "link set eth0 up")
         made.namespace.address("eth0", "10.0.0.1/24", "fd00::1/64")
         made.routed.put(*cluster(1))
-        made.routed.start()
-        wait_for(lambda: made.runtime_ready(), 20, "the node takes pods", state=lab.report)  # type: ignore[attr-defined]
+        made.start()
         yield made
 
 
-def _ready(self: Node) -> bool:
-    self.runtime.version = "1.1.0"
-    answer = self.runtime.call("STATUS")
-    self.runtime.version = "1.0.0"
-    return answer.status == 0
-
-
-Node.runtime_ready = _ready  # type: ignore[attr-defined]
+DUAL = {"ipam": {"type": "routed-ipam", "assign_ipv4": "true", "assign_ipv6": "true"}}
 
 
 def test_pods_come_and_go(node: Node):
-    one, two = node.pod("web-0"), node.pod("web-1")
-    dual = {"ipam": {"type": "routed-ipam", "assign_ipv4": "true", "assign_ipv6": "true"}}
-    first, second = node.runtime.add(one, **dual), node.runtime.add(two, **dual)
+    one, two = node.lab.namespace("web-0"), node.lab.namespace("web-1")
+    first, second = node.runtime.add(one, **DUAL), node.runtime.add(two, **DUAL)
     assert len({*first.addresses, *second.addresses}) == 4
     for address in second.addresses:
         assert one.pings(address), node.lab.report()
         assert node.namespace.pings(address)
     for address in first.addresses:
         assert two.pings(address)
-    check = node.runtime.call("CHECK", one, previous=first.output, **dual)
+    check = node.runtime.call("CHECK", one, previous=first.output, **DUAL)
     assert check.status == 0, check.output
-    again = node.runtime.add(one, **dual)
+    again = node.runtime.add(one, **DUAL)
     assert again.output == first.output
     assert node.runtime.call("DEL", one).status == 0
     assert node.runtime.call("DEL", one).status == 0
-    wait_for(lambda: "cali" not in node.namespace.run("ip", "-br", "link").replace(second.output["interfaces"][0]["name"], ""),
-             10, "the interface goes")  # fmt: skip
+    wait_for(lambda: node.interfaces() == [second.output["interfaces"][0]["name"]], 10, "the interface goes")
     assert not one.pings(second.addresses[0], timeout=0.2) and node.namespace.pings(second.addresses[0])
     routes = node.namespace.routes(protocol=120)
     assert first.addresses[0] not in routes and second.addresses[0] in routes
-    gone = node.runtime.call("CHECK", one, previous=first.output, **dual)
+    gone = node.runtime.call("CHECK", one, previous=first.output, **DUAL)
     assert gone.status == 1 and gone.output["code"] == 3
+
+
+def test_a_restart_of_the_daemon_loses_no_packet_and_finds_all_again(node: Node):
+    one, two = node.lab.namespace("web-0"), node.lab.namespace("web-1")
+    first, second = node.runtime.add(one), node.runtime.add(two)
+    ping = one.start("ping", "ping", "-n", "-i", "0.01", "-c", "400", second.addresses[0])
+    node.routed.kill()
+    down = node.runtime.call("ADD", node.lab.namespace("web-2"))
+    assert down.status == 1 and down.output["code"] == 11
+    node.start()
+    ping.wait(60)
+    assert " 0% packet loss" in ping.text(), ping.text()
+    assert node.runtime.add(one).output == first.output
+    third = node.runtime.add(node.lab.namespace("web-3"))
+    assert third.addresses[0] not in (first.addresses[0], second.addresses[0])
+
+
+def test_policy_is_in_force_when_the_pod_starts(node: Node):
+    deny = {
+        "apiVersion": "projectcalico.org/v3",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": "only-blue", "namespace": "default"},
+        "spec": {
+            "selector": "app == 'db'",
+            "types": ["Ingress"],
+            "ingress": [{"action": "Allow", "source": {"selector": "app == 'blue'"}}],
+        },
+    }
+    node.routed.put(deny)
+    labelled = {"args": {"cni": {"labels": [{"key": "app", "value": "db"}]}}}
+    database = node.runtime.add(node.lab.namespace("db"), **labelled)
+    blue, red = node.lab.namespace("blue"), node.lab.namespace("red")
+    node.runtime.add(blue, args={"cni": {"labels": [{"key": "app", "value": "blue"}]}})
+    node.runtime.add(red, args={"cni": {"labels": [{"key": "app", "value": "red"}]}})
+    wait_for(
+        lambda: "only_blue" in node.namespace.run("nft", "list", "table", "inet", "routed"), 10, "the policy is read"
+    )
+    assert blue.pings(database.addresses[0]) and not red.pings(database.addresses[0], timeout=0.3)
+    assert node.namespace.pings(database.addresses[0])  # its own node always may
+
+
+def test_gc_removes_what_the_runtime_forgot(node: Node):
+    kept, lost = node.lab.namespace("kept"), node.lab.namespace("lost")
+    first, second = node.runtime.add(kept), node.runtime.add(lost)
+    valid = [{"containerID": f"c-{kept.name}", "ifname": "eth0"}]
+    answer = node.runtime.call("GC", cniVersion="1.1.0", **{"cni.dev/valid-attachments": valid})
+    assert answer.status == 0, answer.output
+    wait_for(lambda: node.interfaces() == [first.output["interfaces"][0]["name"]], 10, "only one is left")
+    routes = node.namespace.routes(protocol=120)
+    assert first.addresses[0] in routes and second.addresses[0] not in routes
+
+
+def test_an_address_by_name_and_one_that_is_taken(node: Node):
+    first = node.runtime.add(node.lab.namespace("one"), runtimeConfig={"ips": ["10.65.3.7"]})
+    assert first.addresses == ["10.65.3.7"]
+    taken = node.runtime.call("ADD", node.lab.namespace("two"), runtimeConfig={"ips": ["10.65.3.7"]})
+    assert taken.status == 1 and taken.output["code"] == 100 and "somebody has it" in taken.output["msg"]
+    assert len(node.interfaces()) == 1

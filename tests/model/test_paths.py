@@ -280,3 +280,33 @@ def test_any_octets_are_decoded_or_refused(kind: str, value: bytes) -> None:
     except ConfigError:
         return
     assert decoded is not None
+
+
+@pytest.mark.parametrize(
+    ("key", "paths"),
+    [
+        (("IPAMBlock", "10-244-1-0-26"), ["ipam/v2/assignment/ipv4/block/10.244.1.0-26"]),
+        (("IPAMBlock", "fd00---122"), ["ipam/v2/assignment/ipv6/block/fd00::-122"]),
+        (("IPAMBlock", "no-block"), []),
+        (("IPAMHandle", "net.abc"), ["ipam/v2/handle/net.abc"]),
+        (("IPAMConfig", "default"), ["ipam/v2/config"]),
+        (("BlockAffinity", "node-1-10-244-1-0-26"), ["ipam/v2/host/node-1/ipv4/block/10.244.1.0-26"]),
+        (("IPPool", "pods"), ["resources/v3/projectcalico.org/ippools/pods"]),
+    ],
+)
+def test_where_a_key_may_be(key: tuple[str, str], paths: list[str]):
+    assert Layout().candidate_paths(ResourceKey(*key)) == [f"/calico/{path}" for path in paths]
+
+
+def test_every_reading_of_an_affinity_s_name_is_tried():
+    paths = Layout().candidate_paths(ResourceKey("BlockAffinity", "a-fd00---122"))
+    assert "/calico/ipam/v2/host/a/ipv6/block/fd00::-122" in paths
+    for path in paths:
+        key = Layout().parse_path(path)
+        assert key is not None and key.name == "a-fd00---122"
+
+
+def test_policies_are_looked_for_under_both_names():
+    paths = Layout().candidate_paths(ResourceKey("NetworkPolicy", "web", "shop"))
+    start = "/calico/resources/v3/projectcalico.org/networkpolicies/shop/"
+    assert paths == [f"{start}web", f"{start}default.web"]
