@@ -71,13 +71,13 @@ def longest_match(family: Family, host: bytes, known: Collection[bytes]) -> byte
 def received(core: Core, peer: Peer, wanted: Wanted) -> Iterator[Row | None]:
     """What a peer announced, as it announced it, and what became of each route: refused ones and stale ones included."""
     rib, adj_in = core.ribs[wanted.family], peer.adj_in[wanted.family]
-    for prefix in in_order(wanted.family, list(wanted.among(_Announced(rib, adj_in)))):
+    announced = wanted.among(_Announced(rib, adj_in))
+    for prefix in in_order(wanted.family, announced):
         if prefix is None:
             yield None
             continue
         path = _path_of(rib, adj_in, prefix)
-        if path is not None:
-            yield _received(rib, adj_in, prefix, path)
+        yield None if path is None else _received(rib, adj_in, prefix, path)
 
 
 class _Announced(Collection[bytes]):
@@ -186,6 +186,8 @@ def advertised(core: Core, peer: Peer, wanted: Wanted, *, every: bool = False) -
             yield {**row, "state": "withdrawing", "reason": _why_not(peer, adj_out, prefix, path)}
         elif every:
             yield {**row, "state": "not advertised", "reason": _why_not(peer, adj_out, prefix, path)}
+        else:
+            yield None
 
 
 def _read(octets: bytes, group: UpdateGroup) -> AttributeSet:

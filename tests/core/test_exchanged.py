@@ -206,3 +206,10 @@ def test_turns_are_offered_before_the_first_row_of_a_large_table() -> None:
     found = list(in_order(V4, many))
     assert found[:3] == [None, None, None]
     assert [prefix for prefix in found if prefix is not None] == many
+
+
+def test_what_is_left_out_offers_turns_too(line: dict[str, Node]) -> None:
+    b = line["b"]
+    found = list(advertised(b.core, b.core.peers[name_of(b, 1)], Wanted(V4)))
+    shown = [row for row in found if row is not None]
+    assert found.count(None) >= len(b.core.ribs[V4].table) - len(shown) > 0
