@@ -40,6 +40,7 @@ from routed.errors import ConfigError
 from routed.net.addresses import parse_router_id
 from routed.observe.logs import FORMATS, harmless
 from routed.plan.types import CalicoVersion, PodCidrs
+from routed.rib.nexthops import PROTOCOL_NAMES
 
 DEFAULT_PATH = "/etc/routed/routed.yaml"
 DEFAULT_STATE_DIR = "/var/lib/routed"
@@ -74,6 +75,8 @@ class KernelConfig:
     """rtm_protocol of our routes: what tells them from everybody else's."""
     metric: int = DEFAULT_METRIC
     """Route priority of our routes; 0 is the kernel's default (0 for IPv4, 1024 for IPv6)."""
+    take_over: tuple[int, ...] = ()
+    """rtm_protocol of routes that become ours when the daemon starts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +230,7 @@ def check_config(data: bytes, path: str) -> tuple[Config, list[ConfigError]]:
     base = os.path.dirname(os.path.abspath(path))
     datastore = top.mapping("datastore", ("type", "path"))
     datastore.get("type", _choice("file"), "file")
-    kernel = top.mapping("kernel", ("programRoutes", "table", "routeProtocol", "metric"))
+    kernel = top.mapping("kernel", ("programRoutes", "table", "routeProtocol", "metric", "takeOver"))
     log = top.mapping("log", ("level", "format"))
     ipam = top.mapping("ipam", ("usePodCIDR",))
     metrics = top.mapping("metrics", ("listen", "peers"))
@@ -251,6 +254,9 @@ def check_config(data: bytes, path: str) -> tuple[Config, list[ConfigError]]:
             table=kernel.get("table", _table, DEFAULT_TABLE),
             route_protocol=kernel.get("routeProtocol", _protocol, DEFAULT_PROTOCOL),
             metric=kernel.get("metric", _number(0, 0x7FFFFFFF), DEFAULT_METRIC),
+            take_over=kernel.get_all("takeOver", routing_daemon, ())
+            if kernel.is_list("takeOver")
+            else kernel.get("takeOver", lambda value: (routing_daemon(value),), ()),
         ),
         log=LogConfig(
             level=Level(log.get("level", _choice(*Level), Level.INFO.value)),
@@ -496,6 +502,16 @@ def _protocol(value: object) -> int:
     if number in FOREIGN_PROTOCOLS:
         raise ValueError(f"{number} is a route protocol of the kernel or the administrator; choose one from 5 to 255")
     return number
+
+
+def routing_daemon(value: object) -> int:
+    """The route protocol of a routing daemon: its number, or `bird` and the like. Raises ValueError."""
+    if isinstance(value, str) and not value.isdigit():
+        names = {name: number for number, name in PROTOCOL_NAMES.items() if number not in FOREIGN_PROTOCOLS}
+        if value not in names:
+            raise ValueError(f"must be one of {', '.join(sorted(names))}, or a number, not {_shown(value)}")
+        return names[value]
+    return _protocol(int(value) if isinstance(value, str) else value)
 
 
 def _table(value: object) -> int:

@@ -39,12 +39,13 @@ from routed.daemon.systemd import Notifier
 from routed.daemon.workloads import Workloads
 from routed.dataplane.conntrack import FullnessWatch, tune, use
 from routed.dataplane.engine import KernelSettings
+from routed.dataplane.handover import hand_over
 from routed.dataplane.kernel import Kernel
 from routed.datastore.editing import FolderStore
 from routed.datastore.file import FileStore
 from routed.datastore.kubeconfig import load_kubeconfig
 from routed.datastore.kubernetes import ENDPOINT_SLICES, SERVICES, KubernetesSource
-from routed.errors import ConfigError, StoreError
+from routed.errors import ConfigError, KernelError, StoreError
 from routed.model.schema import parse_manifest
 from routed.net.addresses import format_address
 from routed.net.families import Family
@@ -142,6 +143,8 @@ class Daemon:
             loop.add_signal_handler(number, self._signalled, number)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         try:
+            if config.kernel.program_routes and config.kernel.take_over:
+                await self._take_over(config)
             await _unless(self._stopped, self._start_kernel(kernel))
             if not self._stopped.is_set():
                 settings = CoreSettings(
@@ -320,6 +323,20 @@ class Daemon:
     def _routes_done(self, tickets: Sequence[int]) -> None:
         if self._driver is not None:
             self._driver.latency.acknowledged(tickets)
+
+    async def _take_over(self, config: Config) -> None:
+        """Routes another daemon left behind become ours, before ours are read back: the start is a restart then."""
+        kernel = config.kernel
+        giving = set(kernel.take_over) - {kernel.route_protocol}
+        try:
+            handed = await asyncio.to_thread(hand_over, kernel.table, giving, kernel.route_protocol)
+        except KernelError as error:
+            self._log.write(Level.ERROR, "kernel", f"no route was taken over: {error}")
+            return
+        if handed.routes:
+            self._log.write(Level.INFO, "kernel", f"{handed.routes} routes of another routing daemon were taken over")
+        for text in handed.left:
+            self._log.write(Level.WARNING, "kernel", f"not taken over: {text}")
 
     async def _start_kernel(self, kernel: Kernel) -> None:
         patience = asyncio.ensure_future(self._ask_for_patience())

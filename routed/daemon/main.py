@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import faulthandler
 import sys
 from collections.abc import Sequence
@@ -11,9 +12,11 @@ from collections.abc import Sequence
 import uvloop
 
 from routed import __version__
-from routed.config import DEFAULT_PATH, Config, load_config
+from routed.config import DEFAULT_PATH, Config, load_config, routing_daemon
+from routed.control.client import ControlClient, Unreachable
 from routed.daemon.daemon import Daemon
-from routed.errors import ConfigError
+from routed.dataplane.handover import hand_over
+from routed.errors import ConfigError, KernelError
 from routed.observe.logs import LogWriter, harmless, reads_journal
 
 EX_CONFIG = 78
@@ -23,6 +26,7 @@ examples:
   routed run                                    with /etc/routed/routed.yaml
   routed run --config ./routed.yaml
   routed run --record /tmp/inputs.jsonl         write every input of the core, for `routedctl replay`
+  routed hand-over bird                         after routed stopped and before BIRD starts: it keeps the routes
 
 signals: SIGTERM and SIGINT stop (as onStop says), SIGHUP reads the configuration again
 exit status: 0 stopped when asked to; 2 wrong arguments; 78 the configuration is wrong
@@ -34,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = command_parser().parse_args(argv)
     try:
         config = load_config(arguments.config)
+        if arguments.command == "hand-over":
+            return _hand_over(config, arguments.to)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_run(config, arguments.config, arguments.record))
     except ConfigError as error:
@@ -52,13 +58,40 @@ def command_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"routed {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="command")
     run = commands.add_parser(
         "run", help="run the daemon in the foreground", description="Run the daemon in the foreground."
     )
     run.add_argument("--config", metavar="FILE", default=DEFAULT_PATH, help=f"default {DEFAULT_PATH}")
     run.add_argument("--record", metavar="FILE", help="write every input of the core to this file, as JSON lines")
+    hand = commands.add_parser(
+        "hand-over",
+        help="give our routes to another routing daemon that is about to start",
+        description="Give the routes this node has by routed to another routing daemon, in place: for going back.",
+    )
+    hand.add_argument("to", metavar="DAEMON", help="bird, or another daemon's name or route protocol number")
+    hand.add_argument("--config", metavar="FILE", default=DEFAULT_PATH, help=f"default {DEFAULT_PATH}")
     return parser
+
+
+def _hand_over(config: Config, name: str) -> int:
+    """Our routes become another daemon's. Only while we don't run: we would put them back."""
+    try:
+        taking = routing_daemon(name)
+    except ValueError as error:
+        raise ConfigError("DAEMON", str(error)) from None
+    with contextlib.suppress(Unreachable), ControlClient(config.socket_path):
+        sys.stderr.write("routed: the daemon runs on this node and would put its routes back; stop it first\n")
+        return 1
+    try:
+        handed = hand_over(config.kernel.table, {config.kernel.route_protocol}, taking)
+    except KernelError as error:
+        sys.stderr.write(harmless(f"routed: {error}") + "\n")
+        return 1
+    sys.stdout.write(f"{handed.routes} routes were handed over to {name}\n")
+    for text in handed.left:
+        sys.stderr.write(harmless(f"routed: not handed over: {text}") + "\n")
+    return 1 if handed.left else 0
 
 
 async def _run(config: Config, path: str, record: str | None) -> int:

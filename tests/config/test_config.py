@@ -174,9 +174,9 @@ def test_octets_that_are_no_text() -> None:
 
 def test_missing_and_unreadable(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no such configuration file; name one with --config"):
-        load_config(str(tmp_path / "none.yaml"))
+        config.load_config(str(tmp_path / "none.yaml"))
     with pytest.raises(ConfigError, match="cannot read the configuration: Is a directory"):
-        load_config(str(tmp_path))
+        config.load_config(str(tmp_path))
 
 
 def test_folders_are_made_with_their_parents(tmp_path: Path) -> None:
@@ -219,3 +219,20 @@ def test_everything_that_is_wrong_is_found_at_once() -> None:
         "r.yaml: datastore.path: is required: the folder of resource files",
     ]
     assert made.kernel == config.KernelConfig()
+
+
+@pytest.mark.parametrize(
+    ("text", "protocols"),
+    [("[bird]", (12,)), ("bird", (12,)), ("[bird, 80]", (12, 80)), ("[]", ())],
+)
+def test_daemons_whose_routes_are_taken_over(tmp_path: Path, text: str, protocols: tuple[int, ...]) -> None:
+    (tmp_path / "r").mkdir()
+    (tmp_path / "c.yaml").write_text(f"nodeName: n\ndatastore: {{path: r}}\nkernel: {{takeOver: {text}}}\n")
+    assert config.load_config(str(tmp_path / "c.yaml")).kernel.take_over == protocols
+
+
+@pytest.mark.parametrize("text", ["[static]", "[bord]", "[2]", "[[bird]]", "{a: b}"])
+def test_only_routing_daemons_give_routes(tmp_path: Path, text: str) -> None:
+    (tmp_path / "c.yaml").write_text(f"nodeName: n\ndatastore: {{path: .}}\nkernel: {{takeOver: {text}}}\n")
+    with pytest.raises(ConfigError, match=r"kernel\.takeOver"):
+        config.load_config(str(tmp_path / "c.yaml"))

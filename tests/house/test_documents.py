@@ -75,7 +75,7 @@ def test_command_lines_are_understood(path: Path, capsys: pytest.CaptureFixture[
         first = re.sub(r" [>|] .*", "", first)  # what the shell does with the output is not ours
         program, *words = shlex.split(first.replace("[", "").replace("]", ""), comments=True)
         if program == "routed":
-            assert words[0] in {"run", "--version"}, line
+            assert words[0] in {"run", "hand-over", "--version"}, line
         elif not {"--in", "--out"} <= set(words):
             try:
                 made.parse(words)
