@@ -15,7 +15,6 @@ from routed.config import (
     KernelConfig,
     LogConfig,
     MetricsConfig,
-    load_config,
     make_folders,
     parse_config,
     reload,
