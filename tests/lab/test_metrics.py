@@ -165,7 +165,8 @@ def test_a_change_is_timed_from_stage_to_stage(pair: tuple[Routed, Routed]) -> N
     wait_for(lambda: "10.244.1.64/26" in two.kernel_routes(), SOON, "the block is in the other's kernel")
     wait_for(lambda: latency(two, "peer", "kernel") > heard["kernel"], SOON, "the kernel's answer is timed")
     assert latency(two, "peer", "rib") > heard["rib"]
-    assert {stage: latency(one, "datastore", stage) - before[stage] for stage in stages} == dict.fromkeys(stages, 1)
+    for stage in stages:  # what an earlier test took away may still be on its way, and count too
+        wait_for(lambda stage=stage: latency(one, "datastore", stage) > before[stage], SOON, f"{stage} is timed")  # type: ignore[misc]
     assert 0 < value(one, "routed_change_latency_seconds_sum", origin="datastore", stage="kernel") < 60
     one.remove("BlockAffinity", affinity(1, "10.244.1.64/26")["metadata"]["name"])
     wait_for(lambda: "10.244.1.64/26" not in two.kernel_routes(), SOON, "the block is gone")
