@@ -1,4 +1,4 @@
-"""The command about addresses: `ipam show`, how full pools and blocks are and who has an address."""
+"""What `ipam show` does: how full pools and blocks are, and who has an address."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import ipaddress
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from routed.cli.command import Commands, ExitStatus, UsageError, show_list, show_one
-from routed.cli.resources import complain, with_store
+from routed.cli.command import ExitStatus, UsageError, show_list, show_one
+from routed.cli.stored import complain, with_store
 from routed.cli.tables import facts, table
 from routed.datastore.store import Contents
 from routed.model.ipam import IPAMBlock
@@ -19,24 +19,7 @@ from routed.net.prefixes import covers, make_prefix
 from routed.observe.logs import harmless
 
 
-def add(commands: Commands) -> None:
-    commands.group("ipam", "addresses of pools and blocks")
-    one = commands.add(
-        "ipam show",
-        _show,
-        "how many addresses of pools and blocks are in use",
-        examples=[
-            ("routedctl ipam show", "a line for each pool"),
-            ("routedctl ipam show --show-blocks", "and for each block of it"),
-            ("routedctl ipam show --ip 10.244.1.5", "who has an address"),
-        ],
-    )
-    which = one.add_mutually_exclusive_group()
-    which.add_argument("--show-blocks", action="store_true", help="the blocks of each pool too")
-    which.add_argument("--ip", metavar="ADDR", help="who has this address")
-
-
-def _show(arguments: argparse.Namespace) -> int:
+def run_show(arguments: argparse.Namespace) -> int:
     contents = with_store(arguments, lambda store: store.read({IPPool.kind, IPAMBlock.kind}))
     complain(contents.problems)
     if arguments.ip is not None:

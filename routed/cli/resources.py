@@ -1,80 +1,33 @@
-"""The commands about resources: apply, get, delete, diff, export, import. They work on the datastore, without a daemon.
+"""The commands about resources: apply, get, delete, diff, export, import, ipam show. They work without a daemon.
 
-Which datastore is told by routed.yaml's `datastore`. What a command decides (what is valid, what is a change) is
-`datastore.applying`'s business; here is what a person types and sees.
+Only what is typed is declared here. What the commands do is in `stored` and `addresses`, which are loaded when one of
+them runs: resources, files and etcd take longer to import than the rest of routedctl altogether.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import contextlib
-import difflib
-import json
-import os
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+import importlib
 
-from routed.cli.command import Commands, ExitStatus, UsageError, configuration, emit
-from routed.cli.tables import table
-from routed.datastore.applying import (
-    Outcome,
-    Reading,
-    apply,
-    check_beside,
-    delete,
-    kinds_of,
-    merged_with,
-    read_manifests,
-    same,
-    selected,
-    with_namespace,
-)
-from routed.datastore.editing import FolderStore, to_yaml
-from routed.datastore.opening import open_store
-from routed.datastore.store import Contents, Store, Stored
-from routed.errors import ConfigError
-from routed.model.resources import JsonObject, JsonValue, Resource, ResourceKey
-from routed.model.schema import KIND_TABLE, KINDS, kind_named
-from routed.observe.logs import harmless
-
-T = TypeVar("T")
+from routed.cli.command import Commands, Run
 
 _OUTPUTS = ("table", "wide", "name", "yaml", "json")
 
-#: Of a kind, the heads of `get`'s columns after the name, and the field below each. Those after None are of `-o wide`.
-_COLUMNS: dict[str, tuple[tuple[str, str] | None, ...]] = {
-    "Node": (("asn", "spec.bgp.asNumber"), ("ipv4", "spec.bgp.ipv4Address"), ("ipv6", "spec.bgp.ipv6Address"), None,
-             ("reflector cluster", "spec.bgp.routeReflectorClusterID"), ("labels", "metadata.labels")),
-    "BGPPeer": (("peer", "spec.peerIP"), ("peer selector", "spec.peerSelector"), ("asn", "spec.asNumber"),
-                ("node", "spec.node"), ("node selector", "spec.nodeSelector"), None, ("filters", "spec.filters")),
-    "BGPConfiguration": (("asn", "spec.asNumber"), ("mesh", "spec.nodeToNodeMeshEnabled"), ("port", "spec.listenPort"),
-                         None, ("log", "spec.logSeverityScreen")),
-    "IPPool": (("cidr", "spec.cidr"), ("selector", "spec.nodeSelector"), ("disabled", "spec.disabled"), None,
-               ("block", "spec.blockSize"), ("ipip", "spec.ipipMode"), ("vxlan", "spec.vxlanMode"),
-               ("nat", "spec.natOutgoing")),
-    "BlockAffinity": (("cidr", "spec.cidr"), ("node", "spec.node"), ("state", "spec.state"), None, ("type", "spec.type")),
-    "IPAMBlock": (("cidr", "spec.cidr"), ("affinity", "spec.affinity")),
-    "NetworkPolicy": (("tier", "spec.tier"), ("order", "spec.order"), ("selector", "spec.selector"), None,
-                      ("types", "spec.types")),
-    "GlobalNetworkPolicy": (("tier", "spec.tier"), ("order", "spec.order"), ("selector", "spec.selector"), None,
-                            ("types", "spec.types")),
-    "Tier": (("order", "spec.order"), ("default action", "spec.defaultAction")),
-    "WorkloadEndpoint": (("node", "spec.node"), ("networks", "spec.ipNetworks"), ("interface", "spec.interfaceName"),
-                         None, ("pod", "spec.pod"), ("profiles", "spec.profiles")),
-    "HostEndpoint": (("node", "spec.node"), ("interface", "spec.interfaceName"), ("ips", "spec.expectedIPs"), None,
-                     ("profiles", "spec.profiles")),
-    "ClusterInformation": (("version", "spec.calicoVersion"), ("ready", "spec.datastoreReady"), None,
-                           ("guid", "spec.clusterGUID")),
-    "CalicoNodeStatus": (("node", "spec.node"), ("classes", "spec.classes"), ("updated", "status.lastUpdated")),
-}  # fmt: skip
+
+def _later(module: str, name: str) -> Run:
+    """The function `name` of a module of this room, which is imported when it is called."""
+
+    def run(arguments: argparse.Namespace) -> int:
+        function: Run = getattr(importlib.import_module(f"routed.cli.{module}"), name)
+        return function(arguments)
+
+    return run
 
 
 def add(commands: Commands) -> None:
     one = commands.add(
         "apply",
-        _apply,
+        _later("stored", "run_apply"),
         "write resources to the datastore: all of them valid, or none is written",
         examples=[
             ("routedctl apply -f peers.yaml", "create or change what the file says"),
@@ -85,7 +38,7 @@ def add(commands: Commands) -> None:
     _add_dry_run(one)
     one = commands.add(
         "get",
-        _get,
+        _later("stored", "run_get"),
         "show resources of the datastore",
         examples=[
             ("routedctl get bgppeers", "a line for each"),
@@ -99,7 +52,7 @@ def add(commands: Commands) -> None:
     one.add_argument("-o", dest="output", choices=_OUTPUTS, help="how to show them (default: table)")
     one = commands.add(
         "delete",
-        _delete,
+        _later("stored", "run_delete"),
         "delete resources from the datastore",
         examples=[
             ("routedctl delete bgppeer tor-a", "one by its name"),
@@ -116,14 +69,14 @@ def add(commands: Commands) -> None:
     _add_dry_run(one)
     one = commands.add(
         "diff",
-        _diff,
+        _later("stored", "run_diff"),
         "what `apply` would change; exit status 1 where that is anything",
         examples=[("routedctl diff -f peers.yaml", "changed lines, what is stored before what is wanted")],
     )
     _add_files(one)
     one = commands.add(
         "export",
-        _export,
+        _later("stored", "run_export"),
         "write all resources of the datastore out as YAML",
         examples=[
             ("routedctl export > cluster.yaml", "one file"),
@@ -133,7 +86,7 @@ def add(commands: Commands) -> None:
     one.add_argument("-o", dest="output", metavar="FOLDER", help="a folder; it must be empty or not exist")
     one = commands.add(
         "import",
-        _import,
+        _later("stored", "run_import"),
         "bring resources that were exported into the datastore, exactly as they are",
         examples=[
             ("routedctl import -f cluster.yaml --dry-run", "what would be written"),
@@ -142,6 +95,20 @@ def add(commands: Commands) -> None:
     )
     _add_files(one)
     _add_dry_run(one)
+    commands.group("ipam", "addresses of pools and blocks")
+    one = commands.add(
+        "ipam show",
+        _later("addresses", "run_show"),
+        "how many addresses of pools and blocks are in use",
+        examples=[
+            ("routedctl ipam show", "a line for each pool"),
+            ("routedctl ipam show --show-blocks", "and for each block of it"),
+            ("routedctl ipam show --ip 10.244.1.5", "who has an address"),
+        ],
+    )
+    which = one.add_mutually_exclusive_group()
+    which.add_argument("--show-blocks", action="store_true", help="the blocks of each pool too")
+    which.add_argument("--ip", metavar="ADDR", help="who has this address")
 
 
 def _add_files(parser: argparse.ArgumentParser) -> None:
@@ -164,261 +131,3 @@ def _add_namespace(parser: argparse.ArgumentParser, *, everywhere: bool = False)
     where.add_argument("-n", dest="namespace", metavar="NAMESPACE", default="default", help="default: default")
     if everywhere:
         where.add_argument("-A", dest="everywhere", action="store_true", help="of all namespaces")
-
-
-# --- what they do
-
-
-@contextlib.asynccontextmanager
-async def _opened(arguments: argparse.Namespace) -> AsyncIterator[Store]:
-    if "socket" in arguments:
-        raise UsageError("resources are read and written in the datastore, without the daemon: use --config")
-    path, config = configuration(arguments, "so the datastore is not known")
-    if not config:
-        raise ConfigError(
-            path, "there is no such configuration file, so the datastore is not known; name one with --config"
-        )
-    store = open_store(path, config)
-    try:
-        yield store
-    finally:
-        await store.close()
-
-
-def with_store(arguments: argparse.Namespace, work: Callable[[Store], Awaitable[T]]) -> T:
-    """Do something with the configured datastore."""
-
-    async def run() -> T:
-        async with _opened(arguments) as store:
-            result = await work(store)
-            if isinstance(store, FolderStore):
-                complain(store.losses)
-            return result
-
-    return asyncio.run(run())
-
-
-def complain(lines: Iterable[str]) -> None:
-    """What a person should know beside the result."""
-    for line in lines:
-        sys.stderr.write(harmless(line) + "\n")
-
-
-def _read(arguments: argparse.Namespace, store: Store, *, exact: bool = False) -> Reading:
-    return read_manifests(arguments.files, as_calico=store.shared_with_calico and not exact)
-
-
-def _apply(arguments: argparse.Namespace) -> int:
-    return with_store(arguments, lambda store: _applied(arguments, store, exact=False))
-
-
-def _import(arguments: argparse.Namespace) -> int:
-    return with_store(arguments, lambda store: _applied(arguments, store, exact=True))
-
-
-async def _applied(arguments: argparse.Namespace, store: Store, *, exact: bool) -> int:
-    reading = _read(arguments, store, exact=exact)
-    if reading.errors:
-        complain(reading.errors)
-        return ExitStatus.DATA
-    contents = await store.read(kinds_of(reading.wanted))
-    errors = [] if exact else check_beside(reading.wanted, contents)
-    if errors:
-        complain(errors)
-        return ExitStatus.DATA
-    complain(reading.said)
-    outcomes = await apply(store, reading.wanted, contents, exact=exact, dry_run=arguments.dry_run)
-    return _report(arguments, outcomes)
-
-
-def _report(arguments: argparse.Namespace, outcomes: Sequence[Outcome]) -> int:
-    """A line for each resource, and the exit status of all."""
-    note = " (dry run)" if arguments.dry_run else ""
-    if getattr(arguments, "json", False):
-        rows = [
-            {
-                "kind": one.key.kind,
-                "namespace": one.key.namespace,
-                "name": one.key.name,
-                "result": one.result,
-                "error": one.error,
-            }
-            for one in outcomes
-        ]
-        emit([json.dumps(rows, indent=2)])
-    else:
-        emit(harmless(f"{one.key}: {one.result}{note}") for one in outcomes if not one.error)
-        complain(f"{one.key}: {one.error}" for one in outcomes if one.error)
-    if any(one.conflict for one in outcomes):
-        return ExitStatus.CONFLICT
-    return ExitStatus.ERROR if any(one.error for one in outcomes) else ExitStatus.OK
-
-
-def _delete(arguments: argparse.Namespace) -> int:
-    return with_store(arguments, lambda store: _deleted(arguments, store))
-
-
-async def _deleted(arguments: argparse.Namespace, store: Store) -> int:
-    if bool(arguments.files) == bool(arguments.kinds):
-        raise UsageError("say what to delete: KIND and NAME, or -f FILE")
-    if arguments.files:
-        reading = _read(arguments, store)
-        if reading.errors:
-            complain(reading.errors)
-            return ExitStatus.DATA
-        keys = [one.resource.key for one in reading.wanted]
-    else:
-        if not arguments.names:
-            raise UsageError("say which: a NAME after the kind")
-        keys = [
-            ResourceKey(kind, name, arguments.namespace if KIND_TABLE[kind].namespaced else "")
-            for kind in _kinds(arguments.kinds)
-            for name in arguments.names
-        ]
-    return _report(arguments, await delete(store, keys, dry_run=arguments.dry_run))
-
-
-def _kinds(words: str) -> list[str]:
-    if words == "all":
-        return list(KINDS)
-    try:
-        return list(dict.fromkeys(kind_named(word).name for word in words.split(",")))
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-
-
-def _get(arguments: argparse.Namespace) -> int:
-    return with_store(arguments, lambda store: _got(arguments, store))
-
-
-async def _got(arguments: argparse.Namespace, store: Store) -> int:
-    kinds = _kinds(arguments.kinds)
-    contents = await store.read(kinds)
-    namespace = None if arguments.everywhere else arguments.namespace
-    found = selected(contents, kinds, arguments.names, namespace)
-    output = arguments.output or ("json" if getattr(arguments, "json", False) else "table")
-    if output == "name":
-        emit(harmless(f"{one.resource.kind}/{one.resource.name}") for one in found)
-    elif output in ("yaml", "json"):
-        manifests: list[JsonValue] = [with_namespace(one.resource) for one in found]
-        single = len(manifests) == 1 and len(arguments.names) == 1
-        shown: JsonValue = manifests[0] if single else {"apiVersion": "v1", "kind": "List", "items": manifests}
-        emit([to_yaml(shown).rstrip("\n") if output == "yaml" else json.dumps(shown, indent=2)])
-    else:
-        emit(_tables(found, wide=output == "wide", everywhere=arguments.everywhere))
-    complain(contents.problems)
-    missing = [name for name in arguments.names if all(one.resource.name != name for one in found)]
-    complain(f"{' or '.join(kinds)} {name} is not there" for name in missing)
-    return ExitStatus.ERROR if missing else ExitStatus.OK
-
-
-def _tables(found: Sequence[Stored], *, wide: bool, everywhere: bool) -> Iterator[str]:
-    kinds = list(dict.fromkeys(one.resource.kind for one in found))
-    for kind in kinds:
-        columns = _COLUMNS.get(kind, ())
-        cut = columns.index(None) if None in columns else len(columns)
-        shown = [column for column in (columns if wide else columns[:cut]) if column is not None]
-        namespaced = KIND_TABLE[kind].namespaced and everywhere
-        heads = [
-            *(["namespace"] if namespaced else []),
-            "name",
-            *(head for head, _ in shown),
-            *(["where"] if wide else []),
-        ]
-        rows = [
-            (
-                *([one.resource.namespace] if namespaced else []),
-                one.resource.name,
-                *(_cell(one.resource, field) for _, field in shown),
-                *([one.where] if wide else []),
-            )
-            for one in found
-            if one.resource.kind == kind
-        ]
-        if len(kinds) > 1:
-            yield f"{kind}:"
-        yield from table(heads, rows)
-        if len(kinds) > 1 and kind != kinds[-1]:
-            yield ""
-
-
-def _cell(resource: Resource, field: str) -> str:
-    value: JsonValue = resource.manifest
-    for name in field.split("."):
-        value = value.get(name) if isinstance(value, dict) else None
-    if isinstance(value, list):
-        return ",".join(str(one) for one in value)
-    if isinstance(value, dict):
-        return ",".join(f"{name}={one}" for name, one in value.items())
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return "" if value is None else str(value)
-
-
-def _diff(arguments: argparse.Namespace) -> int:
-    return with_store(arguments, lambda store: _differences(arguments, store))
-
-
-async def _differences(arguments: argparse.Namespace, store: Store) -> int:
-    reading = _read(arguments, store)
-    if reading.errors:
-        complain(reading.errors)
-        return ExitStatus.DATA
-    contents = await store.read(kinds_of(reading.wanted))
-    complain(reading.said)
-    different = False
-    for one in reading.wanted:
-        stored = contents.resources.get(one.resource.key)
-        new = merged_with(one, stored, exact=False, stamp=False)
-        if stored is not None and same(stored.resource, new):
-            continue
-        different = True
-        before = "" if stored is None else to_yaml(with_namespace(stored.resource))
-        lines = difflib.unified_diff(
-            before.splitlines(),
-            to_yaml(with_namespace(new)).splitlines(),
-            "nothing" if stored is None else stored.where,
-            one.where,
-            lineterm="",
-        )
-        emit(harmless(line) for line in lines)
-    return ExitStatus.ERROR if different else ExitStatus.OK
-
-
-def _export(arguments: argparse.Namespace) -> int:
-    contents = with_store(arguments, lambda store: store.read())
-    if arguments.output is None:
-        emit(_documents(contents.resources.values()))
-    else:
-        _export_to(arguments.output, contents)
-    complain(contents.problems)
-    if contents.problems:
-        complain(["what cannot be read is not in the export"])
-    return ExitStatus.ERROR if contents.problems else ExitStatus.OK
-
-
-def _documents(found: Iterable[Stored]) -> Iterator[str]:
-    for one in sorted(found, key=lambda one: one.resource.key):
-        yield "---\n" + to_yaml(_exported(one.resource)).rstrip("\n")
-
-
-def _exported(resource: Resource) -> JsonObject:
-    manifest = with_namespace(resource)
-    metadata = manifest.get("metadata")
-    kept: JsonObject = dict(metadata) if isinstance(metadata, dict) else {}
-    kept.pop("resourceVersion", None)
-    return manifest | {"metadata": kept}
-
-
-def _export_to(folder: str, contents: Contents) -> None:
-    try:
-        os.makedirs(folder, exist_ok=True)
-        if os.listdir(folder):
-            raise UsageError(f"{folder} is not empty; an export goes into an empty folder")
-        for kind in dict.fromkeys(key.kind for key in sorted(contents.resources)):
-            of_kind = [one for key, one in contents.resources.items() if key.kind == kind]
-            with open(os.path.join(folder, f"{KIND_TABLE[kind].plural}.yaml"), "x", encoding="utf-8") as file:
-                file.writelines(line + "\n" for line in _documents(of_kind))
-            emit([f"{kind}: {len(of_kind)}"])
-    except OSError as error:
-        raise ConfigError(folder, f"cannot be written: {error.strerror}") from None
