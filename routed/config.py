@@ -2,7 +2,7 @@
 
     nodeName: node-1              # default: the host's name
     routerId: 10.0.0.1            # default: the Node's IPv4 address
-    datastore: {type: file, path: /etc/routed/resources}
+    datastore: {type: file, path: /etc/routed/resources}      # or type: etcd; `datastore.etcd_settings` has its keys
     runDir: /run/routed           # the control socket
     stateDir: /var/lib/routed
     secrets: {dir: /etc/routed/secrets}    # passwords of sessions; default: none
@@ -24,6 +24,7 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import os
+import re
 import socket
 import sys
 from collections.abc import Callable
@@ -36,6 +37,7 @@ from routed.cni.protocol import DEFAULT_SOCKET
 from routed.control.protocol import DEFAULT_RUN_DIR, SOCKET_NAME
 from routed.core.effects import Level
 from routed.dataplane.conntrack import AS_IT_IS, MAX_CHAIN, TIMEOUTS, ConntrackSettings
+from routed.datastore.etcd_settings import ETCD_KEYS, EtcdConfig, EtcdDatastore, etcd_settings
 from routed.errors import ConfigError
 from routed.net.addresses import parse_router_id
 from routed.observe.logs import FORMATS, harmless
@@ -108,6 +110,7 @@ class Config:
 
     node_name: str
     datastore_path: str
+    """The folder of the file datastore; empty where it is another."""
     router_id: int | None = None
     run_dir: str = DEFAULT_RUN_DIR
     state_dir: str = DEFAULT_STATE_DIR
@@ -131,6 +134,8 @@ class Config:
     conntrack: ConntrackSettings = AS_IT_IS
     kubeconfig: str = ""
     """Empty: the Kubernetes API is not asked."""
+    etcd: EtcdDatastore | None = None
+    """None: the datastore is a folder."""
 
     @property
     def socket_path(self) -> str:
@@ -141,6 +146,7 @@ class Config:
 KEYS = {
     "node_name": ("nodeName", False),
     "datastore_path": ("datastore.path", False),
+    "etcd": ("datastore", False),
     "router_id": ("routerId", False),
     "run_dir": ("runDir", False),
     "state_dir": ("stateDir", False),
@@ -228,8 +234,8 @@ def check_config(data: bytes, path: str) -> tuple[Config, list[ConfigError]]:
         found,
     )  # fmt: skip
     base = os.path.dirname(os.path.abspath(path))
-    datastore = top.mapping("datastore", ("type", "path"))
-    datastore.get("type", _choice("file"), "file")
+    datastore = top.mapping("datastore", ("type", "path", *ETCD_KEYS))
+    etcd = _etcd(datastore, base)
     kernel = top.mapping("kernel", ("programRoutes", "table", "routeProtocol", "metric", "takeOver"))
     log = top.mapping("log", ("level", "format"))
     ipam = top.mapping("ipam", ("usePodCIDR",))
@@ -243,7 +249,10 @@ def check_config(data: bytes, path: str) -> tuple[Config, list[ConfigError]]:
     router_id = top.get("routerId", _router_id, None)
     config = Config(
         node_name=top.get("nodeName", _name, "") or _host_name(path),
-        datastore_path=_absolute(base, datastore.required("path", _folder, "the folder of resource files")),
+        datastore_path=""
+        if etcd is not None
+        else _absolute(base, datastore.required("path", _folder, "the folder of resource files")),
+        etcd=etcd,
         router_id=None if router_id == HASHED else router_id,
         router_id_from_name=router_id == HASHED,
         secrets_dir=_absolute(base, secrets_dir) if secrets_dir else "",
@@ -298,6 +307,14 @@ def _conntrack(given: _Mapping) -> ConntrackSettings:
     seconds = _number(1, 10_000_000)
     named = {name: value for name in sorted(TIMEOUTS) if (value := timeouts.get(name, seconds, None)) is not None}
     return ConntrackSettings(maximum, buckets, named)
+
+
+def _etcd(datastore: _Mapping, base: str) -> EtcdDatastore | None:
+    try:
+        return etcd_settings(datastore.plain(), os.environ, base)
+    except ConfigError as error:
+        datastore.refuse(error.path, error.message)
+        return EtcdDatastore(EtcdConfig(()))
 
 
 def _absolute(base: str, path: str) -> str:
@@ -370,6 +387,21 @@ class _Mapping:
             except ValueError as error:
                 self._fail(each, f"{self._full(name)}[{index}]", str(error))
         return tuple(values)
+
+    def plain(self) -> dict[str, object]:
+        """All that is there, as plain values."""
+        values: dict[str, object] = {}
+        for name, node in self._values.items():
+            try:
+                values[name] = yaml.SafeLoader("").construct_object(node, deep=True)
+            except yaml.YAMLError:
+                raise ConfigError(self._full(name), "is not a value YAML has") from None
+        return values
+
+    def refuse(self, key: str, message: str) -> None:
+        """There is an error at a key of this mapping, given with its full path."""
+        name = re.split(r"[.\[]", key.removeprefix(f"{self._key}."))[0]
+        self._fail(self._values.get(name, self._node), key, message)
 
     def required(self, name: str, read: Callable[[object], str], what: str) -> str:
         value = self.get(name, read, "")

@@ -1,4 +1,4 @@
-"""Commands about the node as a whole: `status`, `show interfaces`, `version`, `shutdown`."""
+"""Commands about the node as a whole: `status`, `show interfaces`, `version`, `confirm`, `shutdown`."""
 
 from __future__ import annotations
 
@@ -39,6 +39,17 @@ def add(commands: Commands) -> None:
         watch=True,
         examples=[("routedctl show interfaces", "which carries BGP, which leads to workloads, what is down")],
     )
+    confirm = commands.add(
+        "confirm",
+        _confirm,
+        "follow deletions in etcd that were held because so many came at once",
+        examples=[
+            ("routedctl confirm", "all that are held; `routedctl status` says which"),
+            ("routedctl confirm BGPPeer", "those of one kind"),
+        ],
+        abbreviate=False,
+    )
+    confirm.add_argument("kind", metavar="KIND", nargs="?", default="", help="only deletions of this kind")
     shutdown = commands.add(
         "shutdown",
         _shutdown,
@@ -72,6 +83,10 @@ def interfaces(rows: Iterable[Row]) -> Iterator[str]:
     yield from table(
         ("Interface", "State", "MTU", "Role", "Addresses"), lines, right=frozenset({"MTU"}), width=terminal_width()
     )
+
+
+def _confirm(arguments: argparse.Namespace) -> int:
+    return show_one(arguments, ask(arguments, "confirm", kind=arguments.kind or None), sentence)
 
 
 def _shutdown(arguments: argparse.Namespace) -> int:
@@ -133,7 +148,19 @@ def _listening(row: Row) -> str | None:
 
 
 def _datastore(row: Row) -> str:
-    return f"{row.get('datastore', '')} ({'in sync' if row.get('inSync') else 'not read yet'})"
+    store = row.get("store") or {}
+    notes = ["in sync" if row.get("inSync") else "not read yet"]
+    if store.get("stale"):
+        notes = ["what was saved, stale"]
+    elif not store.get("connected", True):
+        notes.append("does not answer")
+    if store.get("type") == "etcd":
+        notes.append(f"revision {store.get('revision') or 'unknown'}")
+        if store.get("ageSeconds") is not None:
+            notes.append(f"{store['ageSeconds']:.0f} s old")
+    if store.get("heldDeletions"):
+        notes.append(f"{store['heldDeletions']} deletions held")
+    return f"{row.get('datastore', '')} ({', '.join(notes)})"
 
 
 def _route_counts(counts: Row) -> str:

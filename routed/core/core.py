@@ -169,6 +169,9 @@ class Core:
         """Route selection is deferred: nothing is advertised or programmed yet."""
         self.sweep_pending = bool(settings.routes_found)
         self.in_sync_at: float | None = None
+        """Since when there is something to act on: what an earlier run saved, or what the datastore says."""
+        self.synced_at: float | None = None
+        """Since when the datastore itself has spoken: what is in the kernel and nobody asks for may go."""
         self.stopping = False
         self.watch_sessions: Callable[[Peer, StateChanged], None] | None = None
         self.watch_routes: Callable[[Family, Sequence[Change]], None] | None = None
@@ -222,8 +225,17 @@ class Core:
         self._planner.secret(reference, generation, problem)
         self._replan_needed = True
 
+    def loaded(self, now: float) -> None:
+        """What an earlier run saved is complete: act on it, but take nothing from the kernel on its word alone."""
+        self._begin(now)
+
     def in_sync(self, now: float) -> None:
         """The datastore's first snapshot is complete: act on it from here on."""
+        if self.synced_at is None:
+            self.synced_at = now
+        self._begin(now)
+
+    def _begin(self, now: float) -> None:
         if self.in_sync_at is None:
             self.in_sync_at = now
             self._replan_needed = True
@@ -965,11 +977,15 @@ class Core:
                 self._select(waiting)
         if (
             self.sweep_pending
+            and self.synced_at is not None
             and not self.deferring
             # what was chosen must be asked of the kernel before the rest goes
             and not self._jobs
             and not any(rib.changes or rib.kernel_changes for rib in self.ribs.values())
-            and (elapsed >= SWEEP_MAX or not any(self._owes_routes(peer, now) for peer in self.peers.values()))
+            and (
+                now - self.synced_at >= SWEEP_MAX
+                or not any(self._owes_routes(peer, now) for peer in self.peers.values())
+            )
         ):
             self.sweep_pending = False
             self._log(Level.INFO, "restart", "it is over: routes from before that nobody announced again are removed")
@@ -1004,7 +1020,9 @@ class Core:
             yield in_sync_at + DEFERRAL_SETTLE
             yield in_sync_at + DEFERRAL_MAX
             return
-        yield in_sync_at + SWEEP_MAX
+        if self.synced_at is None:
+            return
+        yield self.synced_at + SWEEP_MAX
         for peer in self.peers.values():
             came_up = peer.neighbor.counters.established_at
             if came_up is not None and peer.neighbor.state is State.ESTABLISHED:

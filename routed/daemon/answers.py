@@ -1,9 +1,9 @@
 """What the daemon answers on its control socket: the core's queries, and what only the daemon knows.
 
 The requests: `status`, `neighbors` (address), `routes` (prefix, all), `fib` (prefix), `received` and `advertised` (address,
-prefix, family, longer, all), `interfaces`, `events` (follow, kinds, prefix, longer), `clear` (address, mode), `shutdown`
-(reason). Arguments are text as people type it, an address may be a neighbour's name as well; what is wrong with them is
-said in a sentence.
+prefix, family, longer, all), `interfaces`, `events` (follow, kinds, prefix, longer), `clear` (address, mode),
+`confirm` (kind), `shutdown` (reason). Arguments are text as people type it, an address may be a neighbour's name as well;
+what is wrong with them is said in a sentence.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from routed.daemon.driver import Driver
 from routed.daemon.events import KINDS, Follower
 from routed.dataplane.kernel import Kernel
 from routed.dataplane.ours import FibEntry
+from routed.datastore.etcd import EtcdStore
+from routed.datastore.file import FileStore
 from routed.desired import KernelRoute, RouteKind
 from routed.errors import ControlError
 from routed.net.addresses import format_address, parse_address
@@ -56,6 +58,7 @@ class Answers:
         core: Core,
         driver: Driver,
         kernel: Kernel,
+        store: FileStore | EtcdStore,
         *,
         config: Callable[[], Config],
         problems: Callable[[], list[str]],
@@ -64,6 +67,7 @@ class Answers:
         self._core = core
         self._driver = driver
         self._kernel = kernel
+        self._store = store
         self._config = config
         self._problems = problems
         self._stop = stop
@@ -82,6 +86,7 @@ class Answers:
             "interfaces": self.interfaces,
             "events": self.events,
             "clear": self.clear,
+            "confirm": self.confirm,
             "shutdown": self.shutdown,
         }
 
@@ -95,7 +100,8 @@ class Answers:
             "version": __version__,
             "pid": os.getpid(),
             "runningSeconds": round(time.monotonic() - self._started_at, 3),
-            "datastore": config.datastore_path,
+            "datastore": config.datastore_path or ", ".join(config.etcd.client.endpoints if config.etcd else ()),
+            "store": self._store_row(),
             "listening": self._driver.listening,
             "kernel": {
                 "programRoutes": config.kernel.program_routes,
@@ -292,6 +298,28 @@ class Answers:
         for event in recent:
             follower.offer(event)
         return follower
+
+    def confirm(self, request: Request) -> Row:
+        if not isinstance(self._store, EtcdStore):
+            raise ControlError("nothing is held: deletions in a folder of resource files are followed at once")
+        kind = request.text("kind") or ""
+        held = sorted({key.kind for key in self._store.guard.held})
+        if kind and kind not in held:
+            raise ControlError(f"no deletion of {kind!r:.60} is held" + (f", but of {', '.join(held)}" if held else ""))
+        count = self._store.confirm(kind)
+        return {"confirmed": count, "text": f"{count} held deletions are followed" if count else "no deletion is held"}
+
+    def _store_row(self) -> Row:
+        health, store = self._store.health, self._store
+        return {
+            "type": health.kind,
+            "endpoint": store.client.endpoint or None if isinstance(store, EtcdStore) else store.path,
+            "connected": health.connected,
+            "stale": health.from_snapshot,
+            "ageSeconds": None if health.as_of is None else round(max(0.0, time.time() - health.as_of), 3),
+            "revision": health.revision or None,
+            "heldDeletions": health.held,
+        }
 
     def shutdown(self, request: Request) -> Row:
         self._stop("shutdown", request.text("reason") or "shut down by routedctl")

@@ -42,11 +42,14 @@ from routed.dataplane.engine import KernelSettings
 from routed.dataplane.handover import hand_over
 from routed.dataplane.kernel import Kernel
 from routed.datastore.editing import FolderStore
+from routed.datastore.etcd import FOLLOWED, EtcdStore
+from routed.datastore.etcd_settings import check_files
 from routed.datastore.file import FileStore
 from routed.datastore.kubeconfig import load_kubeconfig
 from routed.datastore.kubernetes import ENDPOINT_SLICES, SERVICES, KubernetesSource
+from routed.datastore.saved import Identity, SavedState
 from routed.errors import ConfigError, KernelError, StoreError
-from routed.model.schema import parse_manifest
+from routed.model.schema import KINDS, parse_manifest
 from routed.net.addresses import format_address
 from routed.net.families import Family
 from routed.observe.logs import LogWriter
@@ -65,6 +68,9 @@ START_PATIENCE = 30.0
 
 #: Seconds of lag that are worth a line in the log.
 LONG_LAG = 1.0
+
+#: What etcd last said, in stateDir.
+SAVED = "datastore.saved"
 
 #: Seconds between two attempts to read a datastore that can't be read.
 STORE_RETRY = 2.0
@@ -120,7 +126,7 @@ class Daemon:
 
     async def _run(self, recording: TextIO | None) -> None:
         config = self._config
-        _check_datastore(config)
+        store = _open_datastore(config)
         kernel = Kernel(
             KernelSettings(
                 table=config.kernel.table,
@@ -133,7 +139,6 @@ class Daemon:
             problem=self._kernel_problem_changed,
             done=self._routes_done,
         )
-        store = FileStore(config.datastore_path)
         metrics: Metrics | None = None
         tasks: list[asyncio.Task[None]] = []
         control: ControlServer | None = None
@@ -190,7 +195,13 @@ class Daemon:
                 self._http.listen(config.metrics.listen)
                 _watch(core, driver.events)
                 answers = Answers(
-                    core, driver, kernel, config=lambda: self._config, problems=self._problems, stop=self.stop
+                    core,
+                    driver,
+                    kernel,
+                    store,
+                    config=lambda: self._config,
+                    problems=self._problems,
+                    stop=self.stop,
                 )
                 control = ControlServer(answers.handlers(), driver.bug)
                 await control.start(config.socket_path)
@@ -200,7 +211,7 @@ class Daemon:
                 self._log.write(
                     Level.INFO, "routed", f"version {__version__} runs as node {config.node_name}, pid {os.getpid()}"
                 )
-                relay = self._start_workloads(core, driver, kernel)
+                relay = self._start_workloads(core, driver, kernel, store)
                 await self._look_at_secrets(driver)  # before the resources that name them
                 tasks.append(loop.create_task(self._follow_secrets(driver)))
                 tasks.append(loop.create_task(self._read_datastore(relay, store)))
@@ -380,7 +391,7 @@ class Daemon:
 
     # ---- tasks
 
-    def _start_workloads(self, core: Core, driver: Driver, kernel: Kernel) -> Relay:
+    def _start_workloads(self, core: Core, driver: Driver, kernel: Kernel, followed: FileStore | EtcdStore) -> Relay:
         """What of the node's pods is ours; where the datastore's news go from here on."""
         config = self._config
         for problem in tune(config.conntrack):
@@ -390,8 +401,8 @@ class Daemon:
             self._kubernetes = KubernetesSource(load_kubeconfig(config.kubeconfig), kinds, parse_manifest)
         if not config.cni.enabled:
             return Relay(driver, (), (), driver.clock)
-        folder = FolderStore(config.datastore_path)
-        workloads = Workloads(config, core, kernel, folder, self._log.write, driver.bug, self._kubernetes)
+        written = followed if isinstance(followed, EtcdStore) else FolderStore(config.datastore_path)
+        workloads = Workloads(config, core, kernel, written, self._log.write, driver.bug, self._kubernetes)
         workloads.start()
         self._workloads = workloads
         relay = self._relay = Relay(
@@ -400,7 +411,7 @@ class Daemon:
         workloads.follow(relay)
         return relay
 
-    async def _read_datastore(self, driver: Relay, store: FileStore) -> None:
+    async def _read_datastore(self, driver: Relay, store: FileStore | EtcdStore) -> None:
         while True:
             try:
                 await store.run(driver)
@@ -409,9 +420,7 @@ class Daemon:
                 self._log.write(Level.ERROR, "datastore", f"{error}; trying again")
                 self._tell("datastore", "datastore", f"{error}; trying again")
             except Exception as error:
-                self._store_problem = (
-                    f"reading {self._config.datastore_path} ended with an internal error; the log has it"
-                )
+                self._store_problem = "reading the datastore ended with an internal error; the log has it"
                 self._log.write(Level.ERROR, "bug", f"in the datastore: {trace(error)}")
             await asyncio.sleep(STORE_RETRY)
             self._store_problem = ""
@@ -510,9 +519,24 @@ def _watch(core: Core, events: Events) -> None:
     events.routes_wanted = routes_wanted
 
 
-def _check_datastore(config: Config) -> None:
-    if not os.path.isdir(config.datastore_path):
-        raise ConfigError(config.datastore_path, "there is no such folder, and datastore.path names it")
+def _open_datastore(config: Config) -> FileStore | EtcdStore:
+    if config.etcd is None:
+        if not os.path.isdir(config.datastore_path):
+            raise ConfigError(config.datastore_path, "there is no such folder, and datastore.path names it")
+        return FileStore(config.datastore_path)
+    etcd = config.etcd
+    check_files(etcd.client)
+    saved = SavedState(
+        os.path.join(config.state_dir, SAVED), Identity(config.node_name, etcd.prefix, etcd.client.endpoints)
+    )
+    return EtcdStore(
+        etcd.client,
+        node=config.node_name,
+        root=etcd.prefix,
+        kinds=KINDS if config.cni.enabled else FOLLOWED,
+        rules=etcd.mass_delete,
+        saved=saved,
+    )
 
 
 def _tell_collector() -> None:

@@ -166,6 +166,14 @@ class Driver:
             self.bug(f"resource {update.key}", error)
         self.wake()
 
+    def loaded(self) -> None:
+        self._log.write(Level.WARNING, "datastore", "the datastore does not answer: starting with what was last saved")
+        try:
+            self.engine.loaded(self.clock())
+        except Exception as error:
+            self.bug("loaded", error)
+        self.wake()
+
     def in_sync(self) -> None:
         self.latency.in_sync()
         if not self._in_sync:

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from routed.datastore.file import Problem, Sink
+from routed.datastore.etcd import EtcdSink
+from routed.datastore.folder import Problem
 from routed.model.resources import Resource, ResourceKey, Update
 
 #: Seconds the datastore may take to tell us of our own write.
@@ -28,10 +29,10 @@ class _Own:
 
 
 class Relay:
-    """A sink of the datastore (`datastore.file.Sink`), and where our own writes go."""
+    """A sink of either datastore, and where our own writes go."""
 
     def __init__(
-        self, first: Sink, followers: Sequence[Callable[[Update], None]], synced: Sequence[Callable[[], None]],
+        self, first: EtcdSink, followers: Sequence[Callable[[Update], None]], synced: Sequence[Callable[[], None]],
         clock: Callable[[], float],
     ) -> None:  # fmt: skip
         self._first = first
@@ -51,6 +52,9 @@ class Relay:
             del self._own[update.key]
             return  # it was passed on when it was written
         self._pass(update)
+
+    def loaded(self) -> None:
+        self._first.loaded()  # followers wait for the datastore itself: what a pod may do is not decided by old state
 
     def in_sync(self) -> None:
         self._first.in_sync()

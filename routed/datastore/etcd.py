@@ -17,7 +17,8 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Protocol
 
-from routed.datastore.etcd_client import Client, EtcdConfig, Events, KeyValue
+from routed.datastore.etcd_client import Client, Events, KeyValue
+from routed.datastore.etcd_settings import EtcdConfig
 from routed.datastore.folder import Problem
 from routed.datastore.guard import Change, Guard, MassDelete
 from routed.datastore.health import StoreHealth

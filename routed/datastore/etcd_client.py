@@ -25,7 +25,8 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read at import; what goes wro
 import grpc
 from aetcd import rpc
 
-from routed.errors import Compacted, ConfigError, Denied, StoreError, Unavailable
+from routed.datastore.etcd_settings import EtcdConfig, contents
+from routed.errors import Compacted, Denied, StoreError, Unavailable
 
 #: Seconds between the attempts to reach one endpoint and the next, and that one may take.
 STAGGER = 1.0
@@ -51,21 +52,6 @@ _OPTIONS = (
 )
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class EtcdConfig:
-    """Where etcd is and who we are to it."""
-
-    endpoints: tuple[str, ...]
-    """`https://host:port` or `http://host:port`, all of one kind."""
-    ca_file: str = ""
-    cert_file: str = ""
-    key_file: str = ""
-    username: str = ""
-    password_file: str = ""
-    password: str = field(default="", repr=False)
-    """From ETCD_PASSWORD; `password_file` is read anew at each login."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,7 +353,7 @@ class Client:
             return
         password = config.password
         if config.password_file:
-            password = _contents(config.password_file, "datastore.passwordFile").decode(errors="replace").rstrip("\r\n")
+            password = contents(config.password_file, "datastore.passwordFile").decode(errors="replace").rstrip("\r\n")
         try:
             answer = await rpc.AuthStub(member.channel).Authenticate(
                 rpc.AuthenticateRequest(name=config.username, password=password), metadata=_REQUIRE_LEADER
@@ -383,35 +369,15 @@ class Client:
             return grpc.aio.insecure_channel(target, options=_OPTIONS)
         config = self.config
         credentials = grpc.ssl_channel_credentials(
-            _contents(config.ca_file, "datastore.caFile") if config.ca_file else None,
-            _contents(config.key_file, "datastore.keyFile") if config.key_file else None,
-            _contents(config.cert_file, "datastore.certFile") if config.cert_file else None,
+            contents(config.ca_file, "datastore.caFile") if config.ca_file else None,
+            contents(config.key_file, "datastore.keyFile") if config.key_file else None,
+            contents(config.cert_file, "datastore.certFile") if config.cert_file else None,
         )
         return grpc.aio.secure_channel(target, credentials, options=_OPTIONS)
 
 
 class _TooLarge(StoreError):
     """A page does not fit one message."""
-
-
-def check_files(config: EtcdConfig) -> None:
-    """Raises ConfigError where a file of the configuration cannot be read."""
-    for key in ("ca_file", "cert_file", "key_file", "password_file"):
-        path = getattr(config, key)
-        if path:
-            name = "datastore." + key.split("_")[0] + "File"
-            try:
-                _contents(path, name)
-            except StoreError as error:
-                raise ConfigError("", str(error)) from None
-
-
-def _contents(path: str, key: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read(1 << 20)
-    except OSError as error:
-        raise Denied(f"{key}: cannot read {path}: {error.strerror}") from None
 
 
 def _text(key: bytes) -> str:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 
 from routed.datastore.editing import FolderStore
+from routed.datastore.etcd_settings import check_files, etcd_settings
 from routed.datastore.store import Store
 from routed.errors import ConfigError
 
@@ -17,11 +18,20 @@ def open_store(path: str, config: Mapping[str, object]) -> Store:
     """
     settings = config.get("datastore")
     if not isinstance(settings, Mapping):
-        raise ConfigError(path, "datastore: is required, as {type: file, path: /etc/routed/resources}")
-    kind = settings.get("type", "file")
-    if kind != "file":
-        raise ConfigError(path, f"datastore.type: must be file, not {kind!r:.40}")
+        settings = {}
+        if "DATASTORE_TYPE" not in os.environ:
+            raise ConfigError(path, "datastore: is required, as {type: file, path: /etc/routed/resources}")
+    base = os.path.dirname(os.path.abspath(path))
+    try:
+        etcd = etcd_settings(settings, os.environ, base)
+    except ConfigError as error:
+        raise ConfigError(path, str(error)) from None
+    if etcd is not None:
+        from routed.datastore.etcd import EtcdStore  # noqa: PLC0415 - gRPC is slow to import, and a folder needs none
+
+        check_files(etcd.client)
+        return EtcdStore(etcd.client, root=etcd.prefix)
     folder = settings.get("path")
     if not isinstance(folder, str) or not folder:
         raise ConfigError(path, "datastore.path: is required: the folder of resource files")
-    return FolderStore(os.path.join(os.path.dirname(os.path.abspath(path)), folder))
+    return FolderStore(os.path.join(base, folder))

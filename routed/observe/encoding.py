@@ -259,6 +259,7 @@ Parameters: TypeAlias = tuple[tuple[str, Codec], ...]
 INPUTS: dict[str, Parameters] = {
     "resource": (("update", UPDATE),),
     "secret": (("reference", PLAIN), ("generation", PLAIN), ("problem", PLAIN)),
+    "loaded": (),
     "in_sync": (),
     "connected": (("conn", PLAIN), ("local", OCTETS)),
     "connect_failed": (("conn", PLAIN), ("reason", PLAIN)),

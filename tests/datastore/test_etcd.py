@@ -12,7 +12,7 @@ import pytest
 
 from routed.datastore import etcd as etcd_module
 from routed.datastore.etcd import EtcdStore
-from routed.datastore.etcd_client import EtcdConfig
+from routed.datastore.etcd_settings import EtcdConfig
 from routed.datastore.folder import Problem
 from routed.datastore.guard import MassDelete
 from routed.datastore.saved import Identity, SavedState
