@@ -118,8 +118,20 @@ def test_table_names_are_those_of_iproute2(tmp_path: Path, monkeypatch: pytest.M
     [
         ("", "", "datastore.path: is required: the folder of resource files"),
         ("datastore: {type: file}", ":1", "datastore.path: is required: the folder of resource files"),
-        ("datastore: /r", ":1", "datastore: must be a mapping with the keys type and path"),
-        ("datastore: {type: etcd, path: /r}", ":1", "datastore.type: must be file, not 'etcd'"),
+        ("datastore: /r", ":1", "datastore: must be a mapping with the keys type, path, endpoints"),
+        ("datastore: {type: etcd, path: /r}", ":1", "datastore.path: is a key of type file, and the type is etcd"),
+        ("datastore: {type: zk, path: /r}", ":1", "datastore.type: must be file or etcd, not 'zk'"),
+        ("datastore: {type: etcd}", ":1", "datastore.endpoints: is required"),
+        ("datastore:\n  type: etcd\n  endpoints: [etcd]", ":3", "datastore.endpoints[0]: must be http://HOST:PORT"),
+        ("datastore: {type: etcd, endpoints: [http://a:1], caFile: x}", ":1", "datastore.caFile: is for https"),
+        ("datastore: {type: etcd, endpoints: [https://a:1], certFile: x}", ":1", "datastore.keyFile: is required"),
+        ("datastore: {type: etcd, endpoints: [http://a:1], username: x}", ":1", "datastore.passwordFile: is required"),
+        (
+            "datastore: {type: etcd, endpoints: [http://a:1], massDelete: {percent: 200}}",
+            ":1",
+            "datastore.massDelete.percent: must be at most 100",
+        ),
+        ("datastore: {path: /r, endpoints: [http://a:1]}", ":1", "datastore.endpoints: is a key of type etcd"),
         ("datastore: {path: [/r]}", ":1", "datastore.path: must be one value, not a list or a mapping"),
         (DATASTORE + "nodename: a", ":2", "nodename: unknown key; did you mean `nodeName`?"),
         (DATASTORE + "kernel:\n  metric: 1\n  tabel: 5", ":4", "kernel.tabel: unknown key; did you mean `table`?"),
@@ -235,3 +247,23 @@ def test_only_routing_daemons_give_routes(tmp_path: Path, text: str) -> None:
     (tmp_path / "c.yaml").write_text(f"nodeName: n\ndatastore: {{path: .}}\nkernel: {{takeOver: {text}}}\n")
     with pytest.raises(ConfigError, match=r"kernel\.takeOver"):
         config.load_config(str(tmp_path / "c.yaml"))
+
+
+def test_calicos_environment_says_what_the_file_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "DATASTORE_TYPE": "etcdv3",
+        "ETCD_ENDPOINTS": "https://a:2379, https://b:2379",
+        "ETCD_CA_CERT_FILE": "/ca",
+        "ETCD_CERT_FILE": "/cert",
+        "ETCD_KEY_FILE": "/key",
+        "ETCD_USERNAME": "user",
+        "ETCD_PASSWORD": "hidden",
+    }.items():
+        monkeypatch.setenv(name, value)
+    etcd = parse("datastore: {caFile: mine, massDelete: {timeoutSeconds: never, percent: 50}}").etcd
+    assert etcd is not None and etcd.client.endpoints == ("https://a:2379", "https://b:2379")
+    assert (etcd.client.ca_file, etcd.client.cert_file, etcd.client.key_file) == ("/etc/routed/mine", "/cert", "/key")
+    assert (etcd.client.username, etcd.client.password) == ("user", "hidden")
+    assert "hidden" not in repr(etcd)
+    assert (etcd.mass_delete.timeout, etcd.mass_delete.share) == (None, 0.5)
+    assert parse("datastore: {type: file, path: /r}").etcd is None

@@ -11,7 +11,9 @@ import pytest
 import yaml
 
 from routed.config import Config, load_config, parse_config
+from routed.datastore.etcd_settings import EtcdDatastore
 from routed.datastore.file import load_folder
+from routed.datastore.guard import MassDelete
 from routed.errors import ConfigError
 from routed.model.resources import Resource, Update
 from routed.model.schema import parse_manifest
@@ -83,10 +85,25 @@ class TestRoutedYaml:
 
     def test_the_commented_keys_are_right_too(self, tmp_path: Path) -> None:
         file = tmp_path / "routed.yaml"
-        file.write_text(uncommented())
+        file.write_text(
+            re.sub(
+                r"(?m)^  (endpoints|caFile|certFile|keyFile|username|passwordFile|prefix|massDelete):.*$",
+                "",
+                uncommented(),
+            )
+        )
         config = load_config(str(file))
         assert (config.node_name, config.router_id) == ("node-1", 0x0A000001)
         assert config.secrets_dir == "/etc/routed/secrets"
+
+    def test_the_keys_of_etcd_are_right_too(self, tmp_path: Path) -> None:
+        file = tmp_path / "routed.yaml"
+        file.write_text(
+            re.sub(r"(?m)^  (type: file|path:).*$", "", uncommented()).replace("datastore:", "datastore:\n  type: etcd")
+        )
+        etcd = load_config(str(file)).etcd
+        assert etcd is not None and len(etcd.client.endpoints) == 2
+        assert (etcd.prefix, etcd.mass_delete) == (EtcdDatastore(etcd.client).prefix, MassDelete())
 
     def test_the_reference_has_every_key(self) -> None:
         text = section((ROOT / "docs" / "configuration.md").read_text(), "## routed.yaml")
