@@ -17,6 +17,8 @@
 
 Invariants: an unknown key, a key given twice and a wrong type are refused with the file, the line and the key's full
 path; a `Config` is complete and valid. Relative folders are relative to the file's own.
+
+Long for one idea: a file read with the place of each value, and a reader for each key, in one list.
 """
 
 from __future__ import annotations
