@@ -12,7 +12,7 @@ from routed.model.resources import (
     IPPool,
     LogSeverity,
 )
-from routed.model.settings import FelixConfiguration, set_fields
+from routed.model.settings import CalicoNodeStatus, FelixConfiguration, set_fields
 from routed.plan.cluster import Cluster
 from routed.plan.types import CalicoVersion
 
@@ -42,6 +42,9 @@ def unsupported_settings(cluster: Cluster, version: CalicoVersion = CalicoVersio
         others = cluster.others.get(kind)
         if others:
             problems.append(f"{min(others)}{_and_more(len(others))}: this release enforces no policies")
+    for key, wanted in sorted(cluster.others.get(CalicoNodeStatus.kind, {}).items()):
+        if isinstance(wanted, CalicoNodeStatus) and wanted.node == cluster.node_name:
+            problems.append(f"{key}: its status is not written by this release; ask routedctl on the node")
     for key, felix in sorted(cluster.others.get(FelixConfiguration.kind, {}).items()):
         if isinstance(felix, FelixConfiguration) and felix.node_name in (None, cluster.node_name):
             fields = [name for name in set_fields(felix) if name not in _FELIX_USED]
