@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +15,7 @@ import yaml
 
 from routed.cli.main import main
 from routed.datastore.file import load_folder
+from tests.datastore.etcd_server import Cluster, cluster
 from tests.model.examples import EXAMPLES
 from tests.model.test_schema import ALL
 
@@ -380,3 +383,69 @@ def test_which_datastore(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert run("datastore: {type: redis}")[0] == 78
     assert run("nodeName: n")[0] == 78
     assert main(["get", "nodes", "--socket", "/nowhere"]) == 2
+
+
+# ---- on a real etcd
+
+
+@pytest.fixture(scope="module")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    if shutil.which("etcd") is None:
+        pytest.skip("needs etcd")
+    with cluster(tmp_path_factory.mktemp("etcd")) as made:
+        yield made
+
+
+@pytest.fixture
+def etcd_desk(desk: Desk, etcd: Cluster) -> Desk:
+    etcd.delete("--prefix", "")
+    (desk.path / "routed.yaml").write_text(
+        yaml.safe_dump({"nodeName": "n", "datastore": {"type": "etcd", "endpoints": list(etcd.endpoints)}})
+    )
+    return desk
+
+
+def test_etcd_holds_what_calico_would_write(etcd_desk: Desk, etcd: Cluster) -> None:
+    assert etcd_desk.run("apply", "-f", "-", stdin=peer("a")).out == "BGPPeer a: created\n"
+    key = "/calico/resources/v3/projectcalico.org/bgppeers/a"
+    stored = json.loads(etcd.ctl("get", key, "--print-value-only"))
+    assert stored["spec"] == {"peerIP": "10.0.0.254", "asNumber": 65001}
+    assert set(stored["metadata"]) == {"name", "uid", "creationTimestamp"}
+    stored["spec"]["ofTomorrow"] = {"a": 1}
+    etcd.ctl("put", key, json.dumps(stored))
+    assert etcd_desk.run("apply", "-f", "-", stdin=peer("a", 65002)).out == "BGPPeer a: configured\n"
+    again = json.loads(etcd.ctl("get", key, "--print-value-only"))
+    assert again["metadata"] == stored["metadata"]
+    assert again["spec"] == {"peerIP": "10.0.0.254", "asNumber": 65002, "ofTomorrow": {"a": 1}}
+    assert etcd_desk.run("diff", "-f", etcd_desk.file(peer("a", 65002))).status == 0
+    assert etcd_desk.run("delete", "bgppeer", "a").out == "BGPPeer a: deleted\n"
+    assert etcd.ctl("get", "--prefix", "/calico", "--keys-only").strip() == ""
+
+
+def test_kubernetes_policies_go_to_etcd_as_calico_s(etcd_desk: Desk) -> None:
+    ran = etcd_desk.run("apply", "-f", "-", stdin=yaml.safe_dump(EXAMPLES["KubernetesNetworkPolicy"]))
+    assert ran.out == "NetworkPolicy shop/knp.default.db: created\n"
+    assert "is stored as NetworkPolicy shop/knp.default.db" in ran.err
+    assert etcd_desk.run("get", "np", "-n", "shop", "-o", "name").out == "NetworkPolicy/knp.default.db\n"
+
+
+def test_from_files_to_etcd_and_back(
+    etcd_desk: Desk, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = {kind: made for kind, made in ALL.items() if kind != "BlockAffinity"}
+    made = yaml.safe_dump_all([everything[kind] for kind in sorted(everything)])
+    assert etcd_desk.run("import", "-f", "-", stdin=made).out.count("created") == len(everything)
+    exported = etcd_desk.run("export")
+    assert exported.status == 0
+    assert etcd_desk.run("import", "-f", "-", stdin=exported.out).out.count("unchanged") == len(everything)
+    (tmp_path / "files").mkdir()
+    files = Desk(tmp_path / "files", capsys, monkeypatch)
+    assert files.run("import", "-f", "-", stdin=exported.out).status == 0
+    assert files.run("export").out == exported.out
+
+
+def test_an_etcd_that_is_not_there(desk: Desk) -> None:
+    (desk.path / "routed.yaml").write_text("datastore: {type: etcd, endpoints: ['http://127.0.0.1:1']}\n")
+    ran = desk.run("get", "nodes")
+    assert ran.status == 69
+    assert "etcd" in ran.err
