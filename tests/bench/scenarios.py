@@ -24,7 +24,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from routed.testing.lab import NETNS, Lab, LabError, Namespace, run
+from routed.testing.lab import Lab, LabError, Namespace, run
+from routed.testing.lab.namespaces import NETNS
 from tests.bench.contenders import ADDRESS, Contender, Work, peer_address
 
 SOURCE = Path(__file__).parent / "load.c"

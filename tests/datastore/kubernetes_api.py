@@ -70,11 +70,13 @@ class KubernetesApi:
         for writer in list(self._writers):
             writer.transport.abort()
 
-    async def put(self, path: str, namespace: str, name: str, **body: Any) -> None:
+    async def put(
+        self, path: str, namespace: str, name: str, labels: dict[str, str] | None = None, **body: Any
+    ) -> None:
         kind = self.objects.setdefault(path, {})
         what = "MODIFIED" if f"{namespace}/{name}" in kind else "ADDED"
         self.revision += 1
-        metadata = {"name": name, "namespace": namespace, "resourceVersion": str(self.revision)}
+        metadata = {"name": name, "namespace": namespace, "resourceVersion": str(self.revision), "labels": labels or {}}
         kind[f"{namespace}/{name}"] = made = {"metadata": metadata, **body}
         await self._tell(path, what, made)
 
