@@ -290,7 +290,7 @@ class EtcdStore:
                 if self._synced or self.health.from_snapshot
                 else f"nothing is known yet ({self._not_saved or 'no state was saved'})"
             )
-            said.append(Problem("etcd", 0, "", f"{self.health.problem}; {kept}"))
+            said.append(Problem("etcd", 0, "", f"{self.health.problem.removeprefix('etcd ')}; {kept}"))
         if not self._ready:
             text = "ClusterInformation says that the datastore is not ready, so what it last said stays"
             said.append(Problem(self._ready_path, 0, "spec.datastoreReady", text))
