@@ -31,7 +31,7 @@ from routed.model.schema import KINDS
 
 #: What a node without policy of its own reads.
 FOLLOWED = (
-    "Node", "BGPConfiguration", "BGPPeer", "BGPFilter", "IPPool", "BlockAffinity", "ClusterInformation",
+    "Node", "BGPConfiguration", "BGPPeer", "BGPFilter", "IPPool", "BlockAffinity", "IPAMBlock", "ClusterInformation",
     "FelixConfiguration",
 )  # fmt: skip
 
