@@ -296,7 +296,7 @@ class Neighbor:
     def restarting(self, forwarding: frozenset[Family] | None) -> None:
         """This speaker has restarted: until the session is up, OPENs say so (R bit), with the F bit for `forwarding`.
 
-        None: the restart is over, also for a neighbour that never came back (RFC 4724 4.1).
+        None: the restart is over, also for a neighbour that never came back.
         """
         self._forwarding = forwarding
 

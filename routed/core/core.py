@@ -10,7 +10,8 @@ True; carry out `effects`; for every connection in `writable`, `take` and write.
 
 Restart (RFC 4724 4.1): when the kernel held routes of ours at start, what we choose is neither advertised nor programmed
 until the peers have sent their End-of-RIB (or `DEFERRAL_MAX` has passed), and what the kernel holds beyond it is swept
-only after that. A start without such routes defers nothing.
+only after that; until then OPENs to peers that have not been up since say that this speaker has restarted and forwards
+as before (R and F bits), or they would drop its routes when they come back. A start without such routes defers nothing.
 
 Long for one idea: whatever happens between rooms happens here and nowhere else, in the order of one list of inputs.
 
@@ -912,7 +913,7 @@ class Core:
         neighbor = Neighbor(plan.session, rng=self._random, pool=self._pool, allocate=self._allocate)
         peer = self.peers[plan.name] = Peer(plan, neighbor)
         peer.source.default_local_pref = default_local_pref(self.plan.kernel, plan.session.families[0])
-        if self.deferring:
+        if self.sweep_pending:
             neighbor.restarting(self.settings.routes_found)
         self._log(Level.INFO, plan.name, f"peer added: {plan.why}")
         neighbor.start(now)
@@ -928,7 +929,10 @@ class Core:
         before = self.peers[plan.name].neighbor.counters
         self._drop_peer(plan.name, CeaseSubcode.OTHER_CONFIGURATION_CHANGE, reason, now)
         self._add_peer(plan, now)
-        counters = self.peers[plan.name].neighbor.counters
+        neighbor = self.peers[plan.name].neighbor
+        if before.established and not self.deferring:
+            neighbor.restarting(None)  # it has been up since, and was told to forget what it heard
+        counters = neighbor.counters
         counters.downs, counters.notifications = before.downs, before.notifications  # or nobody would see this one
 
     def _drop_peer(self, name: str, subcode: CeaseSubcode, why: str, now: float) -> None:
@@ -988,6 +992,8 @@ class Core:
             )
         ):
             self.sweep_pending = False
+            for peer in self.peers.values():
+                peer.neighbor.restarting(None)  # those that were not back: nothing of theirs is kept any more
             self._log(Level.INFO, "restart", "it is over: routes from before that nobody announced again are removed")
             self.effects.append(Sweep(tuple(sorted(self.settings.routes_found))))
 
@@ -1034,7 +1040,6 @@ class Core:
         missing = f", without {', '.join(peer.plan.name for peer in waiting[:5])}" if waiting else ""
         self._log(Level.INFO, "restart", f"route selection begins{missing}")
         for peer in self.peers.values():
-            peer.neighbor.restarting(None)
             for adj_out in peer.adj_out.values():
                 adj_out.release()
             if peer.adj_out:

@@ -140,6 +140,75 @@ def test_a_restart_keeps_routes_everywhere_and_sweeps_only_after_end_of_rib() ->
     assert sum(each.core.peers["Mesh_10_0_0_3"].neighbor.counters.established for each in nodes[:2]) == 4
 
 
+#: Graceful Restart (64) with 120 s and IPv4 unicast: R and F set, and neither.
+RESTARTED = bytes.fromhex("4006 8078 0001 01 80")
+NOT_RESTARTED = bytes.fromhex("4006 0078 0001 01 00")
+
+
+def restarted_without(world: World, missing: str) -> Node:
+    """Node n3 of a mesh of three restarts, and route selection begins while it can't reach one peer."""
+    world.cut.add(frozenset({"n3", missing}))
+    gone = world.kill("n3")
+    everything = [node(f"n{index}", index) for index in (1, 2, 3)]
+    again = world.add(
+        "n3",
+        addresses(3),
+        [*POOLS, *everything, *blocks("n3", 3)],
+        routes_found=frozenset(Family),
+        kernel=gone.kernel,
+    )
+    assert world.run(20, until=lambda: not again.core.deferring)
+    assert established(again) == 2
+    return again
+
+
+def next_open(one: Node, peer: str) -> bytes:
+    return one.core.peers[peer].neighbor.open_message().encode()
+
+
+def test_a_peer_that_is_back_after_route_selection_began_keeps_the_routes_of_a_restarted_node() -> None:
+    """The OPEN to it still has R and F: without F a helper removes the stale routes at once (RFC 4724 4.1, 4.2)."""
+    world = World()
+    helper = mesh(world, 3)[0]
+    world.run(5)
+    before = helper.routes()
+    again = restarted_without(world, "n1")
+    assert RESTARTED in next_open(again, "Mesh_10_0_0_1")
+    assert NOT_RESTARTED in next_open(again, "Mesh_10_0_0_2"), "it has been up since the restart"
+    helper.batches.clear()
+    world.cut.clear()
+    assert world.run(30, until=lambda: established(again) == 4 and bool(again.sweeps))
+    told = helper.core.peers["Mesh_10_0_0_3"].neighbor.negotiated
+    assert told is not None and told.graceful_restart is not None
+    assert told.graceful_restart.restarting and told.graceful_restart.families == {V4: True}
+    assert [batch for batch in helper.batches if batch.route is None] == [], "not even for a moment"
+    assert helper.routes() == before
+    assert NOT_RESTARTED in next_open(again, "Mesh_10_0_0_1"), "it has been up since"
+
+
+def test_a_peer_that_becomes_known_after_route_selection_began_is_told_of_the_restart() -> None:
+    """What an earlier run saved need not have all peers in it; the datastore names the rest."""
+    world = World()
+    mesh(world, 3)
+    world.run(5)
+    again = restarted_without(world, "n1")
+    again.delete(ResourceKey("Node", "n1"))
+    again.apply(node("n9", 9))
+    world.run(0)
+    again.apply(node("n1", 1))
+    world.run(0)
+    assert RESTARTED in next_open(again, "Mesh_10_0_0_1")
+
+
+def test_a_restart_is_told_no_longer_than_its_routes_are_kept() -> None:
+    world = World()
+    mesh(world, 3)
+    world.run(5)
+    again = restarted_without(world, "n1")
+    assert world.run(130, until=lambda: bool(again.sweeps))
+    assert NOT_RESTARTED in next_open(again, "Mesh_10_0_0_1")
+
+
 def test_nothing_is_swept_while_a_peer_that_restarts_too_still_owes_its_routes() -> None:
     """It delays no route selection (RFC 4724 4.1), but packets go on over what it announced before."""
     world = World()
