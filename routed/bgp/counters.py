@@ -20,6 +20,8 @@ class DownReason(enum.StrEnum):
     """The peer broke a rule and was sent a NOTIFICATION."""
     CONNECTION_LOST = "connection_lost"
     """TCP broke, was closed by the peer, or was replaced by a new connection of the peer's (RFC 4724 4.2)."""
+    INTERFACE_DOWN = "interface_down"
+    """The link to a directly connected external peer went down."""
     ADMINISTRATIVE = "administrative"
     """Shut down here, by the configuration or because routed stops."""
     CONFIGURATION_CHANGED = "configuration_changed"

@@ -279,7 +279,8 @@ class Neighbor:
         """End all connections, with `notification` or, without one, by closing TCP so that a helper keeps our routes.
 
         `admin_down`: stay down, and refuse the peer, until `start`. Otherwise the neighbour comes back by itself after
-        the usual wait, or at once by `start`. `why` is for people.
+        the usual wait, or at once by `start`. `why` is for people. One that is not told and comes back by itself has lost
+        its link: none of its routes are kept, whatever graceful restart would ask for.
         """
         said = f": NOTIFICATION {notification.text()}" if notification else ""
         reason = f"{why or ('administratively down' if admin_down else 'reset by this side')}{said}"
@@ -661,6 +662,8 @@ class Neighbor:
 def _down_reason(event: Event, reply: Notification | None) -> DownReason:
     if event is Event.MANUAL_STOP and reply is not None and reply.subcode == CeaseSubcode.OTHER_CONFIGURATION_CHANGE:
         return DownReason.CONFIGURATION_CHANGED
+    if event is Event.AUTOMATIC_STOP and reply is None:  # nothing was said, for nothing would arrive
+        return DownReason.INTERFACE_DOWN
     return _DOWN_REASONS.get(event, DownReason.PROTOCOL_ERROR)
 
 

@@ -49,6 +49,7 @@ from routed.desired import Gateway, KernelRoute, RouteBatch, RouteKind
 from routed.model.resources import Update as ResourceUpdate
 from routed.net.addresses import format_address, format_router_id, is_link_local
 from routed.net.families import Family
+from routed.net.prefixes import covers, make_prefix
 from routed.observed import Interface, KernelChange, RouteFailure
 from routed.plan.diff import diff
 from routed.plan.planner import Planner
@@ -317,8 +318,9 @@ class Core:
 
     # ================================================================ inputs: the kernel
 
-    def kernel(self, change: KernelChange, now: float) -> None:  # noqa: ARG002
+    def kernel(self, change: KernelChange, now: float) -> None:
         """Foreign routes, links or addresses changed."""
+        before = self.interfaces.copy()
         if change.full:
             self.interfaces = {}
         for index in change.interfaces_removed:
@@ -329,6 +331,7 @@ class Core:
             self._check_addresses()
             self._check_tunnel()
             self._devices_changed()
+            self._links_changed(before, now)
         self._next_hops_changed(set(self.next_hops.apply(change)))
         self._originate_learned(self._learner.apply(change))
 
@@ -552,6 +555,7 @@ class Core:
         peer.source.router_id = negotiated.peer_router_id
         peer.end_of_rib.clear()
         self.refused.pop(peer.plan.session.address, None)  # whatever kept it out, it is in now
+        peer.link, peer.link_lost = self._link(peer), False
         restart = negotiated.graceful_restart
         for family, adj_in in peer.adj_in.items():
             adj_in.new_epoch()
@@ -894,6 +898,53 @@ class Core:
         for (family, prefix), (origin, index) in list(self._behind_devices.items()):
             if indexes.get(origin.interface, 0) != index:
                 self._originate(family, prefix, origin)
+
+    def _link(self, peer: Peer) -> int:
+        """Index of the interface that is up and directly leads to an external peer, or 0."""
+        if peer.plan.kind is not SourceKind.EBGP:
+            return 0
+        remote = peer.neighbor.config.address
+        if is_link_local(remote):
+            index = self._scope(peer)
+            return index if index in self.interfaces and self.interfaces[index].up else 0
+        local = self._local_address.get(peer.neighbor.connection, b"")
+        return max(
+            (
+                ((length, address == local), interface.index)
+                for interface in self.interfaces.values()
+                if interface.up
+                for address, length in interface.addresses
+                if len(address) == len(remote)
+                and covers(make_prefix(address, length), make_prefix(remote, len(remote) * 8))
+            ),
+            default=(None, 0),
+        )[1]
+
+    def _links_changed(self, before: Mapping[int, Interface], now: float) -> None:
+        """End external sessions whose link is gone, and connect again at once where it is back.
+
+        Their hold timers would take minutes, in which packets go nowhere. A session that was not on the link, or that has
+        another one, is left to its timers: it may find its way.
+        """
+        for peer in list(self.peers.values()):
+            link = self.interfaces.get(peer.link)
+            up = link is not None and link.up
+            if not peer.link or up is not peer.link_lost:
+                continue
+            if up:
+                peer.link_lost = False
+                peer.neighbor.start(now)
+            else:
+                other = self._link(peer)
+                if other:
+                    peer.link = other
+                    continue
+                peer.link_lost = True
+                name = before[peer.link].name if peer.link in before else f"{peer.link}"
+                peer.neighbor.stop(
+                    now, None, admin_down=False, why=f"interface {name}, which the session ran over, is down"
+                )
+            self._after(peer, now)
 
     def _originate_learned(self, changed: dict[Key, Learned | None]) -> None:
         """Routes of ours that others put into the kernel came, changed or went."""

@@ -18,6 +18,8 @@ class Peer:
         "adj_out",
         "end_of_rib",
         "kept",
+        "link",
+        "link_lost",
         "neighbor",
         "plan",
         "problem_told",
@@ -41,6 +43,10 @@ class Peer:
         """When stale routes go even if the peer's End-of-RIB never comes (RFC 4724 4.2)."""
         self.kept = 0
         """Routes kept as stale when the last session ended."""
+        self.link = 0
+        """Index of the interface that the session of a directly connected external peer runs over, or ran over last."""
+        self.link_lost = False
+        """That interface went down and has not come back since."""
         self.problem_told = ""
         """The neighbour's `last_error` when it was last put into the log."""
         self.timer_at: float | None = None

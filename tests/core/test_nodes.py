@@ -7,6 +7,7 @@ import random
 import pytest
 
 from routed.bgp.attributes import AttributeSet, encode_attributes
+from routed.bgp.counters import DownReason
 from routed.bgp.neighbor import State
 from routed.bgp.update import update_message
 from routed.core import core as core_module
@@ -268,6 +269,76 @@ def test_ebgp_between_nodes_prepends_and_does_not_loop() -> None:
     assert path.attrs.as_path_length == 1
 
 
+def test_the_loss_of_the_link_ends_the_external_sessions_over_it_at_once() -> None:
+    """Hold timers take minutes; the others' routes through it are gone with their next hops in any case."""
+    world = World()
+    everything = [node(f"n{index}", index, asNumber=64512 + index) for index in (1, 2, 3)]
+    *_, first = [
+        world.add(f"n{index}", addresses(index), [*POOLS, *everything, *blocks(f"n{index}", index)])
+        for index in (1, 2, 3)
+    ]
+    world.run(6)
+    assert established(first) == 4
+    world.cut.update({frozenset({"n1", "n3"}), frozenset({"n2", "n3"})})
+    first.link(False)
+    world.run(0)
+    assert established(first) == 0
+    neighbor = first.core.peers["Mesh_10_0_0_1"].neighbor
+    assert neighbor.counters.downs == {DownReason.INTERFACE_DOWN: 1}
+    assert neighbor.counters.last_down_reason == "interface eth0, which the session ran over, is down"
+    assert any("Established -> Idle: interface eth0, which the session ran over, is down" in line for line in first.log)
+    adj_in = first.core.peers["Mesh_10_0_0_1"].adj_in[V4]
+    assert adj_in.count == 0, "a peer that reboots takes the link along: nothing of it is kept as stale"
+    world.run(60)
+    world.cut.clear()
+    first.link(True)
+    world.run(0)
+    assert established(first) == 4, "and when the link is back nobody waits for a back-off"
+
+
+def test_the_loss_of_the_link_leaves_internal_sessions_to_their_timers() -> None:
+    """They may find another way, and a short loss must not cost a mesh all its sessions."""
+    world = World()
+    first, *_ = mesh(world, 3)
+    world.run(6)
+    first.link(False)
+    world.run(0)
+    assert established(first) == 4
+
+
+def test_an_external_session_by_a_gateway_outlives_an_interface() -> None:
+    world = World()
+    near = [node("n1", 1), manifest("BGPPeer", "x", {"peerIP": "10.0.9.2", "asNumber": 65009})]
+    far = [
+        manifest("Node", "n9", {"bgp": {"ipv4Address": "10.0.9.2/24", "asNumber": 65009}}),
+        manifest("BGPPeer", "y", {"peerIP": "10.0.0.1", "asNumber": 64512}),
+    ]
+    first = world.add("n1", addresses(1), [*POOLS, *near])
+    world.add("n9", [("10.0.9.2", 24)], [*POOLS, *far])
+    world.run(6)
+    assert established(first) == 1
+    first.link(False)
+    world.run(0)
+    assert established(first) == 1
+
+
+def test_an_external_session_stays_where_another_interface_leads_to_the_peer() -> None:
+    world = World()
+    everything = [node(f"n{index}", index, asNumber=64512 + index) for index in (1, 2)]
+    first, _ = [world.add(f"n{index}", addresses(index), [*POOLS, *everything]) for index in (1, 2)]
+    world.run(6)
+    second = Interface(7, "eth1", up=True, addresses=((parse_address("10.0.0.200"), 24),))
+    first.engine.kernel(KernelChange(interfaces=(second,)), world.now)
+    first.link(False)
+    world.run(0)
+    states = {name: peer.neighbor.state for name, peer in first.core.peers.items()}
+    assert states["Mesh_10_0_0_2"] is State.ESTABLISHED
+    assert states["Mesh_fd00__2"] is not State.ESTABLISHED
+    first.engine.kernel(KernelChange(interfaces_removed=(7,)), world.now)
+    world.run(0)
+    assert first.core.peers["Mesh_10_0_0_2"].neighbor.state is not State.ESTABLISHED
+
+
 def test_filters_change_live_without_a_reset() -> None:
     world = World()
     peering = [
@@ -414,14 +485,17 @@ def test_a_rule_that_asks_for_an_interface_withdraws_when_that_fails_or_another_
     ]
     world.run(6)
     assert nodes[2].routes()["10.244.1.0/26"] == "via 10.0.0.2"
-    nodes[1].link(False)
+    connected = parse_prefix("10.0.0.0/24")[1]
+    connected_route = ForeignRoute(V4, connected, 0, 2, 1, (Gateway(b"", 2),))
+    nodes[1].engine.kernel(KernelChange(routes_removed=(connected_route,)), world.now)
+    nodes[1].more = True
     world.run(1)
     assert "10.244.1.0/26" not in nodes[2].routes()
-    nodes[1].link(True)
+    nodes[1].engine.kernel(KernelChange(routes_added=(connected_route,)), world.now)
+    nodes[1].more = True
     world.run(1)
     assert "10.244.1.0/26" in nodes[2].routes()
     # the same network now behind another interface
-    connected = parse_prefix("10.0.0.0/24")[1]
     nodes[1].engine.kernel(
         KernelChange(
             interfaces=(Interface(3, "eth1", True, ()),),
