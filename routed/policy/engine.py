@@ -133,6 +133,8 @@ class PolicyEngine:
         self._users: dict[ChainKey, set[ResourceKey]] = {}
         """Endpoints whose walks name a chain."""
         self._walks: dict[ResourceKey, tuple[EndpointPolicy, ...]] = {}
+        self._owners: dict[tuple[str, Place], ResourceKey] = {}
+        """Whose the policy at an interface is: the endpoint that named it last."""
         self._chains_of: dict[ResourceKey, frozenset[ChainKey]] = {}
         self._stale_policies: set[ResourceKey] = set()
         self._stale_endpoints: set[ResourceKey] = set()
@@ -209,7 +211,7 @@ class PolicyEngine:
     def flush(self) -> PolicyBatch | None:
         """What changed since the last call, in one batch; None where nothing did."""
         self._follow_subjects()
-        endpoints = tuple(self._rewalk())
+        endpoints = self._rewalk()
         chains = tuple(self._recompile())
         self._follow_peers()
         sets = tuple(self._changed_sets())
@@ -323,9 +325,10 @@ class PolicyEngine:
         for changes in self._subjects.take().values():
             self._stale_endpoints |= changes.keys()
 
-    def _rewalk(self) -> Iterator[EndpointUpdate]:
+    def _rewalk(self) -> tuple[EndpointUpdate, ...]:
         """The walks of endpoints that may have changed."""
         stale, self._stale_endpoints = self._stale_endpoints, set()
+        updates: dict[tuple[str, Place], EndpointPolicy | None] = {}
         ordered = self._ordered_policies(stale)
         for key in sorted(stale):
             if key not in self._walks:
@@ -343,13 +346,17 @@ class PolicyEngine:
                 self._chains_of[key] = chains
             now = {(each.interface, each.place): each for each in made}
             for each in old:
-                if (each.interface, each.place) not in now:
-                    yield EndpointUpdate(each.interface, each.place, None)
-            for each in made:
-                if each not in old:
-                    yield EndpointUpdate(each.interface, each.place, each)
+                at = (each.interface, each.place)
+                if at not in now and self._owners.get(at) == key:
+                    del self._owners[at]
+                    updates[at] = None
+            for at, each in now.items():
+                if each not in old or self._owners.get(at) != key:
+                    self._owners[at] = key
+                    updates[at] = each
             if not self._is_here(key):
                 del self._walks[key]
+        return tuple(EndpointUpdate(*at, policy) for at, policy in updates.items())
 
     def _is_here(self, key: ResourceKey) -> bool:
         found = self._resources.get(key)

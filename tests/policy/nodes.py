@@ -22,7 +22,7 @@ def interface_of(pod: Endpoint) -> str:
     return "cali" + hashlib.sha1(f"{pod.namespace}.{pod.name}".encode()).hexdigest()[:11]
 
 
-def workload(pod: Endpoint) -> Resource:
+def workload(pod: Endpoint, interface: str = "") -> Resource:
     """The WorkloadEndpoint a CNI plugin writes for a pod."""
     segments = "-".join(each.replace("-", "--") for each in (pod.node, "k8s", pod.name, "eth0"))
     manifest: JsonObject = {
@@ -45,7 +45,7 @@ def workload(pod: Endpoint) -> Resource:
             "containerID": "c",
             "ipNetworks": [f"{ip}/{128 if ':' in ip else 32}" for ip in pod.addresses],
             "profiles": [f"kns.{pod.namespace}"],
-            "interfaceName": interface_of(pod),
+            "interfaceName": interface or interface_of(pod),
             "ports": [
                 {"name": name, "protocol": protocol, "port": number} for name, protocol, number in pod.ports if name
             ],

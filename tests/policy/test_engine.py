@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from routed.desired_policy import Place
 from tests.policy.cases import FILE, cases, steps
-from tests.policy.nodes import Nodes
+from tests.policy.nodes import Nodes, profile, workload
 from tests.policy.specification import Connection, Endpoint, World, admitted
 
 
@@ -172,3 +173,13 @@ def test_changes_lead_where_a_new_start_would(worlds: list[tuple[Any, Any, tuple
     assert {name: members for name, (_, members) in one.sets.items()} == {
         name: members for name, (_, members) in other.sets.items()
     }
+
+
+def test_an_interface_that_goes_from_one_pod_to_another_in_one_change():
+    """Whichever of the two is looked at first: the new one's policy stays."""
+    for old, new in (("a", "b"), ("b", "a")):
+        nodes = Nodes(["n1"])
+        for name in (old, new):
+            pod = Endpoint("pod", name, "red", {}, "n1", ("10.0.1.1",))
+            nodes.apply([workload(pod, "cali0"), profile("red", {})])
+            assert (Place.WORKLOAD, "cali0") in nodes.firewalls["n1"].endpoints
