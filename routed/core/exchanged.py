@@ -7,8 +7,10 @@ the UPDATEs with them, and are read back. Shapes are as stable as those of `quer
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 from routed.bgp.attribute_reader import read_attributes
 from routed.bgp.attributes import AttributeSet, describe
@@ -32,27 +34,45 @@ class Wanted:
     prefix: bytes | None = None
     longer: bool = False
 
-    def among(self, known: Collection[bytes]) -> Iterable[bytes]:
-        """Those of `known` that are meant."""
-        if self.prefix is None:
-            return known
-        if self.longer:
-            return (prefix for prefix in known if covers(self.prefix, prefix))
-        return (self.prefix,) if self.prefix in known else ()
+    def among(self, known: Collection[bytes]) -> Iterator[bytes | None]:
+        """Those of `known` that are meant, as it is when the first is asked for. None between."""
+        if self.prefix is not None and not self.longer:
+            if self.prefix in known:
+                yield self.prefix
+            return
+        for number, prefix in enumerate(list(known)):  # a copy, since routes come and go between two turns
+            if not number % SLICE:
+                yield None
+            if self.prefix is None or covers(self.prefix, prefix):
+                yield prefix
 
 
-def in_order(family: Family, prefixes: Iterable[bytes]) -> Iterator[bytes | None]:
-    """Prefixes by their addresses. None between: sorting a million of them takes seconds."""
-    groups: dict[bytes, list[bytes]] = {}
-    end = 3 if family is Family.IPV4_UNICAST else 5
-    for number, prefix in enumerate(prefixes):
-        groups.setdefault(prefix[1:end], []).append(prefix)
-        if not number % SLICE:
+def by_address(prefix: bytes) -> tuple[bytes, int]:
+    """What prefixes are put in order by: the address, then the length."""
+    return prefix[1:], prefix[0]
+
+
+def in_order(prefixes: Iterable[bytes | None]) -> Iterator[bytes | None]:
+    """Prefixes by their addresses, each once. None between: sorting a million of them takes seconds.
+
+    Runs of `SLICE` are sorted, one a step; then one prefix is taken at a time from the run that has the next one. So no
+    step depends on how many there are, or how many share their first octets.
+    """
+    runs: list[list[bytes]] = [[]]
+    for prefix in prefixes:
+        if prefix is None:
             yield None
-    for number, start in enumerate(sorted(groups)):
-        if not number % SLICE:
+            continue
+        runs[-1].append(prefix)
+        if len(runs[-1]) == SLICE:
+            runs[-1].sort(key=by_address)
+            runs.append([])
             yield None
-        yield from sorted(groups[start], key=lambda prefix: (prefix[1:], prefix[0]))
+    runs[-1].sort(key=by_address)
+    last: bytes | None = None
+    for prefix in heapq.merge(*runs, key=by_address):
+        yield None if prefix == last else prefix
+        last = prefix
 
 
 def longest_match(family: Family, host: bytes, known: Collection[bytes]) -> bytes:
@@ -72,7 +92,7 @@ def received(core: Core, peer: Peer, wanted: Wanted) -> Iterator[Row | None]:
     """What a peer announced, as it announced it, and what became of each route: refused ones and stale ones included."""
     rib, adj_in = core.ribs[wanted.family], peer.adj_in[wanted.family]
     announced = wanted.among(_Announced(rib, adj_in))
-    for prefix in in_order(wanted.family, announced):
+    for prefix in in_order(announced):
         if prefix is None:
             yield None
             continue
@@ -91,7 +111,7 @@ class _Announced(Collection[bytes]):
         return isinstance(prefix, bytes) and _path_of(self._rib, self._adj_in, prefix) is not None
 
     def __iter__(self) -> Iterator[bytes]:
-        return iter([*self._rib.table, *self._adj_in.refused] if self._adj_in.count else ())
+        return chain(self._rib.table, self._adj_in.refused) if self._adj_in.count else iter(())
 
     def __len__(self) -> int:
         return self._adj_in.count
@@ -160,11 +180,12 @@ def advertised(core: Core, peer: Peer, wanted: Wanted, *, every: bool = False) -
     for prefixes in adj_out.owed():
         owed.update(prefixes)
         yield None
-    for change in rib.changes:
-        owed.update(change.prefixes)
+    for change in list(rib.changes):
+        for start in range(0, len(change.prefixes), SLICE):
+            owed.update(change.prefixes[start : start + SLICE])
+            yield None
     read: dict[bytes, AttributeSet] = {}
-    keys = {*wanted.among(rib.table), *wanted.among(owed)}
-    for prefix in in_order(wanted.family, keys):
+    for prefix in in_order(chain(wanted.among(rib.table), wanted.among(owed))):
         if prefix is None:
             yield None
             continue

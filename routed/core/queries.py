@@ -75,15 +75,12 @@ def _refused_connections(core: Core, now: float) -> list[str]:
     ]
 
 
-def neighbors(core: Core, now: float, address: bytes | None = None) -> list[Row]:
-    """One row a peer, or those with an address only."""
-    return [
-        _neighbor(core, peer, now)
-        for peer in sorted(
-            core.peers.values(), key=lambda peer: (len(peer.plan.session.address), peer.plan.session.address)
-        )
-        if address is None or peer.plan.session.address == address
-    ]
+def neighbors(core: Core, now: float, address: bytes | None = None) -> Iterator[Row]:
+    """One row a peer, or those with an address only; each made when it is asked for."""
+    peers = sorted(core.peers.values(), key=lambda peer: (len(peer.plan.session.address), peer.plan.session.address))
+    for peer in peers:
+        if address is None or peer.plan.session.address == address:
+            yield _neighbor(core, peer, now)
 
 
 def _neighbor(core: Core, peer: Peer, now: float) -> Row:
@@ -103,12 +100,12 @@ def _neighbor(core: Core, peer: Peer, now: float) -> Row:
         "password": config.password or None,
         "ttlSecurity": config.ttl_security or None,
         "state": neighbor.state.label,
-        "sinceSeconds": round(now - since, 3) if since is not None else None,
+        "sinceSeconds": round(max(0.0, now - since), 3) if since is not None else None,
         "lastError": counters.last_error,
         "why": peer.plan.why,
         "establishedCount": counters.established,
         "messages": counters.as_dict(),
-        "families": {family.label: _neighbor_family(core, peer, family) for family in peer.adj_in},
+        "families": {family.label: _neighbor_family(peer, family) for family in peer.adj_in},
         "importFilter": {family.label: peer.plan.import_filter[family].name for family in peer.adj_in},
         "exportFilter": {family.label: peer.plan.export_filter[family].name for family in peer.adj_in},
     }
@@ -132,17 +129,7 @@ def _neighbor(core: Core, peer: Peer, now: float) -> Row:
     return row
 
 
-def _stale(core: Core, peer: Peer, family: Family) -> int:
-    """Routes kept from an earlier session while the peer restarts; a walk over the table, so only where there may be any."""
-    adj_in = peer.adj_in[family]
-    if peer.stale_until is None and peer.neighbor.state is State.ESTABLISHED:
-        return 0
-    return (
-        sum(1 for _, path in core.ribs[family].announced(adj_in) if path.epoch != adj_in.epoch) if adj_in.count else 0
-    )
-
-
-def _neighbor_family(core: Core, peer: Peer, family: Family) -> Row:
+def _neighbor_family(peer: Peer, family: Family) -> Row:
     adj_in, adj_out = peer.adj_in[family], peer.adj_out.get(family)
     sent = 0
     if adj_out is not None:
@@ -151,7 +138,7 @@ def _neighbor_family(core: Core, peer: Peer, family: Family) -> Row:
     return {
         "received": adj_in.count,
         "refused": len(adj_in.refused),
-        "stale": _stale(core, peer, family),
+        "stale": adj_in.stale,
         "best": peer.source.prefixes_best[family],
         "sent": sent,
         "waiting": adj_out.backlog if adj_out is not None else 0,
@@ -160,24 +147,12 @@ def _neighbor_family(core: Core, peer: Peer, family: Family) -> Row:
     }
 
 
-def routes(core: Core, prefix: tuple[Family, bytes] | None = None, *, every: bool = False) -> Iterator[Row]:
-    """The table, or one prefix of it. With `every`, all candidates with the step that decided, and those refused."""
-    if prefix is not None:
-        family, key = prefix
-        row = _route(core, core.ribs[family], key, every)
-        if row["candidates"] or row["notAnnounced"]:
-            yield row
-        return
-    for family, rib in core.ribs.items():
-        keys = set(rib.table)
-        if every:
-            for peer in core.peers.values():
-                if family in peer.adj_in:
-                    keys.update(peer.adj_in[family].refused)
-        for key in sorted(keys, key=lambda key: (key[1:], key[0])):
-            row = _route(core, core.ribs[family], key, every)
-            if row["candidates"]:
-                yield row
+def routes(core: Core, prefix: tuple[Family, bytes], *, every: bool = False) -> Iterator[Row]:
+    """A prefix of the table, if it is there. With `every`, all candidates with the step that decided, and those refused."""
+    family, key = prefix
+    row = _route(core, core.ribs[family], key, every)
+    if row["candidates"] or row["notAnnounced"]:
+        yield row
 
 
 def _route(core: Core, rib: FamilyRib, prefix: bytes, every: bool) -> Row:

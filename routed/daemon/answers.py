@@ -118,7 +118,7 @@ class Answers:
         text = request.text("address")
         now = self._driver.clock()
         if text is None:
-            return iter(queries.neighbors(self._core, now))
+            return queries.neighbors(self._core, now)
         peers = self._peers(text)
         names = {peer.plan.name for peer in peers}
         rows = queries.neighbors(self._core, now, peers[0].plan.session.address)
@@ -139,11 +139,11 @@ class Answers:
 
     def _table(self, family: Family, every: bool) -> Iterator[Row | None]:
         """A family's routes in the order of their addresses. None between: sorting a million prefixes takes seconds."""
-        keys: Collection[bytes] = self._core.ribs[family].table
+        tables: list[Collection[bytes]] = [self._core.ribs[family].table]
         if every:
-            adj_ins = [peer.adj_in[family] for peer in self._core.peers.values() if family in peer.adj_in]
-            keys = set(keys).union(*(adj_in.refused for adj_in in adj_ins))
-        for key in exchanged.in_order(family, list(keys)):
+            tables += [peer.adj_in[family].refused for peer in self._core.peers.values() if family in peer.adj_in]
+        known = chain.from_iterable(exchanged.Wanted(family).among(table) for table in tables)
+        for key in exchanged.in_order(known):
             if key is None:
                 yield None
                 continue

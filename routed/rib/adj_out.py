@@ -365,9 +365,8 @@ class AdjRibOut:
         """The prefixes the peer is still to hear about, a slice at a time, for people who ask."""
         log = self.group.log
         chunks = [log[index] for index in range(self.position - self.group.base, len(log))] if self.in_log else []
-        for chunk in chunks:
-            yield from chunk.prefixes
-        for prefixes in (self._queue[self._queue_at :], list(self._waiting)):
+        told = [prefixes for chunk in chunks for prefixes in chunk.prefixes]
+        for prefixes in (*told, self._queue[self._queue_at :], list(self._waiting)):
             for start in range(0, len(prefixes), QUEUE_SLICE):
                 yield prefixes[start : start + QUEUE_SLICE]
 

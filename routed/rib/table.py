@@ -64,7 +64,7 @@ class Change:
 class AdjRibIn:
     """What one peer announced in one family, as far as the table does not hold it. See the module's docstring."""
 
-    __slots__ = ("count", "epoch", "import_filter", "imported", "next_hops", "paths", "refused", "source")
+    __slots__ = ("count", "epoch", "import_filter", "imported", "next_hops", "paths", "refused", "source", "stale")
 
     def __init__(self, source: Source, import_filter: RouteFilter) -> None:
         self.source = source
@@ -80,6 +80,8 @@ class AdjRibIn:
         self.next_hops: set[NextHop] = set()
         """Next hops of any path the table may hold."""
         self.epoch = 0
+        self.stale = 0
+        """How many of `count` are of an older epoch."""
 
     def forget_unused(self, live: set[NextHop]) -> None:
         """Let go of paths the table does not hold, and of next hops no path uses (`live`: those one does)."""
@@ -90,6 +92,7 @@ class AdjRibIn:
     def new_epoch(self) -> None:
         """From here on what was announced before is stale."""
         self.epoch += 1
+        self.stale = self.count
         self.paths.clear()
         self.imported.clear()
         if not self.count:
@@ -159,6 +162,8 @@ class FamilyRib:
         refused = adj_in.refused
         source = adj_in.source
         for prefix in prefixes:
+            if adj_in.stale and self._is_stale(adj_in, prefix):
+                adj_in.stale -= 1
             if (refused and refused.pop(prefix, None) is not None) or self._put(prefix, source, None):
                 adj_in.count -= 1
 
@@ -182,6 +187,7 @@ class FamilyRib:
         for prefix in [prefix for prefix, path in adj_in.refused.items() if path.epoch != adj_in.epoch]:
             del adj_in.refused[prefix]
             adj_in.count -= 1
+            adj_in.stale -= 1
         keys = list(table) if adj_in.count else []
         for start in range(0, len(keys), SLICE):
             epoch = adj_in.epoch
@@ -196,6 +202,7 @@ class FamilyRib:
                     if prefix in self.watched:
                         self.touched.add(prefix)
                     adj_in.count -= 1
+                    adj_in.stale -= 1
                     if entry.usable:
                         if entry is not old:
                             self._gone(old, run, deleted)
@@ -208,6 +215,7 @@ class FamilyRib:
                         run, old = [], None
                         self._put(prefix, source, None)
                         adj_in.count -= 1
+                        adj_in.stale -= 1
             self._gone(old, run, deleted)
             yield
         still = [prefix for prefix in deleted if prefix not in table or self.kernel_route(prefix) is None]
@@ -346,6 +354,8 @@ class FamilyRib:
 
     def _judge(self, adj_in: AdjRibIn, prefix: bytes, path: Path) -> bool:
         """Let a path announced for a prefix in, or keep it out. Whether the source had announced the prefix before."""
+        if adj_in.stale and path.epoch == adj_in.epoch and self._is_stale(adj_in, prefix):
+            adj_in.stale -= 1
         imported = self.imported(adj_in, prefix, path)
         if imported is None:
             known = prefix in adj_in.refused
@@ -353,6 +363,11 @@ class FamilyRib:
         else:
             known = adj_in.refused.pop(prefix, None) is not None
         return self._put(prefix, adj_in.source, imported) or known
+
+    def _is_stale(self, adj_in: AdjRibIn, prefix: bytes) -> bool:
+        """Whether the source announced the prefix in an earlier epoch and not since."""
+        path = adj_in.refused.get(prefix) or _of_source(self.table.get(prefix), adj_in.source)
+        return path is not None and path.epoch != adj_in.epoch
 
     def _put(self, prefix: bytes, source: Source, path: Path | None) -> bool:
         """`source`'s candidate for a prefix becomes `path` (None: it has none). Whether it had one."""

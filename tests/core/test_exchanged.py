@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from routed.bgp.attributes import AttributeSet
+from routed.core import exchanged, queries
 from routed.core.exchanged import Wanted, advertised, in_order, longest_match, received
-from routed.core.queries import Row
+from routed.core.queries import Row, neighbors
 from routed.model.resources import JsonObject, ResourceKey
 from routed.net.families import Family
 from routed.net.prefixes import covers, make_prefix, parse_prefix
-from routed.rib.table import SLICE
+from routed.rib.path import Path
+from routed.rib.table import SLICE, FamilyRib
 from routed.testing.world import Node, World
 
 API = "projectcalico.org/v3"
@@ -194,7 +198,7 @@ prefixes = st.builds(make_prefix, st.binary(min_size=4, max_size=4), st.integers
 @settings(deadline=None)
 @given(st.sets(prefixes, max_size=60), st.binary(min_size=4, max_size=4))
 def test_order_and_longest_match(known: set[bytes], address: bytes) -> None:
-    ordered = [prefix for prefix in in_order(V4, known) if prefix is not None]
+    ordered = [prefix for prefix in in_order(chain(known, known)) if prefix is not None]
     assert ordered == sorted(known, key=lambda prefix: (prefix[1:], prefix[0]))
     host = make_prefix(address, 32)
     covering = [prefix for prefix in known if covers(prefix, host)]
@@ -203,7 +207,7 @@ def test_order_and_longest_match(known: set[bytes], address: bytes) -> None:
 
 def test_turns_are_offered_before_the_first_row_of_a_large_table() -> None:
     many = [make_prefix(index.to_bytes(4, "big"), 32) for index in range(3 * SLICE)]
-    found = list(in_order(V4, many))
+    found = list(in_order(many))
     assert found[:3] == [None, None, None]
     assert [prefix for prefix in found if prefix is not None] == many
 
@@ -213,3 +217,98 @@ def test_what_is_left_out_offers_turns_too(line: dict[str, Node]) -> None:
     found = list(advertised(b.core, b.core.peers[name_of(b, 1)], Wanted(V4)))
     shown = [row for row in found if row is not None]
     assert found.count(None) >= len(b.core.ribs[V4].table) - len(shown) > 0
+
+
+#: More than the first octets of an address can tell apart, in one network.
+MANY = [make_prefix(index.to_bytes(4, "big"), 32) for index in range(100_000)]
+
+
+class Work:
+    """How much is looked at between two turns, whatever it is: prefixes compared, put in order, looked up."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.done = 0
+        self.most = 0
+        for place, name in (
+            (exchanged, "by_address"),
+            (exchanged, "covers"),
+            (exchanged, "_path_of"),
+            (FamilyRib, "best"),
+            (FamilyRib, "candidates"),
+        ):
+            monkeypatch.setattr(place, name, self._counted(getattr(place, name)))
+
+    def _counted(self, real: Callable[..., object]) -> Callable[..., object]:
+        def counted(*args: object) -> object:
+            self.done += 1
+            return real(*args)
+
+        return counted
+
+    def measure(self, found: Iterator[Row | None]) -> int:
+        """The rows of an answer that is asked for item by item, and in `most` the most work for one of them."""
+        rows = 0
+        self.most = 0
+        while True:
+            self.done = 0
+            row = next(found, "end")
+            self.most = max(self.most, self.done)
+            if row == "end":
+                return rows
+            rows += row is not None
+
+
+def crowded() -> Node:
+    """Node b of another line, with very many routes from c."""
+    world = World()
+    everything = [*POOLS, node("a", 1, 1), node("b", 2, 2), node("c", 3, 3)]
+    sessions = [*peer("a", 2, 2), *peer("b", 1, 1), *peer("b", 3, 3), *peer("c", 2, 2)]
+    for index, name in NAMES.items():
+        world.add(name, [(f"10.0.0.{index}", 24), (f"fd00::{index}", 64)], [*everything, *sessions])
+    world.run(60)
+    b = world.nodes["b"]
+    from_c = b.core.peers[name_of(b, 3)]
+    rib, adj_in = b.core.ribs[V4], from_c.adj_in[V4]
+    path = Path(from_c.source, AttributeSet(), b.core.next_hops.track(from_c.source.address), adj_in.epoch)
+    rib.refresh(path)
+    rib.announce(adj_in, path, MANY)
+    return b
+
+
+def test_no_step_of_an_answer_looks_at_more_than_a_slice(monkeypatch: pytest.MonkeyPatch) -> None:
+    b = crowded()
+    a, c = b.core.peers[name_of(b, 1)], b.core.peers[name_of(b, 3)]
+    few = Wanted(V4, MANY[-1], longer=True)
+    work = Work(monkeypatch)
+    for found, rows_expected in (
+        (received(b.core, c, Wanted(V4)), len(MANY)),
+        (received(b.core, c, few), 1),
+        (advertised(b.core, a, Wanted(V4)), len(MANY)),
+        (advertised(b.core, a, few), 1),
+    ):
+        assert work.measure(found) == rows_expected
+        assert 0 < work.most <= 2 * SLICE
+
+
+def test_neighbors_are_told_one_at_a_time_without_a_look_at_their_routes(monkeypatch: pytest.MonkeyPatch) -> None:
+    b = crowded()
+    c = b.core.peers[name_of(b, 3)]
+    made: list[str] = []
+    real = queries._neighbor
+    monkeypatch.setattr(
+        queries, "_neighbor", lambda core, peer, now: made.append(peer.plan.name) or real(core, peer, now)
+    )
+    b.world.kill("c")
+    b.world.run(1)
+    work = Work(monkeypatch)
+    monkeypatch.setattr(FamilyRib, "announced", lambda *_: pytest.fail("a walk over the table"))
+    found = neighbors(b.core, b.world.now)
+    for count in range(1, len(b.core.peers) + 1):
+        row = next(found)
+        assert len(made) == count
+        families = row["families"]
+        assert isinstance(families, dict)
+        if row["name"] == c.plan.name:
+            assert families[V4.label]["stale"] == len(MANY)
+    assert next(found, None) is None
+    assert work.done == 0

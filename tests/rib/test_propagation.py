@@ -96,7 +96,9 @@ class Net:
             if self.rib.kernel_route(prefix) is not None
         }
         for peer in self.peers:
-            assert peer.adj_in.count == sum(1 for _ in self.rib.announced(peer.adj_in))
+            epochs = [path.epoch for _, path in self.rib.announced(peer.adj_in)]
+            assert peer.adj_in.count == len(epochs)
+            assert peer.adj_in.stale == len(epochs) - epochs.count(peer.adj_in.epoch)
             best = sum(1 for prefix in self.rib.table if (path := self.rib.best(prefix)) and path.source is peer.source)
             assert sum(peer.source.prefixes_best.values()) == best
         for group in self.groups.values():
