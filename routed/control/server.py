@@ -175,7 +175,8 @@ async def _next(batches: AsyncIterator[object]) -> object:
 
 
 async def _drain(writer: asyncio.StreamWriter) -> None:
-    await asyncio.wait_for(writer.drain(), SLOWEST_READER)
+    async with asyncio.timeout(SLOWEST_READER):
+        await writer.drain()
 
 
 def bind_socket(path: str) -> socket.socket:

@@ -46,7 +46,8 @@ class Conversation:
         loop = asyncio.get_running_loop()
         try:
             await loop.sock_sendall(self._connection, encode_sysctls(values))
-            answer = await asyncio.wait_for(loop.sock_recv(self._connection, MAX_MESSAGE), PATIENCE)
+            async with asyncio.timeout(PATIENCE):
+                answer = await loop.sock_recv(self._connection, MAX_MESSAGE)
         except (OSError, TimeoutError):
             raise CniError(TRY_AGAIN, "the plugin ended during the call") from None
         if answer[:1] != SYSCTLS_DONE:
@@ -135,7 +136,8 @@ class CniServer:
 
         self._loop.add_reader(connection.fileno(), arrived)
         try:
-            await asyncio.wait_for(ready, PATIENCE)
+            async with asyncio.timeout(PATIENCE):
+                await ready
         finally:
             self._loop.remove_reader(connection.fileno())
         message, found, _, _ = socket.recv_fds(connection, MAX_MESSAGE, _DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)

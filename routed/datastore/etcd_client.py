@@ -168,7 +168,8 @@ class Client:
                     watch_id=number,
                     fragment=True,
                 )
-                await asyncio.wait_for(call.write(rpc.WatchRequest(create_request=request)), CALL)
+                async with asyncio.timeout(CALL):  # not wait_for, which may lose a cancellation (Python 3.11)
+                    await call.write(rpc.WatchRequest(create_request=request))
             parts: dict[int, list[KeyValue]] = {}
             while True:
                 response = await self._next(call)
@@ -208,7 +209,8 @@ class Client:
         try:
             done, _ = await asyncio.wait((reading,), timeout=QUIET)
             if not done:
-                await asyncio.wait_for(call.write(rpc.WatchRequest(progress_request=rpc.WatchProgressRequest())), QUIET)
+                async with asyncio.timeout(QUIET):
+                    await call.write(rpc.WatchRequest(progress_request=rpc.WatchProgressRequest()))
                 done, _ = await asyncio.wait((reading,), timeout=QUIET)
             if not done:
                 raise TimeoutError
