@@ -20,7 +20,7 @@ import hashlib
 import json
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol, TypeVar
@@ -127,6 +127,15 @@ class _Identity:
     ports: tuple[tuple[str, str, int], ...]
 
 
+class _Turns:
+    """The calls for one container."""
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.calls = 0
+        """Under way and waiting."""
+
+
 class Pods:
     """See the module's docstring."""
 
@@ -148,7 +157,7 @@ class Pods:
         self._labels = labels
         self._proxy_arp = proxy_arp
         self._mirror: dict[str, dict[ResourceKey, Resource]] = {kind: {} for kind in MIRRORED}
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._turns: dict[str, _Turns] = {}
         self._allocating = asyncio.Lock()
         self._teardowns: set[asyncio.Task[None]] = set()
         self.added = 0
@@ -184,25 +193,33 @@ class Pods:
         if request.command == "GC":
             await self._collect(request)
             return b""
-        lock = self._locks.setdefault(request.container_id, asyncio.Lock())
+        async with self._turn(request.container_id):
+            if request.command == "DEL":
+                await self._delete(request)
+                return b""
+            if inside is None:
+                raise CniError(INTERNAL, "the call came without the container's namespace")
+            if request.command == "CHECK":
+                await self._check(request, inside)
+                return b""
+            try:
+                return await self._add(request, inside, conversation)
+            except BaseException:
+                self.failed += 1
+                raise
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, container_id: str) -> AsyncIterator[None]:
+        """One call at a time for a container, in the order they came."""
+        turns = self._turns.setdefault(container_id, _Turns())
+        turns.calls += 1
         try:
-            async with lock:
-                if request.command == "DEL":
-                    await self._delete(request)
-                    return b""
-                if inside is None:
-                    raise CniError(INTERNAL, "the call came without the container's namespace")
-                if request.command == "CHECK":
-                    await self._check(request, inside)
-                    return b""
-                try:
-                    return await self._add(request, inside, conversation)
-                except BaseException:
-                    self.failed += 1
-                    raise
+            async with turns.lock:
+                yield
         finally:
-            if not lock.locked():
-                self._locks.pop(request.container_id, None)
+            turns.calls -= 1
+            if not turns.calls:
+                del self._turns[container_id]
 
     async def _add(self, request: Request, inside: Inside, conversation: Conversation) -> bytes:
         if problem := self._not_ready():
