@@ -406,7 +406,11 @@ class Daemon:
         workloads.start()
         self._workloads = workloads
         relay = self._relay = Relay(
-            driver, (workloads.policy.update, workloads.pods.update), (workloads.policy.in_sync,), driver.clock
+            driver,
+            (workloads.policy.update, workloads.pods.update),
+            (workloads.policy.in_sync,),
+            driver.clock,
+            (workloads.policy.unreadable,),
         )
         workloads.follow(relay)
         return relay

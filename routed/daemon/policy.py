@@ -12,17 +12,22 @@ from typing import TypeVar
 
 from routed.dataplane.firewall import Firewall
 from routed.dataplane.firewall_kernel import FirewallKernel
+from routed.datastore.file import Problem
 from routed.desired_policy import Action, HostRules, PolicyBatch
+from routed.model.policies import GlobalNetworkPolicy, NetworkPolicy, Policy
 from routed.model.resources import IPPool, ResourceKey, Update
 from routed.model.settings import EndpointToHostAction, FelixConfiguration, ProtoPort
 from routed.net.families import Family
 from routed.observed import Interface
 from routed.policy.engine import PolicyEngine
+from routed.policy.kubernetes import Kubernetes
+from routed.policy.refusals import Refusal, read_refusal
 
 K = TypeVar("K")
 V = TypeVar("V")
 
 _TCP, _UDP = 6, 17
+_POLICIES = (NetworkPolicy.kind, GlobalNetworkPolicy.kind)
 
 #: Felix's own failsafe ports: how a host stays reachable whatever its policies say.
 FAILSAFE_IN = ((_TCP, 22), (_UDP, 68), *((_TCP, port) for port in (179, 2379, 2380, 5473, 6443, 6666, 6667)))
@@ -47,6 +52,10 @@ class PolicyKeeper:
         log_group: int | None = None,
     ) -> None:
         self.engine = PolicyEngine(node_name)
+        self._kubernetes = Kubernetes()
+        self._readable: dict[ResourceKey, Policy] = {}
+        """Policies as they were last read."""
+        self._refused: dict[ResourceKey, Refusal] = {}
         self.firewall = Firewall()
         self.kernel = FirewallKernel(self.firewall, problem)
         self.synced = False
@@ -80,7 +89,23 @@ class PolicyKeeper:
         elif update.key.kind == FelixConfiguration.kind:
             _put(self._felix, update.key.name, value if isinstance(value, FelixConfiguration) else None)
         else:
-            self.engine.update(update)
+            for each in self._kubernetes.update(update):
+                self._tell(each)
+        self._wake()
+
+    def unreadable(self, problems: tuple[Problem, ...]) -> None:
+        """All of the datastore that cannot be read now: policies among it close what they are for."""
+        refused: dict[ResourceKey, Refusal] = {}
+        for problem in problems:
+            refusal = read_refusal(problem.manifest, str(problem))
+            if refusal is not None:
+                refused.setdefault(refusal.key, refusal)
+        before, self._refused = self._refused, refused
+        for key in before.keys() - refused.keys():
+            self.engine.update(Update(key, self._readable.get(key)))
+        for key, refusal in refused.items():
+            if before.get(key) != refusal:
+                self.engine.refuse(key, refusal.reason, refusal.selector, refusal.types)
         self._wake()
 
     def interfaces(self, interfaces: Mapping[int, Interface]) -> None:
@@ -94,6 +119,14 @@ class PolicyKeeper:
         """The datastore was read: from here on the kernel follows."""
         self.synced = True
         self._wake()
+
+    def _tell(self, update: Update) -> None:
+        """To the engine; a policy that is refused stays so until the datastore says it can be read."""
+        if update.key.kind in _POLICIES:
+            _put(self._readable, update.key, update.value if isinstance(update.value, Policy) else None)
+            if update.key in self._refused:
+                return
+        self.engine.update(update)
 
     async def settled(self) -> None:
         """Until all so far is in force."""

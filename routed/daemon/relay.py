@@ -33,12 +33,13 @@ class Relay:
 
     def __init__(
         self, first: EtcdSink, followers: Sequence[Callable[[Update], None]], synced: Sequence[Callable[[], None]],
-        clock: Callable[[], float],
+        clock: Callable[[], float], problems: Sequence[Callable[[tuple[Problem, ...]], None]] = (),
     ) -> None:  # fmt: skip
         self._first = first
         self._followers = followers
         self._synced = synced
         self._clock = clock
+        self._problems = problems
         self._own: dict[ResourceKey, _Own] = {}
 
     # ---- the datastore's sink
@@ -63,6 +64,8 @@ class Relay:
 
     def problems(self, problems: tuple[Problem, ...]) -> None:
         self._first.problems(problems)
+        for each in self._problems:
+            each(problems)
 
     # ---- ours
 

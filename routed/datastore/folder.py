@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import signal
 import stat
@@ -54,6 +55,8 @@ class Problem:
     field: str
     """Such as `spec.peerIP`; empty where it is not about one field."""
     text: str
+    manifest: str = ""
+    """As JSON what could not be read, where it is at least a manifest: some of it may still count."""
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}" if self.line else self.file
@@ -350,7 +353,7 @@ def _parse(path: str, data: bytes, known: dict[ResourceKey, _Entry]) -> _Reading
                 # A Calico kind that is not ours is whole, so it cannot be a broken form of something missing.
                 reading.bad |= not (isinstance(manifest, dict) and manifest.get("kind") in _NOT_OURS)
                 at = document.line_of(error.path)
-                reading.problems.append(Problem(path, at, error.path, error.message))
+                reading.problems.append(Problem(path, at, error.path, error.message, json.dumps(manifest)))
                 continue
             key = entry.resource.key
             if key in reading.entries:

@@ -83,7 +83,9 @@ class Planner:
             *self._session_problems,
             *self._origins.problems,
             *self._workload_problems,
-            *unsupported_settings(cluster, calico_version(cluster, self._settings)),
+            *unsupported_settings(
+                cluster, calico_version(cluster, self._settings), own_workloads=self._settings.own_workloads
+            ),
         ]
         plan = Plan(
             speaker=self._speaker,

@@ -20,11 +20,16 @@ from routed.plan.types import CalicoVersion
 _NOT_ENFORCED = ("NetworkPolicy", "GlobalNetworkPolicy", "KubernetesNetworkPolicy", "HostEndpoint")
 #: What of a FelixConfiguration counts for routes.
 _FELIX_USED = frozenset({"interfacePrefix"})
+#: And for policy.
+_FELIX_OF_POLICY = frozenset({"defaultEndpointToHostAction", "failsafeInboundHostPorts", "failsafeOutboundHostPorts"})
 #: What a `node.<name>` BGPConfiguration may say, as in Calico.
 _PER_NODE = frozenset({"listenPort", "prefixAdvertisements", "logSeverityScreen", "communities"})
 
 
-def unsupported_settings(cluster: Cluster, version: CalicoVersion = CalicoVersion.V3_31) -> list[str]:
+def unsupported_settings(
+    cluster: Cluster, version: CalicoVersion = CalicoVersion.V3_31, *, own_workloads: bool = False
+) -> list[str]:
+    """`own_workloads`: the node's pods are routed's, and so are policy and NAT for them."""
     problems: list[str] = []
     if version is CalicoVersion.V3_31:
         problems.extend(_priorities(cluster.default_configuration))
@@ -37,17 +42,18 @@ def unsupported_settings(cluster: Cluster, version: CalicoVersion = CalicoVersio
         elif configuration.node_name == cluster.node_name:
             problems.extend(label + text for text in _of_this_node(configuration))
     for name, pool in sorted(cluster.pools.items()):
-        problems.extend(f"IPPool {name}: {text}" for text in _pool(pool))
-    for kind in _NOT_ENFORCED:
+        problems.extend(f"IPPool {name}: {text}" for text in _pool(pool, own_workloads=own_workloads))
+    for kind in _NOT_ENFORCED if not own_workloads else ():
         others = cluster.others.get(kind)
         if others:
-            problems.append(f"{min(others)}{_and_more(len(others))}: this release enforces no policies")
+            problems.append(f"{min(others)}{_and_more(len(others))}: no policies are enforced without cni.enabled")
     for key, wanted in sorted(cluster.others.get(CalicoNodeStatus.kind, {}).items()):
         if isinstance(wanted, CalicoNodeStatus) and wanted.node == cluster.node_name:
             problems.append(f"{key}: its status is not written by this release; ask routedctl on the node")
     for key, felix in sorted(cluster.others.get(FelixConfiguration.kind, {}).items()):
         if isinstance(felix, FelixConfiguration) and felix.node_name in (None, cluster.node_name):
-            fields = [name for name in set_fields(felix) if name not in _FELIX_USED]
+            used = _FELIX_USED | (_FELIX_OF_POLICY if own_workloads else frozenset())
+            fields = [name for name in set_fields(felix) if name not in used]
             if fields:
                 problems.append(f"{key}: not used of it are {', '.join(fields)}")
     return problems
@@ -87,10 +93,10 @@ def _log_level(configuration: BGPConfiguration) -> list[str]:
     return ["spec.logSeverityScreen: not used, the level is log.level in routed's own configuration"]
 
 
-def _pool(pool: IPPool) -> list[str]:
+def _pool(pool: IPPool, *, own_workloads: bool) -> list[str]:
     found = []
     if pool.vxlan_mode is not EncapMode.NEVER:
         found.append(f"spec.vxlanMode: {pool.vxlan_mode.value}: its routes are announced, but left to Felix to program")
-    if pool.nat_outgoing:
+    if pool.nat_outgoing and not own_workloads:
         found.append("spec.natOutgoing: is not supported, packets leave the cluster with the pod's address")
     return found

@@ -42,7 +42,13 @@ class Runtime:
     extra: dict[str, Any] = field(default_factory=dict)
 
     def call(
-        self, command: str, pod: Namespace | None = None, name: str = "", previous: Any = None, **values: Any
+        self,
+        command: str,
+        pod: Namespace | None = None,
+        name: str = "",
+        previous: Any = None,
+        namespace: str = "default",
+        **values: Any,
     ) -> Answer:
         configuration = {
             "cniVersion": self.version, "name": NETWORK, "type": "routed-cni", "socket": self.socket, **self.extra, **values,
@@ -52,10 +58,10 @@ class Runtime:
         environment = {"CNI_COMMAND": command, "PATH": "/usr/bin:/bin", "CNI_PATH": "/nowhere"}
         if pod is not None:
             environment |= {
-                "CNI_CONTAINERID": f"c-{name or pod.name}",
+                "CNI_CONTAINERID": f"c-{pod.name}",
                 "CNI_NETNS": f"{NETNS}/{pod.full_name}",
                 "CNI_IFNAME": "eth0",
-                "CNI_ARGS": f"IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={name or pod.name}",
+                "CNI_ARGS": f"IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name or pod.name}",
             }
         done = subprocess.run(
             ["nsenter", f"--net={NETNS}/{self.node.full_name}", "--", *PLUGIN],

@@ -253,5 +253,5 @@ def test_what_nobody_acts_on_is_told(scenario: Make) -> None:
     assert sorted(told) == [
         "CalicoNodeStatus mine: its status is not written by this release; ask routedctl on the node",
         "FelixConfiguration default: not used of it are bpfEnabled, ipipMTU",
-        "GlobalNetworkPolicy a and 1 more: this release enforces no policies",
+        "GlobalNetworkPolicy a and 1 more: no policies are enforced without cni.enabled",
     ]

@@ -1,0 +1,168 @@
+"""What Kubernetes' own kinds mean for policy: the resources Calico's kube-controllers would write from them.
+
+A datastore of files holds what people applied: NetworkPolicies, Namespaces and Pods of Kubernetes. Calico's holds what its
+controllers made of them: `knp.default.*`, Profiles `kns.*`, labels at WorkloadEndpoints. `Kubernetes.update` takes either
+and gives the second form, so that there is one kind of each to enforce.
+
+Invariants: where both forms are there, Kubernetes' own counts, since whoever wrote the other derived it; when it goes, the
+stored one is back. What is not derived passes unchanged. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from routed.model.kubernetes import POLICY_PREFIX, KubernetesNetworkPolicy, Namespace, Pod, calico_policy
+from routed.model.policies import DEFAULT_ALLOW, NetworkPolicy, Profile
+from routed.model.resources import Cidr, Resource, ResourceKey, Update
+from routed.model.schema import parse_manifest
+from routed.model.workloads import EndpointPort, WorkloadEndpoint, workload_endpoint_name
+from routed.net.families import Family
+from routed.policy.scope import NAMESPACE, NAMESPACE_LABELS
+
+NAMESPACE_PROFILE = "kns."
+ORCHESTRATOR = "projectcalico.org/orchestrator"
+_CALICO = "projectcalico.org/"
+_FINISHED = ("Succeeded", "Failed")
+
+
+class Kubernetes:
+    """See the module's docstring."""
+
+    def __init__(self) -> None:
+        self._own: dict[ResourceKey, Resource] = {}
+        """Of Kubernetes' kinds."""
+        self._stored: dict[ResourceKey, Resource] = {}
+        """What is stored and may stand in what is derived."""
+        self._endpoints: dict[tuple[str, str], set[ResourceKey]] = {}
+        """Stored endpoints of a pod."""
+
+    def update(self, update: Update) -> Iterator[Update]:
+        """A resource is stored with this value, or (None) is not: what that means."""
+        key, value = update.key, update.value
+        match key.kind:
+            case KubernetesNetworkPolicy.kind:
+                _put(self._own, key, value)
+                yield self._policy(policy_key(key))
+            case NetworkPolicy.kind if key.name.startswith(POLICY_PREFIX):
+                _put(self._stored, key, value)
+                yield self._policy(key)
+            case Namespace.kind:
+                _put(self._own, key, value)
+                yield self._profile(ResourceKey(Profile.kind, NAMESPACE_PROFILE + key.name))
+            case Profile.kind if key.name.startswith(NAMESPACE_PROFILE):
+                _put(self._stored, key, value)
+                yield self._profile(key)
+            case Pod.kind:
+                before = self._own.get(key)
+                _put(self._own, key, value)
+                yield from self._pod(key, before, value)
+            case WorkloadEndpoint.kind:
+                yield from self._endpoint_stored(key, value)
+            case _:
+                yield update
+
+    def _policy(self, key: ResourceKey) -> Update:
+        own = self._own.get(
+            ResourceKey(KubernetesNetworkPolicy.kind, key.name.removeprefix(POLICY_PREFIX), key.namespace)
+        )
+        if isinstance(own, KubernetesNetworkPolicy):
+            return Update(key, parse_manifest(calico_policy(own)))
+        return Update(key, self._stored.get(key))
+
+    def _profile(self, key: ResourceKey) -> Update:
+        name = key.name.removeprefix(NAMESPACE_PROFILE)
+        own, stored = self._own.get(ResourceKey(Namespace.kind, name)), self._stored.get(key)
+        if own is None:
+            return Update(key, stored)
+        base = stored if isinstance(stored, Profile) else replace(DEFAULT_ALLOW, name=key.name, manifest={})
+        kept = {label: text for label, text in base.labels_to_apply.items() if not label.startswith(NAMESPACE_LABELS)}
+        implied = {"kubernetes.io/metadata.name": name, "projectcalico.org/name": name}
+        applied = {NAMESPACE_LABELS + label: text for label, text in ({**own.labels, **implied}).items()}
+        return Update(key, replace(base, labels_to_apply={**kept, **applied}))
+
+    # ---- pods
+
+    def _pod(self, key: ResourceKey, before: Resource | None, now: Resource | None) -> Iterator[Update]:
+        stored = self._endpoints.get((key.namespace, key.name))
+        if stored:
+            for each in sorted(stored):
+                yield Update(each, self._endpoint(each))
+            return
+        was, made = _unwired(before), _unwired(now)
+        if was is not None and (made is None or made.key != was.key):
+            yield Update(was.key, None)
+        if made is not None:
+            yield Update(made.key, made)
+
+    def _endpoint_stored(self, key: ResourceKey, value: Resource | None) -> Iterator[Update]:
+        old = self._stored.get(key)
+        if old is None and value is None:
+            return
+        _put(self._stored, key, value)
+        pods = {(key.namespace, each.pod) for each in (old, value) if isinstance(each, WorkloadEndpoint) and each.pod}
+        for pod in pods:
+            stored = self._endpoints.setdefault(pod, set())
+            unwired = _unwired(self._own.get(ResourceKey(Pod.kind, pod[1], pod[0])))
+            if isinstance(value, WorkloadEndpoint) and value.pod == pod[1]:
+                if unwired is not None and not stored and unwired.key != key:
+                    yield Update(unwired.key, None)
+                stored.add(key)
+            else:
+                stored.discard(key)
+            if not stored:
+                del self._endpoints[pod]
+                if unwired is not None:
+                    if unwired.key != key:
+                        yield Update(key, None)
+                    yield Update(unwired.key, unwired)
+                    return
+        yield Update(key, self._endpoint(key))
+
+    def _endpoint(self, key: ResourceKey) -> Resource | None:
+        """A stored endpoint with what its Pod says now."""
+        stored = self._stored.get(key)
+        if not isinstance(stored, WorkloadEndpoint) or not stored.pod:
+            return stored
+        pod = self._own.get(ResourceKey(Pod.kind, stored.pod, key.namespace))
+        if not isinstance(pod, Pod):
+            return stored
+        kept = {label: text for label, text in stored.labels.items() if label.startswith(_CALICO)}
+        return replace(stored, labels={**pod.labels, **kept}, ports=_ports(pod) or stored.ports)
+
+
+def policy_key(key: ResourceKey) -> ResourceKey:
+    """Where a NetworkPolicy of Kubernetes' is enforced under."""
+    return ResourceKey(NetworkPolicy.kind, POLICY_PREFIX + key.name, key.namespace)
+
+
+def _unwired(pod: Resource | None) -> WorkloadEndpoint | None:
+    """A Pod with addresses that nobody wrote an endpoint for: others select it, and nothing is asked at it."""
+    if not isinstance(pod, Pod) or not pod.pod_ips or not pod.node_name or pod.host_network or pod.phase in _FINISHED:
+        return None
+    return WorkloadEndpoint(
+        name=workload_endpoint_name((pod.node_name, "k8s", pod.name, "eth0")),
+        namespace=pod.namespace,
+        labels={**pod.labels, NAMESPACE: pod.namespace, ORCHESTRATOR: "k8s"},
+        manifest={},
+        orchestrator="k8s",
+        node=pod.node_name,
+        pod=pod.name,
+        endpoint="eth0",
+        service_account_name=pod.service_account,
+        ip_networks=tuple(Cidr(Family.of_address(ip), bytes((8 * len(ip),)) + ip) for ip in pod.pod_ips),
+        profiles=(NAMESPACE_PROFILE + pod.namespace,),
+        ports=_ports(pod),
+    )
+
+
+def _ports(pod: Pod) -> tuple[EndpointPort, ...]:
+    return tuple(EndpointPort(port.name, port.protocol, port.port) for port in pod.ports if port.name)
+
+
+def _put(table: dict[ResourceKey, Resource], key: ResourceKey, value: Resource | None) -> None:
+    if value is None:
+        table.pop(key, None)
+    else:
+        table[key] = value

@@ -1,0 +1,88 @@
+"""What can still be told of a stored policy that cannot be read: whose it is, what it is for, in which directions.
+
+Only the fields that say what a policy is for are read; a fault in its rules leaves them readable. Where even those cannot
+be, `selector` is None, and every direction is meant. Pure.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from routed.errors import ConfigError
+from routed.model.kubernetes import KubernetesNetworkPolicy, calico_policy
+from routed.model.policies import GlobalNetworkPolicy, NetworkPolicy, Policy, PolicyType
+from routed.model.resources import JsonObject, JsonValue, ResourceKey
+from routed.model.schema import parse_manifest
+from routed.model.selector import Selector
+from routed.policy.kubernetes import policy_key
+from routed.policy.scope import subjects
+
+_CALICO = (NetworkPolicy.kind, GlobalNetworkPolicy.kind)
+_KUBERNETES_VERSION = "networking.k8s.io/"
+_SCOPE = ("selector", "namespaceSelector", "serviceAccountSelector", "types", "tier", "order")
+_KUBERNETES_SCOPE = ("podSelector", "policyTypes")
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A policy that is stored and cannot be read."""
+
+    key: ResourceKey
+    """Of the policy that would be enforced."""
+    reason: str
+    selector: Selector | None
+    types: frozenset[PolicyType]
+    """Empty where it is not known."""
+
+
+def read_refusal(text: str, reason: str) -> Refusal | None:
+    """What a manifest (JSON) that cannot be read is; None where it is no policy, or nobody can tell which."""
+    manifest: JsonValue = json.loads(text) if text else None
+    if not isinstance(manifest, dict):
+        return None
+    kind, version, metadata = manifest.get("kind"), manifest.get("apiVersion"), manifest.get("metadata")
+    name = metadata.get("name") if isinstance(metadata, dict) else None
+    if not isinstance(metadata, dict) or not isinstance(name, str) or not name:
+        return None
+    namespace = metadata.get("namespace")
+    namespace = namespace if isinstance(namespace, str) and namespace else "default"
+    spec = manifest.get("spec")
+    readable = isinstance(spec, dict)
+    spec = spec if isinstance(spec, dict) else {}
+    of_kubernetes = isinstance(version, str) and version.startswith(_KUBERNETES_VERSION)
+    if kind == KubernetesNetworkPolicy.kind or (kind == NetworkPolicy.kind and of_kubernetes):
+        key = policy_key(ResourceKey(KubernetesNetworkPolicy.kind, name, namespace))
+        rules: JsonObject = {"egress": [{}]} if spec.get("egress") else {}
+        fields: tuple[str, ...] = _KUBERNETES_SCOPE
+    elif kind in _CALICO:
+        assert isinstance(kind, str)
+        key = ResourceKey(kind, name, "" if kind == GlobalNetworkPolicy.kind else namespace)
+        rules = {side: [{"action": "Deny"}] for side in ("ingress", "egress") if spec.get(side)}
+        fields = _SCOPE
+    else:
+        return None
+    if not readable:
+        return Refusal(key, reason, None, frozenset())
+    scope: JsonObject = {field: spec[field] for field in fields if field in spec}
+    types = "policyTypes" if fields is _KUBERNETES_SCOPE else "types"
+    for tried, sure in ((scope, True), ({field: value for field, value in scope.items() if field != types}, False)):
+        read = _read({**manifest, "metadata": {"name": name, "namespace": key.namespace}, "spec": {**tried, **rules}})
+        if read is not None:
+            return Refusal(key, reason, subjects(read), read.types if sure else frozenset())
+    return Refusal(key, reason, None, frozenset())
+
+
+def _read(manifest: Mapping[str, JsonValue]) -> Policy | None:
+    plain = {field: manifest[field] for field in ("apiVersion", "kind", "metadata", "spec")}
+    metadata = plain["metadata"]
+    if isinstance(metadata, dict) and not metadata["namespace"]:
+        del metadata["namespace"]
+    try:
+        read = parse_manifest(plain)
+        if isinstance(read, KubernetesNetworkPolicy):
+            read = parse_manifest(calico_policy(read))
+    except ConfigError:
+        return None
+    return read if isinstance(read, Policy) else None

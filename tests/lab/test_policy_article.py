@@ -1,0 +1,307 @@
+"""Policies as people write them, applied by routedctl to two real nodes: manifests of Kubernetes and Calico, real packets.
+
+Both nodes read one folder, as nodes do that get it from one place.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from routed.testing.lab import Lab, LabError, Namespace, wait_for
+from routed.testing.routers import Routed, resource
+from tests.lab.test_cni import Runtime
+
+pytestmark = pytest.mark.lab
+
+ALLOW_WEB_TO_API = """\
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata:
+  name: allow-web-to-api
+  namespace: production
+spec:
+  podSelector:
+    matchLabels:
+      app: api
+  policyTypes:
+  - Ingress
+  ingress:
+  - from:
+    - podSelector:
+        matchLabels:
+          app: web
+    ports:
+    - protocol: TCP
+      port: 8080
+"""
+
+LIMIT_EXTERNAL_ACCESS = """\
+apiVersion: projectcalico.org/v3
+kind: NetworkPolicy
+metadata:
+  name: limit-external-access
+  namespace: production
+spec:
+  selector: app == 'api'
+  types:
+  - Egress
+  egress:
+  - action: Allow
+    protocol: TCP
+    destination:
+      nets:
+      - 10.0.0.0/24
+      ports:
+      - 80
+  - action: Allow
+    protocol: UDP
+    destination:
+      nets:
+      - 10.0.0.0/24
+      ports:
+      - 53
+"""
+
+BY_NAMESPACE = """\
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: from-trusted, namespace: production}
+spec:
+  podSelector: {matchLabels: {app: db}}
+  ingress:
+  - from:
+    - namespaceSelector: {matchLabels: {trusted: "yes"}}
+"""
+
+
+def namespace(name: str, **labels: str) -> str:
+    lines = "".join(f"    {label}: '{value}'\n" for label, value in labels.items())
+    return f"apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {name}\n  labels:\n    name: {name}\n{lines}"
+
+
+def pod(namespace: str, name: str, **labels: str) -> str:
+    lines = "".join(f"    {label}: {value}\n" for label, value in labels.items())
+    return (
+        f"apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  namespace: {namespace}\n  labels:\n{lines}"
+        "spec:\n  containers:\n  - name: c\n"
+    )
+
+
+SERVER = """\
+import selectors, socket, sys
+chosen = selectors.DefaultSelector()
+for text in sys.argv[1:]:
+    kind, port = text.split("/")
+    made = socket.socket(socket.AF_INET, socket.SOCK_STREAM if kind == "TCP" else socket.SOCK_DGRAM)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    made.bind(("0.0.0.0", int(port)))
+    if kind == "TCP":
+        made.listen(64)
+    chosen.register(made, selectors.EVENT_READ, kind)
+while True:
+    for key, _ in chosen.select():
+        if key.data == "TCP":
+            key.fileobj.accept()[0].close()
+        else:
+            data, peer = key.fileobj.recvfrom(64)
+            key.fileobj.sendto(data, peer)
+"""
+SERVED = ("TCP/80", "TCP/443", "TCP/8080", "TCP/8081", "UDP/53", "UDP/123")
+
+
+def reaches(source: Namespace, address: str, what: str, timeout: float = 0.4) -> bool:
+    """Whether a connection is made, or a datagram answered."""
+    kind, port = what.split("/")
+    with source.entered():
+        made = socket.socket(socket.AF_INET, socket.SOCK_STREAM if kind == "TCP" else socket.SOCK_DGRAM)
+    with made:
+        made.settimeout(timeout)
+        try:
+            made.connect((address, int(port)))
+            if kind == "UDP":
+                made.send(b"?")
+                made.recv(64)
+        except OSError:
+            return False
+        return True
+
+
+@dataclass
+class Pod:
+    namespace: Namespace
+    address: str
+
+    def reaches(self, other: Pod, what: str) -> bool:
+        return reaches(self.namespace, other.address, what)
+
+
+class Cluster:
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.folder = lab.folder / "datastore"
+        self.folder.mkdir()
+        self.nodes: list[Routed] = []
+        segment = lab.segment("wire")
+        for number in (1, 2):
+            node = lab.namespace(f"n{number}", forward=True)
+            segment.attach(node, "eth0", f"192.0.2.{number}/24")
+            made = Routed(
+                node,
+                datastore={"type": "file", "path": str(self.folder)},
+                cni={"enabled": True, "socket": f"{node.folder}/cni.sock"},
+            )
+            self.nodes.append(made)
+        self.outside: dict[str, Pod] = {}
+        host = lab.namespace("outside")
+        segment.attach(host, "eth0", "192.0.2.9/24", "10.0.0.10/24", "10.0.1.10/24")
+        host.ip("route add 10.65.0.0/16 via 192.0.2.1")
+        for node in self.nodes:
+            node.namespace.ip("route add 10.0.0.0/23 via 192.0.2.9")
+        self.serve(host)
+        self.near, self.far = Pod(host, "10.0.0.10"), Pod(host, "10.0.1.10")
+        self.put(
+            resource("BGPConfiguration", "default", {"asNumber": 64512}),
+            resource("IPPool", "v4", {"cidr": "10.65.0.0/16", "blockSize": 26}),
+            *(resource("Node", f"n{each}", {"bgp": {"ipv4Address": f"192.0.2.{each}/24"}}) for each in (1, 2)),
+        )
+        self.runtimes = [Runtime(node.namespace, f"{node.namespace.folder}/cni.sock") for node in self.nodes]
+        for node in self.nodes:
+            node.start()
+        wait_for(
+            lambda: all(each.call("STATUS", cniVersion="1.1.0").status == 0 for each in self.runtimes),
+            30,
+            "both nodes take pods",
+            state=lab.report,
+        )
+
+    def put(self, *manifests: Any) -> None:
+        self.nodes[0].resources = self.folder
+        self.nodes[0].put(*manifests)
+
+    def serve(self, where: Namespace) -> None:
+        where.start("server", sys.executable, "-c", SERVER, *SERVED)
+
+    def apply(self, *documents: str, check: bool = True) -> str:
+        """By routedctl."""
+        path = self.lab.folder / "applied.yaml"
+        path.write_text("---\n".join(documents))
+        return self.nodes[0].ctl("apply", "-f", str(path), check=check)
+
+    def pod(self, node: int, namespace: str, name: str) -> Pod:
+        """As a runtime starts it, after its manifest was applied."""
+        made = self.lab.namespace(f"{namespace}-{name}")
+        runtime = self.runtimes[node - 1]
+        answer = runtime.call("ADD", made, name=name, namespace=namespace)
+        assert answer.status == 0, answer.output
+        self.serve(made)
+        return Pod(made, answer.addresses[0])
+
+    def settle(self, condition: Any, what: str) -> None:
+        wait_for(condition, 20, what, state=self.lab.report)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with Lab() as lab:
+        yield Cluster(lab)
+
+
+@pytest.fixture(scope="module")
+def pods(cluster: Cluster) -> dict[str, Pod]:
+    cluster.apply(
+        namespace("production", trusted="yes"),
+        namespace("staging"),
+        pod("production", "api", app="api"),
+        pod("production", "web", app="web"),
+        pod("production", "other", app="other"),
+        pod("production", "db", app="db"),
+        pod("staging", "web", app="web"),
+    )
+    cluster.settle(
+        lambda: all("Namespace" in node.ctl("get", "ns", "staging", "-o", "yaml") for node in cluster.nodes),
+        "the manifests are read",
+    )
+    made = {
+        "api": cluster.pod(1, "production", "api"),
+        "web": cluster.pod(2, "production", "web"),
+        "other": cluster.pod(1, "production", "other"),
+        "db": cluster.pod(2, "production", "db"),
+        "stranger": cluster.pod(1, "staging", "web"),
+    }
+    for name, each in made.items():
+        cluster.settle(lambda each=each: cluster.near.reaches(each, "TCP/80"), f"{name} serves")
+    return made
+
+
+def test_allow_web_to_api(cluster: Cluster, pods: dict[str, Pod]):
+    for source in ("web", "other", "stranger"):
+        cluster.settle(lambda source=source: pods[source].reaches(pods["api"], "TCP/8080"), f"{source} is open")
+    assert "allow-web-to-api" in cluster.apply(ALLOW_WEB_TO_API)
+    cluster.settle(lambda: not pods["other"].reaches(pods["api"], "TCP/8080"), "the policy is in force")
+    assert pods["web"].reaches(pods["api"], "TCP/8080")
+    assert not pods["web"].reaches(pods["api"], "TCP/8081")
+    assert not pods["stranger"].reaches(pods["api"], "TCP/8080")  # the same label, in another namespace
+    assert not cluster.near.reaches(pods["api"], "TCP/8080")
+    assert pods["api"].reaches(pods["other"], "TCP/8080")
+    assert reaches(cluster.nodes[0].namespace, pods["api"].address, "TCP/8081")  # its own node
+    # what a pod is called may change while it runs
+    cluster.apply(pod("production", "other", app="web"))
+    cluster.settle(lambda: pods["other"].reaches(pods["api"], "TCP/8080"), "the new label counts")
+    cluster.apply(pod("production", "other", app="other"))
+    cluster.settle(lambda: not pods["other"].reaches(pods["api"], "TCP/8080"), "and the old one again")
+
+
+def test_limit_external_access(cluster: Cluster, pods: dict[str, Pod]):
+    api = pods["api"]
+    for what in SERVED:
+        assert api.reaches(cluster.near, what) and api.reaches(cluster.far, what)
+    assert "limit-external-access" in cluster.apply(LIMIT_EXTERNAL_ACCESS)
+    cluster.settle(lambda: not api.reaches(cluster.far, "TCP/80"), "the policy is in force")
+    assert {what for what in SERVED if api.reaches(cluster.near, what)} == {"TCP/80", "UDP/53"}
+    assert not any(api.reaches(cluster.far, what) for what in SERVED)
+    assert not api.reaches(pods["web"], "TCP/80")
+    assert pods["web"].reaches(cluster.far, "TCP/443")
+
+
+def test_a_namespace_s_labels_count_as_they_change(cluster: Cluster, pods: dict[str, Pod]):
+    cluster.apply(BY_NAMESPACE)
+    cluster.settle(lambda: not pods["stranger"].reaches(pods["db"], "TCP/80"), "the policy is in force")
+    assert pods["other"].reaches(pods["db"], "TCP/80")
+    cluster.apply(namespace("staging", trusted="yes"))
+    cluster.settle(lambda: pods["stranger"].reaches(pods["db"], "TCP/80"), "staging is trusted")
+    cluster.apply(namespace("staging"))
+    cluster.settle(lambda: not pods["stranger"].reaches(pods["db"], "TCP/80"), "and no more")
+
+
+def test_a_broken_policy_closes_what_it_selects_and_nothing_else(cluster: Cluster, pods: dict[str, Pod]):
+    broken = (
+        "apiVersion: projectcalico.org/v3\nkind: NetworkPolicy\nmetadata: {name: broken, namespace: staging}\n"
+        "spec:\n  selector: app == 'web'\n  ingress:\n  - action: Allow\n    source: {nets: [10.0.0.0/40]}\n"
+    )
+    with pytest.raises(LabError, match=r"applied\.yaml:8: .*nets"):
+        cluster.apply(broken)
+    stranger, other = pods["stranger"], pods["other"]
+    assert other.reaches(stranger, "TCP/80")
+    path = Path(cluster.folder) / "broken.yaml"
+    path.write_text(broken)
+    cluster.settle(lambda: not other.reaches(stranger, "TCP/80"), "what it selects is closed")
+    assert stranger.reaches(other, "TCP/80")  # in its direction only
+    assert pods["web"].reaches(pods["api"], "TCP/8080") and not other.reaches(pods["api"], "TCP/8080")
+    (problem,) = [each for each in cluster.nodes[0].problems() if "what it selects is closed" in each]
+    assert problem.startswith("NetworkPolicy staging/broken: ") and "broken.yaml:8" in problem
+    path.write_text(broken.replace("/40", "/8"))
+    cluster.settle(lambda: cluster.near.reaches(stranger, "TCP/80"), "put right")
+    assert not any("closed" in each for each in cluster.nodes[0].problems())
+    path.write_text(broken.replace("app == 'web'", "app = 'web'"))
+    cluster.settle(lambda: not cluster.near.reaches(stranger, "TCP/80"), "no selector: its namespace is closed")
+    assert not stranger.reaches(cluster.near, "TCP/80")  # in both directions
+    assert pods["web"].reaches(pods["api"], "TCP/8080")
+    path.unlink()
+    cluster.settle(lambda: other.reaches(stranger, "TCP/80"), "it is gone")
