@@ -95,13 +95,13 @@ def pod(namespace: str, name: str, **labels: str) -> str:
 
 
 SERVER = """\
-import selectors, socket, sys
+import itertools, selectors, socket, sys
 chosen = selectors.DefaultSelector()
-for text in sys.argv[1:]:
+for address, text in itertools.product(sys.argv[1].split(","), sys.argv[2:]):
     kind, port = text.split("/")
     made = socket.socket(socket.AF_INET, socket.SOCK_STREAM if kind == "TCP" else socket.SOCK_DGRAM)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    made.bind(("0.0.0.0", int(port)))
+    made.bind((address, int(port)))
     if kind == "TCP":
         made.listen(64)
     chosen.register(made, selectors.EVENT_READ, kind)
@@ -164,7 +164,7 @@ class Cluster:
         host.ip("route add 10.65.0.0/16 via 192.0.2.1")
         for node in self.nodes:
             node.namespace.ip("route add 10.0.0.0/23 via 192.0.2.9")
-        self.serve(host)
+        self.serve(host, "10.0.0.10", "10.0.1.10")
         self.near, self.far = Pod(host, "10.0.0.10"), Pod(host, "10.0.1.10")
         self.put(
             resource("BGPConfiguration", "default", {"asNumber": 64512}),
@@ -185,8 +185,8 @@ class Cluster:
         self.nodes[0].resources = self.folder
         self.nodes[0].put(*manifests)
 
-    def serve(self, where: Namespace) -> None:
-        where.start("server", sys.executable, "-c", SERVER, *SERVED)
+    def serve(self, where: Namespace, *addresses: str) -> None:
+        where.start("server", sys.executable, "-c", SERVER, ",".join(addresses), *SERVED)
 
     def apply(self, *documents: str, check: bool = True) -> str:
         """By routedctl."""
@@ -200,7 +200,7 @@ class Cluster:
         runtime = self.runtimes[node - 1]
         answer = runtime.call("ADD", made, name=name, namespace=namespace)
         assert answer.status == 0, answer.output
-        self.serve(made)
+        self.serve(made, answer.addresses[0])
         return Pod(made, answer.addresses[0])
 
     def settle(self, condition: Any, what: str) -> None:
@@ -296,7 +296,7 @@ def test_a_broken_policy_closes_what_it_selects_and_nothing_else(cluster: Cluste
     assert pods["web"].reaches(pods["api"], "TCP/8080") and not other.reaches(pods["api"], "TCP/8080")
     (problem,) = [each for each in cluster.nodes[0].problems() if "what it selects is closed" in each]
     assert problem.startswith("NetworkPolicy staging/broken: ") and "broken.yaml:8" in problem
-    path.write_text(broken.replace("/40", "/8"))
+    path.write_text(broken.replace("10.0.0.0/40", "192.0.2.0/24"))
     cluster.settle(lambda: cluster.near.reaches(stranger, "TCP/80"), "put right")
     assert not any("closed" in each for each in cluster.nodes[0].problems())
     path.write_text(broken.replace("app == 'web'", "app = 'web'"))
