@@ -25,6 +25,7 @@ from routed.datastore.health import StoreHealth
 from routed.datastore.saved import SavedState
 from routed.datastore.store import Conflict, Contents, Stored
 from routed.errors import Compacted, ConfigError, StoreError
+from routed.model.head import API_VERSION
 from routed.model.paths import Layout, encode
 from routed.model.resources import BlockAffinity, Resource, ResourceKey, Update
 from routed.model.schema import KINDS
@@ -97,6 +98,8 @@ class EtcdStore:
         self._ready_path = f"{self.layout.resources}clusterinformations/default"
         self._ready = True
         self._paths: dict[ResourceKey, str] = {}
+        self._broken: dict[ResourceKey, str] = {}
+        """What was stored as garbage, as far as it is JSON."""
         self._unknown: dict[tuple[str, str], str] = {}
         self._revisions: list[int] = []
         """Up to which each range is known; empty: list everything."""
@@ -230,6 +233,7 @@ class EtcdStore:
         try:
             decoded = self.layout.decode(pair.key, pair.value or b"")
         except ConfigError as error:
+            self._broken[key] = _manifest_of(key, pair.value or b"")
             return [Change(key, None, pair.revision, str(error))]
         if decoded is None:
             return []
@@ -296,7 +300,7 @@ class EtcdStore:
             said.append(Problem(self._ready_path, 0, "spec.datastoreReady", text))
         for key, text in self.guard.garbage.items():
             kept = "its last good value stays" if key in self.guard.good else "it has no effect"
-            said.append(Problem(self._paths.get(key, str(key)), 0, "", f"{text}; {kept}"))
+            said.append(Problem(self._paths.get(key, str(key)), 0, "", f"{text}; {kept}", self._broken.get(key, "")))
         for (kind, field), path in self._unknown.items():
             said.append(Problem(path, 0, field, f"is no field of {kind} that routed knows, here and maybe in others"))
         if self._saved is not None and self._saved.problem:
@@ -414,3 +418,14 @@ def _is_ready(value: bytes | None) -> bool:
         return json.loads(value or b"{}")["spec"]["datastoreReady"] is not False
     except (ValueError, KeyError, TypeError):
         return True
+
+
+def _manifest_of(key: ResourceKey, value: bytes) -> str:
+    """A value that is no resource as a manifest, as far as it is one."""
+    try:
+        read = json.loads(value)
+    except ValueError:
+        read = None
+    spec = read.get("spec") if isinstance(read, dict) else None
+    metadata = {"name": key.name, **({"namespace": key.namespace} if key.namespace else {})}
+    return json.dumps({"apiVersion": API_VERSION, "kind": key.kind, "metadata": metadata, "spec": spec})
