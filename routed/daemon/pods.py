@@ -594,16 +594,21 @@ class Pods:
             await self._release(request.handle)
 
     def _tear_down(self, interface: str) -> None:
-        """Remove an interface, soon."""
-        task = asyncio.get_running_loop().create_task(self._detach(interface))
+        """Remove an interface, soon. Which one is settled now: a pod of the same name may have another in a moment."""
+        try:
+            link = self._wiring.find(interface)
+        except KernelError as error:
+            self._log(Level.WARNING, "cni", str(error))
+            return
+        if link is None:
+            return
+        task = asyncio.get_running_loop().create_task(self._detach(link.index))
         self._teardowns.add(task)
         task.add_done_callback(self._teardowns.discard)
 
-    async def _detach(self, interface: str) -> None:
+    async def _detach(self, index: int) -> None:
         try:
-            link = await asyncio.to_thread(self._wiring.find, interface)
-            if link is not None:
-                await asyncio.to_thread(self._wiring.detach, link.index)
+            await asyncio.to_thread(self._wiring.detach, index)
         except KernelError as error:
             self._log(Level.WARNING, "cni", str(error))
 

@@ -1,0 +1,338 @@
+"""What a CNI call makes and takes back, step by step: every step may fail, and nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from routed.cni.call import parse_request
+from routed.cni.protocol import Call
+from routed.daemon.cni import Conversation, Inside
+from routed.daemon.pods import Pods
+from routed.dataplane.pods import PodPort
+from routed.datastore.store import Conflict, Contents, Stored
+from routed.errors import CniError, KernelError, StoreError
+from routed.ipam.allocator import handle_key
+from routed.model.ipam import IPAMBlock, IPAMHandle
+from routed.model.policies import Profile
+from routed.model.resources import JsonObject, Resource, ResourceKey, Update
+from routed.model.schema import parse_manifest
+from routed.model.workloads import WorkloadEndpoint
+from routed.net.families import Family
+from routed.netlink.links import Link
+
+
+class Store:
+    """A store in memory; `broken` fails the n-th write from now."""
+
+    shared_with_calico = False
+
+    def __init__(self) -> None:
+        self.items: dict[ResourceKey, tuple[Resource, str]] = {}
+        self.revision = 0
+        self.broken = -1
+
+    async def read(self, _: Iterable[str] | None = None) -> Contents:
+        return Contents({key: Stored(value, revision, "") for key, (value, revision) in self.items.items()})
+
+    async def get(self, key: ResourceKey) -> Stored | None:
+        await asyncio.sleep(0)
+        found = self.items.get(key)
+        return Stored(*found, "memory") if found else None
+
+    async def write(self, key: ResourceKey, resource: Resource | None, revision: str | None) -> str:
+        await asyncio.sleep(0)
+        if self.broken == 0:
+            raise StoreError("the store is gone")
+        self.broken -= 1
+        there = self.items.get(key)
+        if (there[1] if there else None) != revision:
+            raise Conflict(f"{key} has changed")
+        self.revision += 1
+        if resource is None:
+            del self.items[key]
+            return ""
+        self.items[key] = (parse_manifest(json.loads(json.dumps(resource.manifest))), str(self.revision))
+        return str(self.revision)
+
+    async def close(self) -> None:
+        pass
+
+    def of(self, kind: type[Resource]) -> list[Any]:
+        return [value for value, _ in self.items.values() if isinstance(value, kind)]
+
+
+@dataclass
+class Wiring:
+    """Interfaces as names; `refusal` is raised by the next attach."""
+
+    interfaces: dict[str, int] = field(default_factory=dict)
+    """Index by name."""
+    refusal: KernelError | None = None
+    last: int = 0
+    slow: threading.Event = field(default_factory=threading.Event)
+    """What `detach` waits for."""
+
+    def __post_init__(self) -> None:
+        self.slow.set()
+
+    def attach(self, port: PodPort, _: int, __: socket.socket) -> int:
+        if self.refusal is not None:
+            raise self.refusal
+        self.last += 1
+        self.interfaces[port.interface] = self.last
+        return self.last
+
+    def find(self, name: str) -> Link | None:
+        return Link(self.interfaces[name], name, True, True) if name in self.interfaces else None
+
+    def inside(self, name: str, _: socket.socket) -> Link | None:
+        return Link(2, name, True, True) if self.interfaces else None
+
+    def detach(self, index: int) -> None:
+        assert self.slow.wait(20)
+        self.interfaces = {name: each for name, each in self.interfaces.items() if each != index}
+
+    def close(self) -> None:
+        pass
+
+
+class Dataplane:
+    def __init__(self) -> None:
+        self.published: list[Update] = []
+        self.problem = ""
+        self.ready = ""
+        self.mtu = 1450
+
+    def publish(self, update: Update) -> None:
+        self.published.append(update)
+
+    async def in_force(self, _: Iterable[tuple[Family, bytes]]) -> str:
+        await asyncio.sleep(0)
+        return self.problem
+
+
+class Talk(Conversation):
+    """A plugin that writes what it is asked to; `refusal` is what it answers instead."""
+
+    def __init__(self, refusal: CniError | None = None) -> None:
+        self.refusal = refusal
+
+    async def write_sysctls(self, values: Iterable[tuple[str, str]]) -> None:
+        assert dict(values)
+        if self.refusal is not None:
+            raise self.refusal
+
+
+class Node:
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.wiring = Wiring()
+        self.dataplane = Dataplane()
+        self.log: list[str] = []
+        self.pods = Pods(
+            "n1",
+            store,
+            self.wiring,  # type: ignore[arg-type]
+            self.dataplane,
+            lambda _, __, text: self.log.append(text),
+        )
+        for value, _ in store.items.values():
+            self.pods.update(Update(value.key, value))
+        self.inside = Inside(socket.socket(), 0)
+
+    async def call(self, command: str, name: str = "web", container: str = "c1", **values: Any) -> Any:
+        talk = values.pop("talk", None) or Talk()
+        configuration = {"cniVersion": "1.1.0", "name": "pods", "type": "routed-cni", **values}
+        environment = {
+            "CNI_COMMAND": command,
+            "CNI_CONTAINERID": container,
+            "CNI_NETNS": "/x",
+            "CNI_IFNAME": "eth0",
+            "CNI_ARGS": f"K8S_POD_NAMESPACE=shop;K8S_POD_NAME={name}",
+        }
+        request = parse_request(Call(environment, json.dumps(configuration).encode()))
+        output = await self.pods.handle(request, self.inside, talk)
+        return json.loads(output) if output else None
+
+    async def close(self) -> None:
+        await self.pods.close()
+        self.inside.netlink.close()
+
+
+def nothing_left(node: Node) -> None:
+    """No address, endpoint, handle or interface."""
+    assert node.store.of(WorkloadEndpoint) == [] and node.store.of(IPAMHandle) == []
+    for block in node.store.of(IPAMBlock):
+        assert all(owner is None for owner in map(block.owner, range(len(block.allocations))))
+    assert node.wiring.interfaces == {}
+
+
+@pytest.fixture
+def store() -> Store:
+    made = Store()
+    pool: JsonObject = {
+        "apiVersion": "projectcalico.org/v3",
+        "kind": "IPPool",
+        "metadata": {"name": "v4"},
+        "spec": {"cidr": "10.65.0.0/24", "blockSize": 30},
+    }
+    value = parse_manifest(pool)
+    made.items[value.key] = (value, "0")
+    return made
+
+
+@pytest.fixture
+def runner() -> Iterator[asyncio.Runner]:
+    with asyncio.Runner() as made:
+        yield made
+
+
+def test_add_and_del(store: Store, runner: asyncio.Runner):
+    async def main() -> None:
+        node = Node(store)
+        result = await node.call("ADD")
+        (endpoint,) = store.of(WorkloadEndpoint)
+        assert endpoint.key == ResourceKey("WorkloadEndpoint", "n1-k8s-web-eth0", "shop")
+        assert result["ips"][0]["address"] == str(endpoint.ip_networks[0])
+        assert result["interfaces"][0] == {"name": endpoint.interface_name, "mac": "ee:ee:ee:ee:ee:ee", "mtu": 1450}
+        assert endpoint.profiles == ("kns.shop",) and len(store.of(Profile)) == 1
+        assert handle_key("pods.c1") in store.items
+        await node.call("DEL")
+        await node.pods.close()
+        nothing_left(node)
+        await node.close()
+
+    runner.run(main())
+
+
+@pytest.mark.parametrize("step", ["sysctls", "attach", "routes", *(f"write {number}" for number in range(6))])
+def test_whatever_fails_is_undone_and_the_next_try_works(store: Store, runner: asyncio.Runner, step: str):
+    async def main() -> None:
+        node = Node(store)
+        talk = Talk()
+        if step == "sysctls":
+            talk.refusal = CniError(199, "no")
+        elif step == "attach":
+            node.wiring.refusal = KernelError(17, "", "interface")
+        elif step == "routes":
+            node.dataplane.problem = "the route is not in the kernel"
+        else:
+            store.broken = int(step.split()[1])
+        with pytest.raises((CniError, StoreError)):
+            await node.call("ADD", talk=talk)
+        store.broken = -1
+        node.wiring.refusal, node.dataplane.problem = None, ""
+        if step.startswith("write"):  # what could not be taken back then is now
+            await node.call("DEL")
+        await node.pods.close()
+        nothing_left(node)
+        assert (await node.call("ADD"))["ips"]
+        await node.call("DEL")
+        await node.pods.close()
+        nothing_left(node)
+        await node.close()
+
+    runner.run(main())
+
+
+def test_a_new_sandbox_of_a_pod_takes_the_old_one_s_place(store: Store, runner: asyncio.Runner):
+    async def main() -> None:
+        node = Node(store)
+        await node.call("ADD", container="old")
+        await node.call("ADD", container="new")
+        (endpoint,) = store.of(WorkloadEndpoint)
+        assert endpoint.container_id == "new"
+        assert {handle.name for handle in store.of(IPAMHandle)} == {"pods.new"}
+        await node.call("DEL", container="old")  # late, and of somebody who is gone
+        assert len(store.of(WorkloadEndpoint)) == 1 and len(node.wiring.interfaces) == 1
+        await node.call("DEL", container="new")
+        await node.pods.close()
+        nothing_left(node)
+        await node.close()
+
+    runner.run(main())
+
+
+def test_a_slow_teardown_does_not_take_the_next_pod_s_interface(store: Store, runner: asyncio.Runner):
+    async def main() -> None:
+        node = Node(store)
+        await node.call("ADD", container="first")
+        node.wiring.slow.clear()
+        await node.call("DEL", container="first")  # answers before the kernel is done
+        await node.call("ADD", container="second")
+        node.wiring.slow.set()
+        await node.pods.close()
+        (endpoint,) = store.of(WorkloadEndpoint)
+        assert list(node.wiring.interfaces) == [endpoint.interface_name]
+        await node.close()
+
+    runner.run(main())
+
+
+def test_many_at_once_have_addresses_of_their_own(store: Store, runner: asyncio.Runner):
+    async def main() -> None:
+        node = Node(store)
+        calls = [node.call("ADD", name=f"pod-{number}", container=f"c{number}") for number in range(20)]
+        results = await asyncio.gather(*calls)
+        addresses = {result["ips"][0]["address"] for result in results}
+        assert len(addresses) == 20
+        await asyncio.gather(
+            *(node.call("DEL", name=f"pod-{number}", container=f"c{number}") for number in range(20)),
+            *(node.call("DEL", name=f"pod-{number}", container=f"c{number}") for number in range(20)),
+        )
+        await node.pods.close()
+        nothing_left(node)
+        await node.close()
+
+    runner.run(main())
+
+
+def test_no_address_says_why(store: Store, runner: asyncio.Runner):
+    async def main() -> None:
+        node = Node(store)
+        with pytest.raises(CniError, match="cannot give the pod an IPv6 address: there is no enabled pool") as raised:
+            await node.call("ADD", ipam={"assign_ipv6": "true"})
+        assert raised.value.code == 100
+        await node.pods.close()
+        nothing_left(node)  # the IPv4 address it had already is back
+        await node.close()
+
+    runner.run(main())
+
+
+def test_not_ready_is_try_again(store: Store, runner: asyncio.Runner):
+    async def main() -> None:
+        node = Node(store)
+        node.dataplane.ready = "routed has not read the datastore yet"
+        for command, code in (("ADD", 11), ("DEL", 11), ("STATUS", 50)):
+            with pytest.raises(CniError) as raised:
+                await node.call(command)
+            assert raised.value.code == code
+        node.dataplane.ready = ""
+        await node.call("STATUS")
+        await node.close()
+
+    runner.run(main())
+
+
+def test_gc(store: Store, runner: asyncio.Runner):
+    async def main() -> None:
+        node = Node(store)
+        for number in range(3):
+            await node.call("ADD", name=f"pod-{number}", container=f"c{number}")
+        await node.call("GC", **{"cni.dev/valid-attachments": [{"containerID": "c1", "ifname": "eth0"}]})
+        assert [endpoint.container_id for endpoint in store.of(WorkloadEndpoint)] == ["c1"]
+        assert {handle.name for handle in store.of(IPAMHandle)} == {"pods.c1"}
+        await node.call("GC")  # names nobody, so it is no list to go by
+        assert len(store.of(WorkloadEndpoint)) == 1
+        await node.close()
+
+    runner.run(main())
