@@ -331,8 +331,9 @@ class Core:
             self._check_addresses()
             self._check_tunnel()
             self._devices_changed()
-            self._links_changed(before, now)
         self._next_hops_changed(set(self.next_hops.apply(change)))
+        if change.full or change.interfaces or change.interfaces_removed:
+            self._links_changed(before, now)
         self._originate_learned(self._learner.apply(change))
 
     def route_failures_changed(
@@ -908,17 +909,18 @@ class Core:
             index = self._scope(peer)
             return index if index in self.interfaces and self.interfaces[index].up else 0
         local = self._local_address.get(peer.neighbor.connection, b"")
-        return max(
-            (
-                ((length, address == local), interface.index)
-                for interface in self.interfaces.values()
-                if interface.up
-                for address, length in interface.addresses
-                if len(address) == len(remote)
-                and covers(make_prefix(address, length), make_prefix(remote, len(remote) * 8))
-            ),
-            default=(None, 0),
-        )[1]
+        host = make_prefix(remote, len(remote) * 8)
+        networks = [
+            (length, address == local, interface.index)
+            for interface in self.interfaces.values()
+            if interface.up
+            for address, length in interface.addresses
+            if len(address) == len(remote) and covers(make_prefix(address, length), host)
+        ]
+        if networks:
+            return max(networks)[2]
+        legs = self.next_hops.track(remote).gateways  # a route may lead to it without a network
+        return legs[0].interface if legs and all(leg.address == remote for leg in legs) else 0
 
     def _links_changed(self, before: Mapping[int, Interface], now: float) -> None:
         """End external sessions whose link is gone, and connect again at once where it is back.

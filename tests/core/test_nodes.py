@@ -19,7 +19,7 @@ from routed.net.addresses import parse_address
 from routed.net.families import Family
 from routed.net.prefixes import parse_prefix
 from routed.observed import ForeignRoute, Interface, KernelChange
-from routed.testing.world import Node, World
+from routed.testing.world import ETH0, Node, World
 
 API = "projectcalico.org/v3"
 V4 = Family.IPV4_UNICAST
@@ -306,20 +306,37 @@ def test_the_loss_of_the_link_leaves_internal_sessions_to_their_timers() -> None
     assert established(first) == 4
 
 
-def test_an_external_session_by_a_gateway_outlives_an_interface() -> None:
-    world = World()
+def far_peer(world: World, *routes: ForeignRoute) -> Node:
+    """A node with an external peer that is on none of its networks."""
     near = [node("n1", 1), manifest("BGPPeer", "x", {"peerIP": "10.0.9.2", "asNumber": 65009})]
     far = [
         manifest("Node", "n9", {"bgp": {"ipv4Address": "10.0.9.2/24", "asNumber": 65009}}),
         manifest("BGPPeer", "y", {"peerIP": "10.0.0.1", "asNumber": 64512}),
     ]
     first = world.add("n1", addresses(1), [*POOLS, *near])
+    first.engine.kernel(KernelChange(routes_added=routes), world.now)
     world.add("n9", [("10.0.9.2", 24)], [*POOLS, *far])
     world.run(6)
     assert established(first) == 1
+    return first
+
+
+def test_an_external_session_by_a_gateway_outlives_an_interface() -> None:
+    world = World()
+    gateway = Gateway(parse_address("10.0.0.254"), ETH0)
+    first = far_peer(world, ForeignRoute(V4, parse_prefix("0.0.0.0/0")[1], 0, 4, 1, (gateway,)))
     first.link(False)
     world.run(0)
     assert established(first) == 1
+
+
+def test_a_peer_by_a_route_to_its_interface_is_directly_connected_too() -> None:
+    """A pod, or a switch on a link without a network of its own."""
+    world = World()
+    first = far_peer(world, ForeignRoute(V4, parse_prefix("10.0.9.2/32")[1], 0, 3, 1, (Gateway(b"", ETH0),)))
+    first.link(False)
+    world.run(0)
+    assert established(first) == 0
 
 
 def test_an_external_session_stays_where_another_interface_leads_to_the_peer() -> None:
