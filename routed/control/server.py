@@ -18,7 +18,7 @@ import os
 import socket
 import stat
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 
 from routed.control.protocol import (
     MAX_REQUEST,
@@ -108,6 +108,8 @@ class ControlServer:
                         f"unknown request `{name[:100]}`; this daemon answers: {', '.join(sorted(self._handlers))}"
                     )
                 answer = handler(request)
+                if isinstance(answer, Awaitable):
+                    answer = await answer
                 if isinstance(answer, AsyncIterator):
                     await self._follow(answer, reader, writer)
                     return

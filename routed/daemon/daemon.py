@@ -22,6 +22,7 @@ from typing import Any, TextIO
 from routed import __version__
 from routed.bgp.neighbor import State, StateChanged
 from routed.config import Config, load_config, make_folders, pod_cidrs, reload
+from routed.control.protocol import Request
 from routed.control.server import ControlServer
 from routed.core.core import Core, CoreSettings
 from routed.core.effects import Level
@@ -29,6 +30,7 @@ from routed.core.peer import Peer
 from routed.daemon.answers import Answers
 from routed.daemon.driver import Driver, trace
 from routed.daemon.events import Events
+from routed.daemon.explain import Explanations
 from routed.daemon.health import Health
 from routed.daemon.http import HttpServer
 from routed.daemon.metrics import DaemonState, Metrics
@@ -48,7 +50,7 @@ from routed.datastore.file import FileStore
 from routed.datastore.kubeconfig import load_kubeconfig
 from routed.datastore.kubernetes import ENDPOINT_SLICES, SERVICES, KubernetesSource
 from routed.datastore.saved import Identity, SavedState
-from routed.errors import ConfigError, KernelError, StoreError
+from routed.errors import ConfigError, ControlError, KernelError, StoreError
 from routed.model.schema import KINDS, parse_manifest
 from routed.net.addresses import format_address
 from routed.net.families import Family
@@ -203,7 +205,7 @@ class Daemon:
                     problems=self._problems,
                     stop=self.stop,
                 )
-                control = ControlServer(answers.handlers(), driver.bug)
+                control = ControlServer({**answers.handlers(), "policy": self._explain}, driver.bug)
                 await control.start(config.socket_path)
                 changes, self._changes = self._changes, []
                 for change in changes:
@@ -475,6 +477,11 @@ class Daemon:
         self._log.write(Level.INFO, "routed", "stopped; routes stay in the kernel")
 
     # ---- inside
+
+    async def _explain(self, request: Request) -> dict[str, object]:
+        if self._core is None or self._workloads is None:
+            raise ControlError("this node enforces no policies: cni.enabled is not set")
+        return await Explanations(self._core, self._workloads.policy, self._config.node_name).answer(request)
 
     def _open_recording(self) -> TextIO | None:
         if self._record is None:

@@ -30,7 +30,9 @@ from itertools import product
 from routed.desired_policy import (
     Action,
     Chain,
+    ChainUpdate,
     EndpointPolicy,
+    EndpointUpdate,
     HostRules,
     Icmp,
     Place,
@@ -38,6 +40,7 @@ from routed.desired_policy import (
     Rule,
     SetKind,
     SetSpec,
+    SetUpdate,
     Side,
     Walk,
 )
@@ -201,6 +204,20 @@ class Firewall:
         return batch
 
     # ---- questions
+
+    @property
+    def program(self) -> PolicyBatch:
+        """All of it, as one batch."""
+        return PolicyBatch(
+            tuple(SetUpdate(spec, frozenset(members)) for spec, members in self._sets.values()),
+            tuple(ChainUpdate(name, chain) for name, chain in self._chains.items()),
+            tuple(EndpointUpdate(name, place, policy) for (place, name), policy in self._endpoints.items()),
+            self._host,
+        )
+
+    def rules_of(self, chain: str) -> tuple[str, list[str]]:
+        """The kernel's name of a policy's chain, and the comments its rules must have there, in order."""
+        return _policy_chain(chain), [rule.origin for rule in self._chains[chain].rules for _ in self._render(rule)]
 
     def walk_chain(self, place: Place, interface: str, direction: str) -> str | None:
         """The chain that judges an endpoint, for people; None where nothing is asked there."""

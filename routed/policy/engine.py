@@ -206,6 +206,16 @@ class PolicyEngine:
             self._interfaces_by_address = dict(by_address)
             self._stale_endpoints |= {key for key in self._resources if key.kind == HostEndpoint.kind}
 
+    # ---- questions
+
+    def interface_of(self, address: bytes) -> str:
+        """The interface of the pod of this node that has an address; empty where none has."""
+        for key in self._walks:
+            found = self._resources.get(key)
+            if isinstance(found, WorkloadEndpoint) and any(each.prefix[1:] == address for each in found.ip_networks):
+                return found.interface_name
+        return ""
+
     # ---- outputs
 
     def flush(self) -> PolicyBatch | None:

@@ -39,7 +39,7 @@ from routed.desired_policy import (
 from routed.net.addresses import parse_address
 from routed.net.families import Family
 from routed.net.prefixes import parse_prefix
-from routed.testing.firewall import FirewallModel, Packet
+from routed.policy.judge import FirewallModel, Packet
 from routed.testing.lab import Lab, Namespace, wait_for
 
 pytestmark = pytest.mark.lab

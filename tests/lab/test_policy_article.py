@@ -5,6 +5,7 @@ Both nodes read one folder, as nodes do that get it from one place.
 
 from __future__ import annotations
 
+import json
 import socket
 import sys
 from collections.abc import Iterator
@@ -268,6 +269,24 @@ def test_limit_external_access(cluster: Cluster, pods: dict[str, Pod]):
     assert not any(api.reaches(cluster.far, what) for what in SERVED)
     assert not api.reaches(pods["web"], "TCP/80")
     assert pods["web"].reaches(cluster.far, "TCP/443")
+
+
+def test_explain_asks_the_kernel(cluster: Cluster, pods: dict[str, Pod]):
+    node = cluster.nodes[0]  # where api and other are
+    words = ["policy", "explain", "--from", "production/other", "--to", "production/api", "--port", "8080", "--json"]
+    before = json.loads(node.ctl(*words))
+    assert (before["verdict"], before["kernel"]["verdict"]) == ("deny", "deny")
+    assert before["reason"] == "end of default" and before["disagreements"] == []
+    words[3], words[5] = "production/api", "10.0.0.10"
+    words[7] = "80"
+    allowed = json.loads(node.ctl(*words))
+    rule = "NetworkPolicy production/limit-external-access egress 1"
+    assert (allowed["verdict"], allowed["reason"], allowed["kernel"]["reason"]) == ("allow", rule, rule)
+    counted = {each["rule"]: each["packets"] for chain in allowed["kernel"]["chains"] for each in chain["rules"]}
+    assert pods["api"].reaches(cluster.near, "TCP/80")
+    again = json.loads(node.ctl(*words))
+    now = {each["rule"]: each["packets"] for chain in again["kernel"]["chains"] for each in chain["rules"]}
+    assert now[rule] == counted[rule] + 1
 
 
 def test_a_namespace_s_labels_count_as_they_change(cluster: Cluster, pods: dict[str, Pod]):

@@ -11,7 +11,7 @@ from routed.model.resources import JsonObject, Resource, Update
 from routed.model.schema import parse_manifest
 from routed.net.addresses import parse_address
 from routed.policy.engine import PolicyEngine
-from routed.testing.firewall import FirewallModel, Judgement, Packet
+from routed.policy.judge import FirewallModel, Judgement, Packet
 from tests.policy.specification import Connection, Endpoint, World
 
 PROTOCOLS = {"TCP": 6, "UDP": 17, "SCTP": 132}

@@ -1,13 +1,13 @@
-"""A model of the firewall: judges packets by `desired_policy` alone, and says which rule decided.
+"""A model of the firewall: judges packets by `desired_policy` alone, and says which rule decided and what came before it.
 
 The second opinion on `dataplane.firewall`: the same programs run here and in a kernel, and must agree on every packet.
-Written for being read, not for speed.
+Also what explains verdicts to people. Written for being read, not for speed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from routed.desired_policy import (
     Action,
@@ -52,10 +52,39 @@ class Packet:
 
 
 @dataclass(frozen=True, slots=True)
+class Step:
+    """One tier, or the profiles, asked about a packet."""
+
+    place: Place
+    direction: str
+    """ingress or egress."""
+    interface: str
+    tier: str
+    action: Action
+    origin: str
+    """The rule that decided, or "end of TIER"."""
+    chain: str = ""
+    """The chain with that rule; empty where none had one."""
+
+
+def described(step: Step) -> dict[str, object]:
+    """A step for programs."""
+    return {
+        "place": step.place.value,
+        "direction": step.direction,
+        "interface": step.interface,
+        "tier": step.tier,
+        "action": step.action.value,
+        "rule": step.origin,
+    }
+
+
+@dataclass(frozen=True, slots=True)
 class Judgement:
     admitted: bool
     reason: str
     """The origin of the rule that decided last."""
+    steps: tuple[Step, ...] = field(default=(), compare=False)
 
 
 class FirewallModel:
@@ -66,6 +95,8 @@ class FirewallModel:
         self.sets: dict[str, tuple[SetSpec, set[bytes]]] = {}
         self.chains: dict[str, Chain] = {}
         self.endpoints: dict[tuple[Place, str], EndpointPolicy] = {}
+        self._steps: list[Step] = []
+        self._at: tuple[Place, str, str] = (Place.WORKLOAD, "", "")
 
     def apply(self, batch: PolicyBatch) -> None:
         for update in batch.sets:
@@ -91,9 +122,14 @@ class FirewallModel:
 
     def judge(self, packet: Packet) -> Judgement:
         """What becomes of a packet; its source is taken as checked (raw_prerouting is not asked here)."""
+        self._steps = []
+        return replace(self._judge(packet), steps=tuple(self._steps))
+
+    def _judge(self, packet: Packet) -> Judgement:
         reason = "no policy"
         early = False
         for place, direction, interface in self._met(packet):
+            self._at = (place, direction, interface)
             if place in (Place.HOST_UNTRACKED, Place.HOST_PRE_DNAT):
                 decision = self._early(place, direction, interface, packet)
                 if decision is None:
@@ -194,25 +230,27 @@ class FirewallModel:
     def _walk(self, walk: Walk, packet: Packet) -> Judgement | None:
         """None: no tier decided."""
         for tier in walk.tiers:
-            action, origin = self._chains(tier.chains, packet)
+            action, origin, chain = self._chains(tier.chains, packet)
             if action is None:
                 action, origin = tier.end, f"end of {tier.name}"
+            self._steps.append(Step(*self._at, tier.name, action, origin, chain))
             if action is not Action.PASS:
                 return Judgement(action is Action.ALLOW, origin)
         return None
 
     def _profiles(self, walk: Walk, packet: Packet) -> Judgement:
-        action, origin = self._chains(walk.profiles, packet)
+        action, origin, chain = self._chains(walk.profiles, packet)
+        self._steps.append(Step(*self._at, "profiles", action or Action.DENY, origin or "end of profiles", chain))
         if action is None or action is Action.PASS:
             return Judgement(False, "end of profiles" if action is None else "end of the last tier")
         return Judgement(action is Action.ALLOW, origin)
 
-    def _chains(self, names: tuple[str, ...], packet: Packet) -> tuple[Action | None, str]:
+    def _chains(self, names: tuple[str, ...], packet: Packet) -> tuple[Action | None, str, str]:
         for name in names:
             for rule in self.chains[name].rules:
                 if rule.action is not Action.LOG and self._matches(rule, packet):
-                    return rule.action, rule.origin
-        return None, ""
+                    return rule.action, rule.origin, name
+        return None, "", ""
 
     def _matches(self, rule: Rule, packet: Packet) -> bool:
         if rule.family is not None and rule.family is not packet.family:

@@ -1,0 +1,85 @@
+"""Why a packet passes this node's policy or does not: what was computed, and what the kernel has of it.
+
+The answer to the control socket's request `policy` (source, destination, protocol, port; a packet in numbers). A judge
+walks the program that was given to the kernel; the chains it went through are then read back with their counters, and a
+chain that is not what it was made is named.
+"""
+
+from __future__ import annotations
+
+from routed.control.protocol import Request
+from routed.core.core import Core
+from routed.daemon.policy import PolicyKeeper
+from routed.errors import ControlError
+from routed.net.addresses import format_address, parse_address
+from routed.policy.judge import FirewallModel, Packet, described
+from routed.policy.verdicts import UPLINK
+
+Row = dict[str, object]
+
+
+class Explanations:
+    """See the module's docstring."""
+
+    def __init__(self, core: Core, keeper: PolicyKeeper, node_name: str) -> None:
+        self._core = core
+        self._keeper = keeper
+        self._node_name = node_name
+
+    async def answer(self, request: Request) -> Row:
+        """Raises ControlError where the request is no packet."""
+        packet = self._packet(request)
+        firewall = self._keeper.firewall
+        model = FirewallModel()
+        model.apply(firewall.program)
+        judgement = model.judge(packet)
+        found = await self._keeper.kernel.rules()
+        chains: list[Row] = []
+        differences: list[str] = []
+        for name in dict.fromkeys(step.chain for step in judgement.steps if step.chain):
+            chain, expected = firewall.rules_of(name)
+            rules = [rule for rule in found if rule.chain == chain]
+            comments = [rule.comment for rule in rules]
+            if comments != expected:
+                differences.append(
+                    f"chain {chain}: the kernel has the rules {comments}, and these were made: {expected}"
+                )
+            chains.append(
+                {
+                    "chain": chain,
+                    "rules": [{"rule": rule.comment, "packets": rule.packets, "bytes": rule.octets} for rule in rules],
+                }
+            )
+        return {
+            "node": self._node_name,
+            "source": format_address(packet.source),
+            "destination": format_address(packet.destination),
+            "incoming": packet.incoming,
+            "outgoing": packet.outgoing,
+            "verdict": "allow" if judgement.admitted else "deny",
+            "reason": judgement.reason,
+            "steps": [described(step) for step in judgement.steps],
+            "chains": chains,
+            "differences": differences,
+        }
+
+    def _packet(self, request: Request) -> Packet:
+        try:
+            source, destination = (parse_address(request.text(name) or "") for name in ("source", "destination"))
+            protocol, port = (int(request.text(name) or "0") for name in ("protocol", "port"))
+        except ValueError:
+            raise ControlError("source and destination must be addresses, protocol and port numbers") from None
+        if len(source) != len(destination):
+            raise ControlError("source and destination must be of one family")
+        if not (0 <= protocol < 256 and 0 <= port < 65536):
+            raise ControlError("protocol must be below 256 and port below 65536")
+        incoming, outgoing = self._interface(source), self._interface(destination)
+        return Packet(source, destination, protocol, 32768, port, incoming=incoming, outgoing=outgoing)
+
+    def _interface(self, address: bytes) -> str:
+        """Where packets of or to an address pass this node: a pod's interface, its own (empty), or the way out."""
+        found = self._keeper.engine.interface_of(address)
+        if found:
+            return found
+        own = any(address == each for interface in self._core.interfaces.values() for each, _ in interface.addresses)
+        return "" if own else UPLINK

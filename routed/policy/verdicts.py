@@ -1,0 +1,157 @@
+"""What the stored policies say of a connection, on every node it crosses; offline, from resources alone.
+
+Each node on the way gets an engine of its own, fed with everything, and a judge that walks its program. Pods nobody has
+wired yet (a Pod manifest with addresses) are judged as if they were. Pure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from routed.errors import RoutedError
+from routed.model.resources import Node, Resource, ResourceKey, Update
+from routed.model.workloads import WorkloadEndpoint
+from routed.net.addresses import format_address, parse_address
+from routed.net.families import Family
+from routed.policy.engine import PolicyEngine
+from routed.policy.judge import FirewallModel, Judgement, Packet
+from routed.policy.kubernetes import Kubernetes
+
+UPLINK = "uplink"
+"""Where packets leave a node that are for no pod of it."""
+
+
+class UnknownEndpoint(RoutedError):
+    """Nobody of this name or address is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Party:
+    """One side of a connection."""
+
+    text: str
+    """As it was asked for."""
+    node: str = ""
+    """Where it is; empty: outside the cluster."""
+    interface: str = ""
+    """Of a pod, on its node; empty for nodes and for who is outside."""
+    addresses: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    admitted: bool
+    packet: Packet
+    crossings: tuple[tuple[str, Judgement], ...]
+    """Nodes in the order the connection meets them, up to the one that drops it."""
+
+
+class Verdicts:
+    """See the module's docstring."""
+
+    def __init__(self, resources: Iterable[Resource]) -> None:
+        kubernetes = Kubernetes()
+        self._resources: dict[ResourceKey, Resource] = {}
+        for resource in resources:
+            for update in kubernetes.update(Update(resource.key, resource)):
+                if update.value is None:
+                    self._resources.pop(update.key, None)
+                else:
+                    self._resources[update.key] = update.value
+        for key, each in self._resources.items():
+            if isinstance(each, WorkloadEndpoint) and not each.interface_name:
+                self._resources[key] = replace(each, interface_name=_interface(key))
+        self._judges: dict[str, FirewallModel] = {}
+
+    def party(self, text: str) -> Party:
+        """NAMESPACE/POD, an address, or the name of a node. Raises UnknownEndpoint."""
+        namespace, slash, name = text.partition("/")
+        for each in self._resources.values():
+            if slash and isinstance(each, WorkloadEndpoint) and (each.namespace, each.pod) == (namespace, name):
+                return self._pod(text, each)
+            if not slash and isinstance(each, Node) and each.name == text:
+                return Party(text, each.name, addresses=_node_addresses(each))
+        if slash:
+            raise UnknownEndpoint(f"{text}: there is no such pod with an address in the datastore")
+        try:
+            address = parse_address(text)
+        except ValueError:
+            raise UnknownEndpoint(f"{text}: is neither NAMESPACE/POD, nor an address, nor the name of a Node") from None
+        for each in self._resources.values():
+            if isinstance(each, WorkloadEndpoint) and any(ip.prefix[1:] == address for ip in each.ip_networks):
+                return replace(self._pod(text, each), addresses=(address,))
+            if isinstance(each, Node) and address in _node_addresses(each):
+                return Party(text, each.name, addresses=(address,))
+        return Party(text, addresses=(address,))
+
+    def _pod(self, text: str, endpoint: WorkloadEndpoint) -> Party:
+        addresses = tuple(network.prefix[1:] for network in endpoint.ip_networks)
+        return Party(text, endpoint.node, endpoint.interface_name, addresses)
+
+    def port(self, to: Party, name: str, protocol: int) -> int | None:
+        """The number of a named port of a pod."""
+        for each in self._resources.values():
+            if isinstance(each, WorkloadEndpoint) and (each.node, each.interface_name) == (to.node, to.interface):
+                return next((port.port for port in each.ports if (port.name, port.protocol) == (name, protocol)), None)
+        return None
+
+    def judge(
+        self, source: Party, destination: Party, protocol: int, port: int, family: Family | None = None
+    ) -> Verdict:
+        """What becomes of the first packet of a connection. Raises UnknownEndpoint where the two share no family."""
+        pair = next(
+            (
+                (one, other)
+                for one in source.addresses
+                for other in destination.addresses
+                if len(one) == len(other) and family in (None, Family.of_address(one))
+            ),
+            None,
+        )
+        if pair is None:
+            shown = ", ".join(format_address(each) for each in (*source.addresses, *destination.addresses))
+            raise UnknownEndpoint(f"{source.text} and {destination.text} have no addresses of one family: {shown}")
+        packet = Packet(*pair, protocol, source_port=32768, port=port)
+        crossings: list[tuple[str, Judgement]] = []
+        for node, incoming, outgoing in _crossed(source, destination):
+            judgement = self._judge(node).judge(replace(packet, incoming=incoming, outgoing=outgoing))
+            crossings.append((node, judgement))
+            if not judgement.admitted:
+                return Verdict(False, packet, tuple(crossings))
+        return Verdict(True, packet, tuple(crossings))
+
+    def _judge(self, node: str) -> FirewallModel:
+        found = self._judges.get(node)
+        if found is None:
+            engine, found = PolicyEngine(node), FirewallModel()
+            for key, value in self._resources.items():
+                engine.update(Update(key, value))
+            batch = engine.flush()
+            if batch is not None:
+                found.apply(batch)
+            self._judges[node] = found
+        return found
+
+
+def _crossed(source: Party, destination: Party) -> list[tuple[str, str, str]]:
+    """Nodes with the interfaces a packet comes in and leaves by; none where it never leaves a pod."""
+    if source.node and source.node == destination.node:
+        same = source.interface == destination.interface
+        return [] if same else [(source.node, source.interface, destination.interface)]
+    crossed = []
+    if source.node:
+        crossed.append((source.node, source.interface, UPLINK))
+    if destination.node:
+        crossed.append((destination.node, UPLINK, destination.interface))
+    return crossed
+
+
+def _node_addresses(node: Node) -> tuple[bytes, ...]:
+    bgp = node.bgp
+    return tuple(each.address for each in (bgp.ipv4_address, bgp.ipv6_address) if each is not None) if bgp else ()
+
+
+def _interface(key: ResourceKey) -> str:
+    return "cali" + hashlib.sha1(str(key).encode(), usedforsecurity=False).hexdigest()[:11]

@@ -1,0 +1,139 @@
+"""`routedctl policy explain` and `policy test` on a datastore of files, without a daemon."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from routed.cli.main import main
+
+DATASTORE = """\
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {team: a}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web, namespace: shop, labels: {app: web}}
+spec: {nodeName: n1, containers: [{name: c}]}
+status: {podIP: 10.65.1.2}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: api, namespace: shop, labels: {app: api}}
+spec: {nodeName: n2, containers: [{name: c, ports: [{name: http, containerPort: 8080}]}]}
+status: {podIP: 10.65.2.2}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: allow-web-to-api, namespace: shop}
+spec:
+  podSelector: {matchLabels: {app: api}}
+  ingress:
+  - from: [{podSelector: {matchLabels: {app: web}}}]
+    ports: [{port: http}]
+---
+apiVersion: projectcalico.org/v3
+kind: Tier
+metadata: {name: security}
+spec: {order: 10}
+---
+apiVersion: projectcalico.org/v3
+kind: GlobalNetworkPolicy
+metadata: {name: security.no-dns-outside}
+spec:
+  tier: security
+  selector: has(app)
+  types: [Egress]
+  egress:
+  - {action: Deny, protocol: UDP, destination: {notNets: [10.0.0.0/8], ports: [53]}}
+  - {action: Pass}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    (tmp_path / "resources").mkdir()
+    (tmp_path / "resources" / "all.yaml").write_text(DATASTORE)
+    path = tmp_path / "routed.yaml"
+    path.write_text(f"nodeName: n1\nrunDir: {tmp_path}/run\ndatastore: {{type: file, path: {tmp_path}/resources}}\n")
+    return str(path)
+
+
+def test_explain_names_the_policy_the_rule_and_the_tiers_on_both_nodes(config: str, capsys: pytest.CaptureFixture[str]):
+    words = ["policy", "explain", "--from", "shop/web", "--to", "shop/api", "--port", "http", "--config", config]
+    assert main([*words, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["verdict"] == "allow" and answer["port"] == 8080
+    assert answer["reason"] == "NetworkPolicy shop/knp.default.allow-web-to-api ingress 1"
+    assert [node["node"] for node in answer["nodes"]] == ["n1", "n2"]
+    assert [(step["direction"], step["tier"], step["action"]) for step in answer["nodes"][0]["steps"]] == [
+        ("egress", "security", "pass"),
+        ("egress", "profiles", "allow"),
+    ]
+    assert answer["kernel"] is None
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    assert "shop/web (10.65.1.2) -> shop/api (10.65.2.2) TCP port 8080: allow" in text
+    assert "the kernel was not asked: " in text
+
+
+def test_explain_says_what_denies(config: str, capsys: pytest.CaptureFixture[str]):
+    words = ["policy", "explain", "--from", "192.0.2.7", "--to", "shop/api", "--port", "80", "--config", config]
+    assert main([*words, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["verdict"], answer["reason"]) == ("deny", "end of default")
+
+
+@pytest.mark.parametrize(
+    ("source", "port", "proto", "words"),
+    [
+        ("shop/nobody", "80", "tcp", "there is no such pod"),
+        ("n9", "80", "tcp", "neither NAMESPACE/POD"),
+        ("shop/web", "metrics", "tcp", "no port of the name"),
+        ("shop/web", "80", "gre", "a protocol is tcp, udp, sctp or a number"),
+        ("fd00::1", "80", "tcp", "no addresses of one family"),
+    ],
+)
+def test_explain_says_what_is_wrong_with_the_question(
+    config: str, capsys: pytest.CaptureFixture[str], source: str, port: str, proto: str, words: str
+):
+    arguments = ["--from", source, "--to", "shop/api", "--port", port, "--proto", proto, "--config", config]
+    assert main(["policy", "explain", *arguments]) != 0
+    assert words in capsys.readouterr().err
+
+
+def test_expectations(config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "expectations.yaml"
+    path.write_text(
+        "- {from: shop/web, to: shop/api, port: http, verdict: allow}\n"
+        "- {from: 10.9.9.9, to: shop/api, port: 8080, verdict: deny}\n"
+        "- {from: shop/api, to: 192.0.2.53, port: 53, proto: udp, verdict: deny}\n"
+        "- {from: shop/api, to: 10.0.0.53, port: 53, proto: udp, verdict: allow}\n"
+    )
+    assert main(["policy", "test", str(path), "--config", config]) == 0
+    assert capsys.readouterr().out == "4 expectations, 0 failed\n"
+    path.write_text(path.read_text() + "- {from: shop/web, to: shop/api, port: 81, verdict: allow}\n")
+    assert main(["policy", "test", str(path), "--config", config]) == 1
+    out = capsys.readouterr().out
+    assert f"FAILED {path}:5: shop/web -> shop/api tcp/81: expected allow, it is deny, by end of default" in out
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("- {from: a/b, to: c/d, port: 1}\n", ":1: an expectation has from"),
+        ("- {from: a/b, to: c/d, port: 1, verdict: maybe}\n", "must be allow or deny"),
+        ("\n", "no expectations"),
+        ("- [\n", "YAML"),
+    ],
+)
+def test_expectations_that_are_none(
+    config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, words: str
+):
+    path = tmp_path / "expectations.yaml"
+    path.write_text(text)
+    assert main(["policy", "test", str(path), "--config", config]) == 78
+    assert words in capsys.readouterr().err
