@@ -249,11 +249,10 @@ def check_config(data: bytes, path: str) -> tuple[Config, list[ConfigError]]:
     conntrack = top.mapping("conntrack", ("max", "buckets", "timeouts"))
     kubeconfig = top.mapping("kubernetes", ("kubeconfig",)).get("kubeconfig", _folder, "")
     router_id = top.get("routerId", _router_id, None)
+    folder = "" if etcd is not None else datastore.required("path", _folder, "the folder of resource files")
     config = Config(
         node_name=top.get("nodeName", _name, "") or _host_name(path),
-        datastore_path=""
-        if etcd is not None
-        else _absolute(base, datastore.required("path", _folder, "the folder of resource files")),
+        datastore_path=_absolute(base, folder) if folder else "",
         etcd=etcd,
         router_id=None if router_id == HASHED else router_id,
         router_id_from_name=router_id == HASHED,

@@ -11,6 +11,8 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+import yaml
+
 from routed.cli.command import DEFAULT_CONFIG, Commands, ExitStatus, Row, show_one
 from routed.cli.tables import table, terminal_width
 from routed.config import MAX_SIZE, Config, check_config, pod_cidrs
@@ -50,12 +52,12 @@ def _check(arguments: argparse.Namespace) -> int:
         resources, errors = _resources(path)
     else:
         config, errors = _config(path)
-        node = node or config.node_name
         if os.path.isdir(config.datastore_path):
+            node = node or config.node_name
             resources, wrong = _resources(config.datastore_path)
             errors += wrong
-        elif config.datastore_path and not errors:
-            errors.append(f"{path}: datastore.path: there is no folder {config.datastore_path}")
+        elif config.datastore_path:
+            errors.append(f"{path}{_line_of_folder(path)}: datastore.path: there is no folder {config.datastore_path}")
     answer: Row = {"path": path, "errors": errors, "resources": len(resources), "plan": None, "warnings": []}
     if node is not None:
         answer["plan"], answer["warnings"] = _plan(node, resources, config)
@@ -87,6 +89,14 @@ def _config(path: str) -> tuple[Config, list[str]]:
         raise ConfigError(path, f"is larger than {MAX_SIZE} octets: this is no routed.yaml")
     config, found = check_config(data, path)
     return config, [str(error) for error in found]
+
+
+def _line_of_folder(path: str) -> str:
+    """`:LINE` where a routed.yaml that can be read names its datastore's folder."""
+    node = yaml.compose(_read(path), yaml.SafeLoader)
+    for name in ("datastore", "path"):
+        node = next((value for key, value in node.value if key.value == name), None) if node is not None else None
+    return f":{node.start_mark.line + 1}" if node is not None else ""
 
 
 def _resources(path: str) -> tuple[list[Any], list[str]]:
@@ -235,4 +245,8 @@ def report(answer: Row) -> Iterator[str]:
         yield from table(("Prefix", "Kind", "Why"), origins, width=terminal_width())
     count = len(answer["errors"])
     verdict = "no errors" if not count else f"{count} error{'' if count == 1 else 's'}"
-    yield harmless(f"{answer['path']}: {verdict}, {len(answer['warnings'])} warnings, {answer['resources']} resources")
+    warned, read = len(answer["warnings"]), answer["resources"]
+    yield harmless(
+        f"{answer['path']}: {verdict}, {warned} warning{'' if warned == 1 else 's'}, "
+        f"{read} resource{'' if read == 1 else 's'}"
+    )

@@ -55,7 +55,7 @@ def test_all_errors_of_all_files_at_once(tmp_path: Path, capsys: pytest.CaptureF
         ["b.yaml:1", f"IPPool good is already in {tmp_path}/a.yaml:13; this one has no effect"],
         ["c.yaml", "the file is empty"],
     ]
-    assert lines[-1] == f"{tmp_path}: 6 errors, 0 warnings, 1 resources"
+    assert lines[-1] == f"{tmp_path}: 6 errors, 0 warnings, 1 resource"
     assert main(["check", str(tmp_path), "--json"]) == 78
     answer = json.loads(capsys.readouterr().out)
     assert (len(answer["errors"]), answer["plan"]) == (6, None)
@@ -110,3 +110,22 @@ def test_hostile_files_are_harmless(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(tmp_path / "none")]) == 78
     assert capsys.readouterr().err == f"routedctl: {tmp_path}/none: there is no such file or folder\n"
+
+
+def test_a_configuration_that_names_no_folder_reads_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "other.yaml").write_text("not: a resource\n")
+    config = tmp_path / "routed.yaml"
+    config.write_text("nodeName: n1\nlog: {level: info}\n")
+    assert main(["check", str(config)]) == 78
+    said = capsys.readouterr().out
+    assert "datastore.path: is required" in said and "other.yaml" not in said and "would have" not in said
+    assert said.endswith("1 error, 0 warnings, 0 resources\n")
+
+
+def test_a_folder_that_is_not_there_is_named_with_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    config = tmp_path / "routed.yaml"
+    config.write_text("nodeName: n1\ndatastore:\n  type: file\n  path: nowhere\n")
+    assert main(["check", str(config)]) == 78
+    said = capsys.readouterr().out
+    assert f"error: {config}:4: datastore.path: there is no folder {tmp_path / 'nowhere'}" in said
+    assert "would have" not in said
