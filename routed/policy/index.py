@@ -41,6 +41,8 @@ Ticket: TypeAlias = "tuple[str, str | None]"
 """A label with a value, or (None) with any: what an item must have for a selector to match."""
 
 _EMPTY: Mapping[str, str] = {}
+_SHARED = {"projectcalico.org/namespace": 1, "projectcalico.org/orchestrator": 2}
+"""Labels that say little of an item: a namespace's pods have the one, all pods the other."""
 
 
 @dataclass(slots=True)
@@ -255,11 +257,11 @@ def needed(selector: Selector) -> list[Ticket] | None:
 
 
 def _cost(tickets: list[Ticket]) -> tuple[int, int, int]:
-    """A value says more than a label alone; few tickets more than many; of two, not the namespace everybody has."""
+    """A value says more than a label alone; few tickets more than many; of two, not what many or all pods have."""
     return (
         sum(1 for _, value in tickets if value is None),
         len(tickets),
-        sum(1 for label, _ in tickets if label == "projectcalico.org/namespace"),
+        sum(_SHARED.get(label, 0) for label, _ in tickets),
     )
 
 

@@ -107,3 +107,13 @@ def test_selectors_wait_where_few_items_come_by():
     assert needed(parse_selector("has(x) && app in {'b', 'c'}")) == [("app", "b"), ("app", "c")]
     assert needed(parse_selector("app == 'a' || !has(x)")) is None
     assert needed(parse_selector("!has(x) && has(y)")) == [("y", None)]
+
+
+def test_what_all_pods_have_is_no_reason_to_try_a_selector():
+    for text in (
+        "projectcalico.org/orchestrator == 'k8s' && app == 'a'",
+        "projectcalico.org/namespace == 'x' && projectcalico.org/orchestrator == 'k8s' && app == 'a'",
+    ):
+        assert needed(parse_selector(text)) == [("app", "a")]
+    text = "projectcalico.org/orchestrator == 'k8s' && projectcalico.org/namespace == 'x'"
+    assert needed(parse_selector(text)) == [("projectcalico.org/namespace", "x")]

@@ -1,0 +1,160 @@
+"""How fast policy is at scale: 10,000 pods, 100 of them here, 1,000 policies of Kubernetes in 50 namespaces.
+
+    nice python -m tests.bench.policies
+
+Without `--kernel` the engine alone is measured, and no privileges are needed; with it (as root) the whole program is
+also written into a network namespace of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import json
+import random
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from routed.dataplane.firewall import Firewall
+from routed.dataplane.firewall_kernel import FirewallKernel
+from routed.desired_policy import PolicyBatch
+from routed.model.resources import Resource, Update
+from routed.policy.engine import PolicyEngine
+from routed.policy.kubernetes import Kubernetes
+from routed.testing.lab import Lab
+from tests.policy.nodes import policy, profile, workload
+from tests.policy.specification import Endpoint
+
+PODS, HERE, POLICIES, NAMESPACES, LARGE = 10_000, 100, 1_000, 50, 1_000
+
+
+def pod(number: int, rng: random.Random) -> Resource:
+    # a tenth of all pods are in the first namespace
+    namespace = "ns0" if number % 10 == 0 else f"ns{1 + number % (NAMESPACES - 1)}"
+    return workload(
+        Endpoint(
+            "pod",
+            f"p{number}",
+            namespace,
+            {"app": f"app{rng.randrange(20)}", "tier": rng.choice(("front", "back"))},
+            "n1" if number < HERE else f"n{2 + number % 99}",
+            (f"10.{64 + number // 65536}.{number // 256 % 256}.{number % 256}",),
+        )
+    )
+
+
+def rule(rng: random.Random) -> dict[str, Any]:
+    peers = rng.choice(
+        (
+            [{"podSelector": {"matchLabels": {"app": f"app{rng.randrange(20)}"}}}],
+            [{"namespaceSelector": {"matchLabels": {"team": f"team{rng.randrange(10)}"}}}],
+            [{"ipBlock": {"cidr": f"192.0.{rng.randrange(250)}.0/24"}}],
+        )
+    )
+    return {"from": peers, "ports": [{"port": rng.choice((80, 443, 8080)), "protocol": "TCP"}]}
+
+
+def world(rng: random.Random, policies: int) -> list[Resource]:
+    made: list[Resource] = [profile(f"ns{number}", {"team": f"team{number % 10}"}) for number in range(NAMESPACES)]
+    made += [pod(number, rng) for number in range(PODS)]
+    for number in range(policies):
+        made.append(
+            policy(
+                {
+                    "apiVersion": "networking.k8s.io/v1",
+                    "kind": "NetworkPolicy",
+                    "metadata": {"name": f"policy{number}", "namespace": f"ns{number % NAMESPACES}"},
+                    "spec": {
+                        "podSelector": {"matchLabels": {"app": f"app{rng.randrange(20)}"}},
+                        "ingress": [rule(rng) for _ in range(3)],
+                    },
+                }
+            )
+        )
+    return made
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.results: dict[str, float] = {}
+
+    def timed(self, name: str, work: Callable[[], Any]) -> Any:
+        gc.collect()
+        started = time.perf_counter()
+        answer = work()
+        self.results[name] = round((time.perf_counter() - started) * 1000, 2)
+        return answer
+
+
+def run(*, kernel: bool) -> dict[str, float]:
+    rng = random.Random(1)
+    bench = Bench()
+    resources = world(rng, POLICIES)
+    gc.collect()
+    memory_before = resident()
+    engine, kubernetes, firewall = PolicyEngine("n1"), Kubernetes(), Firewall()
+
+    def tell(value: Resource) -> PolicyBatch | None:
+        for update in kubernetes.update(Update(value.key, value)):
+            engine.update(update)
+        return engine.flush()
+
+    def start() -> PolicyBatch:
+        for value in resources:
+            for update in kubernetes.update(Update(value.key, value)):
+                engine.update(update)
+        batch = engine.flush()
+        assert batch is not None
+        return batch
+
+    first = bench.timed("start: engine (ms)", start)
+    bench.timed("start: program (ms)", lambda: (firewall.change(first), firewall.rebuild().encode()))
+    bench.results["memory (MiB)"] = round((resident() - memory_before) / 1048576, 1)
+    bench.results["sets"] = len(first.sets)
+    bench.results["chains"] = len(first.chains)
+
+    added = pod(PODS + 1, rng)
+    change = bench.timed("a pod added elsewhere (ms)", lambda: tell(added))
+    if change is not None:
+        bench.timed("a pod added elsewhere: batch (ms)", lambda: firewall.change(change).encode())
+    relabelled = profile("ns0", {"team": "team5"})
+    change = bench.timed(f"a label of a namespace of {LARGE} pods (ms)", lambda: tell(relabelled))
+    if change is not None:
+        bench.timed(f"a label of a namespace of {LARGE} pods: batch (ms)", lambda: firewall.change(change).encode())
+    if kernel:
+        bench.results |= asyncio.run(in_kernel(first))
+    return bench.results
+
+
+async def in_kernel(first: PolicyBatch) -> dict[str, float]:
+    with Lab() as lab:
+        made = FirewallKernel(Firewall(), print)
+        with lab.namespace("node").entered():
+            made.start()
+        started = time.perf_counter()
+        made.apply(first)
+        await made.settled()
+        took = time.perf_counter() - started
+        made.close()
+        return {"start: in the kernel (ms)": round(took * 1000, 2)}
+
+
+def resident() -> int:
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kernel", action="store_true", help="also write the program into a kernel, as root")
+    arguments = parser.parse_args()
+    json.dump(run(kernel=arguments.kernel), sys.stdout, indent=2)
+    print()
+
+
+if __name__ == "__main__":
+    main()
