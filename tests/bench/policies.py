@@ -132,7 +132,7 @@ def run(*, kernel: bool) -> dict[str, float]:
 
 async def in_kernel(first: PolicyBatch) -> dict[str, float]:
     with Lab() as lab:
-        made = FirewallKernel(Firewall(), print)
+        made = FirewallKernel(Firewall(), sys.stderr.write)
         with lab.namespace("node").entered():
             made.start()
         started = time.perf_counter()
@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("--kernel", action="store_true", help="also write the program into a kernel, as root")
     arguments = parser.parse_args()
     json.dump(run(kernel=arguments.kernel), sys.stdout, indent=2)
-    print()
+    sys.stdout.write("\n")
 
 
 if __name__ == "__main__":
