@@ -78,11 +78,11 @@ def test_a_configuration_and_the_folder_it_names(tmp_path: Path, capsys: pytest.
     assert lines[:3] == [
         f"error: {config}:2: kernl: unknown key; did you mean `kernel`?",
         f"error: {config}:4: log.level: must be debug or info or warning or error, not 'loud'",
-        "warning: Node node-9: there is no such resource, so BGP is off on this node; is nodeName right?",
+        f"error: {config}:3: datastore.path: there is no folder {tmp_path}/resources",
     ]
     config.write_text("nodeName: node-1\ndatastore: {type: file, path: resources}\n")
     status, lines = run(capsys, str(config))
-    assert lines[0] == f"error: {config}: datastore.path: there is no folder {tmp_path}/resources"
+    assert lines[0] == f"error: {config}:2: datastore.path: there is no folder {tmp_path}/resources"
     (tmp_path / "resources").symlink_to(SAMPLES)
     assert main(["check", "--config", str(config)]) == 0
     assert "node-1 would have AS 64512, router id 10.0.0.1," in capsys.readouterr().out
