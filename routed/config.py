@@ -169,9 +169,12 @@ KEYS = {
 
 
 def pod_cidrs(config: Config) -> PodCidrs:
-    """When status.podCIDRs of the Node count: as said, else where the datastore's files name no block of the node."""
+    """When status.podCIDRs of the Node count: as said, else where the datastore's files name no block of the node.
+
+    On etcd, where Calico's allocator keeps the blocks, they don't unless it is said.
+    """
     if config.use_pod_cidr is None:
-        return PodCidrs.WITHOUT_AFFINITY
+        return PodCidrs.WITHOUT_AFFINITY if config.etcd is None else PodCidrs.NEVER
     return PodCidrs.ALWAYS if config.use_pod_cidr else PodCidrs.NEVER
 
 

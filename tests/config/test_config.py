@@ -21,6 +21,7 @@ from routed.config import (
 )
 from routed.core.effects import Level
 from routed.errors import ConfigError
+from routed.plan.types import PodCidrs
 
 DATASTORE = "datastore: {type: file, path: /r}\n"
 
@@ -216,6 +217,18 @@ def test_what_decides_about_routes() -> None:
     for wrong in (b"calicoVersion: v3.30", b"interfacePrefix: 'a b'", b"interfacePrefix: ''", b"ipam: {usePodCIDR: 1}"):
         with pytest.raises(ConfigError, match=r"yaml:3: "):
             parse_config(b"nodeName: a\ndatastore: {path: /r}\n" + wrong, "/etc/routed.yaml")
+
+
+def test_on_etcd_pod_cidrs_count_only_where_it_is_said() -> None:
+    folder = b"nodeName: a\ndatastore: {path: /r}\n"
+    etcd = b"nodeName: a\ndatastore: {type: etcd, endpoints: ['http://127.0.0.1:2379']}\n"
+    for text, said, expected in (
+        (folder, b"", PodCidrs.WITHOUT_AFFINITY),
+        (etcd, b"", PodCidrs.NEVER),
+        (etcd, b"ipam: {usePodCIDR: true}\n", PodCidrs.ALWAYS),
+        (etcd, b"ipam: {usePodCIDR: false}\n", PodCidrs.NEVER),
+    ):
+        assert config.pod_cidrs(parse_config(text + said, "/etc/routed.yaml")) is expected
 
 
 def test_everything_that_is_wrong_is_found_at_once() -> None:
