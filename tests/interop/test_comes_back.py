@@ -6,7 +6,7 @@ import pytest
 
 from routed.testing.lab import Lab, wait_for
 from routed.testing.routers import Router
-from tests.interop.tors import NET4, NET6, TOR4, TOR6, TORS, node_and_tor, wait_for_routes, wait_for_sessions
+from tests.interop.tors import NET4, NET6, TOR4, TOR6, TORS, bird, node_and_tor, wait_for_routes, wait_for_sessions
 
 pytestmark = pytest.mark.lab
 
@@ -42,3 +42,13 @@ def test_either_side_comes_back(lab: Lab, make: str) -> None:
     wait_for_sessions(routed, tor, 40)
     wait_for_routes(routed, tor)
     assert routed.problems() == []
+
+
+def test_a_neighbour_that_only_waits(lab: Lab) -> None:
+    """The switch never connects by itself; the node does. (The other way round is what a mesh with BIRD does.)"""
+    routed, namespace = node_and_tor(lab)
+    tor = bird(namespace, extra="passive yes;")
+    tor.start()
+    routed.start()
+    wait_for_sessions(routed, tor)
+    wait_for_routes(routed, tor)
