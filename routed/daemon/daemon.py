@@ -326,6 +326,10 @@ class Daemon:
             secrets_problems=int(bool(self._secrets.problem)),
             listen_problems=len(driver.listen_problems if driver is not None else ())
             + len(self._http.problems if self._http is not None else ()),
+            pod_problems=len(self._workloads.problems) if self._workloads is not None else 0,
+            pods=self._workloads.pods.outcomes if self._workloads is not None else (),
+            firewall=self._workloads.policy.kernel.counts if self._workloads is not None else None,
+            conntrack=use(),
         )
 
     def _http_told(self, text: str, problem: bool) -> None:

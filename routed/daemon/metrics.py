@@ -36,6 +36,7 @@ from routed.bgp.neighbor import State
 from routed.core.core import Core
 from routed.core.peer import Peer
 from routed.daemon.driver import Driver
+from routed.dataplane.conntrack import ConntrackUse
 from routed.dataplane.kernel import Kernel
 from routed.datastore.health import StoreHealth
 from routed.desired import RouteKind
@@ -81,6 +82,12 @@ class DaemonState:
     config_problems: int = 0
     secrets_problems: int = 0
     listen_problems: int = 0
+    pod_problems: int = 0
+    pods: tuple[tuple[str, int], ...] = ()
+    """CNI calls by outcome; empty where the node's pods are not ours."""
+    firewall: tuple[int, int, int] | None = None
+    """Batches of changes, whole tables, refusals."""
+    conntrack: ConntrackUse | None = None
 
 
 class GarbageWatch:
@@ -201,7 +208,25 @@ class Metrics:
                     (("config",), state.config_problems),
                     (("secrets",), state.secrets_problems),
                     (("listen",), state.listen_problems),
+                    (("pods",), state.pod_problems),
                 ]
+            case "cni_pods_total":
+                return [((outcome,), count) for outcome, count in state.pods]
+            case "firewall_commits_total":
+                if state.firewall is None:
+                    return []
+                return [(("change",), state.firewall[0]), (("table",), state.firewall[1])]
+            case "firewall_refusals_total":
+                return [] if state.firewall is None else [((), state.firewall[2])]
+            case "conntrack_entries":
+                return [] if state.conntrack is None else [((), state.conntrack.entries)]
+            case "conntrack_entries_limit":
+                return [] if state.conntrack is None else [((), state.conntrack.maximum)]
+            case "conntrack_lost_total":
+                if state.conntrack is None:
+                    return []
+                lost = state.conntrack
+                return [(("dropped",), lost.dropped), (("evicted",), lost.evicted), (("raced",), lost.insert_failed)]
             case "bugs_total":
                 return [((), self._driver.bugs)]
             case "config_reload_success":

@@ -182,6 +182,11 @@ class Pods:
             await asyncio.wait(self._teardowns, timeout=5)
         self._wiring.close()
 
+    @property
+    def outcomes(self) -> tuple[tuple[str, int], ...]:
+        """How many pods were added, removed, and could not be added."""
+        return (("added", self.added), ("removed", self.removed), ("failed", self.failed))
+
     # ---- calls
 
     async def handle(self, request: Request, inside: Inside | None, conversation: Conversation) -> bytes:

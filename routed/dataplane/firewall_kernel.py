@@ -64,6 +64,11 @@ class FirewallKernel:
         self.rebuilds = 0
         self.refusals = 0
 
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Batches of changes, whole tables, and refusals since start."""
+        return self.commits - self.rebuilds, self.rebuilds, self.refusals
+
     def start(self) -> None:
         """Open the sockets, in the namespace of this thread. Raises OSError."""
         self._loop = asyncio.get_running_loop()

@@ -106,6 +106,13 @@ METRICS: dict[str, Metric] = {
         _counter("fib_repairs", "Routes put back after another program removed or changed them."),
         _counter("fib_dumps", "Times our table was read back from the kernel."),
         _counter("fib_overflows", "Times news of the kernel were lost, and read back."),
+        # pods and connections
+        _counter("cni_pods", "Pods added, removed, and not added since a step failed.", "outcome"),
+        _counter("firewall_commits", "Batches of policy rules the kernel took.", "kind"),
+        _counter("firewall_refusals", "Batches of policy rules the kernel refused."),
+        _gauge("conntrack_entries", "Connections tracked in this network namespace; none where nothing is tracked."),
+        _gauge("conntrack_entries_limit", "Entries the connection tracking table may have."),
+        _counter("conntrack_lost", "Packets and entries lost since the table was full or raced.", "how"),
     )
 }
 """By name."""
