@@ -55,6 +55,7 @@ class KubernetesApi:
         """A status every request gets, where it is not 0."""
         self._changed = asyncio.Condition()
         self._writers: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> KubernetesApi:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._context)
@@ -64,6 +65,9 @@ class KubernetesApi:
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
         self.hang_up()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def hang_up(self) -> None:
         """Break all connections."""
@@ -104,6 +108,10 @@ class KubernetesApi:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         try:
             while (request := await reader.readline()).strip():
                 headers = {}
