@@ -305,7 +305,7 @@ class Service:
     # ---- starting
 
     def _launch(self) -> None:
-        self._starts.append(time.monotonic())
+        began = time.monotonic()
         self.messages = []
         self._start_until = time.monotonic() + seconds(self.value("TimeoutStartSec"))
         self._alive_at = time.monotonic()
@@ -315,6 +315,8 @@ class Service:
                 "unshare", "--mount", "--propagation", "private", "sh", "-c", self._script(self.value("ExecStart"))
             ),
         )
+        # last: while there are as many results as starts, `_mind` takes the run before for one that has been counted
+        self._starts.append(began)
 
     def _script(self, program: str) -> str:
         """What root does before it gives up being root."""
