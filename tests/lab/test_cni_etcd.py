@@ -1,0 +1,167 @@
+"""Three nodes whose pods are routed's, on one real etcd: addresses by CNI calls on each, packets between all of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from itertools import permutations
+
+import pytest
+
+from routed.testing.lab import Lab, Namespace, wait_for
+from routed.testing.routers import Json, resource
+from tests.datastore.etcd_server import P
+from tests.lab.test_cni import DUAL, Node
+
+pytestmark = [
+    pytest.mark.lab,
+    pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed (Debian: etcd-server)"),
+]
+
+URL = "http://10.0.0.100:2379"
+PEER = "http://127.0.0.1:2380"
+NUMBERS = (1, 2, 3)
+OUTSIDE = ("192.0.2.9", "2001:db8::9")
+TCP_CLIENT = "import socket, sys; print(socket.create_connection((sys.argv[1], 8080), 3).recv(100).decode())"
+TCP_SERVER = """
+import socket
+server = socket.create_server(("::", 8080), family=socket.AF_INET6, dualstack_ipv6=True)
+print("listening", flush=True)
+while True:
+    connection, peer = server.accept()
+    connection.sendall(peer[0].removeprefix("::ffff:").encode())
+    connection.close()
+"""
+
+
+class Site:
+    """The nodes, their datastore, and a host that knows no route to pods."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.wire = lab.segment("wire")
+        self.outside = lab.namespace("outside")
+        self.wire.attach(self.outside, "eth0", "10.0.0.100/24", "fd00::100/64")
+        self.outside.address("lo", *(f"{address}/{8 * (16 if ':' in address else 4)}" for address in OUTSIDE))
+        self.nodes: dict[int, Node] = {}
+        self.pods: dict[str, tuple[Namespace, list[str]]] = {}
+
+    def start(self) -> None:
+        self.outside.start(
+            "etcd", "etcd", "--data-dir", str(self.outside.folder / "etcd"), "--listen-client-urls", URL,
+            "--advertise-client-urls", URL, "--listen-peer-urls", PEER, "--initial-advertise-peer-urls", PEER,
+            "--initial-cluster", f"default={PEER}",
+        )  # fmt: skip
+        wait_for(lambda: self.etcdctl("put", "/up", "1").strip() == "OK", 30, "etcd is up", state=self.lab.report)
+        self.put("bgpconfigurations", resource("BGPConfiguration", "default", {"asNumber": 64512}))
+        self.put("ippools", resource("IPPool", "v4", {"cidr": "10.65.0.0/16", "natOutgoing": True}))
+        self.put("ippools", resource("IPPool", "v6", {"cidr": "fd00:65::/64", "natOutgoing": True}))
+        for number in NUMBERS:
+            bgp = {"ipv4Address": f"10.0.0.{number}/24", "ipv6Address": f"fd00::{number}/64"}
+            self.put("nodes", resource("Node", f"n{number}", {"bgp": bgp}))
+            node = self.nodes[number] = Node(self.lab, number)
+            self.wire.attach(node.namespace, "eth0", f"10.0.0.{number}/24", f"fd00::{number}/64")
+            node.namespace.ip(
+                *(f"route add {address} via {via}" for address, via in zip(OUTSIDE, GATEWAYS, strict=True))
+            )
+            node.routed.configure(datastore={"type": "etcd", "endpoints": [URL]})
+        for node in self.nodes.values():
+            node.start()
+
+    def etcdctl(self, *words: str) -> str:
+        return self.outside.run(
+            "env", "ETCDCTL_API=3", "etcdctl", f"--endpoints={URL}", "--command-timeout=3s", *words, check=False
+        )
+
+    def put(self, folder: str, manifest: Json) -> None:
+        name = manifest["metadata"]["name"]
+        assert self.etcdctl("put", f"{P}{folder}/{name}", "--", json.dumps(manifest)).strip() == "OK"
+
+    def keys(self, prefix: str) -> list[str]:
+        return self.etcdctl("get", "--prefix", "--keys-only", prefix).split()
+
+    def routedctl(self, *words: str, check: bool = True) -> str:
+        """What routedctl prints on the first node, which need not have a daemon for it."""
+        node = self.nodes[1]
+        argv = (sys.executable, "-m", "routed.cli.main", "--config", str(node.routed.config), *words)
+        return node.namespace.run(*argv, check=check)
+
+    def in_use(self) -> int:
+        return sum(pool["inUse"] for pool in json.loads(self.routedctl("ipam", "show", "--json")))
+
+    def add(self, number: int, name: str) -> list[str]:
+        pod = self.lab.namespace(name)
+        addresses = self.nodes[number].runtime.add(pod, **DUAL).addresses
+        self.pods[name] = (pod, addresses)
+        server = pod.start("server", sys.executable, "-c", TCP_SERVER)
+        wait_for(lambda: "listening" in server.text(), 20, "the pod's server listens", state=self.lab.report)
+        return addresses
+
+    def unreachable(self) -> list[str]:
+        """Pairs of pods where one does not get an echo of the other."""
+        return [
+            f"{source} -> {address}"
+            for source, target in permutations(self.pods, 2)
+            for address in self.pods[target][1]
+            if not self.pods[source][0].pings(address)
+        ]
+
+
+GATEWAYS = ("10.0.0.100", "fd00::100")
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    with Lab() as lab:
+        made = Site(lab)
+        made.start()
+        yield made
+
+
+def tcp(source: Namespace, address: str) -> str:
+    """Who the other side sees."""
+    return source.run(sys.executable, "-c", TCP_CLIENT, address).strip()
+
+
+def test_pods_on_three_nodes_and_one_etcd(site: Site) -> None:
+    for number in NUMBERS:
+        for letter in "ab":
+            site.add(number, f"p{number}{letter}")
+    given = [address for _, addresses in site.pods.values() for address in addresses]
+    assert len(set(given)) == len(given) == 12
+    wait_for(lambda: not site.unreachable(), 30, "every pod reaches every other", state=site.unreachable)
+    for source, target in permutations(site.pods, 2):
+        for own, address in zip(site.pods[source][1], site.pods[target][1], strict=True):
+            assert tcp(site.pods[source][0], address) == own  # between pods nothing is translated
+
+    server = site.outside.start("server", sys.executable, "-c", TCP_SERVER)
+    wait_for(lambda: "listening" in server.text(), 20, "the outside server listens")
+    for number in NUMBERS:
+        pod = site.pods[f"p{number}a"][0]
+        assert tcp(pod, OUTSIDE[0]) == f"10.0.0.{number}"
+        assert tcp(pod, OUTSIDE[1]) == f"fd00::{number}"
+        assert all(pod.pings(address) for address in OUTSIDE)
+
+    # a daemon dies: the packets don't notice, and the next one knows the node's pods
+    pod, addresses = site.pods["p1a"]
+    ping = site.pods["p3a"][0].start("ping", "ping", "-n", "-i", "0.01", "-c", "400", addresses[0])
+    first = site.nodes[1]
+    first.routed.kill()
+    first.start()
+    ping.wait(60)
+    assert " 0% packet loss" in ping.text(), ping.text()
+    assert first.runtime.add(pod, **DUAL).addresses == addresses
+    site.add(1, "p1c")
+    assert not set(site.pods["p1c"][1]) & set(given)
+    wait_for(lambda: not site.unreachable(), 30, "the new pod is reached too", state=site.unreachable)
+
+    # all pods of a node go, and so does what etcd has of them
+    for name in ("p2a", "p2b"):
+        assert site.nodes[2].runtime.call("DEL", site.pods.pop(name)[0]).status == 0
+    left = site.keys("/calico/ipam/v2/handle/") + site.keys(f"{P}workloadendpoints/")
+    assert not [key for key in left if "p2a" in key or "p2b" in key]
+    assert len(site.keys("/calico/ipam/v2/handle/")) == len(site.pods)
+    assert len(site.keys(f"{P}workloadendpoints/")) == len(site.pods)
+    assert site.in_use() == 2 * len(site.pods)
