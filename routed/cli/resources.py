@@ -1,4 +1,4 @@
-"""The commands about resources: apply, get, delete, diff, export, import, ipam show. They work without a daemon.
+"""The commands about resources: apply, get, delete, diff, export, import, ipam. They work without a daemon.
 
 Only what is typed is declared here. What the commands do is in `stored` and `addresses`, which are loaded when one of
 them runs: resources, files and etcd take longer to import than the rest of routedctl altogether.
@@ -109,6 +109,35 @@ def add(commands: Commands) -> None:
     which = one.add_mutually_exclusive_group()
     which.add_argument("--show-blocks", action="store_true", help="the blocks of each pool too")
     which.add_argument("--ip", metavar="ADDR", help="who has this address")
+    one = commands.add(
+        "ipam check",
+        _later("allocations", "run_check"),
+        "find addresses nobody has, and handles and blocks that do not add up",
+        examples=[
+            ("routedctl ipam check", "exit status 1 where anything is found"),
+            ("routedctl ipam check -o report.json", "what `ipam release --from-report` takes"),
+        ],
+    )
+    one.add_argument("-o", dest="output", metavar="FILE", help="write a report for `ipam release --from-report`")
+    one = commands.add(
+        "ipam release",
+        _later("allocations", "run_release"),
+        "give addresses and blocks back that nobody has",
+        examples=[
+            (
+                "routedctl ipam release --from-report report.json",
+                "what was wrong then and is still wrong in the same way",
+            ),
+            ("routedctl ipam release --ip 10.244.1.5", "an address, where no endpoint has it"),
+            ("routedctl ipam release --node n4", "all of a node that is gone: endpoints, addresses, blocks"),
+        ],
+    )
+    which = one.add_mutually_exclusive_group(required=True)
+    which.add_argument("--ip", metavar="ADDR", action="append", help="this address; may be given more than once")
+    which.add_argument("--handle", metavar="HANDLE", help="all addresses under this handle")
+    which.add_argument("--node", metavar="NODE", help="all that a node has whose Node is deleted")
+    which.add_argument("--from-report", dest="report", metavar="FILE", help="what `ipam check -o FILE` found")
+    _add_dry_run(one)
 
 
 def _add_files(parser: argparse.ArgumentParser) -> None:

@@ -19,7 +19,6 @@ import contextlib
 import hashlib
 import json
 import secrets
-import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -41,26 +40,21 @@ from routed.cni.call import (
 from routed.core.effects import Level
 from routed.daemon.cni import Conversation, Inside
 from routed.dataplane.pods import NODE_MAC, POD_SYSCTLS, PodPort, PodWiring
+from routed.datastore.allocating import carry_out, clock, cluster_of
 from routed.datastore.store import Conflict, Store, Stored
 from routed.errors import CniError, ConfigError, KernelError, StoreError
 from routed.ipam.allocator import (
-    CONFLICT,
-    Answer,
-    Clock,
     Cluster,
     Demand,
     Found,
-    Get,
-    List,
     Outcome,
     Procedure,
-    Write,
     assign_addresses,
     assign_specific,
     release_by_handle,
 )
 from routed.ipam.blocks import Owner
-from routed.model.ipam import DEFAULT_IPAM_CONFIG, IPAMBlock, IPAMConfig, IPAMHandle, IPReservation
+from routed.model.ipam import IPAMBlock, IPAMConfig, IPAMHandle, IPReservation
 from routed.model.kubernetes import Namespace, Pod
 from routed.model.policies import Profile
 from routed.model.resources import BlockAffinity, IPPool, JsonObject, JsonValue, Node, Resource, ResourceKey, Update
@@ -385,9 +379,9 @@ class Pods:
                     )
                     asked = next((each for each in request.addresses if Family.of_address(each) is family), None)
                     if asked is None:
-                        outcome: Outcome = await self._carry_out(assign_addresses(self._cluster(), demand, _clock()))
+                        outcome: Outcome = await self._carry_out(assign_addresses(self._cluster(), demand, clock()))
                     else:
-                        outcome = await self._carry_out(assign_specific(self._cluster(), demand, asked, _clock()))
+                        outcome = await self._carry_out(assign_specific(self._cluster(), demand, asked, clock()))
                     if not outcome.addresses:
                         version = "IPv4" if family is Family.IPV4_UNICAST else "IPv6"
                         which = f"the address {format_address(asked)}" if asked is not None else f"an {version} address"
@@ -395,36 +389,19 @@ class Pods:
                     given += outcome.addresses
             except BaseException:
                 with contextlib.suppress(StoreError):
-                    await self._carry_out(release_by_handle(self._cluster(), request.handle, _clock()))
+                    await self._carry_out(release_by_handle(self._cluster(), request.handle, clock()))
                 raise
         return tuple(given)
 
     async def _release(self, handle: str) -> None:
         async with self._allocating:
-            await self._carry_out(release_by_handle(self._cluster(), handle, _clock()))
+            await self._carry_out(release_by_handle(self._cluster(), handle, clock()))
 
     async def _carry_out(self, procedure: Procedure[R]) -> R:
-        answer: Answer = None
-        while True:
-            try:
-                request = procedure.send(answer)
-            except StopIteration as done:
-                result: R = done.value
-                return result
-            match request:
-                case Get(key):
-                    stored = await self._store.get(key)
-                    answer = None if stored is None else Found(stored.resource, stored.revision)
-                case List(kind):
-                    answer = [Found(value, "") for value in self._mirror[kind].values()]
-                case Write(key, manifest, revision):
-                    value = None if manifest is None else parse_manifest(manifest)
-                    try:
-                        answer = await self._store.write(key, value, revision)
-                    except Conflict:
-                        answer = CONFLICT
-                    else:
-                        self._tell(Update(key, value))
+        return await carry_out(self._store, procedure, self._listed, self._tell)
+
+    async def _listed(self, kind: str) -> list[Found]:
+        return [Found(value, "") for value in self._mirror[kind].values()]
 
     def _tell(self, update: Update) -> None:
         self.update(update)
@@ -435,17 +412,8 @@ class Pods:
         return [pool for pool in self._mirror[IPPool.kind].values() if isinstance(pool, IPPool)]
 
     def _cluster(self) -> Cluster:
-        config = self._mirror[IPAMConfig.kind].get(ResourceKey(IPAMConfig.kind, "default"))
-        return Cluster(
-            pools=tuple(self.pools()),
-            config=config if isinstance(config, IPAMConfig) else DEFAULT_IPAM_CONFIG,
-            reserved=tuple(
-                cidr
-                for each in self._mirror[IPReservation.kind].values()
-                if isinstance(each, IPReservation)
-                for cidr in each.reserved_cidrs
-            ),
-        )
+        kinds = (IPPool.kind, IPAMConfig.kind, IPReservation.kind)
+        return cluster_of(one for kind in kinds for one in self._mirror[kind].values())
 
     def _node_labels(self) -> Mapping[str, str]:
         node = self._mirror[Node.kind].get(ResourceKey(Node.kind, self._node_name))
@@ -662,16 +630,3 @@ def _random_mac() -> bytes:
 
 def _timestamp() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S +0000 UTC")
-
-
-def _clock() -> Clock:
-    now = datetime.now(UTC)
-
-    def is_older(text: str, seconds: float) -> bool:
-        try:
-            then = datetime.fromisoformat(text)
-        except ValueError:
-            return False
-        return (now - then).total_seconds() > seconds
-
-    return Clock(now.strftime("%Y-%m-%dT%H:%M:%SZ"), time.time_ns(), is_older)

@@ -27,6 +27,8 @@ from typing import TypeAlias, TypeVar
 from routed.ipam.blocks import (
     Owner,
     Released,
+    address_at,
+    allocations,
     assign,
     assign_address,
     collect,
@@ -595,6 +597,61 @@ def release_addresses(
             return release(block, inside, at, handle=handle)
 
         released += yield from _release_in(cluster, cidr, clock, chosen, count_handles=True)
+    return tuple(released)
+
+
+def release_allocation(
+    cluster: Cluster, cidr: Cidr, address: bytes, clock: Clock, *, handle: str | None, sequence: int | None
+) -> Procedure[bool]:
+    """Give back one address of a block, if it is still the allocation that is meant. Its pool may be gone."""
+    numbers = None if sequence is None else {address: sequence}
+
+    def chosen(block: IPAMBlock, at: str) -> Released:
+        return release(block, (address,), at, handle=handle, sequence=numbers)
+
+    return bool((yield from _release_in(cluster, cidr, clock, chosen, count_handles=True)))
+
+
+def recount_handle(handle: str, cidr: Cidr | None, count: int) -> Procedure[bool]:
+    """Make a handle count of a block what the block has under it, if it still counts `count`.
+
+    Without a block: remove the handle if it counts nothing at all.
+    """
+    held = yield Get(handle_key(handle))
+    there = held.value if isinstance(held, Found) and isinstance(held.value, IPAMHandle) else None
+    if cidr is None:
+        if there is None or there.blocks or not isinstance(held, Found):
+            return False
+        return (yield Write(handle_key(handle), None, held.revision)) is not CONFLICT
+    found = yield Get(block_key(cidr))
+    has = 0
+    if isinstance(found, Found):
+        has = sum(owner.handle_id == handle for _, owner in allocations(_block(found)))
+    if (there.blocks.get(cidr, 0) if there is not None else 0) != count or has == count:
+        return False
+    yield from _count_handle(handle, cidr, has - count if has else None)
+    return True
+
+
+def release_node(cluster: Cluster, node: str, clock: Clock) -> Procedure[tuple[bytes, ...]]:
+    """Give back all that a node that is no more has: addresses, also those it borrowed, and blocks."""
+
+    def chosen(block: IPAMBlock, at: str) -> Released:
+        own = [address_at(block, each) for each, owner in allocations(block) if owner.secondary.get("node") == node]
+        return release(block, own, at)
+
+    released: list[bytes] = []
+    answer = yield List(IPAMBlock.kind)
+    blocks = [_block(found) for found in (answer if isinstance(answer, list) else ())]
+    for cidr in sorted(block.cidr for block in blocks):
+        released += yield from _release_in(cluster, cidr, clock, chosen, count_handles=True)
+    answer = yield List(BlockAffinity.kind)
+    held = {block.cidr for block in blocks if block.host == node}
+    for found in answer if isinstance(answer, list) else ():
+        if isinstance(found.value, BlockAffinity) and found.value.node == node:
+            held.add(found.value.cidr)
+    for cidr in sorted(held):
+        yield from release_affinity(node, cidr)
     return tuple(released)
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from routed.model.ipam import AllocationAttribute, IPAMBlock
@@ -99,6 +99,14 @@ def ordinal_of(block: IPAMBlock, address: bytes) -> int | None:
 def free_count(block: IPAMBlock, is_reserved: Callable[[bytes], bool]) -> int:
     """Addresses that could be given out now."""
     return sum(1 for ordinal in block.unallocated if not is_reserved(address_at(block, ordinal)))
+
+
+def allocations(block: IPAMBlock) -> Iterator[tuple[int, AllocationAttribute]]:
+    """The ordinals of a block that somebody has, and who."""
+    for ordinal in range(len(block.allocations)):
+        owner = block.owner(ordinal)
+        if owner is not None:
+            yield ordinal, owner
 
 
 def is_empty(block: IPAMBlock) -> bool:

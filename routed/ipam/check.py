@@ -1,0 +1,240 @@
+"""What of the addresses that are given out does not add up: allocations against the endpoints and nodes that should
+have them, handles against the blocks they count, affinities against the blocks they claim.
+
+Invariants: nothing is decided by one look. An address is given out before its endpoint is written and a handle counts
+before a block gives out, so each finding may be somebody's work under way; `unchanged` tells what two looks agree on, and
+only that may be put right.
+
+Not here: putting right (the procedures of `allocator`), and how the state was read.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from routed.ipam.blocks import address_at, allocations
+from routed.model.ipam import AllocationAttribute, IPAMBlock, IPAMHandle
+from routed.model.resources import BlockAffinity, Cidr, IPPool, Node, Resource
+from routed.model.workloads import WorkloadEndpoint
+from routed.net.addresses import format_address
+from routed.net.prefixes import covers
+
+#: Of the addresses that Windows keeps to itself in each block; nobody's endpoint has them, and they are no leak.
+WINDOWS_HANDLE = "windows-reserved-ipam-handle"
+
+#: Kinds that must be read for a check.
+CHECKED = frozenset(
+    kind.kind for kind in (IPPool, IPAMBlock, IPAMHandle, BlockAffinity, Node, WorkloadEndpoint)
+)  # fmt: skip
+
+
+class Problem(enum.StrEnum):
+    """What is wrong."""
+
+    LEAKED = "leaked"
+    """An address is given out, and nobody has it."""
+    NOT_ALLOCATED = "not allocated"
+    """An endpoint has an address of a pool that no block says is given out; somebody may be given it."""
+    TWICE = "twice"
+    """Two endpoints have one address, or two blocks hold it."""
+    HANDLE = "handle"
+    """A handle counts other addresses than the blocks have under it."""
+    NO_BLOCK = "no block"
+    """A node claims a block that is not there."""
+    STALE_AFFINITY = "stale affinity"
+    """A node claims a block that another holds."""
+    NO_AFFINITY = "no affinity"
+    """A block says that a node holds it, and the node does not claim it."""
+    NO_NODE = "no node"
+    """Addresses or blocks are held for a node that is not there."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Finding:
+    """Something wrong. Two looks agree on it where all of this is the same."""
+
+    problem: Problem
+    text: str
+    """For people."""
+    address: str = ""
+    cidr: str = ""
+    """The block, where there is one."""
+    handle: str = ""
+    node: str = ""
+    sequence: int = -1
+    """Of an allocation: the number it was given out at, so that a later one of the same address is another; -1: none."""
+    count: int = 0
+    """What a handle counts in the block."""
+
+
+@dataclass(slots=True)
+class State:
+    """What a check looks at."""
+
+    pools: list[IPPool] = field(default_factory=list)
+    blocks: list[IPAMBlock] = field(default_factory=list)
+    handles: list[IPAMHandle] = field(default_factory=list)
+    affinities: list[BlockAffinity] = field(default_factory=list)
+    nodes: dict[str, Node] = field(default_factory=dict)
+    endpoints: list[WorkloadEndpoint] = field(default_factory=list)
+
+
+def state_of(resources: Iterable[Resource]) -> State:
+    """What of these resources counts."""
+    state = State()
+    for one in resources:
+        match one:
+            case IPPool():
+                state.pools.append(one)
+            case IPAMBlock() if not one.deleted:
+                state.blocks.append(one)
+            case IPAMHandle() if not one.deleted:
+                state.handles.append(one)
+            case BlockAffinity() if not one.deleted:
+                state.affinities.append(one)
+            case Node():
+                state.nodes[one.name] = one
+            case WorkloadEndpoint():
+                state.endpoints.append(one)
+    return state
+
+
+def check(state: State) -> list[Finding]:
+    """All that is wrong, in order."""
+    found = [*_addresses(state), *_handles(state), *_affinities(state), *_missing_nodes(state)]
+    return sorted(found)
+
+
+def unchanged(earlier: Iterable[Finding], now: Iterable[Finding]) -> list[Finding]:
+    """What is wrong now in the same way as it was."""
+    before = set(earlier)
+    return [finding for finding in now if finding in before]
+
+
+def holders(state: State) -> dict[bytes, list[str]]:
+    """Who has which address: endpoints, and nodes by their tunnels."""
+    held: dict[bytes, list[str]] = {}
+    for endpoint in state.endpoints:
+        for network in endpoint.ip_networks:
+            held.setdefault(network.prefix[1:], []).append(str(endpoint.key))
+    for node in state.nodes.values():
+        for address in _tunnel_addresses(node):
+            held.setdefault(address, []).append(f"a tunnel of node {node.name}")
+    return held
+
+
+def _tunnel_addresses(node: Node) -> set[bytes]:
+    wireguard = node.wireguard
+    return {
+        address
+        for address in (
+            node.bgp.ipv4_ipip_tunnel_addr if node.bgp is not None else None,
+            node.ipv4_vxlan_tunnel_addr,
+            node.ipv6_vxlan_tunnel_addr,
+            wireguard.interface_ipv4_address if wireguard is not None else None,
+            wireguard.interface_ipv6_address if wireguard is not None else None,
+        )
+        if address is not None
+    }
+
+
+def _addresses(state: State) -> Iterator[Finding]:
+    held = holders(state)
+    blocks: dict[bytes, list[IPAMBlock]] = {}
+    for block in state.blocks:
+        for ordinal, owner in allocations(block):
+            address = address_at(block, ordinal)
+            blocks.setdefault(address, []).append(block)
+            if address in held or owner.handle_id == WINDOWS_HANDLE or (block.affinity or "").startswith("virtual:"):
+                continue
+            yield Finding(
+                Problem.LEAKED,
+                f"{format_address(address)} is given out {_to(owner)}, and no endpoint or tunnel has it",
+                address=format_address(address),
+                cidr=str(block.cidr),
+                handle=owner.handle_id or "",
+                node=owner.secondary.get("node", ""),
+                sequence=block.sequence_number_for_allocation.get(ordinal, -1),
+            )
+    for address, holding in blocks.items():
+        if len(holding) > 1:
+            text = (
+                f"{format_address(address)} is given out in {' and '.join(sorted(str(each.cidr) for each in holding))}"
+            )
+            yield Finding(Problem.TWICE, text, address=format_address(address))
+    for address, who in held.items():
+        if len(who) > 1:
+            text = f"{format_address(address)} is that of {' and '.join(sorted(who))}"
+            yield Finding(Problem.TWICE, text, address=format_address(address))
+        if address not in blocks and any(covers_address(pool.cidr, address) for pool in state.pools):
+            text = f"{format_address(address)} of {who[0]} is given out by no block, so somebody else may be given it"
+            yield Finding(Problem.NOT_ALLOCATED, text, address=format_address(address))
+
+
+def covers_address(cidr: Cidr, address: bytes) -> bool:
+    """Whether an address is in a prefix."""
+    family = cidr.family
+    return len(address) == family.address_length and covers(cidr.prefix, bytes((family.max_length,)) + address)
+
+
+def _to(owner: AllocationAttribute) -> str:
+    about = owner.secondary
+    if about.get("pod"):
+        return f"to pod {about.get('namespace', 'default')}/{about['pod']} on node {about.get('node', '?')}"
+    if about.get("type"):
+        return f"as {about['type']} of node {about.get('node', '?')}"
+    return f"under handle {owner.handle_id}" if owner.handle_id else "without a handle"
+
+
+def _handles(state: State) -> Iterator[Finding]:
+    have: dict[str, Counter[Cidr]] = {}
+    for block in state.blocks:
+        for _, owner in allocations(block):
+            if owner.handle_id is not None:
+                have.setdefault(owner.handle_id, Counter())[block.cidr] += 1
+    counted = {handle.name: handle.blocks for handle in state.handles}
+    for handle in have.keys() | counted.keys():
+        counts, there = counted.get(handle, {}), have.get(handle, Counter())
+        for cidr in counts.keys() | there.keys():
+            count = counts.get(cidr, 0)
+            if count != there[cidr]:
+                text = f"handle {handle} counts {count} of {cidr}, which has {there[cidr]} under it"
+                yield Finding(Problem.HANDLE, text, cidr=str(cidr), handle=handle, count=count)
+        if not counts and not there:
+            yield Finding(Problem.HANDLE, f"handle {handle} counts nothing", handle=handle)
+
+
+def _affinities(state: State) -> Iterator[Finding]:
+    blocks = {block.cidr: block for block in state.blocks}
+    claims = {(affinity.node, affinity.cidr) for affinity in state.affinities}
+    for node, cidr in claims:
+        block = blocks.get(cidr)
+        if block is None:
+            text = f"node {node} claims {cidr}, and there is no such block"
+            yield Finding(Problem.NO_BLOCK, text, cidr=str(cidr), node=node)
+        elif block.host != node:
+            text = f"node {node} claims {cidr}, which {_of(block)} holds"
+            yield Finding(Problem.STALE_AFFINITY, text, cidr=str(cidr), node=node)
+    for cidr, block in blocks.items():
+        if block.host and (block.host, cidr) not in claims:
+            text = f"block {cidr} says node {block.host} holds it, which does not claim it"
+            yield Finding(Problem.NO_AFFINITY, text, cidr=str(cidr), node=block.host)
+
+
+def _of(block: IPAMBlock) -> str:
+    return f"node {block.host}" if block.host else block.affinity or "nobody"
+
+
+def _missing_nodes(state: State) -> Iterator[Finding]:
+    named = {affinity.node for affinity in state.affinities} | {block.host for block in state.blocks if block.host}
+    for block in state.blocks:
+        named |= {owner.secondary["node"] for _, owner in allocations(block) if owner.secondary.get("node")}
+    for name in named - state.nodes.keys():
+        yield Finding(
+            Problem.NO_NODE,
+            f"there is no node {name}, and it holds blocks or addresses (ipam release --node)",
+            node=name,
+        )
