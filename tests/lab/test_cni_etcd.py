@@ -165,3 +165,23 @@ def test_pods_on_three_nodes_and_one_etcd(site: Site) -> None:
     assert len(site.keys("/calico/ipam/v2/handle/")) == len(site.pods)
     assert len(site.keys(f"{P}workloadendpoints/")) == len(site.pods)
     assert site.in_use() == 2 * len(site.pods)
+    assert "add up" in site.routedctl("ipam", "check")
+
+    # a node is removed with its pods on it: what it had is found, and given back
+    third = site.nodes[3]
+    third.routed.kill()
+    lost = [site.pods.pop(name) for name in ("p3a", "p3b")]
+    site.etcdctl("del", f"{P}nodes/n3")
+    assert "there is no node n3" in site.routedctl("ipam", "check", check=False)
+    said = site.routedctl("ipam", "release", "--node", "n3")
+    for _, addresses in lost:
+        assert all(f"{address}: released" in said for address in addresses)
+    assert "add up" in site.routedctl("ipam", "check")
+    assert not site.keys("/calico/ipam/v2/host/n3/")
+    for number in (1, 2):
+        kernel = site.nodes[number].namespace
+        wait_for(
+            lambda kernel=kernel: "10.0.0.3" not in str(kernel.routes(protocol=120)), 30, "the routes to it go",
+            state=site.lab.report,
+        )  # fmt: skip
+    assert not site.unreachable()
