@@ -1,7 +1,7 @@
 """The commands about resources: apply, get, delete, diff, export, import, ipam. They work without a daemon.
 
-Only what is typed is declared here. What the commands do is in `stored` and `addresses`, which are loaded when one of
-them runs: resources, files and etcd take longer to import than the rest of routedctl altogether.
+Only what is typed is declared here. What the commands do is in `stored`, `addresses` and `allocations`, which are loaded
+when one of them runs: resources, files and etcd take longer to import than the rest of routedctl altogether.
 """
 
 from __future__ import annotations

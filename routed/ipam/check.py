@@ -1,5 +1,7 @@
-"""What of the addresses that are given out does not add up: allocations against the endpoints and nodes that should
-have them, handles against the blocks they count, affinities against the blocks they claim.
+"""What of the addresses that are given out does not add up.
+
+Allocations are held against the endpoints and nodes that should have them, handles against the blocks they count,
+affinities against the blocks they claim.
 
 Invariants: nothing is decided by one look. An address is given out before its endpoint is written and a handle counts
 before a block gives out, so each finding may be somebody's work under way; `unchanged` tells what two looks agree on, and

@@ -242,6 +242,35 @@ def test_ipam_show(desk: Desk) -> None:
     assert desk.run("ipam", "show", "--ip", "x").status == 2
 
 
+def test_ipam_release_takes_nothing_that_somebody_has(desk: Desk, tmp_path: Path) -> None:
+    """Of the example block, .0 and .2 are given out; an endpoint has .2."""
+    endpoint = {
+        "apiVersion": "projectcalico.org/v3", "kind": "WorkloadEndpoint",
+        "metadata": {"name": "node--1-cni-x-eth0", "namespace": "default"},
+        "spec": {"orchestrator": "cni", "node": "node-1", "containerID": "x", "workload": "x", "endpoint": "eth0",
+                 "ipNetworks": ["10.244.1.2/32"]},
+    }  # fmt: skip
+    made = yaml.safe_dump_all([EXAMPLES["IPAMBlock"], endpoint])
+    assert desk.run("import", "-f", "-", stdin=made).status == 0
+    before = desk.run("ipam", "show").out
+    ran = desk.run("ipam", "release", "--ip", "10.244.1.2")
+    assert ran.status == 2 and "is that of WorkloadEndpoint" in ran.err
+    assert desk.run("ipam", "release", "--handle", "k8s-pod-network.Ab_12").status == 2
+    assert "is not given out" in desk.run("ipam", "release", "--ip", "10.244.1.1").err
+    assert "no report" in desk.run("ipam", "release", "--from-report", desk.file("{}", "report.json")).err
+    report = str(tmp_path / "report.json")
+    ran = desk.run("ipam", "check", "-o", report)
+    assert ran.status == 1 and "10.244.1.2 " not in ran.out
+    assert "would be put right" in desk.run("ipam", "release", "--from-report", report, "--dry-run").out
+    (desk.resources / "bad.yaml").write_text("kind: WorkloadEndpoint\n")
+    ran = desk.run("ipam", "release", "--from-report", report)
+    assert ran.status == 1 and "nothing is released while" in ran.err
+    assert desk.run("ipam", "show").out == before
+    (desk.resources / "bad.yaml").unlink()
+    assert desk.run("ipam", "release", "--node", "node-1").status == 0
+    assert "WorkloadEndpoint" not in " ".join(desk.names())
+
+
 def test_kubernetes_policies_stay_what_they_are_in_files(desk: Desk) -> None:
     ran = desk.run("apply", "-f", "-", stdin=yaml.safe_dump(EXAMPLES["KubernetesNetworkPolicy"]))
     assert ran == (0, "KubernetesNetworkPolicy shop/db: created\n", "")
