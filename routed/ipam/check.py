@@ -45,7 +45,8 @@ class Problem(enum.StrEnum):
     HANDLE = "handle"
     """A handle counts other addresses than the blocks have under it."""
     NO_BLOCK = "no block"
-    """A node claims a block that is not there."""
+    """A claim that was begun or is being given up, of a block that is not there. A confirmed one is right without: its block
+    is announced, and people who write affinities by hand write no blocks."""
     STALE_AFFINITY = "stale affinity"
     """A node claims a block that another holds."""
     NO_AFFINITY = "no affinity"
@@ -211,12 +212,13 @@ def _handles(state: State) -> Iterator[Finding]:
 
 def _affinities(state: State) -> Iterator[Finding]:
     blocks = {block.cidr: block for block in state.blocks}
-    claims = {(affinity.node, affinity.cidr) for affinity in state.affinities}
-    for node, cidr in claims:
+    claims = {(affinity.node, affinity.cidr): affinity for affinity in state.affinities}
+    for (node, cidr), affinity in claims.items():
         block = blocks.get(cidr)
         if block is None:
-            text = f"node {node} claims {cidr}, and there is no such block"
-            yield Finding(Problem.NO_BLOCK, text, cidr=str(cidr), node=node)
+            if not affinity.is_confirmed:
+                text = f"node {node} has begun to claim {cidr}, or to give it up, and there is no such block"
+                yield Finding(Problem.NO_BLOCK, text, cidr=str(cidr), node=node)
         elif block.host != node:
             text = f"node {node} claims {cidr}, which {_of(block)} holds"
             yield Finding(Problem.STALE_AFFINITY, text, cidr=str(cidr), node=node)

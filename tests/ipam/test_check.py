@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from routed.ipam.allocator import (
     Cluster,
+    Found,
     assign_addresses,
     claim,
     recount_handle,
@@ -124,7 +125,7 @@ def test_affinities_that_disagree():
     assert look(site) == [] and site.store.items[key].value == mine.value
     for node, cidr, problem in (("n2", str(block), Problem.STALE_AFFINITY), ("n2", "10.0.0.12/30", Problem.NO_BLOCK)):
         name = f"{node}-{cidr.replace('.', '-').replace('/', '-')}"
-        spec = {"node": node, "cidr": cidr, "state": "confirmed"}
+        spec = {"node": node, "cidr": cidr, "state": "pending" if problem is Problem.NO_BLOCK else "confirmed"}
         manifest = {"apiVersion": API, "kind": "BlockAffinity", "metadata": {"name": name}, "spec": spec}
         value = parse_manifest(manifest)
         site.store.items[value.key] = type(mine)(value, "9")
@@ -134,6 +135,17 @@ def test_affinities_that_disagree():
         assert (finding.problem, finding.node) == (problem, "n2")
         put_right(site.store, site, [finding])
         assert look(site) == []
+
+
+def test_a_confirmed_affinity_needs_no_block_to_be_right():
+    """Its block is announced: who writes affinities by hand, and no blocks, must not lose a route to a repair."""
+    site = Site()
+    spec = {"node": "n1", "cidr": "10.0.0.0/30", "state": "confirmed"}
+    value = parse_manifest(
+        {"apiVersion": API, "kind": "BlockAffinity", "metadata": {"name": "n1-10-0-0-0-30"}, "spec": spec}
+    )
+    site.store.items[value.key] = Found(value, "1")
+    assert look(site) == []
 
 
 def test_a_node_that_is_gone_gives_all_back_also_what_it_borrowed():
