@@ -353,3 +353,17 @@ class TestExpectations:
         wait_for(lambda: lab.nodes["a"].pings("10.9.0.2"), 10, "a reaches b")
         with pytest.raises(AssertionError, match=sentence):
             check(lab, read_expectation(tmp_path / "expect.yaml", made))
+
+    def test_a_cut_that_never_heals_is_told(self, running: Deployment, tmp_path: Path) -> None:
+        """No answer follows the gap, which is none the less there."""
+        made = read_topology(running.file, {})
+        (tmp_path / "expect.yaml").write_text(
+            "steps: [{title: cut, do: [link sw p2 down, run sw sleep 0.3], flows: [a > 10.9.0.2], loses: nothing}]\n"
+        )
+        lab = Deployment(running.name, running.file, running.folder, running.nodes)
+        wait_for(lambda: lab.nodes["a"].pings("10.9.0.2"), 10, "a reaches b")
+        try:
+            with pytest.raises(AssertionError, match=r"cut: a > 10\.9\.0\.2: \d+ of \d+ packets lost"):
+                check(lab, read_expectation(tmp_path / "expect.yaml", made))
+        finally:
+            lab.nodes["sw"].run("ip", "link", "set", "p2", "up")

@@ -55,8 +55,10 @@ ASK: dict[str, tuple[tuple[str, ...], Callable[[str], dict[str, str]]]] = {
 #: Actions on a node, and how many words follow the node's name.
 ACTIONS = {"kill": 0, "start": 0, "off": 0, "on": 0, "link": 2, "run": -1}
 
-#: Seconds between two packets of a flow, and between two looks at routes that may not change.
+#: Seconds between two packets of a flow, to wait at its end for one more answer, and between two looks at routes that may
+#: not change.
 INTERVAL = 0.02
+LAST_ANSWER = 5
 LOOK = 0.1
 
 Routes = Mapping[str, Mapping[str, frozenset[str]]]
@@ -367,17 +369,30 @@ class Flow:
         self.node = node
         self.target = target
         self.output = node.log.with_name(f"{node.name}-to-{target}.ping")
-        self.process = node.popen(self.output, "ping", "-n", "-i", f"{INTERVAL:g}", target)
+        self.process = node.popen(self.output, "ping", "-n", "-O", "-i", f"{INTERVAL:g}", target)
         wait_for(self.answered, 10, f"{node.name} > {target}: the first answer", state=self.output.read_text)
 
     def answered(self) -> list[int]:
         return sorted({int(number) for number in re.findall(r"icmp_seq=(\d+) ttl=", self.output.read_text())})
 
+    def asked(self) -> int:
+        """The last request that ping says anything of, answered or not."""
+        return max(int(number) for number in re.findall(r"icmp_seq=(\d+)", self.output.read_text()))
+
     def end(self) -> Loss:
+        # what a cut took shows in the numbers only by the answer after it, so one more is waited for; where none comes, all
+        # since the last is lost
+        asked = self.asked()
+        with contextlib.suppress(AssertionError):
+            wait_for(lambda: self.answered()[-1] > asked, LAST_ANSWER)
         # nsenter stands between us and ping, in the same group; ping tells of every packet when it comes, none are lost
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         seen = self.answered()
         gaps = [after - before - 1 for before, after in itertools.pairwise([0, *seen])]
-        return Loss(self.node.name, self.target, seen[-1], sum(gaps), max(gaps) * INTERVAL)
+        last = seen[-1]
+        if last <= asked:
+            last = self.asked()
+            gaps.append(last - seen[-1])
+        return Loss(self.node.name, self.target, last, sum(gaps), max(gaps) * INTERVAL)
