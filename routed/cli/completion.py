@@ -29,7 +29,7 @@ _routedctl() {
     found=("${(@f)$(routedctl complete -- "${(@)words[2,CURRENT]}" 2>/dev/null)}")
     if [[ "${found[1]}" == ":files" ]]; then _files; else compadd -a found; fi
 }
-compdef _routedctl routedctl""",
+if [[ "${funcstack[1]}" == "_routedctl" ]]; then _routedctl "$@"; else compdef _routedctl routedctl; fi""",
     "fish": """\
 function __routedctl
     set -l words (commandline -opc) (commandline -ct)

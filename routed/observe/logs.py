@@ -3,9 +3,9 @@
 A line is `time level subject: text`, or the same as a JSON object. Where standard error is the journal, a line begins with
 its priority (`<4>`, sd-daemon(3)), which the journal takes off and keeps, and text has no time of its own. Whatever the
 text holds, the line stays one line of printable characters. The same words about the same subject are written
-`SAME_LINES` times in `SAME_SECONDS`, and one subject writes at most `BURST` lines at once and `RATE` a second on average;
-what is left out is counted and the count written as soon as it is known. At level `debug` nothing is left out: who asked
-for everything gets everything.
+`SAME_LINES` times in `SAME_SECONDS`, one subject writes at most `BURST` lines at once and `RATE` a second on average, and
+all subjects together at most `TOTAL_BURST` and `TOTAL_RATE`; what is left out is counted and the count written as soon as
+it is known. At level `debug` nothing is left out: who asked for everything gets everything.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ SAME_LINES = 3
 SAME_SECONDS = 10.0
 BURST = 200.0
 RATE = 20.0
+TOTAL_BURST = 2000.0
+TOTAL_RATE = 100.0
 
 #: Characters of a text that are written.
 MAX_TEXT = 4000
@@ -91,6 +93,7 @@ class LogWriter:
         self._wall_clock = wall_clock
         self._repeats: dict[tuple[str, str], _Repeat] = {}
         self._budgets: dict[str, _Budget] = {}
+        self._total = _Budget(clock(), TOTAL_BURST, TOTAL_RATE)
 
     def write(self, level: Level, subject: str, text: str) -> None:
         """One event. Cheap where its level is not wanted."""
@@ -112,9 +115,11 @@ class LogWriter:
             return
         budget = self._budgets.get(subject)
         if budget is None:
-            budget = self._budgets[subject] = _Budget(now)
-        if not budget.spend(now):
+            budget = self._budgets[subject] = _Budget(now, BURST, RATE)
+        if not budget.spend(now) or not self._total.spend(now):
             return
+        if self._total.left_out:
+            self._report_flood("log", self._total)
         if budget.left_out:
             self._report_flood(subject, budget)
         repeat.written += 1
@@ -135,6 +140,8 @@ class LogWriter:
                 if budget.left_out:
                     self._report_flood(subject, budget)
                 del self._budgets[subject]
+        if self._total.left_out and (everything or self._total.is_full(now)):
+            self._report_flood("log", self._total)
 
     def _forget_repeats(self, now: float, *, everything: bool) -> None:
         for (subject, text), repeat in list(self._repeats.items()):
@@ -184,13 +191,15 @@ class _Repeat:
 
 
 class _Budget:
-    """How many lines one subject may write: a token bucket."""
+    """How many lines may be written: a token bucket."""
 
-    __slots__ = ("at", "left_out", "lines")
+    __slots__ = ("at", "burst", "left_out", "lines", "rate")
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, burst: float, rate: float) -> None:
         self.at = now
-        self.lines = BURST
+        self.burst = burst
+        self.rate = rate
+        self.lines = burst
         self.left_out = 0
 
     def spend(self, now: float) -> bool:
@@ -203,8 +212,8 @@ class _Budget:
 
     def is_full(self, now: float) -> bool:
         self._refill(now)
-        return self.lines >= BURST
+        return self.lines >= self.burst
 
     def _refill(self, now: float) -> None:
-        self.lines = min(BURST, self.lines + (now - self.at) * RATE)
+        self.lines = min(self.burst, self.lines + (now - self.at) * self.rate)
         self.at = now

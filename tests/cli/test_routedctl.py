@@ -681,20 +681,50 @@ def test_completion_without_a_daemon_says_nothing(capsys: pytest.CaptureFixture[
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
-def test_bash_takes_the_completion(ctl: Ctl, tmp_path: Path) -> None:
-    """A real bash, with routedctl in its PATH, completes a command's word and a neighbour's address."""
+ASKED = ("routedctl show adv", "routedctl show received 10.0.0.25")
+
+TYPED = {
+    "bash": """
+        eval "$(routedctl completion bash)"
+        for line in "$@"; do
+            COMP_WORDS=($line); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _routedctl; echo "${COMPREPLY[@]}"
+        done
+    """,
+    # an interactive zsh behind a terminal, which gets the line and a tab, and prints it as it then stands
+    "zsh": r"""
+        zmodload zsh/zpty
+        routedctl completion zsh > $HOME/functions/_routedctl
+        for line in "$@"; do
+            zpty shell zsh -f -i
+            zpty -w shell 'PS1=; fpath=($HOME/functions $fpath); autoload -Uz compinit; compinit -u -D'
+            zpty -w shell 'stand() { print -r -- "@"@"$BUFFER"@"@"; BUFFER=; zle accept-line }; zle -N stand'
+            zpty -w shell 'bindkey "^G" stand; print rea""dy'
+            zpty -r shell text '*ready*'
+            zpty -w -n shell "$line"$'\t'$'\a'
+            zpty -r shell text '*@@*@@*'
+            print -r -- ${${text#*@@}%%@@*}
+            zpty -d shell
+        done
+    """,
+    "fish": """
+        routedctl completion fish | source
+        for line in $argv; complete -C $line; end
+    """,
+}
+
+
+@pytest.mark.parametrize("shell", TYPED)
+def test_a_shell_takes_the_completion(ctl: Ctl, tmp_path: Path, shell: str) -> None:
+    """A real shell, with routedctl in its PATH, completes a command's word and a neighbour's address."""
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell} here")
     program = tmp_path / "routedctl"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m routed.cli.main --socket {ctl.path} "$@"\n')
     program.chmod(0o755)
-    script = """
-        eval "$(routedctl completion bash)"
-        for line in "routedctl show adv" "routedctl show received 10.0.0.25"; do
-            COMP_WORDS=($line); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _routedctl; echo "${COMPREPLY[@]}"
-        done
-    """
-    path = f"{tmp_path}:{os.environ['PATH']}"
-    done = subprocess.run(
-        ["bash", "-c", script], env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=60, check=True
-    )
-    assert done.stdout.split() == ["advertised", "10.0.0.254"]
+    (tmp_path / "functions").mkdir()
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    words = ["zsh", "-f", "-c", TYPED[shell], "zsh"] if shell == "zsh" else [shell, "-c", TYPED[shell]]
+    words += ["bash"] if shell == "bash" else []
+    done = subprocess.run([*words, *ASKED], env=environment, capture_output=True, text=True, timeout=60, check=True)
+    found = [line.split()[-1] for line in done.stdout.splitlines()]
+    assert found == ["advertised", "10.0.0.254"]

@@ -10,7 +10,6 @@ A comment on the line before a block says what can't be seen in it:
 
     <!-- not run: REASON -->     is an illustration; the reason is for whoever reviews the page
     <!-- exits with: 78 -->      its commands end with this status
-    <!-- on: NODE of TOPOLOGY --> is typed in a node of one of the topologies in containerlab/
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from pathlib import Path
 
 SHELLS = ("sh", "bash", "shell", "console")
 
-MARKER = re.compile(r"<!-- (not run|exits with|on): (.*?) -->")
+MARKER = re.compile(r"<!-- (not run|exits with): (.*?) -->")
 
 
 @dataclass

@@ -169,6 +169,20 @@ def test_one_subject_cannot_flood(out: io.StringIO, clock: Clock) -> None:
     assert texts(out)[-2:] == ["9800 lines left out: too many at once", "later"]
 
 
+def test_many_subjects_cannot_flood(out: io.StringIO, clock: Clock) -> None:
+    """A thousand neighbours that flap all day long are no reason to fill a disk."""
+    log = writer(out, clock)
+    for number in range(10_000):
+        log.write(Level.INFO, f"neighbour {number % 1000}", f"event {number}")
+    assert len(texts(out)) == logs.TOTAL_BURST
+    clock.now += 1
+    log.write(Level.INFO, "another", "later")
+    assert texts(out)[-2:] == ["8000 lines left out: too many at once", "later"]
+    clock.now += 3600
+    log.tidy()
+    assert log._budgets == {}
+
+
 def test_memory_is_bounded(out: io.StringIO, clock: Clock) -> None:
     log = writer(out, clock)
     for number in range(3 * logs.MAX_REMEMBERED):
