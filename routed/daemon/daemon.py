@@ -326,11 +326,15 @@ class Daemon:
             secrets_problems=int(bool(self._secrets.problem)),
             listen_problems=len(driver.listen_problems if driver is not None else ())
             + len(self._http.problems if self._http is not None else ()),
+            kubernetes_problems=len(self._kubernetes.problems) if self._kubernetes is not None else 0,
             pod_problems=len(self._workloads.problems) if self._workloads is not None else 0,
             pods=self._workloads.pods.outcomes if self._workloads is not None else (),
             firewall=self._workloads.policy.kernel.counts if self._workloads is not None else None,
             conntrack=use(),
         )
+
+    def _kubernetes_told(self, text: str, problem: bool) -> None:
+        self._log.write(Level.WARNING if problem else Level.INFO, "kubernetes", text)
 
     def _http_told(self, text: str, problem: bool) -> None:
         self._log.write(Level.ERROR if problem else Level.INFO, "metrics", text)
@@ -404,7 +408,8 @@ class Daemon:
             self._log.write(Level.WARNING, "conntrack", problem)
         if config.kubeconfig:
             kinds = (SERVICES, ENDPOINT_SLICES)
-            self._kubernetes = KubernetesSource(load_kubeconfig(config.kubeconfig), kinds, parse_manifest)
+            access = load_kubeconfig(config.kubeconfig)
+            self._kubernetes = KubernetesSource(access, kinds, parse_manifest, self._kubernetes_told)
         if not config.cni.enabled:
             return Relay(driver, (), (), driver.clock)
         written = followed if isinstance(followed, EtcdStore) else FolderStore(config.datastore_path)

@@ -82,6 +82,7 @@ class DaemonState:
     config_problems: int = 0
     secrets_problems: int = 0
     listen_problems: int = 0
+    kubernetes_problems: int = 0
     pod_problems: int = 0
     pods: tuple[tuple[str, int], ...] = ()
     """CNI calls by outcome; empty where the node's pods are not ours."""
@@ -208,6 +209,7 @@ class Metrics:
                     (("config",), state.config_problems),
                     (("secrets",), state.secrets_problems),
                     (("listen",), state.listen_problems),
+                    (("kubernetes",), state.kubernetes_problems),
                     (("pods",), state.pod_problems),
                 ]
             case "cni_pods_total":

@@ -63,8 +63,16 @@ class Sink(Protocol):
 class KubernetesSource:
     """See the module's docstring."""
 
-    def __init__(self, access: Access, kinds: tuple[ApiKind, ...], parse: Callable[[JsonObject], Resource]) -> None:
+    def __init__(
+        self,
+        access: Access,
+        kinds: tuple[ApiKind, ...],
+        parse: Callable[[JsonObject], Resource],
+        told: Callable[[str, bool], None] = lambda text, is_problem: None,
+    ) -> None:
+        """`told` hears of every problem when it begins, and when it is over."""
         self._access = access
+        self._told = told
         self._kinds = kinds
         self._parse = parse
         self._known: dict[ApiKind, dict[ResourceKey, Any]] = {kind: {} for kind in kinds}
@@ -106,6 +114,16 @@ class KubernetesSource:
 
     # ---- inside
 
+    def _wrong(self, key: str, text: str) -> None:
+        if self._problems.get(key) != text:
+            self._problems[key] = text
+            self._told(text, True)
+
+    def _right(self, key: str) -> None:
+        text = self._problems.pop(key, None)
+        if text is not None:
+            self._told(f"put right: {text}", False)
+
     async def _follow(self, kind: ApiKind, sink: Sink) -> None:
         loop = asyncio.get_running_loop()
         pause = RETRY
@@ -115,7 +133,7 @@ class KubernetesSource:
                 async with self._client() as client:
                     if not revision:
                         revision = await self._list(client, kind, sink)
-                        self._problems.pop(kind.kind, None)
+                        self._right(kind.kind)
                         self._synced.add(kind)
                         if len(self._synced) == len(self._kinds):
                             self.in_sync.set()
@@ -129,7 +147,7 @@ class KubernetesSource:
                 revision = ""
                 continue
             except (httpx.HTTPError, ConfigError, OSError, ValueError, StoreError) as error:
-                self._problems[kind.kind] = f"the Kubernetes API does not give us {kind.kind} objects: {_why(error)}"
+                self._wrong(kind.kind, f"the Kubernetes API does not give us {kind.kind} objects: {_why(error)}")
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(RETRY_MAX, pause * 2)
 
@@ -183,7 +201,7 @@ class KubernetesSource:
             if answer.status_code == _GONE:
                 raise _Gone
             _check(answer, kind)
-            self._problems.pop(kind.kind, None)
+            self._right(kind.kind)
             line = b""
             async for part in answer.aiter_bytes():
                 *whole, rest = (line + part).split(b"\n")
@@ -201,7 +219,7 @@ class KubernetesSource:
         """Take an event in; the revision after it."""
         what, found = event.get("type"), event.get("object")
         if not isinstance(found, dict):  # what comes after it may be whole: going back would only bring it again
-            self._problems[kind.kind] = f"the Kubernetes API sent a change of a {kind.kind} that names no object"
+            self._wrong(kind.kind, f"the Kubernetes API sent a change of a {kind.kind} that names no object")
             return ""
         if what == "ERROR":
             if found.get("code") == _GONE:
@@ -224,16 +242,16 @@ class KubernetesSource:
         try:
             value = self._parse(manifest)
         except ConfigError as error:
-            self._problems[str(key)] = f"{key} in the Kubernetes API: {error}; its last good state stays"
+            self._wrong(str(key), f"{key} in the Kubernetes API: {error}; its last good state stays")
             return key
-        self._problems.pop(str(key), None)
+        self._right(str(key))
         if self._known[kind].get(key) != value:
             self._known[kind][key] = value
             sink.update(Update(key, value))
         return key
 
     def _remove(self, kind: ApiKind, key: ResourceKey, sink: Sink) -> None:
-        self._problems.pop(str(key), None)
+        self._right(str(key))
         if self._known[kind].pop(key, None) is not None:
             sink.update(Update(key, None))
 

@@ -233,7 +233,11 @@ def test_without_the_right_to_ask(certificates: Path, caplog: pytest.LogCaptureF
     async def main() -> None:
         async with KubernetesApi(certificates) as api:
             access = load_kubeconfig(kubeconfig(certificates, api.port, {"token": TOKEN + "x"}))
-            problem = await first_problem(KubernetesSource(access, (SERVICES,), parse))
+            told: list[tuple[str, bool]] = []
+            problem = await first_problem(
+                KubernetesSource(access, (SERVICES,), parse, lambda text, wrong: told.append((text, wrong)))
+            )
+            assert told == [(problem, True)]
             assert "401" in problem and SERVICES.path in problem
             assert TOKEN not in problem + repr(access) + caplog.text
 

@@ -131,4 +131,6 @@ def test_services_come_from_the_api_and_stay_while_it_is_away():
         wait_for(lambda: not any("503" in one for one in routed.ask("status")["problems"]), 30, "the problem is over")
         api.delete(ENDPOINT_SLICES.path, "web-1")
         wait_for(lambda: "10.96.0.10/32" not in routes(routed), 15, "the endpoint is gone")
+        assert "warning kubernetes: the Kubernetes API does not give us" in routed.log()
+        assert "info    kubernetes: put right: " in routed.log()
         assert TOKEN not in routed.log()
