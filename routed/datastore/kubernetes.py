@@ -68,7 +68,7 @@ class KubernetesSource:
         access: Access,
         kinds: tuple[ApiKind, ...],
         parse: Callable[[JsonObject], Resource],
-        told: Callable[[str, bool], None] = lambda text, is_problem: None,
+        told: Callable[[str, bool], None] = lambda _, __: None,
     ) -> None:
         """`told` hears of every problem when it begins, and when it is over."""
         self._access = access
