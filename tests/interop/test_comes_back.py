@@ -6,7 +6,20 @@ import pytest
 
 from routed.testing.lab import Lab, wait_for
 from routed.testing.routers import Router
-from tests.interop.tors import NET4, NET6, TOR4, TOR6, TORS, bird, node_and_tor, wait_for_routes, wait_for_sessions
+from tests.interop.tors import (
+    NET4,
+    NET6,
+    NODE4,
+    NODE6,
+    TOR4,
+    TOR6,
+    TORS,
+    Wire,
+    bird,
+    node_and_tor,
+    wait_for_routes,
+    wait_for_sessions,
+)
 
 pytestmark = pytest.mark.lab
 
@@ -19,8 +32,9 @@ def announce(make: str, tor: Router) -> None:
 
 
 @pytest.mark.parametrize("make", TORS)
-def test_either_side_comes_back(lab: Lab, make: str) -> None:
+def test_either_side_comes_back(lab: Lab, on_the_wire: Wire, make: str) -> None:
     routed, namespace = node_and_tor(lab)
+    on_the_wire(routed.namespace, "eth0", NODE4, NODE6)
     tor = TORS[make](namespace)
     tor.start()
     routed.start()

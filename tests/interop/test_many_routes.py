@@ -8,6 +8,7 @@ import pytest
 
 from routed.testing.lab import Lab, wait_for
 from routed.testing.routers import Bird, Frr, Routed, resource
+from tests.interop.tors import Wire
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
@@ -34,11 +35,13 @@ def bird_routes(bird: Bird) -> dict[str, str]:
     return found
 
 
-def test_each_way_between_bird_and_frr(lab: Lab) -> None:
+def test_each_way_between_bird_and_frr(lab: Lab, on_the_wire: Wire) -> None:
     node = lab.namespace("node", forward=True)
     left, right = lab.namespace("bird"), lab.namespace("frr")
     lab.link(node.port("eth0", "10.0.1.1/24"), left.port("eth0", "10.0.1.2/24"))
     lab.link(node.port("eth1", "10.0.2.1/24"), right.port("eth0", "10.0.2.2/24"))
+    on_the_wire(node, "eth0", "10.0.1.1")
+    on_the_wire(node, "eth1", "10.0.2.1")
     routed = Routed(node)
     everything = {"exportV4": [{"action": "Accept"}]}
     routed.put(
@@ -63,7 +66,7 @@ def test_each_way_between_bird_and_frr(lab: Lab) -> None:
     frr = Frr(
         right,
         f"router bgp {FRR_AS}\n bgp router-id 10.0.2.2\n no bgp ebgp-requires-policy\n no bgp network import-check\n"
-        f" neighbor 10.0.1.1 remote-as {NODE_AS}\n neighbor 10.0.2.1 remote-as {NODE_AS}\n"
+        f" neighbor 10.0.2.1 remote-as {NODE_AS}\n"
         " neighbor 10.0.2.1 timers connect 1\n address-family ipv4 unicast\n"
         + "".join(f"  network {each}\n" for each in FROM_FRR),
     )

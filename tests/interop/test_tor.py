@@ -17,6 +17,7 @@ from tests.interop.tors import (
     TOR6,
     TOR_AS,
     TORS,
+    Wire,
     node_and_tor,
     wait_for_routes,
     wait_for_sessions,
@@ -27,9 +28,10 @@ pytestmark = pytest.mark.lab
 
 @pytest.mark.parametrize("internal", [False, True], ids=["ebgp", "ibgp"])
 @pytest.mark.parametrize("make", TORS)
-def test_routes_of_both_families_go_both_ways(lab: Lab, make: str, internal: bool) -> None:
+def test_routes_of_both_families_go_both_ways(lab: Lab, on_the_wire: Wire, make: str, internal: bool) -> None:
     tor_as = NODE_AS if internal else TOR_AS
     routed, namespace = node_and_tor(lab, tor_as=tor_as)
+    on_the_wire(routed.namespace, "eth0", NODE4, NODE6)
     tor = TORS[make](namespace, tor_as)  # type: ignore[call-arg]
     tor.launch()
     routed.start()

@@ -5,18 +5,17 @@ A capture of a session with a start, many routes of both families, withdrawals, 
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections import Counter
-from pathlib import Path
-
 import pytest
 
-from routed.testing.lab import Lab, run, wait_for
+from routed.testing.capture import Capture
+from routed.testing.lab import Lab, wait_for
 from routed.testing.peer import (
     KEEPALIVE,
+    OPEN,
+    UPDATE,
     ScriptedPeer,
     as_path,
+    attribute,
     capability,
     communities,
     four_octet_as,
@@ -29,30 +28,13 @@ from routed.testing.peer import (
     update,
 )
 from routed.testing.routers import Routed, resource
-
-NAMES = {1: "OPEN", 2: "UPDATE", 3: "NOTIFICATION", 4: "KEEPALIVE", 5: "ROUTE-REFRESH"}
-
-
-def bgp_messages(capture: Path, source: str) -> list[dict[str, object]]:
-    """The BGP layers of the packets from one address."""
-    found: list[dict[str, object]] = []
-    text = run(
-        "tshark", "-n", "-r", str(capture), "-Y", f"bgp and ip.src == {source}", "-T", "json", "--no-duplicate-keys"
-    )
-    for packet in json.loads(text or "[]"):
-        layers = packet["_source"]["layers"]["bgp"]
-        found += layers if isinstance(layers, list) else [layers]
-    return found
+from tests.interop.tors import Wire
 
 
-def test_every_message_is_well_formed(lab: Lab) -> None:
-    if shutil.which("tshark") is None:
-        pytest.skip("tshark is not installed")
+def test_every_message_is_well_formed(lab: Lab, on_the_wire: Wire) -> None:
     node, peer = lab.namespace("node"), lab.namespace("peer")
     lab.link(node.port("eth0", "10.0.0.1/24", "fd00::1/64"), peer.port("eth0", "10.0.0.2/24", "fd00::2/64"))
-    capture = lab.folder / "bgp.pcap"
-    dumper = node.start("dumpcap", "dumpcap", "-q", "-i", "eth0", "-f", "tcp port 179", "-w", str(capture))
-    wait_for(lambda: "File:" in dumper.text() or capture.exists(), 10, "the capture runs", state=dumper.text)
+    capture = on_the_wire(node, "eth0", "10.0.0.1", "fd00::1")
     routed = Routed(node, onStop="shutdown")
     accept = [{"action": "Accept"}]
     routed.put(
@@ -84,20 +66,52 @@ def test_every_message_is_well_formed(lab: Lab) -> None:
         routed.stop()
         four.expect_notification()
         six.expect_notification()
-    wait_for(lambda: capture.stat().st_size > 0, 5, "something was captured")
-    dumper.signal(2)
-    dumper.wait()
-
-    malformed = run(
-        *("tshark", "-n", "-r", str(capture), "-Y", "_ws.malformed or _ws.expert.severity == error"),
-        *("-T", "fields", "-e", "frame.number", "-e", "_ws.expert.message"),
-    )
-    assert malformed == ""
-    kinds: Counter[str] = Counter()
-    for layer in bgp_messages(capture, "10.0.0.1"):
-        kinds[NAMES[int(str(layer["bgp.type"]))]] += 1
-    assert kinds["OPEN"] == 1
-    assert kinds["NOTIFICATION"] == 1
-    assert kinds["ROUTE-REFRESH"] == 1
+    heard = capture.judge()
+    assert {address: kinds["OPEN"] for address, kinds in heard.items()} == {"10.0.0.1": 1, "fd00::1": 1}
+    assert all(kinds["NOTIFICATION"] == 1 for kinds in heard.values())
+    assert heard["10.0.0.1"]["ROUTE-REFRESH"] == 1
     # 50 blocks at first, an End-of-RIB, and 25 withdrawn, well packed
-    assert 3 <= kinds["UPDATE"] <= 3 + 25
+    assert all(3 <= kinds["UPDATE"] <= 3 + 25 for kinds in heard.values()), heard
+
+
+@pytest.fixture
+def two(lab: Lab) -> tuple[ScriptedPeer, ScriptedPeer, Capture]:
+    """Two scripted peers, connected; what the first, 10.0.0.1, says is captured."""
+    one, other = lab.namespace("one"), lab.namespace("other")
+    lab.link(one.port("eth0", "10.0.0.1/24", "fd00::1/64"), other.port("eth0", "10.0.0.2/24"))
+    capture = Capture(one, "eth0", "10.0.0.1")
+    speaker, listener = (
+        ScriptedPeer(one, "10.0.0.1", "10.0.0.2", asn=65001),
+        ScriptedPeer(other, "10.0.0.2", "10.0.0.1", asn=65002),
+    )
+    with listener.listener() as waiting:
+        speaker.connect()
+        listener.accept(waiting)
+    return speaker, listener, capture
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        update(origin() + attribute(0x40, 3, bytes(3)), nlri("192.0.2.0/24")),  # a next hop of three octets
+        update(origin() + attribute(0x40, 2, b"\2\5\0\1"), nlri("192.0.2.0/24")),  # a path cut short
+        update(origin(), b"\x28\1\2\3\4\5"),  # an IPv4 prefix of 40 bits
+    ],
+    ids=["next hop", "AS path", "prefix"],
+)
+def test_what_is_malformed_does_not_pass(two: tuple[ScriptedPeer, ScriptedPeer, Capture], wrong: bytes) -> None:
+    speaker, listener, capture = two
+    speaker.send(speaker.open(), message(KEEPALIVE), wrong)
+    listener.expect(OPEN)
+    listener.expect(UPDATE)
+    with pytest.raises(AssertionError, match="tshark, 1 times: BGP"):
+        capture.judge()
+
+
+def test_silence_does_not_pass(two: tuple[ScriptedPeer, ScriptedPeer, Capture]) -> None:
+    speaker, listener, capture = two
+    speaker.send(speaker.open(), message(KEEPALIVE))
+    listener.expect(OPEN)
+    capture.addresses += ("fd00::1",)
+    with pytest.raises(AssertionError, match="no BGP message of fd00::1"):
+        capture.judge()

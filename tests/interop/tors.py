@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from routed.testing.capture import Capture
 from routed.testing.lab import Lab, Namespace, wait_for
 from routed.testing.routers import Bird, ExaBgp, Frr, GoBgp, Routed, Router, resource
 
@@ -81,6 +82,9 @@ def exabgp(namespace: Namespace, asn: int = TOR_AS, node_as: int = NODE_AS) -> E
 
     return ExaBgp(namespace, neighbor(TOR4, NODE4, 4, NET4) + neighbor(TOR6, NODE6, 6, NET6))
 
+
+#: The fixture `on_the_wire`: a namespace, its interface, and the addresses to be judged.
+Wire = Callable[..., Capture]
 
 TORS: dict[str, Callable[[Namespace], Router]] = {"bird": bird, "frr": frr, "gobgp": gobgp, "exabgp": exabgp}
 
