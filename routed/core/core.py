@@ -8,10 +8,8 @@ never waits for a table walk.
 Order of a turn, as the daemon drives it: feed inputs; then `flush(now)` once, again in later turns while it returns
 True; carry out `effects`; for every connection in `writable`, `take` and write.
 
-Restart (RFC 4724 4.1): when the kernel held routes of ours at start, what we choose is neither advertised nor programmed
-until the peers have sent their End-of-RIB (or `DEFERRAL_MAX` has passed), and what the kernel holds beyond it is swept
-only after that; until then OPENs to peers that have not been up since say that this speaker has restarted and forwards
-as before (R and F bits), or they would drop its routes when they come back. A start without such routes defers nothing.
+Restart (RFC 4724 4.1): see `core/restart`; until it is over, OPENs to peers that have not been up since say that this
+speaker has restarted and forwards as before (R and F bits), or they would drop its routes when they come back.
 
 Long for one idea: whatever happens between rooms happens here and nowhere else, in the order of one list of inputs.
 
@@ -45,6 +43,7 @@ from routed.bgp.update import AttributePool, Update
 from routed.core.effects import Close, Connect, Effect, Guard, Guards, Level, Listen, Log, Milestone, Routes, Sweep
 from routed.core.learned import Key, Learned, Learner
 from routed.core.peer import Peer
+from routed.core.restart import Restart, awaited
 from routed.desired import Gateway, KernelRoute, RouteBatch, RouteKind
 from routed.model.resources import Update as ResourceUpdate
 from routed.net.addresses import format_address, format_router_id, is_link_local
@@ -61,14 +60,6 @@ from routed.rib.nexthops import NextHop, NextHopTable
 from routed.rib.path import HIGHEST_LOCAL_PREF, Path, Source, SourceKind
 from routed.rib.program import Programming
 from routed.rib.table import PATH_CACHE, SLICE, Change, FamilyRib
-
-#: Seconds a restarting speaker at least waits for peers that are not up yet, and at most for anything (RFC 4724 4.1). The
-#: shorter one is also what a peer that sends no End-of-RIB has to announce its routes again before old ones are swept.
-DEFERRAL_SETTLE = 10.0
-DEFERRAL_MAX = 30.0
-
-#: Seconds after which routes found at start are swept even if a peer never came back: our own restart time.
-SWEEP_MAX = 120.0
 
 #: Seconds stale routes are kept for a restarted peer whose End-of-RIB does not come.
 STALE_MAX = 360.0
@@ -167,13 +158,7 @@ class Core:
         self.local = Source("local", SourceKind.LOCAL, 0, b"")
         self.learned = Source("kernel", SourceKind.LOCAL, 0, b"")
         """Our own routes too, but put into the kernel by others: see `core/learned`."""
-        self.deferring = bool(settings.routes_found)
-        """Route selection is deferred: nothing is advertised or programmed yet."""
-        self.sweep_pending = bool(settings.routes_found)
-        self.in_sync_at: float | None = None
-        """Since when there is something to act on: what an earlier run saved, or what the datastore says."""
-        self.synced_at: float | None = None
-        """Since when the datastore itself has spoken: what is in the kernel and nobody asks for may go."""
+        self.restart = Restart(routes_found=bool(settings.routes_found))
         self.stopping = False
         self.watch_sessions: Callable[[Peer, StateChanged], None] | None = None
         self.watch_routes: Callable[[Family, Sequence[Change]], None] | None = None
@@ -210,7 +195,6 @@ class Core:
         self._next_hops_most = NEXT_HOPS
         self._listening = Listen(0)
         self._guards = Guards(())
-        self._restart_checked = float("-inf")
 
     # ================================================================ inputs: the datastore
 
@@ -233,15 +217,15 @@ class Core:
 
     def in_sync(self, now: float) -> None:
         """The datastore's first snapshot is complete: act on it from here on."""
-        if self.synced_at is None:
-            self.synced_at = now
+        if self.restart.synced_at is None:
+            self.restart.synced_at = now
         self._begin(now)
 
     def _begin(self, now: float) -> None:
-        if self.in_sync_at is None:
-            self.in_sync_at = now
+        if self.restart.in_sync_at is None:
+            self.restart.in_sync_at = now
             self._replan_needed = True
-            if self.deferring:
+            if self.restart.deferring:
                 self._log(
                     Level.INFO,
                     "restart",
@@ -400,7 +384,7 @@ class Core:
         """Do what the inputs of this turn led to, one slice of it; True where another call has more to do."""
         if self.stopping:  # sessions end, but the kernel keeps what it has
             return False
-        if self._replan_needed and self.in_sync_at is not None:
+        if self._replan_needed and self.restart.in_sync_at is not None:
             self._replan_needed = False
             plan = self._planner.plan()
             self.planned = True
@@ -418,7 +402,7 @@ class Core:
             if rib.kernel_changes:
                 chosen = True
                 kernel_changes = rib.take_kernel_changes()
-                if not self.deferring:
+                if not self.restart.deferring:
                     if self.plan.kernel.policy[family]:
                         batches = self._by_policy(family, [each for _, prefixes in kernel_changes for each in prefixes])
                     else:
@@ -426,7 +410,7 @@ class Core:
                     self.effects.append(Routes(batches))
         if chosen:
             self.measure(Milestone.CHOSEN)
-        if self.deferring or self.sweep_pending:
+        if not self.restart.is_over:
             self._check_restart(now)
         if self._jobs:  # after the changes so far were passed on: `UpdateGroup.count` must not see what it will hear of
             job = self._jobs[0]
@@ -457,11 +441,8 @@ class Core:
     def next_timer(self) -> float | None:
         """When `timer` wants to be called, or None."""
         at = self._timers[0][0] if self._timers else None
-        if (self.deferring or self.sweep_pending) and self.in_sync_at is not None:
-            for due in sorted(self._restart_looks(self.in_sync_at)):
-                if self._restart_checked < due:
-                    return due if at is None or due < at else at
-        return at
+        look = None if self.restart.is_over else self.restart.next_look(self.peers.values())
+        return look if at is None or (look is not None and look < at) else at
 
     # ================================================================ sessions
 
@@ -567,7 +548,7 @@ class Core:
                 peer.stale_until = now + STALE_MAX
             if family in negotiated.families:
                 adj_out = AdjRibOut(peer.source, self._group(self._export_policy(peer, family)))
-                adj_out.held = self.deferring
+                adj_out.held = self.restart.deferring
                 peer.adj_out[family] = adj_out
                 self.writable.add(event.conn)
 
@@ -854,7 +835,7 @@ class Core:
         for family, rib in self.ribs.items():
             if plan.kernel.normal_priority[family] != old.kernel.normal_priority[family]:
                 self._priorities_changed(family, rib)
-            elif plan.kernel.policy[family] != old.kernel.policy[family] and not self.deferring and rib.table:
+            elif plan.kernel.policy[family] != old.kernel.policy[family] and not self.restart.deferring and rib.table:
                 self._jobs.append(self._program_all(family, absent=True))
         if plan.learn != old.learn or not self._learner.configured:
             self._originate_learned(self._learner.configure(plan.learn))
@@ -966,7 +947,7 @@ class Core:
         neighbor = Neighbor(plan.session, rng=self._random, pool=self._pool, allocate=self._allocate)
         peer = self.peers[plan.name] = Peer(plan, neighbor)
         peer.source.default_local_pref = default_local_pref(self.plan.kernel, plan.session.families[0])
-        if self.sweep_pending:
+        if self.restart.sweep_pending:
             neighbor.restarting(self.settings.routes_found)
         self._log(Level.INFO, plan.name, f"peer added: {plan.why}")
         neighbor.start(now)
@@ -983,7 +964,7 @@ class Core:
         self._drop_peer(plan.name, CeaseSubcode.OTHER_CONFIGURATION_CHANGE, reason, now)
         self._add_peer(plan, now)
         neighbor = self.peers[plan.name].neighbor
-        if before.established and not self.deferring:
+        if before.established and not self.restart.deferring:
             neighbor.restarting(None)  # it has been up since, and was told to forget what it heard
         counters = neighbor.counters
         counters.downs, counters.notifications = before.downs, before.notifications  # or nobody would see this one
@@ -1023,73 +1004,27 @@ class Core:
 
         Only `flush` calls it, after it has passed on what changed: a sweep must come behind the routes it spares.
         """
-        if self.in_sync_at is None or self._replan_needed:
+        restart = self.restart
+        if restart.in_sync_at is None or self._replan_needed:
             return
-        self._restart_checked = now
-        elapsed = now - self.in_sync_at
-        waiting = [peer for peer in self.peers.values() if self._awaited(peer)]
-        if self.deferring:
-            up = [peer for peer in waiting if peer.neighbor.state is State.ESTABLISHED]
-            if not waiting or elapsed >= DEFERRAL_MAX or (not up and elapsed >= DEFERRAL_SETTLE):
+        elapsed = restart.look(now)
+        if restart.deferring:
+            waiting = [peer for peer in self.peers.values() if awaited(peer)]
+            if restart.selects(waiting, elapsed):
                 self._select(waiting)
-        if (
-            self.sweep_pending
-            and self.synced_at is not None
-            and not self.deferring
-            # what was chosen must be asked of the kernel before the rest goes
-            and not self._jobs
-            and not any(rib.changes or rib.kernel_changes for rib in self.ribs.values())
-            and (
-                now - self.synced_at >= SWEEP_MAX
-                or not any(self._owes_routes(peer, now) for peer in self.peers.values())
-            )
-        ):
-            self.sweep_pending = False
+        # what was chosen must be asked of the kernel before the rest goes
+        if self._jobs or any(rib.changes or rib.kernel_changes for rib in self.ribs.values()):
+            return
+        if restart.sweeps(self.peers.values(), now):
+            restart.sweep_pending = False
             for peer in self.peers.values():
                 peer.neighbor.restarting(None)  # those that were not back: nothing of theirs is kept any more
             self._log(Level.INFO, "restart", "it is over: routes from before that nobody announced again are removed")
             self.effects.append(Sweep(tuple(sorted(self.settings.routes_found))))
 
-    def _awaited(self, peer: Peer) -> bool:
-        """Whether a restarting speaker still waits for this peer's End-of-RIB (RFC 4724 4.1)."""
-        negotiated = peer.neighbor.negotiated
-        if peer.neighbor.state is not State.ESTABLISHED or negotiated is None:
-            return not peer.neighbor.config.admin_down
-        restart = negotiated.graceful_restart
-        if restart is None or restart.restarting:
-            return False
-        return not peer.end_of_rib >= set(peer.adj_out)
-
-    def _owes_routes(self, peer: Peer, now: float) -> bool:
-        """Whether routes found at start may still be announced by this peer again.
-
-        Wider than `_awaited`: a peer that restarts too, or never heard of graceful restart, delays no route selection,
-        but what it announced before must not leave the kernel in the moment before it announces it again.
-        """
-        negotiated, came_up = peer.neighbor.negotiated, peer.neighbor.counters.established_at
-        if peer.neighbor.state is not State.ESTABLISHED or negotiated is None or came_up is None:
-            return not peer.neighbor.config.admin_down
-        if peer.end_of_rib >= set(peer.adj_out):
-            return False
-        return negotiated.graceful_restart is not None or now - came_up < DEFERRAL_SETTLE
-
-    def _restart_looks(self, in_sync_at: float) -> Iterator[float]:
-        """Times at which `_check_restart` may find a wait to be over."""
-        if self.deferring:
-            yield in_sync_at + DEFERRAL_SETTLE
-            yield in_sync_at + DEFERRAL_MAX
-            return
-        if self.synced_at is None:
-            return
-        yield self.synced_at + SWEEP_MAX
-        for peer in self.peers.values():
-            came_up = peer.neighbor.counters.established_at
-            if came_up is not None and peer.neighbor.state is State.ESTABLISHED:
-                yield came_up + DEFERRAL_SETTLE
-
     def _select(self, waiting: list[Peer]) -> None:
         """Route selection begins: program and advertise what was learned so far."""
-        self.deferring = False
+        self.restart.deferring = False
         missing = f", without {', '.join(peer.plan.name for peer in waiting[:5])}" if waiting else ""
         self._log(Level.INFO, "restart", f"route selection begins{missing}")
         for peer in self.peers.values():
@@ -1148,7 +1083,7 @@ class Core:
             return
         self._tunnel = found
         for family, policy in self.plan.kernel.policy.items():
-            if any(rule.programming is not Programming.LEAVE for rule in policy.rules) and not self.deferring:
+            if any(rule.programming is not Programming.LEAVE for rule in policy.rules) and not self.restart.deferring:
                 self._jobs.append(self._program_all(family, absent=True))
 
     # ================================================================ log

@@ -43,9 +43,9 @@ def status(core: Core, now: float) -> Row:
         "routerId": format_router_id(speaker.router_id) if speaker is not None else None,
         "as": speaker.local_as if speaker is not None else None,
         "listenPort": speaker.listen_port if speaker is not None else None,
-        "inSync": core.in_sync_at is not None,
-        "routeSelectionDeferred": core.deferring,
-        "sweepPending": core.sweep_pending,
+        "inSync": core.restart.in_sync_at is not None,
+        "routeSelectionDeferred": core.restart.deferring,
+        "sweepPending": core.restart.sweep_pending,
         "peers": {"configured": len(core.peers), "established": established},
         "routes": {
             family.label: {
@@ -61,7 +61,7 @@ def status(core: Core, now: float) -> Row:
             for (family, prefix), reason in sorted(core.plan.withheld.items())
         ],
         "problems": [*core.plan.problems, *core.address_problems, *_refused_connections(core, now)],
-        "uptimeSeconds": None if core.in_sync_at is None else round(now - core.in_sync_at, 3),
+        "uptimeSeconds": None if core.restart.in_sync_at is None else round(now - core.restart.in_sync_at, 3),
     }
 
 

@@ -196,11 +196,11 @@ class Metrics:
             case "ready":
                 return [((), self._ready())]
             case "in_sync":
-                return [((), core.in_sync_at is not None)]
+                return [((), core.restart.in_sync_at is not None)]
             case "route_selection_deferred":
-                return [((), core.deferring)]
+                return [((), core.restart.deferring)]
             case "sweep_pending":
-                return [((), core.sweep_pending)]
+                return [((), core.restart.sweep_pending)]
             case "problems":
                 return [
                     (("plan",), len(core.plan.problems) + len(core.address_problems)),

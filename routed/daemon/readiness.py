@@ -56,12 +56,12 @@ class ReadinessJudge:
     def look(self, now: float) -> None:
         """To be called every second: that all sessions were up must be seen also where nobody asks."""
         core = self._core
-        if self._settled or core.in_sync_at is None:
+        if self._settled or core.restart.in_sync_at is None:
             return
         wanted = [peer for peer in core.peers.values() if not peer.neighbor.config.admin_down]
         # the plan must have been made: peers begin to exist by it
         all_up = bool(wanted) and all(peer.neighbor.state is State.ESTABLISHED for peer in wanted)
-        self._settled = all_up or now - core.in_sync_at >= GRACE
+        self._settled = all_up or now - core.restart.in_sync_at >= GRACE
 
     def judge(self, now: float, *, kernel_problem: str, datastore_note: str, stopping: bool) -> Readiness:
         """`datastore_note`: what is wrong with the datastore although we go on with what it said last."""
@@ -77,23 +77,23 @@ class ReadinessJudge:
         reasons = []
         if stopping:
             reasons.append("routed is stopping")
-        if core.in_sync_at is None:
+        if core.restart.in_sync_at is None:
             reasons.append("the datastore has not been read yet" + (f": {datastore_note}" if datastore_note else ""))
         elif not core.planned:
             reasons.append("the first plan is being made")
-        elif core.deferring:
+        elif core.restart.deferring:
             reasons.append("route selection waits for the peers' routes after a restart")
         if kernel_problem:
             reasons.append(f"the kernel's routes cannot be kept: {kernel_problem}")
-        if down and core.in_sync_at is not None:
+        if down and core.restart.in_sync_at is not None:
             if not self._settled:
-                left = GRACE - (now - core.in_sync_at)
+                left = GRACE - (now - core.restart.in_sync_at)
                 reasons.append(
                     f"{len(down)} of {len(peers)} sessions are not up yet (for {left:.0f} s more all must be, then any)"
                 )
             elif len(down) == len(peers):
                 reasons.append(f"no session is up, of {len(peers)}")
-        notes = (datastore_note,) if datastore_note and core.in_sync_at is not None else ()
+        notes = (datastore_note,) if datastore_note and core.restart.in_sync_at is not None else ()
         return Readiness(tuple(reasons), notes, peers)
 
 

@@ -117,7 +117,7 @@ class Workloads:
     def ready(self) -> str:
         if not self.policy.synced or not self._core.planned:
             return "routed has not read the datastore yet; try again"
-        if self._core.deferring:
+        if self._core.restart.deferring:
             return "routed restarts and waits for its peers; try again"
         return ""
 

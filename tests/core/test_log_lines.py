@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from routed.core.core import SWEEP_MAX
+from routed.core.restart import SWEEP_MAX
 from routed.net.families import Family
 from routed.testing.world import Node, World
 from tests.core.test_nodes import POOLS, addresses, block, blocks, manifest, mesh, node

@@ -131,9 +131,9 @@ def test_a_restart_keeps_routes_everywhere_and_sweeps_only_after_end_of_rib() ->
         routes_found=frozenset(Family),
         kernel=gone.kernel,
     )
-    assert again.core.deferring
+    assert again.core.restart.deferring
     world.run(20)
-    assert not again.core.deferring
+    assert not again.core.restart.deferring
     assert len(again.sweeps) == 1
     assert nodes[0].routes() == before
     assert again.swept == {stale}, "a sweep comes behind the routes it must spare"
@@ -158,7 +158,7 @@ def restarted_without(world: World, missing: str) -> Node:
         routes_found=frozenset(Family),
         kernel=gone.kernel,
     )
-    assert world.run(20, until=lambda: not again.core.deferring)
+    assert world.run(20, until=lambda: not again.core.restart.deferring)
     assert established(again) == 2
     return again
 
@@ -224,7 +224,7 @@ def test_nothing_is_swept_while_a_peer_that_restarts_too_still_owes_its_routes()
     # the other waits ten seconds for a third node before it announces anything
     waits = [*both, node("n3", 3), *blocks("n2", 2)]
     world.add("n2", addresses(2), waits, routes_found=frozenset(Family), kernel=second.kernel)
-    assert world.run(5, until=lambda: not again.core.deferring and established(again) == 2)
+    assert world.run(5, until=lambda: not again.core.restart.deferring and established(again) == 2)
     world.run(5)
     assert not again.sweeps
     assert world.run(10, until=lambda: bool(again.sweeps))

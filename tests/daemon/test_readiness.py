@@ -68,9 +68,9 @@ def test_what_else_holds_it_back() -> None:
     core.in_sync(0.0)
     assert reasons(judge, 0.0) == ("the first plan is being made",)
     core.flush(0.0)
-    core.deferring = True
+    core.restart.deferring = True
     assert reasons(judge, 0.0) == ("route selection waits for the peers' routes after a restart",)
-    core.deferring = False
+    core.restart.deferring = False
     assert reasons(judge, 0.0, kernel="not permitted") == ("the kernel's routes cannot be kept: not permitted",)
     stopping = judge.judge(0.0, kernel_problem="", datastore_note="", stopping=True)
     assert stopping.reasons == ("routed is stopping",)

@@ -15,7 +15,8 @@ from routed.bgp.neighbor import NeighborConfig
 from routed.bgp.session import LARGE_HOLD_TIME, SEND_HOLD_TIME_MIN
 from routed.cli import main as cli
 from routed.cli.command import ExitStatus
-from routed.core.core import DEFERRAL_MAX, DEFERRAL_SETTLE, STALE_MAX, SWEEP_MAX
+from routed.core.core import STALE_MAX
+from routed.core.restart import DEFERRAL_MAX, DEFERRAL_SETTLE, SWEEP_MAX
 from routed.daemon import main as daemon
 from routed.dataplane.patience import REPAIR_FIRST, RETRY_FIRST, RETRY_LAST
 from routed.model import bgp, ipam, kubernetes, policies, schema, settings, workloads
