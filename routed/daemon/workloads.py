@@ -75,6 +75,13 @@ class Workloads:
             self.policy.start()
         except OSError as error:
             raise ConfigError("", f"cni.enabled: the kernel has no nf_tables: {error.strerror}") from None
+        folder = self._config.datastore_path
+        if os.path.isdir(folder) and not os.access(folder, os.W_OK | os.X_OK):
+            raise ConfigError(
+                "",
+                f"cni.enabled: pods' addresses and endpoints are written to the datastore, and routed may not write to "
+                f"{folder}; put datastore.path where it may, as below /var/lib/routed",
+            )
         path = self._config.cni.socket
         try:
             os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -20,22 +19,15 @@ from hypothesis import strategies as st
 
 from routed.cni import client, protocol
 from routed.cni.protocol import Call, encode_call, encode_result, encode_sysctls, parse_call
+from tests.cni.forms import FORMS, program
 
 SOURCE = Path(protocol.__file__).with_name("routed-cni.c")
-PYTHON = [sys.executable, "-I", "-S", client.__file__]
 
 
-@pytest.fixture(scope="module", params=["python", "c"])
+@pytest.fixture(scope="module", params=FORMS)
 def plugin(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """How to run it."""
-    if request.param == "python":
-        return PYTHON
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler")
-    target = tmp_path_factory.mktemp("cni") / "routed-cni"
-    subprocess.run([compiler, "-O2", "-Wall", "-Wextra", "-Werror", "-o", str(target), str(SOURCE)], check=True)
-    return [str(target)]
+    return program(request.param, tmp_path_factory.mktemp("cni"))
 
 
 @dataclass

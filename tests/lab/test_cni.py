@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
-from routed.cni import client
 from routed.testing.lab import Lab, Namespace, wait_for
 from routed.testing.lab.namespaces import NETNS
 from routed.testing.routers import Routed, resource
+from tests.cni.forms import FORMS, program
 
 pytestmark = pytest.mark.lab
 
-PLUGIN = (sys.executable, "-I", "-S", client.__file__)
 NETWORK = "pods"
 
 
@@ -38,6 +36,7 @@ class Runtime:
 
     node: Namespace
     socket: str
+    plugin: tuple[str, ...]
     version: str = "1.0.0"
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -64,7 +63,7 @@ class Runtime:
                 "CNI_ARGS": f"IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name or pod.name}",
             }
         done = subprocess.run(
-            ["nsenter", f"--net={NETNS}/{self.node.full_name}", "--", *PLUGIN],
+            ["nsenter", f"--net={NETNS}/{self.node.full_name}", "--", *self.plugin],
             input=json.dumps(configuration).encode(),
             stdout=subprocess.PIPE,
             env=environment,
@@ -80,12 +79,13 @@ class Runtime:
 
 
 class Node:
-    def __init__(self, lab: Lab, number: int) -> None:
+    def __init__(self, lab: Lab, number: int, form: str = "c") -> None:
         self.lab = lab
         self.number = number
         self.namespace = lab.namespace(f"n{number}", forward=True)
         self.routed = Routed(self.namespace, cni={"enabled": True, "socket": f"{self.namespace.folder}/cni.sock"})
-        self.runtime = Runtime(self.namespace, f"{self.namespace.folder}/cni.sock")
+        plugin = program(form, self.namespace.folder)
+        self.runtime = Runtime(self.namespace, f"{self.namespace.folder}/cni.sock", tuple(plugin))
 
     def start(self) -> None:
         self.routed.start()
@@ -116,10 +116,10 @@ def cluster(nodes: int) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.fixture
-def node() -> Iterator[Node]:
+@pytest.fixture(params=FORMS)
+def node(request: pytest.FixtureRequest) -> Iterator[Node]:
     with Lab() as lab:
-        made = Node(lab, 1)
+        made = Node(lab, 1, request.param)
         made.namespace.ip("link add eth0 type bridge", "link set eth0 up")
         made.namespace.address("eth0", "10.0.0.1/24", "fd00::1/64")
         made.routed.put(*cluster(1))

@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -309,6 +310,98 @@ def test_without_a_capability_it_says_what_it_misses(lab: Lab, package: Path, mi
         service.start()
         told = lambda: root.run("routedctl", "status") + root.run("routedctl", "show", "fib")  # noqa: E731
         wait_for(lambda: sentence in told().lower(), SOON, f"it says what it misses: {sentence}", state=told)
+
+
+# ---- pods
+
+PLUGINS = {
+    "c": ("/opt/cni/bin/routed-cni",),
+    "python": ("/usr/bin/python3", "-I", "-S", "/usr/lib/routed/routed/cni/client.py"),
+}
+
+
+@pytest.fixture(scope="module")
+def pod_node(lab: Lab, package: Path) -> Iterator[Service]:
+    """The service on a node whose pods are routed's. What it writes is where the unit lets it write."""
+    alone = lab.namespace("pod-node", forward=True)
+    alone.ip("link add eth0 type veth peer name eth1", "link set eth0 up", "link set eth1 up")
+    alone.address("eth0", "10.0.0.1/24", "fd00::1/64")
+    root = Root(alone)
+    root.host_path("/run/routed.deb").write_bytes(package.read_bytes())
+    root.run("dpkg", "-i", "/run/routed.deb")
+    root.run("install", "-d", "-o", "routed", "-g", "routed", "/var/lib/routed/resources")
+    shipped = yaml.safe_load(root.host_path("/etc/routed/routed.yaml").read_text())
+    shipped |= {
+        "nodeName": "node",
+        "cni": {"enabled": True},
+        "datastore": {"type": "file", "path": "/var/lib/routed/resources"},
+    }
+    root.host_path("/etc/routed/routed.yaml").write_text(yaml.safe_dump(shipped))
+    manifests = (
+        resource("Node", "node", {"bgp": {"ipv4Address": "10.0.0.1/24", "ipv6Address": "fd00::1/64"}}),
+        resource("IPPool", "v4", {"cidr": "10.65.0.0/24"}),
+        resource("IPPool", "v6", {"cidr": "fd00:65::/120"}),
+    )
+    root.host_path("/var/lib/routed/resources/all.yaml").write_text(yaml.safe_dump_all(manifests))
+    with minded(root) as made:
+        made.start()
+        yield made
+
+
+def cni(root: Root, plugin: str, command: str, pod: Namespace | None = None, version: str = "1.0.0") -> tuple[int, Any]:
+    """A call of the plugin as it is installed, with the configuration as it is shipped: status and output."""
+    shipped = json.loads(root.host_path("/usr/share/doc/routed/examples/10-routed.conflist").read_text())
+    configuration = {**shipped["plugins"][0], "name": shipped["name"], "cniVersion": version}
+    configuration["ipam"]["assign_ipv6"] = "true"
+    variables = {"CNI_COMMAND": command}
+    if pod is not None:
+        inside = pod.start("holder", "sh", "-c", "echo inside; exec sleep infinity")
+        wait_for(lambda: "inside" in inside.text(), SOON, "the pod's namespace has a process")
+        variables |= {"CNI_CONTAINERID": pod.name, "CNI_NETNS": f"/proc/{inside.pid}/ns/net", "CNI_IFNAME": "eth0"}
+        variables["CNI_ARGS"] = f"K8S_POD_NAMESPACE=default;K8S_POD_NAME={pod.name}"
+    done = subprocess.run(
+        root.command(*PLUGINS[plugin]),
+        input=json.dumps(configuration).encode(),
+        stdout=subprocess.PIPE,
+        env={**os.environ, **variables},
+        check=False,
+        timeout=60,
+    )
+    return done.returncode, json.loads(done.stdout) if done.stdout else None
+
+
+@pytest.mark.parametrize("plugin", PLUGINS)
+def test_the_unit_s_daemon_takes_pods_of_the_installed_plugin(pod_node: Service, lab: Lab, plugin: str) -> None:
+    root, machine = pod_node.root, pod_node.root.namespace
+    wait_for(lambda: cni(root, plugin, "STATUS", version="1.1.0") == (0, None), SOON, "takes pods", state=pod_node.log)
+    uid, _ = root.users_id("routed")
+    mask = f"{sum(1 << number for number in CAPABILITIES.values()):016x}"
+    assert pod_node.state()["Uid"].split() == [str(uid)] * 4 and pod_node.state()["CapEff"] == mask
+    pods, addresses = [lab.namespace(f"{plugin}-{number}") for number in range(2)], []
+    for pod in pods:
+        status, result = cni(root, plugin, "ADD", pod)
+        assert status == 0, (result, pod_node.log())
+        addresses.append([ip["address"].partition("/")[0] for ip in result["ips"]])
+    assert len(addresses[0]) == 2
+    for address in addresses[1]:
+        assert pods[0].pings(address) and machine.pings(address), pod_node.log()
+    for pod in pods:
+        assert cni(root, plugin, "DEL", pod) == (0, None)
+    wait_for(lambda: "cali" not in machine.run("ip", "-br", "link"), SOON, "the interfaces go", state=pod_node.log)
+    assert json.loads(root.run("routedctl", "status", "--json"))["problems"] == []
+
+
+def test_a_datastore_it_may_not_write_is_said_at_the_start(pod_node: Service) -> None:
+    pod_node.stop()
+    configured = pod_node.root.host_path("/etc/routed/routed.yaml")
+    settings = yaml.safe_load(configured.read_text())
+    settings["datastore"]["path"] = "/etc/routed/resources"
+    configured.write_text(yaml.safe_dump(settings))
+    with (
+        minded(pod_node.root) as service,
+        pytest.raises(Exception, match="may not write to /etc/routed/resources; put datastore"),
+    ):
+        service.start()
 
 
 # ---- restarts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import json
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 
 from package import wheel
 from routed import __version__
+from routed.cni.protocol import VERSIONS
 from tests.house.rooms import PACKAGE, ROOT, project_files
 
 SOON = 30.0
@@ -80,6 +82,25 @@ def test_the_programs_are_those_of_the_wheel(prefix: Path) -> None:
     assert where.startswith(str(prefix)), "not the sources"
     assert output(prefix, "routed", "--version") == f"routed {__version__}\n"
     assert "show neighbors" in output(prefix, "routedctl", "--help")
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_the_plugin_starts_isolated_and_by_a_link_too(prefix: Path, tmp_path: Path, linked: bool) -> None:
+    program = prefix / "bin/routed-cni"
+    if linked:
+        (tmp_path / "routed-cni").symlink_to(program)
+        program = tmp_path / "routed-cni"
+    (tmp_path / "posix.py").write_text("raise SystemExit('the caller chose our modules')")
+    (tmp_path / "sitecustomize.py").write_text("raise SystemExit('the caller chose what runs before us')")
+    done = subprocess.run(
+        [str(program)],
+        input=b'{"cniVersion": "1.1.0"}',
+        stdout=subprocess.PIPE,
+        check=True,
+        cwd=tmp_path,
+        env={"PATH": os.defpath, "CNI_COMMAND": "VERSION", "PYTHONPATH": str(tmp_path)},
+    )
+    assert json.loads(done.stdout)["supportedVersions"] == list(VERSIONS)
 
 
 @contextlib.contextmanager
