@@ -90,6 +90,15 @@ class Request:
         return f"{self.network}.{self.container_id}"
 
 
+def version_of(call: Call) -> str:
+    """The version an answer is written in: the one asked for, if we know it."""
+    try:
+        version = _configuration(call.configuration).get("cniVersion")
+    except CniError:
+        version = None
+    return version if isinstance(version, str) and version in VERSIONS else "1.0.0"
+
+
 def parse_request(call: Call) -> Request:
     """Raises CniError."""
     environment = call.environment

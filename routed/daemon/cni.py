@@ -13,7 +13,7 @@ import socket
 import stat
 from collections.abc import Awaitable, Callable, Iterable
 
-from routed.cni.call import DECODE_FAILURE, INTERNAL, TRY_AGAIN, Request, format_error, parse_request
+from routed.cni.call import DECODE_FAILURE, INTERNAL, TRY_AGAIN, Request, format_error, parse_request, version_of
 from routed.cni.protocol import MAX_MESSAGE, SYSCTLS_DONE, encode_result, encode_sysctls, parse_call
 from routed.errors import CniError, RoutedError
 
@@ -148,10 +148,11 @@ class CniServer:
         version = "1.0.0"
         try:
             try:
-                request = parse_request(parse_call(message))
+                call = parse_call(message)
             except ValueError as error:
                 raise CniError(DECODE_FAILURE, f"the plugin is of another version than the daemon: {error}") from None
-            version = request.version
+            version = version_of(call)
+            request = parse_request(call)
             if len(descriptors) == _DESCRIPTORS:
                 with socket.socket(fileno=os.dup(descriptors[0])) as netlink:
                     output = await self._handler(request, Inside(netlink, descriptors[1]), conversation)
