@@ -4,7 +4,8 @@ Each is made for a namespace with its configuration in its own language, started
 (which neighbours are up) and `routes()` (what it holds, by prefix), and ended with `stop()` (SIGTERM) or `kill()`.
 Nothing of theirs is kept outside the namespace's folder. `missing(...)` says which are not installed.
 
-A route is told as text in the router's own words, for a test to look for what matters in it; `routed` answers in JSON.
+A route is told as text in the router's own words, for a test to look for what matters in it, and by `told` attribute by
+attribute, in the same form by all.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ import yaml
 
 from routed.control.client import ControlClient, Unreachable
 from routed.control.protocol import SOCKET_NAME
+from routed.testing import told
 from routed.testing.lab import LabError, Namespace, Process, run, wait_for
+from routed.testing.told import Told
 
 API = "projectcalico.org/v3"
 
@@ -91,6 +94,10 @@ class Router:
     def routes(self, *, ipv6: bool = False) -> dict[str, str]:
         """What it holds, in its own words."""
         raise LabError(f"{self.name} cannot list routes{' of IPv6' if ipv6 else ''}")
+
+    def told(self, prefix: str) -> Told | None:
+        """The attributes of the route it uses for a prefix; None where it has none."""
+        raise LabError(f"{self.name} cannot tell of {prefix}")
 
     @property
     def alive(self) -> bool:
@@ -221,6 +228,10 @@ class Routed(Router):
         candidates: list[Json] = self.route(prefix).get("candidates", [])
         return next((path for path in candidates if path["best"]), {})
 
+    def told(self, prefix: str) -> Told | None:
+        found = self.best(prefix)
+        return told.of_routed(found) if found else None
+
     def fib(self) -> dict[str, Json]:
         return {row["prefix"]: row for row in self.stream("fib")}
 
@@ -272,6 +283,10 @@ class Bird(Router):
             elif last and line[:1].isspace():
                 found[last] += "\n" + line
         return found
+
+    def told(self, prefix: str) -> Told | None:
+        found = self.routes(ipv6=":" in prefix)
+        return told.of_bird(found[prefix]) if prefix in found else None
 
 
 class Frr(Router):
@@ -336,6 +351,10 @@ class Frr(Router):
         paths: list[Json] = found.get("paths", [])
         return paths
 
+    def told(self, prefix: str) -> Told | None:
+        paths = (path for path in self.route(prefix) if path.get("bestpath", {}).get("overall"))
+        return next((told.of_frr(path) for path in paths), None)
+
 
 class GoBgp(Router):
     """GoBGP. `config` is its TOML."""
@@ -363,6 +382,10 @@ class GoBgp(Router):
     def routes(self, *, ipv6: bool = False) -> dict[str, str]:
         found: Json = _json(self.ctl("global", "rib", "-a", "ipv6" if ipv6 else "ipv4", "-j"))
         return {prefix: json.dumps(paths) for prefix, paths in found.items()}
+
+    def told(self, prefix: str) -> Told | None:
+        found: Json = _json(self.ctl("global", "rib", "-a", "ipv6" if ":" in prefix else "ipv4", "-j"))
+        return next((told.of_gobgp(path) for path in found.get(prefix, ()) if path.get("best")), None)
 
 
 class ExaBgp(Router):
@@ -419,6 +442,13 @@ class ExaBgp(Router):
             for row in update.get("withdraw", {}).get(wanted, []):
                 found.pop(row["nlri"], None)
         return found
+
+    def told(self, prefix: str) -> Told | None:
+        found = self.routes(ipv6=":" in prefix)
+        if prefix not in found:
+            return None
+        attributes: Json = json.loads(found[prefix])
+        return told.of_exabgp(attributes.pop("next-hop"), attributes)
 
 
 # ---- what they say of their sessions: the state by the neighbour's address

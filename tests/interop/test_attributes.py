@@ -186,19 +186,6 @@ def test_a_neighbour_with_two_octet_as_numbers(chain: tuple[Routed, Namespace, N
         assert 17 not in back.attributes
 
 
-def test_a_bird_without_four_octet_as_numbers(chain: tuple[Routed, Namespace, Namespace]) -> None:
-    routed, left, right = chain
-    routed.put(peer("left", LEFT, 65002), peer("right", RIGHT, 65003))
-    last = bird(right, RIGHT, 65003, 65001, extra="enable as4 off;")
-    last.start()
-    routed.start()
-    with ScriptedPeer(left, LEFT, NODE, asn=65002) as one:
-        one.establish()
-        one.send(update(origin() + as_path(65002, 4200000001) + next_hop(LEFT), nlri(NET)))
-        text = wait_for(lambda: last.routes().get(NET), 20, "BIRD has the route", state=routed.sessions)
-        assert dict(re.findall(r"BGP\.(\w+): (.*)", text))["as_path"] == "65001 65002 4200000001"
-
-
 def test_ipv6_next_hops_with_and_without_link_local(chain: tuple[Routed, Namespace, Namespace]) -> None:
     """RFC 2545: a link-local next hop may stand beside the global one; we pass on our own global one."""
     routed, left, right = chain
