@@ -20,6 +20,7 @@ import yaml
 from routed.control.client import ControlClient
 from routed.control.protocol import DEFAULT_RUN_DIR, SOCKET_NAME
 from routed.errors import ConfigError, RoutedError
+from routed.net.prefixes import parse_prefix
 from routed.observe.logs import harmless
 
 DEFAULT_CONFIG = "/etc/routed/routed.yaml"
@@ -144,7 +145,9 @@ class Commands:
         return parser
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
-        """The arguments of a command line; argparse exits by itself on wrong usage."""
+        """The arguments of a command line; argparse exits by itself on wrong usage, and for `help WORDS`."""
+        if argv[:1] == ["help"]:
+            argv = [*argv[1:], "--help"]
         return self.parser.parse_args(self.in_full(argv))
 
     def in_full(self, argv: Sequence[str]) -> list[str]:
@@ -193,6 +196,15 @@ def _seconds(text: str) -> float:
     if not SHORTEST_WATCH <= seconds <= 86400:
         raise argparse.ArgumentTypeError(f"must be a number of seconds from {SHORTEST_WATCH} to 86400, not {text!r}")
     return seconds
+
+
+def prefix_or_address(text: str) -> str:
+    """The type of an argument: `a.b.c.d/n`, `x::/n`, or an address. Raises ArgumentTypeError."""
+    try:
+        parse_prefix(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a prefix nor an address") from None
+    return text
 
 
 def socket_path(arguments: argparse.Namespace) -> str:

@@ -6,7 +6,7 @@ import argparse
 import json
 from collections.abc import Iterable, Iterator
 
-from routed.cli.command import Commands, ExitStatus, Row, connect, emit_each
+from routed.cli.command import Commands, ExitStatus, Row, connect, emit_each, prefix_or_address
 from routed.observe.logs import harmless
 
 KINDS = ("session", "datastore", "kernel", "daemon", "route")
@@ -32,7 +32,7 @@ def add(commands: Commands) -> None:
         choices=KINDS,
         help="only events of this kind, may be repeated; without it all but route, which are told to followers only",
     )
-    events.add_argument("--prefix", metavar="PREFIX", help="of the routes only this prefix")
+    events.add_argument("--prefix", type=prefix_or_address, metavar="PREFIX", help="of the routes only this prefix")
     events.add_argument("--longer", action="store_true", help="also the prefixes that lie within --prefix")
 
 

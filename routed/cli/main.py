@@ -34,7 +34,8 @@ examples:
   routedctl apply -f peers.yaml                 write resources to the datastore
   routedctl shutdown --reason "new kernel"      end all sessions and the daemon
 
-Words may be shortened while one command only is meant: `routedctl sh ne`. Every command has its own --help.
+Words may be shortened while one command only is meant: `routedctl sh ne`. Every command has its own --help,
+which `routedctl help COMMAND` shows, too.
 
 exit status: """
 
@@ -64,10 +65,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(harmless(f"routedctl: {error}") + "\n")
         return status_of(error)
     except BrokenPipeError:  # the reader (`| head`) has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return ExitStatus.OK
+    except OSError as error:
+        _drop_output()
+        sys.stderr.write(f"routedctl: cannot write the output: {error.strerror}\n")
+        return ExitStatus.ERROR
     except KeyboardInterrupt:
         return ExitStatus.INTERRUPTED
+
+
+def _drop_output() -> None:
+    """What is left in the buffer goes nowhere: the interpreter would complain at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def status_of(error: RoutedError) -> ExitStatus:

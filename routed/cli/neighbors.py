@@ -15,12 +15,13 @@ from routed.cli.command import (
     ask,
     connect,
     each,
+    prefix_or_address,
     sentence,
     show_list,
     show_one,
     stream,
 )
-from routed.cli.tables import duration, facts, table, terminal_width
+from routed.cli.tables import NARROWEST, duration, facts, table, terminal_width
 from routed.errors import ControlError
 from routed.observe.logs import harmless
 
@@ -28,8 +29,14 @@ NUMBERS = frozenset(
     {"AS", "Rcvd", "Best", "Sent", "V", "MsgRcvd", "MsgSent", "OutQ", "State/PfxRcd", "PfxSnt", "Pref", "MED"}
 )
 
-#: Columns that may be cut on a narrow terminal.
-TEXTS = frozenset({"Name", "Desc", "AS path", "Communities", "Verdict", "From"})
+#: What may be cut on a narrow terminal, and to how many characters.
+TEXTS = {
+    "Name": NARROWEST, "Desc": NARROWEST, "AS path": NARROWEST, "Communities": NARROWEST, "From": NARROWEST,
+    "Verdict": 24, "State": 12,
+}  # fmt: skip
+
+#: Attributes that are left out on a narrow terminal, the first of them first.
+SPARE_ATTRIBUTES = ("Communities", "MED", "Origin", "Pref", "AS path")
 
 
 def add(commands: Commands) -> None:
@@ -84,7 +91,9 @@ def add(commands: Commands) -> None:
     ):
         parser = commands.add(f"show {name}", run, text, watch=True, examples=examples)
         parser.add_argument("address", metavar="ADDR", help="a neighbour's address or name")
-        parser.add_argument("prefix", nargs="?", metavar="PREFIX", help="a prefix, or an address it covers")
+        parser.add_argument(
+            "prefix", nargs="?", type=prefix_or_address, metavar="PREFIX", help="a prefix, or an address it covers"
+        )
         parser.add_argument("--longer", action="store_true", help="also the prefixes that lie within PREFIX")
         parser.set_defaults(request=name)
         if run is _advertised:
@@ -201,7 +210,9 @@ def _clear(arguments: argparse.Namespace) -> int:
 def neighbors(rows: Iterable[Row]) -> Iterator[str]:
     """`routedctl show neighbors`: one line a neighbour."""
     headings = ("Neighbor", "AS", "State", "Up/Down", "Rcvd", "Best", "Sent", "Name")
-    yield from table(headings, map(_neighbor_line, rows), right=NUMBERS, width=terminal_width())
+    yield from table(
+        headings, map(_neighbor_line, rows), right=NUMBERS, width=terminal_width(), spare=("Best",), shrink=TEXTS
+    )
 
 
 def summary(answer: Row) -> Iterator[str]:
@@ -217,7 +228,14 @@ def summary(answer: Row) -> Iterator[str]:
         up = sum(1 for row in peers if row.get("state") == "Established")
         yield ""
         yield f"{label}: {family.get('prefixes')} prefixes, table version {family.get('tableVersion')}"
-        yield from table(headings, map(_summary_line, peers), right=NUMBERS, width=terminal_width())
+        yield from table(
+            headings,
+            map(_summary_line, peers),
+            right=NUMBERS,
+            width=terminal_width(),
+            shrink=TEXTS,
+            spare=("V", "OutQ", "MsgSent", "MsgRcvd", "Desc"),
+        )
         counts = [sum(row.get(name) or 0 for row in peers) for name in ("prefixesReceived", "prefixesSent")]
         yield f"{len(peers)} neighbors, {up} established; {counts[0]} prefixes received, {counts[1]} sent"
 
@@ -359,7 +377,14 @@ def _stale(family: Row) -> str:
 def received_table(rows: Iterable[Row]) -> Iterator[str]:
     """`routedctl show received ADDR`: a line a prefix."""
     lines = ((_mark(row), row.get("prefix"), *attributes_line(row), _verdict(row)) for row in rows)
-    yield from table(("", "Prefix", *ATTRIBUTES, "Verdict"), lines, right=NUMBERS, width=terminal_width(), shrink=TEXTS)
+    yield from table(
+        ("", "Prefix", *ATTRIBUTES, "Verdict"),
+        lines,
+        right=NUMBERS,
+        width=terminal_width(),
+        shrink=TEXTS,
+        spare=SPARE_ATTRIBUTES,
+    )
 
 
 def _mark(row: Row) -> str:
@@ -397,7 +422,12 @@ def advertised_table(rows: Iterable[Row]) -> Iterator[str]:
     """`routedctl show advertised ADDR`: a line a prefix."""
     lines = ((row.get("prefix"), *attributes_line(row), row.get("from"), _told(row)) for row in rows)
     yield from table(
-        ("Prefix", *ATTRIBUTES, "From", "State"), lines, right=NUMBERS, width=terminal_width(), shrink=TEXTS
+        ("Prefix", *ATTRIBUTES, "From", "State"),
+        lines,
+        right=NUMBERS,
+        width=terminal_width(),
+        shrink=TEXTS,
+        spare=("From", *SPARE_ATTRIBUTES),
     )
 
 

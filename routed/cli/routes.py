@@ -6,14 +6,14 @@ import argparse
 from collections.abc import Iterable, Iterator
 
 from routed.cli.attributes import attribute_facts
-from routed.cli.command import SHOW, Commands, Row, each, stream
-from routed.cli.tables import facts, table, terminal_width
+from routed.cli.command import SHOW, Commands, Row, each, prefix_or_address, stream
+from routed.cli.tables import NARROWEST, facts, table, terminal_width
 from routed.observe.logs import harmless
 
 NUMBERS = frozenset({"Pref"})
 
-#: Columns that may be cut on a narrow terminal.
-TEXTS = frozenset({"Route", "From", "AS path", "Kernel", "State"})
+#: What may be cut on a narrow terminal, and to how many characters: a next hop with its interface stays whole.
+TEXTS = {"Route": 36, "From": NARROWEST, "AS path": NARROWEST, "Kernel": NARROWEST, "State": NARROWEST}
 
 
 def add(commands: Commands) -> None:
@@ -30,7 +30,9 @@ def add(commands: Commands) -> None:
         ],
         aliases=["routes"],
     )
-    shown.add_argument("prefix", nargs="?", metavar="PREFIX", help="a prefix, or an address it covers")
+    shown.add_argument(
+        "prefix", nargs="?", type=prefix_or_address, metavar="PREFIX", help="a prefix, or an address it covers"
+    )
     shown.add_argument("--all", action="store_true", help="every path with the step that decided, refused ones too")
     commands.add(
         "show fib",
@@ -54,7 +56,14 @@ def _fib(arguments: argparse.Namespace) -> int:
 def routes(rows: Iterable[Row]) -> Iterator[str]:
     """`routedctl show route`: a line for each path in use."""
     headings = ("", "Prefix", "Route", "From", "Pref", "AS path", "Kernel")
-    yield from table(headings, _route_lines(rows), right=NUMBERS, width=terminal_width(), shrink=TEXTS)
+    yield from table(
+        headings,
+        _route_lines(rows),
+        right=NUMBERS,
+        width=terminal_width(),
+        shrink=TEXTS,
+        spare=("Pref", "From", "AS path"),
+    )
 
 
 def _route_lines(rows: Iterable[Row]) -> Iterator[tuple[object, ...]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 from routed.observe.logs import harmless
 
@@ -14,8 +15,10 @@ SAMPLE = 1000
 
 GAP = "  "
 
-#: Characters of a column that is made narrower, at least.
+#: Characters of a column that is made narrower, at least, where there is nothing to be said of it.
 NARROWEST = 8
+
+NOTHING: Mapping[str, int] = MappingProxyType({})
 
 
 def terminal_width() -> int | None:
@@ -31,27 +34,42 @@ def table(
     *,
     right: frozenset[str] = frozenset(),
     width: int | None = None,
-    shrink: frozenset[str] = frozenset(),
+    shrink: Mapping[str, int] = NOTHING,
+    spare: Sequence[str] = (),
 ) -> Iterator[str]:
     """Lines of a table. The columns named in `right` are flush right.
 
-    Where a line would be wider than `width`, the widest columns of `shrink` are made narrower, and what does not fit into
-    them is cut; where that is not enough, the end of the line is.
+    Where a line would be wider than `width`, the columns of `shrink` are made narrower, the widest first and each down to
+    the number of characters that stands there, and what does not fit into them is cut. Where that is not enough, the
+    columns named in `spare` are left out, the first of them first, with a line behind the table that names them. Only
+    where that is still not enough the end of the line is cut.
     """
     rows = iter(rows)
     sample = [_cells(row) for _, row in zip(range(SAMPLE), rows, strict=False)]
     widths = [max(len(cell) for cell in column) for column in zip(headings, *sample, strict=True)]
-    narrowed = [width is not None and heading in shrink for heading in headings]
+    kept = list(range(len(headings)))
+    left_out = []
+    least = [min(size, shrink.get(heading, size)) for heading, size in zip(headings, widths, strict=True)]
     if width is not None:
-        widths = _fitted(widths, narrowed, width)
-    aligned_right = [heading in right for heading in headings]
+        for heading in spare:
+            if _length([least[at] for at in kept]) <= width:
+                break
+            left_out.append(heading)
+            kept.remove(headings.index(heading))
+    widths, least = [widths[at] for at in kept], [least[at] for at in kept]
+    if width is not None:
+        widths = _fitted(widths, least, width)
+    narrowed = [width is not None and headings[at] in shrink for at in kept]
+    aligned_right = [headings[at] in right for at in kept]
 
     def line(cells: Sequence[str]) -> str:
         padded = [
             _cut(cell, size if narrow else None).rjust(size)
             if flush
             else _cut(cell, size if narrow else None).ljust(size)
-            for cell, size, flush, narrow in zip(cells, widths, aligned_right, narrowed, strict=True)
+            for cell, size, flush, narrow in zip(
+                [cells[at] for at in kept], widths, aligned_right, narrowed, strict=True
+            )
         ]
         return _cut(GAP.join(padded).rstrip(), width)
 
@@ -60,13 +78,19 @@ def table(
         yield line(cells)
     for row in rows:
         yield line(_cells(row))
+    if left_out:
+        yield _cut(f"(no room for {', '.join(left_out)}; a wider terminal or --json has them)", width)
 
 
-def _fitted(widths: list[int], may_shrink: list[bool], width: int) -> list[int]:
-    """`widths` with the widest of the columns that may shrink made narrower, down to `NARROWEST`, until a line fits."""
+def _length(widths: Sequence[int]) -> int:
+    return sum(widths) + len(GAP) * (len(widths) - 1)
+
+
+def _fitted(widths: list[int], least: list[int], width: int) -> list[int]:
+    """`widths` with the widest of those above their `least` made narrower until a line fits."""
     widths = list(widths)
-    while sum(widths) + len(GAP) * (len(widths) - 1) > width:
-        wide = [size if may and size > NARROWEST else 0 for size, may in zip(widths, may_shrink, strict=True)]
+    while _length(widths) > width:
+        wide = [size if size > lowest else 0 for size, lowest in zip(widths, least, strict=True)]
         if not any(wide):
             break
         widths[wide.index(max(wide))] -= 1

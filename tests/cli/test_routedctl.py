@@ -577,6 +577,29 @@ def test_no_daemon(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         )
 
 
+@pytest.mark.parametrize("words", [["show", "route"], ["show", "received", "10.0.0.2"], ["events", "--prefix"]])
+def test_what_is_no_prefix_is_a_wrong_argument(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "10.0.0.0/33"])
+    assert ended.value.code == 2
+    assert "'10.0.0.0/33' is neither a prefix nor an address" in capsys.readouterr().err
+
+
+def test_help_is_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["help"], ["help", "show", "ro"]):
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert ended.value.code == 0
+    assert "usage: routedctl show route" in capsys.readouterr().out
+
+
+def test_an_output_that_cannot_be_written_is_said(ctl: Ctl) -> None:
+    argv = [sys.executable, "-m", "routed.cli.main", "--socket", str(ctl.path), "show", "neighbors"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (1, "routedctl: cannot write the output: No space left on device\n")
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may open everything")
 def test_no_permission(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tmp_path.chmod(0)

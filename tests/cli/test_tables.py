@@ -24,12 +24,30 @@ def test_the_last_column_is_cut_to_fit() -> None:
 
 def test_columns_that_may_shrink_do_so_before_the_last_is_cut() -> None:
     rows = [("10.0.0.0/8", "65001 " * 10, "why " * 20, "x")]
-    _, line = table(("Prefix", "AS path", "Why", "Z"), rows, width=60, shrink=frozenset({"AS path", "Why"}))
+    _, line = table(("Prefix", "AS path", "Why", "Z"), rows, width=60, shrink={"AS path": 8, "Why": 8})
     assert len(line) == 60
     assert line.startswith("10.0.0.0/8  65001 65001 65001") and line.endswith("…  x")
     assert line.count("…") == 2
-    _, line = table(("Prefix", "AS path"), [("10.0.0.0/8" * 5, "65001 " * 10)], width=40, shrink=frozenset({"AS path"}))
+    _, line = table(("Prefix", "AS path"), [("10.0.0.0/8" * 5, "65001 " * 10)], width=40, shrink={"AS path": 8})
     assert len(line) == 40
+
+
+def test_columns_are_left_out_before_what_matters_is_cut() -> None:
+    headings = ("Prefix", "Route", "From", "Pref", "Kernel")
+    rows = [("fd00:50::/64", "via fd00::254 dev eth0", "Global_fd00__254", 100, "installed")]
+
+    def lines(width: int) -> list[str]:
+        return list(table(headings, rows, width=width, shrink={"From": 8, "Route": 24}, spare=("Pref", "From")))
+
+    assert lines(80)[1] == "fd00:50::/64  via fd00::254 dev eth0  Global_fd00__254  100   installed"
+    assert lines(66)[1] == "fd00:50::/64  via fd00::254 dev eth0  Global_fd0…  100   installed"
+    assert lines(60)[1] == "fd00:50::/64  via fd00::254 dev eth0  Global_fd0…  installed"
+    assert lines(60)[2] == "(no room for Pref; a wider terminal or --json has them)"
+    assert lines(50)[:2] == [
+        "Prefix        Route                   Kernel",
+        "fd00:50::/64  via fd00::254 dev eth0  installed",
+    ]
+    assert lines(40)[1] == "fd00:50::/64  via fd00::254 dev eth0  i…"
 
 
 def test_long_tables_stream() -> None:
