@@ -9,8 +9,10 @@ from pathlib import Path
 
 from setuptools import setup
 
-#: Folders of this tree and where they come to be below the prefix (a venv, /usr). Man pages are there after `make man`.
+#: Folders of this tree and where they come to be below the prefix (a venv, /usr). Man pages and completions are there once
+#: `package.wheel` made them.
 DATA = {
+    "build/completions": "share",
     "build/man": "share/man/man{page}",
     "config": "share/doc/routed/examples",
     "systemd": "share/routed/systemd",

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from package import wheel
+from package import completions, wheel
 from routed import __version__
 
 ROOT = Path(__file__).parents[1]
@@ -134,6 +134,9 @@ def _unpack(file: Path, tree: Path) -> None:
             if name.startswith(f"{data}man/"):
                 place = tree / "usr/share" / f"{name.removeprefix(f'{data}')}.gz"
                 _write(place, gzip.compress(archive.read(name), 9, mtime=0))
+                continue
+            if name == data + completions.PLACES["zsh"]:
+                _write(tree / "usr/share" / completions.DEBIAN_ZSH, archive.read(name))
                 continue
             inside = name.removeprefix(f"{data}routed/systemd/")
             if inside == name:

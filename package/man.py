@@ -133,7 +133,8 @@ def _options(parser: argparse.ArgumentParser, skip: frozenset[str] = frozenset()
             continue
         name = ", ".join(action.option_strings) or str(action.metavar or action.dest)
         if action.option_strings and action.nargs != 0:
-            name += f" {action.metavar or action.dest.upper()}"
+            value = str(action.metavar or action.dest.upper())
+            name += f" [{value}]" if action.nargs == "?" else f" {value}"
         yield ".TP"
         yield f".B {escape(name)}"
         yield escape(_sentence((action.help or "") % {"prog": parser.prog, "default": action.default}))

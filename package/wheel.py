@@ -1,4 +1,4 @@
-"""The wheel: the package, and beside it man pages, the configuration as shipped, samples and systemd's files.
+"""The wheel: the package, and beside it man pages, completions, the configuration as shipped, samples and systemd's files.
 
     python -m package.wheel dist
 
@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from package import man
+from package import completions, man
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,6 +32,7 @@ def build(target: Path) -> Path:
         for file in FILES:
             shutil.copy(ROOT / file, tree / file)
         man.write(tree / "build" / "man")
+        completions.write(tree / "build" / "completions")
         made = Path(name) / "made"
         pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check"]
         offline = ["--no-deps", "--no-index", "--no-build-isolation"]

@@ -115,6 +115,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, server: HttpServer) -> None:
         self._server = server
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=REQUEST_SIZE)
+        self._octets = 0
         self._transport: asyncio.Transport | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
@@ -137,6 +138,10 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._task is not None or self not in self._server.connections:
             return  # what comes behind the request is not read
+        self._octets += len(data)
+        if self._octets > REQUEST_SIZE:  # h11 itself bounds only what is not whole yet
+            self._answer(Response(f"a request has {REQUEST_SIZE} octets at most\n".encode(), 431), head=False)
+            return
         try:
             self._http.receive_data(data)
             event = self._http.next_event()

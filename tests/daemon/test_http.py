@@ -99,7 +99,13 @@ def played(story: Callable[[Stage], Awaitable[None]]) -> None:
             b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"x" * 9000,
             b"431 ",
             b"Connection: close",
-            b"this is no request we read\n",
+            b"a request has 8192 octets at most\n",
+        ),
+        (
+            b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"x" * 60000 + b"\r\n\r\n",
+            b"431 ",
+            b"Connection: close",
+            b"a request has 8192 octets at most\n",
         ),
     ],
 )

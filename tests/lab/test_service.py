@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 import yaml
 
-from package import deb
+from package import completions, deb
 from routed import __version__
 from routed.testing.lab import Lab, Namespace, wait_for
 from routed.testing.routers import Bird, resource
@@ -155,6 +155,8 @@ def test_a_new_installation_is_complete_and_starts_nothing(root: Root) -> None:
     )
     assert root.run("dpkg", "--verify", "routed") == ""
     assert root.run("routed", "--version") == f"routed {__version__}\n"
+    for place in ("bash-completion/completions/routedctl", completions.DEBIAN_ZSH, completions.PLACES["fish"]):
+        assert "routedctl complete" in root.run("cat", f"/usr/share/{place}")
     uid, _ = root.users_id("routed")
     assert 0 < uid < 1000, "a user of the system"
     assert root.run("systemctl", "is-enabled", "routed", check=False).strip() == "disabled"

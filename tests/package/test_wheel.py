@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from package import wheel
+from package import completions, wheel
 from routed import __version__
 from routed.cni.protocol import VERSIONS
 from tests.house.rooms import PACKAGE, ROOT, project_files
@@ -56,6 +56,7 @@ def test_every_file_is_in_it(built: Path) -> None:
         elif name.parts[0] == "systemd":
             assert f"{data}/routed/systemd/{'/'.join(name.parts[1:])}" in names
     assert {f"{data}/man/man8/routed.8", f"{data}/man/man8/routedctl.8", f"{data}/man/man5/routed.yaml.5"} <= names
+    assert {f"{data}/{place}" for place in completions.PLACES.values()} <= names
     assert not [name for name in names if name.startswith(("tests/", "package/", "build/"))]
 
 
