@@ -131,9 +131,10 @@ def of_frr(path: Json) -> Told:
     def words(name: str) -> tuple[str, ...]:
         return tuple(path.get(name, {}).get("string", "").split())
 
+    text = path["aspath"]["string"]
     return Told(
         origin=path["origin"].lower(),
-        as_path=_sorted(path["aspath"]["string"]),
+        as_path="" if text == "Local" else _sorted(text),
         next_hop=path["nexthops"][0]["ip"],
         med=path.get("metric"),
         local_pref=path.get("locPrf"),

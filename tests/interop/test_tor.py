@@ -1,10 +1,13 @@
-"""eBGP with a top-of-rack switch of every make: sessions of both families, routes and their attributes both ways."""
+"""A top-of-rack switch of every make, external and internal: sessions of both families, whoever opens them; routes and
+their attributes both ways."""
 
 from __future__ import annotations
 
 import pytest
 
-from routed.testing.lab import Lab
+from routed.testing.lab import Lab, Namespace
+from routed.testing.routers import resource
+from routed.testing.told import Told
 from tests.interop.tors import (
     BLOCK4,
     BLOCK6,
@@ -18,6 +21,7 @@ from tests.interop.tors import (
     TOR_AS,
     TORS,
     Wire,
+    announce,
     node_and_tor,
     wait_for_routes,
     wait_for_sessions,
@@ -26,30 +30,54 @@ from tests.interop.tors import (
 pytestmark = pytest.mark.lab
 
 
-@pytest.mark.parametrize("internal", [False, True], ids=["ebgp", "ibgp"])
+#: Whether the session is an internal one, and who waits for the other to connect. As a node of a mesh whose address is the
+#: smaller one, routed does.
+KINDS = {"ebgp": (False, ""), "ibgp, tor waits": (True, "tor"), "ibgp, node waits": (True, "node")}
+
+
+def opened(namespace: Namespace, *addresses: str) -> set[str]:
+    """Those of a machine's addresses whose session it has opened itself: the other end has the port of BGP."""
+    rows = (line.split() for line in namespace.run("ss", "-Hnt", "state", "established", "dport = :179").splitlines())
+    return {row[2].rpartition(":")[0].strip("[]") for row in rows} & set(addresses)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("make", TORS)
-def test_routes_of_both_families_go_both_ways(lab: Lab, on_the_wire: Wire, make: str, internal: bool) -> None:
+def test_routes_of_both_families_go_both_ways(lab: Lab, on_the_wire: Wire, make: str, kind: str) -> None:
+    internal, waits = KINDS[kind]
     tor_as = NODE_AS if internal else TOR_AS
     routed, namespace = node_and_tor(lab, tor_as=tor_as)
+    if waits == "node":
+        addresses = {"ipv4Address": f"{TOR4}/24", "ipv6Address": f"{TOR6}/64", "asNumber": NODE_AS}
+        routed.put(resource("Node", "tor", {"bgp": addresses}))
+        for name in ("tor4", "tor6"):
+            routed.remove("BGPPeer", name)
     on_the_wire(routed.namespace, "eth0", NODE4, NODE6)
-    tor = TORS[make](namespace, tor_as)  # type: ignore[call-arg]
-    tor.launch()
+    tor = TORS[make](namespace, tor_as, passive=waits == "tor")
+    tor.start()
     routed.start()
-    wait_for_sessions(routed, tor)
-    if make == "gobgp":
-        for family, prefix, hop in (("ipv4", NET4, TOR4), ("ipv6", NET6, TOR6)):
-            tor.ctl("global", "rib", "-a", family, "add", prefix, "nexthop", hop, "community", "65100:7")
+    wait_for_sessions(routed, tor, 40)
+    announce(tor)
     wait_for_routes(routed, tor)
 
-    for prefix, hop in ((NET4, TOR4), (NET6, TOR6)):
-        path = routed.best(prefix)
-        assert (path["asPath"], path["origin"].upper(), path["nextHop"], path["communities"]) == (
-            *("" if internal else str(TOR_AS), "INCOMPLETE" if make == "gobgp" else "IGP"),
-            *(hop, ["65100:7"]),
+    for prefix, hop, block, block_hop in ((NET4, TOR4, BLOCK4, NODE4), (NET6, TOR6, BLOCK6, NODE6)):
+        assert routed.told(prefix) == Told(
+            origin="incomplete" if make == "gobgp" else "igp",
+            as_path="" if internal else str(TOR_AS),
+            next_hop=hop,
+            med=0 if make == "frr" else None,  # which it says of a network of its own
+            local_pref=100,
+            communities=("65100:7",),
         )
-    for prefix, hop, text in (
-        (BLOCK4, NODE4, tor.routes()[BLOCK4]),
-        (BLOCK6, NODE6, tor.routes(ipv6=True)[BLOCK6]),
-    ):
-        assert hop in text and (internal or str(NODE_AS) in text), prefix
+        assert tor.told(block) == Told(
+            origin="igp",
+            as_path="" if internal else str(NODE_AS),
+            next_hop=block_hop,
+            local_pref=100 if internal or make == "bird" else None,  # BIRD shows the one it assumes
+        )
+    assert {row["passive"] for row in routed.neighbors().values()} == {waits == "node"}
+    if waits == "tor":
+        assert opened(routed.namespace, NODE4, NODE6) == {NODE4, NODE6}
+    if waits == "node":
+        assert opened(namespace, TOR4, TOR6) == {TOR4, TOR6}
     assert routed.problems() == []

@@ -21,12 +21,19 @@ NET4, NET6 = "192.0.2.0/24", "2001:db8:1::/48"
 
 
 def bird(
-    namespace: Namespace, asn: int = TOR_AS, node_as: int = NODE_AS, extra: str = "", *, recover: bool = False
+    namespace: Namespace,
+    asn: int = TOR_AS,
+    node_as: int = NODE_AS,
+    extra: str = "",
+    *,
+    recover: bool = False,
+    passive: bool = False,
 ) -> Bird:
     def session(version: int, local: str, remote: str) -> str:
         family = f"ipv{version}"
         return (
             f"protocol bgp node{version} {{ local {local} as {asn}; neighbor {remote} as {node_as}; {extra}\n"
+            f"  passive {'yes' if passive else 'no'};"
             f"  connect delay time 1; connect retry time 2; error wait time 1, 2;\n"
             f"  {family} {{ import all; export filter {{ bgp_community.add((65100, 7)); accept; }}; }}; }}\n"
         )
@@ -42,9 +49,12 @@ def bird(
     )
 
 
-def frr(namespace: Namespace, asn: int = TOR_AS, node_as: int = NODE_AS, extra: str = "") -> Frr:
+def frr(
+    namespace: Namespace, asn: int = TOR_AS, node_as: int = NODE_AS, extra: str = "", *, passive: bool = False
+) -> Frr:
     neighbors = "".join(
         f" neighbor {address} remote-as {node_as}\n neighbor {address} timers 3 9\n neighbor {address} timers connect 1\n"
+        + (f" neighbor {address} passive\n" if passive else "")
         for address in (NODE4, NODE6)
     )
     return Frr(
@@ -57,12 +67,19 @@ def frr(namespace: Namespace, asn: int = TOR_AS, node_as: int = NODE_AS, extra: 
     )
 
 
-def gobgp(namespace: Namespace, asn: int = TOR_AS, node_as: int = NODE_AS) -> GoBgp:
+def gobgp(
+    namespace: Namespace, asn: int = TOR_AS, node_as: int = NODE_AS, *, graceful: bool = False, passive: bool = False
+) -> GoBgp:
+    """Its routes are no part of its configuration: `announce` gives them to it, each time it has started."""
+
     def neighbor(address: str, family: str) -> str:
         return (
             f'[[neighbors]]\n[neighbors.config]\nneighbor-address = "{address}"\npeer-as = {node_as}\n'
+            f"[neighbors.transport.config]\npassive-mode = {str(passive).lower()}\n"
             "[neighbors.timers.config]\nconnect-retry = 5\nhold-time = 9\nkeepalive-interval = 3\n"
+            f"[neighbors.graceful-restart.config]\nenabled = {str(graceful).lower()}\nrestart-time = 60\n"
             f'[[neighbors.afi-safis]]\n[neighbors.afi-safis.config]\nafi-safi-name = "{family}-unicast"\n'
+            f"[neighbors.afi-safis.mp-graceful-restart.config]\nenabled = {str(graceful).lower()}\n"
         )
 
     return GoBgp(
@@ -71,11 +88,14 @@ def gobgp(namespace: Namespace, asn: int = TOR_AS, node_as: int = NODE_AS) -> Go
     )
 
 
-def exabgp(namespace: Namespace, asn: int = TOR_AS, node_as: int = NODE_AS) -> ExaBgp:
+def exabgp(
+    namespace: Namespace, asn: int = TOR_AS, node_as: int = NODE_AS, *, graceful: bool = False, passive: bool = False
+) -> ExaBgp:
     def neighbor(local: str, remote: str, version: int, route: str) -> str:
         return (
             f"neighbor {remote} {{ router-id {TOR4}; local-address {local}; local-as {asn}; peer-as {node_as};\n"
-            f"  family {{ ipv{version} unicast; }}\n"
+            f"  family {{ ipv{version} unicast; }} {'passive true; listen 179;' if passive else ''}\n"
+            f"  capability {{ graceful-restart {60 if graceful else 'disable'}; }}\n"
             f"  static {{ route {route} next-hop {local} community [65100:7]; }}\n"
             "  api { processes [ watch ]; neighbor-changes; receive { parsed; update; } } }\n"
         )
@@ -83,10 +103,17 @@ def exabgp(namespace: Namespace, asn: int = TOR_AS, node_as: int = NODE_AS) -> E
     return ExaBgp(namespace, neighbor(TOR4, NODE4, 4, NET4) + neighbor(TOR6, NODE6, 6, NET6))
 
 
+def announce(tor: Router) -> None:
+    """What the others have in their configuration, for GoBGP."""
+    if isinstance(tor, GoBgp):
+        for family, prefix, hop in (("ipv4", NET4, TOR4), ("ipv6", NET6, TOR6)):
+            tor.ctl("global", "rib", "-a", family, "add", prefix, "nexthop", hop, "community", "65100:7")
+
+
 #: The fixture `on_the_wire`: a namespace, its interface, and the addresses to be judged.
 Wire = Callable[..., Capture]
 
-TORS: dict[str, Callable[[Namespace], Router]] = {"bird": bird, "frr": frr, "gobgp": gobgp, "exabgp": exabgp}
+TORS: dict[str, Callable[..., Router]] = {"bird": bird, "frr": frr, "gobgp": gobgp, "exabgp": exabgp}
 
 
 def node_and_tor(lab: Lab, node_as: int = NODE_AS, tor_as: int = TOR_AS) -> tuple[Routed, Namespace]:
