@@ -142,6 +142,8 @@ class Core:
         self.plan = Plan()
         self.planned = False
         """`plan` follows from the datastore: the first was made."""
+        self.planned_at: float | None = None
+        """When a plan last differed from the one before."""
         self.interfaces: dict[int, Interface] = {}
         self.refused: dict[bytes, Refused] = {}
         """The last addresses whose connections were refused, the latest last."""
@@ -387,6 +389,8 @@ class Core:
         if self._replan_needed and self.restart.in_sync_at is not None:
             self._replan_needed = False
             plan = self._planner.plan()
+            if plan is not self.plan:
+                self.planned_at = now
             self.planned = True
             self.measure(Milestone.PLANNED)
             self._apply_plan(plan, now)

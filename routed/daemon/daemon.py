@@ -34,6 +34,7 @@ from routed.daemon.explain import Explanations
 from routed.daemon.health import Health
 from routed.daemon.http import HttpServer
 from routed.daemon.metrics import DaemonState, Metrics
+from routed.daemon.node_status import NodeStatusWriter
 from routed.daemon.readiness import ReadinessJudge
 from routed.daemon.relay import Relay
 from routed.daemon.secrets import LOOK, SecretFolder
@@ -100,6 +101,7 @@ class Daemon:
         self._config_read_at = time.time()
         self._http: HttpServer | None = None
         self._workloads: Workloads | None = None
+        self._node_status: NodeStatusWriter | None = None
         self._kubernetes: KubernetesSource | None = None
         self._relay: Relay | None = None
         self._fullness = FullnessWatch()
@@ -213,10 +215,19 @@ class Daemon:
                 self._log.write(
                     Level.INFO, "routed", f"version {__version__} runs as node {config.node_name}, pid {os.getpid()}"
                 )
-                relay = self._start_workloads(core, driver, kernel, store)
+                node_status = self._node_status = NodeStatusWriter(
+                    config.node_name,
+                    core,
+                    store if isinstance(store, EtcdStore) else None,
+                    driver.clock,
+                    self._log.write,
+                    driver.bug,
+                )
+                relay = self._start_workloads(core, driver, kernel, store, node_status)
                 await self._look_at_secrets(driver)  # before the resources that name them
                 tasks.append(loop.create_task(self._follow_secrets(driver)))
                 tasks.append(loop.create_task(self._read_datastore(relay, store)))
+                tasks.append(loop.create_task(node_status.run()))
                 if self._kubernetes is not None:
                     tasks.append(loop.create_task(self._kubernetes.run(relay)))
                 tasks.append(loop.create_task(self._tick(answers, health, metrics)))
@@ -291,6 +302,7 @@ class Daemon:
             *(driver.listen_problems if driver is not None else ()),
             *(self._http.problems if self._http is not None else ()),
             *(self._workloads.problems if self._workloads is not None else ()),
+            *(self._node_status.problems if self._node_status is not None else ()),
             *(self._kubernetes.problems if self._kubernetes is not None else ()),
             *((self._fullness.problem,) if self._fullness.problem else ()),
             *(
@@ -320,7 +332,9 @@ class Daemon:
             reload_accepted=self._reload_accepted,
             config_read_at=self._config_read_at,
             restart_needed=self._restart_needed,
-            datastore_problems=len(driver.store_problems if driver is not None else ()) + bool(self._store_problem),
+            datastore_problems=len(driver.store_problems if driver is not None else ())
+            + bool(self._store_problem)
+            + len(self._node_status.problems if self._node_status is not None else ()),
             kernel_problems=int(bool(self._kernel_problem)),
             config_problems=int(bool(self._reload_problem)),
             secrets_problems=int(bool(self._secrets.problem)),
@@ -401,7 +415,9 @@ class Daemon:
 
     # ---- tasks
 
-    def _start_workloads(self, core: Core, driver: Driver, kernel: Kernel, followed: FileStore | EtcdStore) -> Relay:
+    def _start_workloads(
+        self, core: Core, driver: Driver, kernel: Kernel, followed: FileStore | EtcdStore, node_status: NodeStatusWriter
+    ) -> Relay:
         """What of the node's pods is ours; where the datastore's news go from here on."""
         config = self._config
         for problem in tune(config.conntrack):
@@ -411,14 +427,14 @@ class Daemon:
             access = load_kubeconfig(config.kubeconfig)
             self._kubernetes = KubernetesSource(access, kinds, parse_manifest, self._kubernetes_told)
         if not config.cni.enabled:
-            return Relay(driver, (), (), driver.clock)
+            return Relay(driver, (node_status.update,), (), driver.clock)
         written = followed if isinstance(followed, EtcdStore) else FolderStore(config.datastore_path)
         workloads = Workloads(config, core, kernel, written, self._log.write, driver.bug, self._kubernetes)
         workloads.start()
         self._workloads = workloads
         relay = self._relay = Relay(
             driver,
-            (workloads.policy.update, workloads.pods.update),
+            (workloads.policy.update, workloads.pods.update, node_status.update),
             (workloads.policy.in_sync,),
             driver.clock,
             (workloads.policy.unreadable,),

@@ -29,11 +29,12 @@ from routed.model.head import API_VERSION
 from routed.model.paths import Layout, encode
 from routed.model.resources import BlockAffinity, Resource, ResourceKey, Update
 from routed.model.schema import KINDS
+from routed.model.settings import CalicoNodeStatus
 
 #: What a node without policy of its own reads.
 FOLLOWED = (
     "Node", "BGPConfiguration", "BGPPeer", "BGPFilter", "IPPool", "BlockAffinity", "IPAMBlock", "ClusterInformation",
-    "FelixConfiguration",
+    "FelixConfiguration", "CalicoNodeStatus",
 )  # fmt: skip
 
 #: Seconds etcd may take at the start before what was saved is used.
@@ -83,6 +84,7 @@ class EtcdStore:
         self.health = StoreHealth("etcd")
         self.layout = Layout(root)
         self.guard = Guard(rules or MassDelete())
+        self._node = node
         self._saved = saved
         self._clock = clock
         self._offset = time.time() - clock()
@@ -237,6 +239,9 @@ class EtcdStore:
             return [Change(key, None, pair.revision, str(error))]
         if decoded is None:
             return []
+        found = decoded.resource
+        if isinstance(found, CalicoNodeStatus) and found.node != self._node != "" and key not in self.guard.good:
+            return []  # thousands of nodes may write theirs, every few seconds
         for unknown in decoded.unknown:
             self._unknown.setdefault((key.kind, unknown.path), pair.key)
         return [Change(key, decoded.resource, pair.revision)]

@@ -19,6 +19,10 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from routed.model.resources import Resource, ResourceKey, Update
+from routed.model.settings import CalicoNodeStatus
+
+#: Kinds nothing rests on: their deletions are followed at once, however many.
+HARMLESS = frozenset((CalicoNodeStatus.kind,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +155,7 @@ class Guard:
             lost = len(keys) + len(followed) + just_held
             whole = self._count[kind] + len(followed) + just_held
             suspicious = len(keys) == self._count[kind] or (lost >= rules.minimum and lost > rules.share * whole)
-            if rules.enabled and suspicious:
+            if rules.enabled and suspicious and kind not in HARMLESS:
                 for key, good in followed:
                     self.good[key] = good
                     self.held[key] = now

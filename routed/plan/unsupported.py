@@ -12,7 +12,7 @@ from routed.model.resources import (
     IPPool,
     LogSeverity,
 )
-from routed.model.settings import CalicoNodeStatus, FelixConfiguration, set_fields
+from routed.model.settings import FelixConfiguration, set_fields
 from routed.plan.cluster import Cluster
 from routed.plan.types import CalicoVersion
 
@@ -47,9 +47,6 @@ def unsupported_settings(
         others = cluster.others.get(kind)
         if others:
             problems.append(f"{min(others)}{_and_more(len(others))}: no policies are enforced without cni.enabled")
-    for key, wanted in sorted(cluster.others.get(CalicoNodeStatus.kind, {}).items()):
-        if isinstance(wanted, CalicoNodeStatus) and wanted.node == cluster.node_name:
-            problems.append(f"{key}: its status is not written by this release; ask routedctl on the node")
     for key, felix in sorted(cluster.others.get(FelixConfiguration.kind, {}).items()):
         if isinstance(felix, FelixConfiguration) and felix.node_name in (None, cluster.node_name):
             used = _FELIX_USED | (_FELIX_OF_POLICY if own_workloads else frozenset())

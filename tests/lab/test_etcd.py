@@ -23,6 +23,8 @@ NODES = [resource("Node", name, {"bgp": {"ipv4Address": f"10.0.0.{index}/24"}}) 
 POOL = resource("IPPool", "v4", {"cidr": "10.244.0.0/16"})
 BLOCK_B = resource("BlockAffinity", "b-v4", {"node": "b", "cidr": "10.244.2.0/26", "state": "confirmed"})
 
+STATUS = resource("CalicoNodeStatus", "a", {"node": "a", "classes": ["BGP", "Routes"], "updatePeriodSeconds": 1})
+
 
 def test_etcd_comes_and_goes_and_no_route_does(lab: Lab) -> None:
     a, b = lab.namespace("a"), lab.namespace("b")
@@ -48,6 +50,7 @@ def test_etcd_comes_and_goes_and_no_route_does(lab: Lab) -> None:
         put(f"{P}nodes/{node['metadata']['name']}", node)
     put(f"{P}ippools/v4", POOL)
     put("/calico/ipam/v2/host/a/ipv4/block/10.244.1.0-26", {"state": "confirmed"})
+    put(f"{P}caliconodestatuses/a", STATUS)
     here = Routed(a, datastore={"type": "etcd", "endpoints": [URL]})
     there = Routed(b)
     there.put(*NODES, POOL, BLOCK_B)
@@ -58,6 +61,15 @@ def test_etcd_comes_and_goes_and_no_route_does(lab: Lab) -> None:
         return "10.244.2.0/26" in a.run("ip", "route") and "10.244.1.0/26" in b.run("ip", "route")
 
     wait_for(both, 30, "routes both ways", state=lab.report)
+
+    def told() -> list[str]:
+        status = json.loads(ctl("get", "--print-value-only", f"{P}caliconodestatuses/a")).get("status", {})
+        peers = status.get("bgp", {}).get("peersV4", [])
+        routes = status.get("routes", {}).get("routesV4", [])
+        return [one["state"] for one in peers] + [f"{one['destination']} {one['gateway']}" for one in routes]
+
+    wanted = ["Established", "10.244.1.0/26 N/A", "10.244.2.0/26 10.0.0.2"]
+    wait_for(lambda: told() == wanted, 20, "the node writes its status", state=lab.report)
     put("/calico/ipam/v2/host/a/ipv4/block/10.244.9.0-26", {"state": "confirmed"})
     wait_for(lambda: "10.244.9.0/26" in b.run("ip", "route"), 10, "a new block is in the neighbour's kernel")
 

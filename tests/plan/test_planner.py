@@ -246,12 +246,9 @@ def test_what_nobody_acts_on_is_told(scenario: Make) -> None:
         - {kind: FelixConfiguration, metadata: {name: default}, spec: {bpfEnabled: true, ipipMTU: 1480}}
         - {kind: FelixConfiguration, metadata: {name: node.other}, spec: {bpfEnabled: true}}
         - {kind: Tier, metadata: {name: x}, spec: {order: 1}}
-        - {kind: CalicoNodeStatus, metadata: {name: mine}, spec: {node: kube-master, classes: [BGP]}}
-        - {kind: CalicoNodeStatus, metadata: {name: theirs}, spec: {node: other, classes: [BGP]}}
     """)
-    told = [text for text in made.plan.problems if any(word in text for word in ("Policy", "Felix", "Status"))]
+    told = [text for text in made.plan.problems if any(word in text for word in ("Policy", "Felix"))]
     assert sorted(told) == [
-        "CalicoNodeStatus mine: its status is not written by this release; ask routedctl on the node",
         "FelixConfiguration default: not used of it are bpfEnabled, ipipMTU",
         "GlobalNetworkPolicy a and 1 more: no policies are enforced without cni.enabled",
     ]
