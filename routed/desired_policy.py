@@ -158,7 +158,8 @@ class Place(enum.Enum):
     HOST = "host"
     """An interface of the node: packets for the node itself (ingress), packets of the node itself (egress)."""
     HOST_FORWARD = "host-forward"
-    """An interface of the node: packets that only pass through (applyOnForward). Without a decision, a packet goes on."""
+    """An interface of the node: packets that only pass through (applyOnForward). Without a decision, a packet goes on.
+    Ingress is not asked about what was admitted earlier (the two places below)."""
     HOST_PRE_DNAT = "host-pre-dnat"
     """Ingress before the destination is translated. Without a decision, a packet goes on."""
     HOST_UNTRACKED = "host-untracked"
@@ -170,7 +171,8 @@ class EndpointPolicy:
     """What is asked at one interface."""
 
     interface: str
-    """A name; for places of the host also `*`, every interface that is no workload's and has none of its own."""
+    """A name; for places of the host also `*`: every interface but `lo` that has none of its own. Before translation and
+    when passing through those of workloads are among them, else they are not."""
     place: Place
     ingress: Walk | None
     egress: Walk | None
@@ -184,16 +186,26 @@ class EndpointUpdate:
 
 
 @dataclass(frozen=True, slots=True)
+class Failsafe:
+    """A port of the node (in), or of others (out), that no host policy closes."""
+
+    protocol: int
+    port: int
+    family: Family | None = None
+    net: bytes = b""
+    """Wire prefix of `family` that the other side is in; empty: anybody."""
+
+
+@dataclass(frozen=True, slots=True)
 class HostRules:
-    """What holds on the whole node."""
+    """What holds on the whole node. Neighbour discovery and multicast listeners' reports are never asked about."""
 
     workload_prefixes: tuple[str, ...] = ("cali",)
     """Interfaces that begin so are workloads'; one nobody has described yet admits nothing."""
     workload_to_host: Action = Action.ALLOW
     """Packets of workloads for the node itself; PASS asks the workload's egress first, and then admits."""
-    failsafe_in: tuple[tuple[int, int], ...] = ()
-    """(protocol, port) that no host policy closes."""
-    failsafe_out: tuple[tuple[int, int], ...] = ()
+    failsafe_in: tuple[Failsafe, ...] = ()
+    failsafe_out: tuple[Failsafe, ...] = ()
     nat_pools: Mapping[Family, tuple[bytes, ...]] = field(default_factory=dict, hash=False)
     """Wire prefixes of the pools whose packets are masqueraded when they leave all pools."""
     all_pools: Mapping[Family, tuple[bytes, ...]] = field(default_factory=dict, hash=False)

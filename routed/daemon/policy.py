@@ -13,7 +13,7 @@ from typing import TypeVar
 from routed.dataplane.firewall import Firewall
 from routed.dataplane.firewall_kernel import FirewallKernel
 from routed.datastore.file import Problem
-from routed.desired_policy import Action, HostRules, PolicyBatch
+from routed.desired_policy import Action, Failsafe, HostRules, PolicyBatch
 from routed.model.policies import GlobalNetworkPolicy, NetworkPolicy, Policy
 from routed.model.resources import IPPool, ResourceKey, Update
 from routed.model.settings import EndpointToHostAction, FelixConfiguration, ProtoPort
@@ -30,8 +30,9 @@ _TCP, _UDP = 6, 17
 _POLICIES = (NetworkPolicy.kind, GlobalNetworkPolicy.kind)
 
 #: Felix's own failsafe ports: how a host stays reachable whatever its policies say.
-FAILSAFE_IN = ((_TCP, 22), (_UDP, 68), *((_TCP, port) for port in (179, 2379, 2380, 5473, 6443, 6666, 6667)))
-FAILSAFE_OUT = ((_UDP, 53), (_UDP, 67), *((_TCP, port) for port in (179, 2379, 2380, 5473, 6443, 6666, 6667)))
+_CLUSTER = tuple(Failsafe(_TCP, port) for port in (179, 2379, 2380, 5473, 6443, 6666, 6667))
+FAILSAFE_IN = (Failsafe(_TCP, 22), Failsafe(_UDP, 68), *_CLUSTER)
+FAILSAFE_OUT = (Failsafe(_UDP, 53), Failsafe(_UDP, 67), *_CLUSTER)
 
 _TO_HOST = {
     EndpointToHostAction.ACCEPT: Action.ALLOW,
@@ -171,8 +172,8 @@ class PolicyKeeper:
         return HostRules(
             workload_prefixes=tuple(prefixes or ()) or ("cali",),
             workload_to_host=_TO_HOST[to_host] if to_host is not None else Action.ALLOW,
-            failsafe_in=FAILSAFE_IN if inbound is None else _ports(inbound),
-            failsafe_out=FAILSAFE_OUT if outbound is None else _ports(outbound),
+            failsafe_in=FAILSAFE_IN if inbound is None else _failsafe(inbound),
+            failsafe_out=FAILSAFE_OUT if outbound is None else _failsafe(outbound),
             nat_pools={family: tuple(sorted(prefixes)) for family, prefixes in nat.items()},
             all_pools={family: tuple(sorted(prefixes)) for family, prefixes in every.items()},
             log_group=self._log_group,
@@ -180,8 +181,13 @@ class PolicyKeeper:
         )
 
 
-def _ports(ports: tuple[ProtoPort, ...]) -> tuple[tuple[int, int], ...]:
-    return tuple((each.protocol, each.port) for each in ports)
+def _failsafe(ports: tuple[ProtoPort, ...]) -> tuple[Failsafe, ...]:
+    return tuple(
+        Failsafe(each.protocol, each.port)
+        if each.net is None
+        else Failsafe(each.protocol, each.port, each.net.family, each.net.prefix)
+        for each in ports
+    )
 
 
 def _put(table: dict[K, V], key: K, value: V | None) -> None:

@@ -4,6 +4,8 @@
     pre_dnat         host policy before the destination is translated
     input, output    host policy; what workloads say to their node
     forward          from_workload, to_workload and the host's forward policy, in the order a packet meets them
+    postrouting      host policy for packets of the node whose destination was translated: only here is it known where
+                     they leave
     nat_postrouting  natOutgoing
 
 Each of these jumps to a dispatch chain (`from_workload`, `host_in`, ...), whose verdict map leads by interface name to a
@@ -33,6 +35,7 @@ from routed.desired_policy import (
     ChainUpdate,
     EndpointPolicy,
     EndpointUpdate,
+    Failsafe,
     HostRules,
     Icmp,
     Place,
@@ -72,6 +75,10 @@ EARLY = 0x40000
 
 _TCP, _UDP, _IPIP, _ICMP, _ICMPV6 = 6, 17, 4, 1, 58
 _VXLAN_PORT = 4789
+_DISCOVERY = ((130, 136), (143, 143))
+"""ICMPv6 types without which there is no neighbour: multicast listeners, routers and neighbours (RFC 4861, 3810)."""
+_DESTINATION_TRANSLATED = 1 << 5
+"""IPS_DST_NAT of a connection's status."""
 
 #: The chain a packet is dispatched in, and its verdict map, by place and direction.
 _DISPATCH = {
@@ -89,6 +96,8 @@ _EARLY_PLACES = (Place.HOST_PRE_DNAT, Place.HOST_UNTRACKED)
 _OPEN_ENDED = (*_EARLY_PLACES, Place.HOST_FORWARD)
 """Where a packet that no tier decides about goes on."""
 _FAILSAFE_PLACES = (Place.HOST, Place.HOST_PRE_DNAT, Place.HOST_UNTRACKED)
+_OF_WORKLOADS_TOO = (Place.HOST_PRE_DNAT, Place.HOST_FORWARD)
+"""Where the wildcard means workloads' interfaces as well."""
 
 _ADDRESS = {Family.IPV4_UNICAST: IPV4_ADDRESS, Family.IPV6_UNICAST: IPV6_ADDRESS}
 _PROTO = {Family.IPV4_UNICAST: bytes([nft.NFPROTO_IPV4]), Family.IPV6_UNICAST: bytes([nft.NFPROTO_IPV6])}
@@ -415,21 +424,25 @@ class Firewall:
         def asked(place: Place, direction: str) -> list[bytes]:
             if (place, direction) not in used:
                 return []
-            unless_early = _lacks_mark(EARLY) if place in (Place.HOST, Place.HOST_FORWARD) else b""
-            return [unless_early + nft.verdict(Verdict.JUMP, _DISPATCH[place, direction])]
+            skips = place is not Place.HOST_UNTRACKED and (place, direction) != (Place.HOST_FORWARD, "egress")
+            return [(_lacks_mark(EARLY) if skips else b"") + nft.verdict(Verdict.JUMP, _DISPATCH[place, direction])]
 
+        # nobody else's mark, and no outer packet's, may pass for one of ours
+        unmarked = [_clear_mark(EARLY)] if any(place is not Place.WORKLOAD for place, _ in used) else []
         rules: dict[str, list[bytes]] = {
             "raw_prerouting": [
+                *unmarked,
                 *(
                     match + nft.fib_source_present() + nft.compare(bytes(4)) + nft.counter() + nft.verdict(Verdict.DROP)
                     for match in workloads
                 ),
                 *asked(Place.HOST_UNTRACKED, "ingress"),
             ],
-            "raw_output": asked(Place.HOST_UNTRACKED, "egress"),
+            "raw_output": [*unmarked, *asked(Place.HOST_UNTRACKED, "egress")],
             "pre_dnat": [known, *asked(Place.HOST_PRE_DNAT, "ingress")] if self._is_used(Place.HOST_PRE_DNAT) else [],
             "input": [],
             "output": [],
+            "postrouting": [],
             "forward": [
                 known,
                 *asked(Place.HOST_FORWARD, "ingress"),
@@ -443,6 +456,7 @@ class Firewall:
         if to_host is not Action.ALLOW or self._is_used(Place.HOST, "ingress"):
             rules["input"] = [known]
             for match in workloads:
+                rules["input"] += [match + each + nft.verdict(Verdict.RETURN) for each in _discovery()]
                 if to_host is Action.PASS:
                     rules["input"].append(match + nft.verdict(Verdict.JUMP, "from_workload"))
                 end = self._deny("workload to host") if to_host is Action.DENY else nft.verdict(Verdict.RETURN)
@@ -450,7 +464,9 @@ class Firewall:
             rules["input"] += asked(Place.HOST, "ingress")
         if self._is_used(Place.HOST, "egress"):
             passed = [match + nft.verdict(Verdict.RETURN) for match in to_workloads]
-            rules["output"] = [known, *passed, *asked(Place.HOST, "egress")]
+            (ask,) = asked(Place.HOST, "egress")
+            rules["output"] = [known, *passed, _translated() + nft.verdict(Verdict.RETURN), ask]
+            rules["postrouting"] = [known, *passed, nft.meta(Meta.IIF) + nft.compare(bytes(4)) + _translated() + ask]
         for (place, direction), name in _DISPATCH.items():
             rules[name] = list(self._dispatch_rules(place, direction, name)) if self._is_used(place, direction) else []
         return {chain: tuple(each) for chain, each in rules.items()}
@@ -474,21 +490,27 @@ class Firewall:
             yield self._deny("unknown workload")
             return
         if place in _FAILSAFE_PLACES:
-            first, second = self._host.failsafe_in, self._host.failsafe_out
-            if direction == "egress":
-                first, second = second, first
-            for protocol, port in first:
-                yield _l4(protocol) + _port(2, port) + nft.verdict(Verdict.RETURN)
-            if place is Place.HOST_UNTRACKED:  # nobody knows a reply here but by its source port
-                for protocol, port in second:
-                    yield _l4(protocol) + _port(0, port) + nft.verdict(Verdict.RETURN)
+            yield from self._failsafe_rules(place, direction)
         yield nft.meta(by) + nft.verdict_map(f"by_{name}")
         policy = self._endpoints.get((place, WILDCARD))
         target = self._target(policy, direction)
         if target is not None:
-            for prefix in (*self._host.workload_prefixes, "lo\x00"):
+            for prefix in (*(() if place in _OF_WORKLOADS_TOO else self._host.workload_prefixes), "lo\x00"):
                 yield _interface(by, prefix) + nft.verdict(Verdict.RETURN)
             yield nft.verdict(*target)
+
+    def _failsafe_rules(self, place: Place, direction: str) -> Iterator[bytes]:
+        leave = nft.verdict(Verdict.RETURN)
+        for each in _discovery():
+            yield each + leave
+        inward, outward = self._host.failsafe_in, self._host.failsafe_out
+        asked, answered = (inward, outward) if direction == "ingress" else (outward, inward)
+        other = _SOURCE if direction == "ingress" else _DESTINATION
+        for failsafe in asked:
+            yield _failsafe(failsafe, 2, other) + leave
+        if place is Place.HOST_UNTRACKED:  # nobody knows a reply here but by its source port
+            for failsafe in answered:
+                yield _failsafe(failsafe, 0, other) + leave
 
     def _nat_rules(self) -> Iterator[bytes]:
         for family, pools in sorted(self._host.nat_pools.items()):
@@ -513,6 +535,7 @@ _BASE_CHAINS = (
     ("input", "filter", Hook.INPUT, Priority.FILTER),
     ("output", "filter", Hook.OUTPUT, Priority.FILTER),
     ("forward", "filter", Hook.FORWARD, Priority.FILTER),
+    ("postrouting", "filter", Hook.POSTROUTING, Priority.MANGLE),
     ("nat_postrouting", "nat", Hook.POSTROUTING, Priority.SOURCE_NAT),
 )
 
@@ -578,6 +601,40 @@ def _l4(protocol: int) -> bytes:
 
 def _port(offset: int, port: int) -> bytes:
     return nft.payload(Base.TRANSPORT, offset, 2) + nft.compare(struct.pack(">H", port))
+
+
+def _discovery() -> Iterator[bytes]:
+    for low, high in _DISCOVERY:
+        yield _l4(_ICMPV6) + nft.payload(Base.TRANSPORT, 0, 1) + nft.in_range(bytes([low]), bytes([high]))
+
+
+def _failsafe(failsafe: Failsafe, offset: int, where: dict[Family, tuple[int, int]]) -> bytes:
+    """A port at `offset`, with somebody of its network."""
+    return _net(failsafe, where) + _l4(failsafe.protocol) + _port(offset, failsafe.port)
+
+
+def _net(failsafe: Failsafe, where: dict[Family, tuple[int, int]]) -> bytes:
+    family = failsafe.family
+    if family is None:
+        return b""
+    bits, width = failsafe.net[0], family.max_length
+    mask = ((1 << bits) - 1 << (width - bits)).to_bytes(family.address_length, "big")
+    return (
+        nft.meta(Meta.NFPROTO)
+        + nft.compare(_PROTO[family])
+        + nft.payload(Base.NETWORK, *where[family])
+        + nft.bitwise(mask)
+        + nft.compare(failsafe.net[1:].ljust(family.address_length, b"\x00"))
+    )
+
+
+def _translated() -> bytes:
+    """The destination was translated. Never holds for a packet that is not tracked, and neither would its opposite."""
+    return (
+        nft.ct_status()
+        + nft.bitwise(struct.pack("=I", _DESTINATION_TRANSLATED))
+        + nft.compare(bytes(4), Compare.NOT_EQUAL)
+    )
 
 
 def _interface(key: Meta, prefix: str) -> bytes:

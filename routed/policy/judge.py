@@ -13,6 +13,7 @@ from routed.desired_policy import (
     Action,
     Chain,
     EndpointPolicy,
+    Failsafe,
     HostRules,
     Icmp,
     Place,
@@ -25,7 +26,9 @@ from routed.desired_policy import (
 )
 from routed.net.families import Family
 
-_ICMP = (1, 58)
+_ICMPV6 = 58
+_DISCOVERY = (*range(130, 137), 143)
+"""ICMPv6 types no host policy asks about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +134,8 @@ class FirewallModel:
         for place, direction, interface in self._met(packet):
             self._at = (place, direction, interface)
             if place in (Place.HOST_UNTRACKED, Place.HOST_PRE_DNAT):
+                if early:
+                    continue
                 decision = self._early(place, direction, interface, packet)
                 if decision is None:
                     continue
@@ -138,7 +143,9 @@ class FirewallModel:
                     return decision
                 early, reason = True, decision.reason
                 continue
-            if packet.reply or (early and place in (Place.HOST, Place.HOST_FORWARD)):
+            if packet.reply or (
+                early and (place is Place.HOST or (place, direction) == (Place.HOST_FORWARD, "ingress"))
+            ):
                 continue
             judged = self._endpoint(place, direction, interface, packet)
             if judged is None:
@@ -166,7 +173,7 @@ class FirewallModel:
                 yield Place.WORKLOAD, "ingress", outgoing
             yield Place.HOST_FORWARD, "egress", outgoing
         elif incoming:
-            if self._is_workload(incoming) and self.host.workload_to_host is Action.PASS:
+            if self._is_workload(incoming) and self.host.workload_to_host is Action.PASS and not _is_discovery(packet):
                 yield Place.WORKLOAD, "egress", incoming
             yield Place.HOST, "ingress", incoming
         else:
@@ -185,10 +192,10 @@ class FirewallModel:
         else:
             if self._is_workload(interface):
                 if place is Place.HOST and direction == "ingress" and self.host.workload_to_host is Action.DENY:
-                    return None if packet.reply else Judgement(False, "end of workload to host")
+                    return None if _is_discovery(packet) else Judgement(False, "end of workload to host")
                 if place is Place.HOST:
                     return None
-            if place is Place.HOST and (packet.protocol, packet.port) in self._failsafe(direction):
+            if place is Place.HOST and self._is_failsafe(packet, direction):
                 return Judgement(True, "failsafe")
             found = self._host_policy(place, interface)
             if found is None:
@@ -203,10 +210,7 @@ class FirewallModel:
     def _early(self, place: Place, direction: str, interface: str, packet: Packet) -> Judgement | None:
         if place is Place.HOST_PRE_DNAT and packet.reply:
             return None
-        if (packet.protocol, packet.port) in self._failsafe(direction):
-            return None
-        other = "egress" if direction == "ingress" else "ingress"
-        if place is Place.HOST_UNTRACKED and (packet.protocol, packet.source_port) in self._failsafe(other):
+        if self._is_failsafe(packet, direction, replies=place is Place.HOST_UNTRACKED):
             return None
         policy = self._host_policy(place, interface)
         if policy is None:
@@ -214,14 +218,28 @@ class FirewallModel:
         walk = policy.ingress if direction == "ingress" else policy.egress
         return self._walk(walk, packet) if walk is not None else None
 
-    def _failsafe(self, direction: str) -> tuple[tuple[int, int], ...]:
-        return self.host.failsafe_in if direction == "ingress" else self.host.failsafe_out
+    def _is_failsafe(self, packet: Packet, direction: str, *, replies: bool = False) -> bool:
+        """No host policy is asked; `replies`: nor where it answers such a packet, as its source port says."""
+        inward, outward = self.host.failsafe_in, self.host.failsafe_out
+        asked, answered = (inward, outward) if direction == "ingress" else (outward, inward)
+        other = packet.source if direction == "ingress" else packet.destination
+
+        def within(failsafe: Failsafe, port: int) -> bool:
+            net = failsafe.family is None or (failsafe.family is packet.family and _covers(failsafe.net, other))
+            return net and (failsafe.protocol, failsafe.port) == (packet.protocol, port)
+
+        return (
+            _is_discovery(packet)
+            or any(within(each, packet.port) for each in asked)
+            or (replies and any(within(each, packet.source_port) for each in answered))
+        )
 
     def _host_policy(self, place: Place, interface: str) -> EndpointPolicy | None:
         own = self.endpoints.get((place, interface))
         if own is not None:
             return own
-        if self._is_workload(interface) or interface == "lo":
+        workloads_too = place in (Place.HOST_PRE_DNAT, Place.HOST_FORWARD)
+        if interface == "lo" or (self._is_workload(interface) and not workloads_too):
             return None
         return self.endpoints.get((place, "*"))
 
@@ -284,6 +302,10 @@ class FirewallModel:
         if spec.kind is SetKind.HOSTS:
             return address in members
         return any(_covers(prefix, address) for prefix in members)
+
+
+def _is_discovery(packet: Packet) -> bool:
+    return packet.protocol == _ICMPV6 and packet.icmp is not None and packet.icmp.type in _DISCOVERY
 
 
 def _is_icmp(icmp: Icmp, packet: Packet) -> bool:

@@ -101,8 +101,8 @@ def interface_of(address: str) -> str:
 class Connections:
     """Makes connections between namespaces, tells which were made: TCP to its end, UDP's echo, SCTP's first packet."""
 
-    def __init__(self, hosts: Mapping[str, Namespace]) -> None:
-        """`hosts` by address, of both families."""
+    def __init__(self, hosts: Mapping[str, Namespace], ports: Sequence[int] = PORTS) -> None:
+        """`hosts` by address, of both families; all serve these ports."""
         self._hosts = hosts
         self._opened = contextlib.ExitStack()
         self._poll = select.epoll()
@@ -110,7 +110,7 @@ class Connections:
         self._ports = itertools.count(10_000)
         for address, host in hosts.items():
             with host.entered():
-                for port in PORTS:
+                for port in ports:
                     self._listen(address, socket.SOCK_STREAM, port)
                     self._listen(address, socket.SOCK_DGRAM, port)
                 self._listen(address, socket.SOCK_RAW, 0)
@@ -155,7 +155,8 @@ class Connections:
                 sender.bind((source, port))
                 sender.connect_ex((destination, connection.port))
                 if connection.protocol == "UDP":
-                    sender.send(struct.pack("!I", number))
+                    with contextlib.suppress(PermissionError):  # dropped where it was sent
+                        sender.send(struct.pack("!I", number))
                 senders[sender.fileno()] = (number, connection.protocol, sender)
                 wanted = select.EPOLLOUT if connection.protocol == "TCP" else select.EPOLLIN
                 self._poll.register(sender, wanted)
