@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
-from typing import Any
+import re
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -18,6 +21,9 @@ from routed.cli.tables import table, terminal_width
 from routed.config import MAX_SIZE, Config, check_config, pod_cidrs
 from routed.errors import ConfigError
 from routed.observe.logs import harmless
+
+if TYPE_CHECKING:
+    from routed.datastore.documents import Document
 
 #: Errors looked for in one resource; each hides those behind it, so it is read again without the field.
 MAX_ERRORS = 20
@@ -46,15 +52,16 @@ def _check(arguments: argparse.Namespace) -> int:
     errors: list[str] = []
     node, config = arguments.node, None
     resources: list[Any] = []
+    places: dict[str, Place] = {}
     if not os.path.exists(path):
         raise ConfigError(path, "there is no such file or folder")
     if os.path.isdir(path) or _holds_resources(path):
-        resources, errors = _resources(path)
+        resources, places, errors = _resources(path)
     else:
         config, errors = _config(path)
         if os.path.isdir(config.datastore_path):
             node = node or config.node_name
-            resources, wrong = _resources(config.datastore_path)
+            resources, places, wrong = _resources(config.datastore_path)
             errors += wrong
         elif config.datastore_path:
             errors.append(f"{path}{_line_of_folder(path)}: datastore.path: there is no folder {config.datastore_path}")
@@ -64,8 +71,20 @@ def _check(arguments: argparse.Namespace) -> int:
     else:  # what any of the nodes would complain about
         nodes = [each.key.name for each in resources if each.key.kind == "Node"][:MAX_NODES]
         answer["warnings"] = sorted({text for each in nodes for text in _plan(each, resources, None)[1]})
+    answer["warnings"] = [_placed(text, places) for text in answer["warnings"]]
     show_one(arguments, answer, report)
     return ExitStatus.CONFIG if errors else ExitStatus.OK
+
+
+Place = Callable[[str], str]
+"""`FILE:LINE` of a field of a resource."""
+
+
+def _placed(text: str, places: Mapping[str, Place]) -> str:
+    """A warning behind the place of what it is about: it begins with the resource, and goes on with a field if with any."""
+    match = re.match(r"(\S+ \S+?)(?:: (spec[^ :]*))?[: ]", text)
+    place = places.get(match[1]) if match else None
+    return text if place is None or match is None else f"{place(match[2] or '')}: {text}"
 
 
 def _holds_resources(path: str) -> bool:
@@ -77,6 +96,8 @@ def _holds_resources(path: str) -> bool:
 
 def _read(path: str) -> bytes:
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ConfigError(path, "is no file")
         with open(path, "rb") as file:
             return file.read()
     except OSError as error:
@@ -99,8 +120,8 @@ def _line_of_folder(path: str) -> str:
     return f":{node.start_mark.line + 1}" if node is not None else ""
 
 
-def _resources(path: str) -> tuple[list[Any], list[str]]:
-    """The resources of a folder or file that can be read, and what is wrong with the others."""
+def _resources(path: str) -> tuple[list[Any], dict[str, Place], list[str]]:
+    """The resources of a folder or file that can be read, where each is, and what is wrong with the others."""
     from routed.datastore.documents import read_documents  # noqa: PLC0415
     from routed.datastore.folder import SUFFIXES, manifests_of  # noqa: PLC0415
 
@@ -109,10 +130,10 @@ def _resources(path: str) -> tuple[list[Any], list[str]]:
         names = [
             os.path.join(path, name)
             for name in sorted(os.listdir(path))
-            if name.endswith(SUFFIXES) and not name.startswith(".")
+            if name.endswith(SUFFIXES) and not name.startswith(".") and os.path.isfile(os.path.join(path, name))
         ]
     found: dict[Any, Any] = {}
-    where: dict[Any, str] = {}
+    where: dict[str, Place] = {}
     errors: list[str] = []
     for name in names:
         data = _read(name)
@@ -131,13 +152,19 @@ def _resources(path: str) -> tuple[list[Any], list[str]]:
                 wrong += [(document.line_of(error.path), f"{error.path}: {error.message}") for error in refused]
                 if resource is None:
                     continue
-                line = document.line_of(at) if at else document.line
-                if resource.key in found:
-                    wrong.append((line, f"{resource.key} is already in {where[resource.key]}; this one has no effect"))
+                key = str(resource.key)
+                if key in where:
+                    line = document.line_of(at) if at else document.line
+                    wrong.append((line, f"{key} is already in {where[key]('')}; this one has no effect"))
                 else:
-                    found[resource.key], where[resource.key] = resource, f"{name}:{line}"
+                    found[resource.key], where[key] = resource, partial(_place, name, document, at)
         errors += [f"{name}:{line}: {text}" for line, text in sorted(wrong)]
-    return list(found.values()), errors
+    return list(found.values()), where, errors
+
+
+def _place(name: str, document: Document, at: str, field: str) -> str:
+    inside = ".".join(each for each in (at, field) if each)
+    return f"{name}:{document.line_of(inside) if inside else document.line}"
 
 
 def _resource(manifest: Any, where: str) -> tuple[Any, list[ConfigError]]:
@@ -184,6 +211,7 @@ def _without(value: Any, path: str) -> Any:
 
 def _plan(node: str, resources: list[Any], config: Config | None) -> tuple[Row, list[str]]:
     """What a node would do with these resources, and what they ask for that it would not."""
+    from routed.datastore.secrets import SecretFolder  # noqa: PLC0415
     from routed.model.resources import Update  # noqa: PLC0415
     from routed.net.addresses import format_address, format_router_id  # noqa: PLC0415
     from routed.net.prefixes import format_prefix  # noqa: PLC0415
@@ -202,6 +230,12 @@ def _plan(node: str, resources: list[Any], config: Config | None) -> tuple[Row, 
     planner = Planner(node, settings)
     for resource in resources:
         planner.update(Update(resource.key, resource))
+    if config is not None:
+        for news in SecretFolder(config.secrets_dir).look():
+            planner.secret(news.reference, news.generation, news.problem)
+    else:  # which passwords there are depends on the node's own configuration
+        for reference in _passwords(resources):
+            planner.secret(reference, 1, "")
     plan = planner.plan()
     speaker = plan.speaker
     row: Row = {
@@ -215,6 +249,7 @@ def _plan(node: str, resources: list[Any], config: Config | None) -> tuple[Row, 
                 "as": peer.session.peer_as,
                 "passive": peer.session.passive,
                 "why": peer.why,
+                "held": peer.session.held or None,
                 "importFilter": {family.label: each.name for family, each in peer.import_filter.items()},
                 "exportFilter": {family.label: each.name for family, each in peer.export_filter.items()},
             }
@@ -228,6 +263,14 @@ def _plan(node: str, resources: list[Any], config: Config | None) -> tuple[Row, 
     return row, list(plan.problems)
 
 
+def _passwords(resources: Iterable[Any]) -> Iterator[str]:
+    for resource in resources:
+        for name in ("password", "node_mesh_password"):
+            ref = getattr(resource, name, None)
+            if ref is not None:
+                yield f"{ref.name}/{ref.key}"
+
+
 def report(answer: Row) -> Iterator[str]:
     """`routedctl check`."""
     for error in answer["errors"]:
@@ -237,16 +280,21 @@ def report(answer: Row) -> Iterator[str]:
     plan = answer["plan"]
     if plan is not None:
         yield harmless(f"{plan['node']} would have AS {plan['as'] or '-'}, router id {plan['routerId'] or '-'},")
-        yield f"{len(plan['sessions'])} sessions:"
-        sessions = ((row["address"], row["as"], row["name"], row["why"]) for row in plan["sessions"])
+        held = sum(row["held"] is not None for row in plan["sessions"])
+        yield f"{_counted(len(plan['sessions']) - held, 'session')}{f', and {held} that may not start' if held else ''}:"
+        sessions = ((row["address"], row["as"], row["name"], _why(row)) for row in plan["sessions"])
         yield from table(("Neighbor", "AS", "Name", "Why"), sessions, right=frozenset({"AS"}), width=terminal_width())
-        yield f"and announce {len(plan['origins'])} routes of its own:"
+        yield f"and announce {_counted(len(plan['origins']), 'route')} of its own:"
         origins = ((row["prefix"], row["kind"], row["why"]) for row in plan["origins"])
         yield from table(("Prefix", "Kind", "Why"), origins, width=terminal_width())
-    count = len(answer["errors"])
-    verdict = "no errors" if not count else f"{count} error{'' if count == 1 else 's'}"
-    warned, read = len(answer["warnings"]), answer["resources"]
-    yield harmless(
-        f"{answer['path']}: {verdict}, {warned} warning{'' if warned == 1 else 's'}, "
-        f"{read} resource{'' if read == 1 else 's'}"
-    )
+    errors, warnings = (_counted(len(answer[what]), what[:-1]) for what in ("errors", "warnings"))
+    verdict = errors if answer["errors"] else "no errors"
+    yield harmless(f"{answer['path']}: {verdict}, {warnings}, {_counted(answer['resources'], 'resource')}")
+
+
+def _why(session: Row) -> str:
+    return f"{session['why']}; {session['held']}" if session["held"] else str(session["why"])
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"

@@ -37,7 +37,6 @@ from routed.daemon.metrics import DaemonState, Metrics
 from routed.daemon.node_status import NodeStatusWriter
 from routed.daemon.readiness import ReadinessJudge
 from routed.daemon.relay import Relay
-from routed.daemon.secrets import LOOK, SecretFolder
 from routed.daemon.systemd import Notifier
 from routed.daemon.workloads import Workloads
 from routed.dataplane.conntrack import FullnessWatch, tune, use
@@ -51,6 +50,7 @@ from routed.datastore.file import FileStore
 from routed.datastore.kubeconfig import load_kubeconfig
 from routed.datastore.kubernetes import ENDPOINT_SLICES, SERVICES, KubernetesSource
 from routed.datastore.saved import Identity, SavedState
+from routed.datastore.secrets import LOOK, SecretFolder
 from routed.errors import ConfigError, ControlError, KernelError, StoreError
 from routed.model.schema import KINDS, parse_manifest
 from routed.net.addresses import format_address

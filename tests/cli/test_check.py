@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -95,7 +96,42 @@ def test_warnings_name_what_is_not_supported(tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "node.yaml").write_text(node + "spec: {bgp: {ipv4Address: 10.1.0.1/24}}\n")
     status, lines = run(capsys, str(tmp_path))
     assert status == 0
-    assert [line for line in lines if line.startswith("warning: IPPool p: spec.natOutgoing")]
+    assert [line for line in lines if line.startswith(f"warning: {tmp_path}/pool.yaml:4: IPPool p: spec.natOutgoing")]
+
+
+def test_passwords_and_the_sessions_that_wait_for_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    head = "apiVersion: projectcalico.org/v3\nkind: BGPPeer\n"
+    peer = head + "metadata: {{name: {0}}}\nspec:\n  peerIP: 10.0.0.{1}\n  asNumber: 1\n"
+    password = "  password: {{secretKeyRef: {{name: bgp, key: {0}}}}}\n"
+    node = (
+        "apiVersion: projectcalico.org/v3\nkind: Node\nmetadata: {name: a}\nspec: {bgp: {ipv4Address: 10.0.0.1/24}}\n"
+    )
+    resources = tmp_path / "resources"
+    resources.mkdir()
+    peers = [peer.format(name, at) + password.format(name) for at, name in ((8, "there"), (9, "missing"))]
+    (resources / "all.yaml").write_text("---\n".join([node, *peers]))
+    (tmp_path / "secrets" / "bgp").mkdir(parents=True)
+    (tmp_path / "secrets" / "bgp" / "there").write_text("word")
+    config = tmp_path / "routed.yaml"
+    config.write_text("nodeName: a\ndatastore: {type: file, path: resources}\nsecrets: {dir: secrets}\n")
+    status, lines = run(capsys, str(config))
+    assert status == 0
+    (warning,) = (line for line in lines if line.startswith("warning: "))
+    assert warning.startswith(
+        f"warning: {resources}/all.yaml:20: BGPPeer missing: spec.password: there is no bgp/missing"
+    )
+    assert "1 session, and 1 that may not start:" in lines
+    assert [line for line in lines if line.startswith("10.0.0.9") and "its password is missing" in line]
+    # the resources alone say nothing of passwords
+    status, lines = run(capsys, str(resources))
+    assert lines == [f"{resources}: no errors, 0 warnings, 3 resources"]
+
+
+def test_only_files_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(tmp_path / "x.yaml")
+    assert run(capsys, str(tmp_path)) == (0, [f"{tmp_path}: no errors, 0 warnings, 0 resources"])
+    assert main(["check", str(tmp_path / "x.yaml")]) == 78
+    assert capsys.readouterr().err == f"routedctl: {tmp_path}/x.yaml: is no file\n"
 
 
 def test_hostile_files_are_harmless(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from routed.daemon.secrets import SecretFolder, SecretNews
+from routed.datastore.secrets import SecretFolder, SecretNews
 
 
 def settle(folder: SecretFolder) -> list[SecretNews]:
