@@ -357,18 +357,20 @@ class Frr(Router):
 
 
 class GoBgp(Router):
-    """GoBGP. `config` is its TOML."""
+    """GoBGP. `config` is its TOML; with `recover` it starts as after a graceful restart."""
 
     name = "gobgp"
 
-    def __init__(self, namespace: Namespace, config: str) -> None:
+    def __init__(self, namespace: Namespace, config: str, *, recover: bool = False) -> None:
         super().__init__(namespace)
         self.config = config
+        self.recover = recover
 
     def launch(self) -> None:
         file = self.folder / "gobgpd.toml"
         file.write_text(self.config)
-        self.processes = [self.namespace.start("gobgpd", "gobgpd", "-f", str(file), "--log-level", "info", "-p")]
+        argv = ("gobgpd", "-f", str(file), "--log-level", "info", "-p", *(["-r"] if self.recover else []))
+        self.processes = [self.namespace.start("gobgpd", *argv)]
 
     def ctl(self, *words: str) -> str:
         return self.namespace.run("gobgp", *words, check=False)

@@ -9,6 +9,7 @@ from tests.interop.tors import (
     NODE4,
     NODE6,
     TOR4,
+    TOR6,
     TORS,
     Wire,
     announce,
@@ -33,7 +34,10 @@ def test_either_side_comes_back(lab: Lab, on_the_wire: Wire, make: str) -> None:
 
     tor.kill()
     wait_for(
-        lambda: not routed.established(TOR4), 20, "the node notices that the switch is gone", state=routed.sessions
+        lambda: not (routed.established(TOR4) or routed.established(TOR6)),
+        20,
+        "the node notices that the switch is gone",
+        state=routed.sessions,
     )
     tor.start()
     wait_for_sessions(routed, tor, 40)
@@ -41,6 +45,12 @@ def test_either_side_comes_back(lab: Lab, on_the_wire: Wire, make: str) -> None:
     wait_for_routes(routed, tor)
 
     routed.stop()
+    wait_for(
+        lambda: not (tor.established(NODE4) or tor.established(NODE6)),
+        20,
+        "the switch notices that the node is gone",
+        state=tor.sessions,
+    )
     routed.start()
     wait_for_sessions(routed, tor, 40)
     wait_for_routes(routed, tor)

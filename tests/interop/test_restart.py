@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+from collections.abc import Iterator
 
 import pytest
 
-from routed.testing.lab import Lab, Namespace, stays, wait_for
-from routed.testing.routers import Routed, Router, resource
+from routed.testing.lab import Lab, stays, wait_for
+from routed.testing.routers import GoBgp, Json, Routed, Router, resource
 from tests.interop.tors import (
     BLOCK4,
     BLOCK6,
@@ -16,74 +18,103 @@ from tests.interop.tors import (
     NODE4,
     TOR4,
     TOR6,
-    bird,
-    frr,
+    TORS,
+    announce,
     node_and_tor,
     wait_for_routes,
     wait_for_sessions,
 )
 
-MAKES = {"bird": bird, "frr": frr}
+#: Those that keep a table, and so can keep our routes in it. ExaBGP only reports what it hears.
+KEEPERS = ("bird", "frr", "gobgp")
 
-#: What makes a switch one that can restart gracefully itself, beside helping us.
+#: What makes a switch one that can restart gracefully itself.
 RESTARTABLE = {
     "bird": {"extra": "graceful restart yes;", "recover": True},
     "frr": {"extra": " bgp graceful-restart\n bgp graceful-restart preserve-fw-state\n"},
+    "gobgp": {"graceful": True},
+    "exabgp": {"graceful": True},
 }
 
 
-def running(lab: Lab, make: str, *, restartable: bool = False, **settings: object) -> tuple[Routed, Router, Namespace]:
+def running(lab: Lab, make: str, *, restartable: bool = False, **settings: object) -> tuple[Routed, Router]:
     routed, namespace = node_and_tor(lab)
     routed.configure(**settings)
-    tor = MAKES[make](namespace, **(RESTARTABLE[make] if restartable else {}))
+    # GoBGP helps only where it is configured to restart, too
+    tor = TORS[make](namespace, **(RESTARTABLE[make] if restartable or make == "gobgp" else {}))
     tor.start()
+    announce(tor)
     routed.start()
     wait_for_routes(routed, tor)
-    return routed, tor, namespace
+    return routed, tor
 
 
-def forwarded(namespace: Namespace) -> bool:
-    """The switch's kernel still sends packets for the node's blocks to the node."""
-    return NODE4 in namespace.routes().get(BLOCK4, "") and "dev eth0" in namespace.routes(ipv6=True).get(BLOCK6, "")
+def holds(tor: Router) -> set[str]:
+    """Networks the switch sends packets for to the node, by its kernel; GoBGP has a table and no hand in the kernel."""
+    if isinstance(tor, GoBgp):
+        return {*tor.routes(), *tor.routes(ipv6=True)}
+    four = {prefix for prefix, route in tor.namespace.routes().items() if NODE4 in route}
+    return four | {prefix for prefix, route in tor.namespace.routes(ipv6=True).items() if "dev eth0" in route}
+
+
+def forwarded(tor: Router) -> bool:
+    """The switch still sends packets for the node's blocks to the node."""
+    return {BLOCK4, BLOCK6} <= holds(tor)
 
 
 def kept(routed: Routed) -> bool:
     return routed.kernel_routes().get(NET4) == f"via {TOR4} dev eth0" and NET6 in routed.kernel_routes(ipv6=True)
 
 
-@pytest.mark.parametrize("make", MAKES)
+def by_family(routed: Routed) -> dict[str, Json]:
+    rows = routed.neighbors()
+    return {"ipv4": rows[TOR4], "ipv6": rows[TOR6]}
+
+
+@contextlib.contextmanager
+def silent(tor: Router) -> Iterator[None]:
+    """Nothing the switch sends arrives."""
+    rules = tuple((version, f"from {address} blackhole pref 0") for version, address in ((4, TOR4), (6, TOR6)))
+    for version, rule in rules:
+        tor.namespace.run("ip", f"-{version}", "rule", "add", *rule.split())
+    yield
+    for version, rule in rules:
+        tor.namespace.run("ip", f"-{version}", "rule", "del", *rule.split())
+
+
+@pytest.mark.parametrize("make", KEEPERS)
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGKILL"])
 def test_the_switch_keeps_our_routes_while_routed_restarts(lab: Lab, make: str, how: str) -> None:
-    routed, tor, namespace = running(lab, make)
+    routed, tor = running(lab, make)
     if how == "SIGTERM":
         routed.stop()
     else:
         routed.kill()
-    stays(lambda: forwarded(namespace) and kept(routed), 1.5, "both kernels forward while routed is away")
+    stays(lambda: forwarded(tor) and kept(routed), 1.5, "both kernels forward while routed is away")
     routed.start()
 
     def both_forward() -> bool:
-        assert forwarded(namespace), "the switch lost a route when routed came back"
+        assert forwarded(tor), "the switch lost a route when routed came back"
         assert kept(routed), "the node lost a route when routed came back"
         return routed.established(TOR4, TOR6)
 
     wait_for(both_forward, 20, "the sessions are up again", state=routed.sessions)
     wait_for_routes(routed, tor)
-    stays(lambda: forwarded(namespace) and kept(routed), 1.5, "both kernels forward after the restart")
+    stays(lambda: forwarded(tor) and kept(routed), 1.5, "both kernels forward after the restart")
 
 
-@pytest.mark.parametrize("make", MAKES)
+@pytest.mark.parametrize("make", KEEPERS)
 def test_routes_that_changed_while_routed_was_away_are_right_afterwards(lab: Lab, make: str) -> None:
-    routed, tor, namespace = running(lab, make)
+    routed, tor = running(lab, make)
     routed.stop()
     routed.remove("BlockAffinity", "block4")
     routed.put(resource("BlockAffinity", "other", {"node": "node", "cidr": "10.244.9.0/26"}))
     routed.start()
     wait_for(
-        lambda: "10.244.9.0/26" in namespace.routes() and BLOCK4 not in namespace.routes(),
+        lambda: "10.244.9.0/26" in holds(tor) and BLOCK4 not in holds(tor),
         30,
         "the switch has the new block and not the old one",
-        state=lambda: (namespace.routes(), tor.routes()),
+        state=lambda: (holds(tor), tor.routes()),
     )
     wait_for(
         lambda: "10.244.9.0/26" in routed.kernel_routes() and BLOCK4 not in routed.kernel_routes(),
@@ -94,24 +125,37 @@ def test_routes_that_changed_while_routed_was_away_are_right_afterwards(lab: Lab
     assert kept(routed)
 
 
-@pytest.mark.parametrize("make", MAKES)
+@pytest.mark.parametrize("make", KEEPERS)
 def test_a_shutdown_takes_our_routes_away_at_once(lab: Lab, make: str) -> None:
-    routed, tor, namespace = running(lab, make, onStop="shutdown")
+    routed, tor = running(lab, make, onStop="shutdown")
     routed.stop()
     wait_for(lambda: not tor.routes().get(BLOCK4), 5, "the switch dropped our routes", state=tor.routes)
-    wait_for(lambda: BLOCK4 not in namespace.routes(), 5, "its kernel too", state=namespace.routes)
+    wait_for(lambda: BLOCK4 not in holds(tor), 5, "its kernel too", state=tor.namespace.routes)
     assert kept(routed), "the node's own kernel keeps its routes"
     if make == "frr":
         assert "Administrative Shutdown" in tor.ctl(f"show bgp neighbors {NODE4}")
 
 
-@pytest.mark.parametrize("make", MAKES)
+@pytest.mark.parametrize("make", RESTARTABLE)
 def test_we_keep_the_routes_of_a_switch_that_restarts(lab: Lab, make: str) -> None:
-    routed, tor, _ = running(lab, make, restartable=True)
+    routed, tor = running(lab, make, restartable=True)
     tor.kill()
-    wait_for(lambda: not routed.established(TOR4), 10, "the session is seen to be down", state=routed.sessions)
+    wait_for(
+        lambda: not (routed.established(TOR4) or routed.established(TOR6)),
+        10,
+        "the sessions are seen to be down",
+        state=routed.sessions,
+    )
+    stale = {name: row["families"][f"{name}-unicast"]["stale"] for name, row in by_family(routed).items()}
+    assert all(stale.values()), stale
     stays(lambda: kept(routed), 1.5, "we forward while the switch is away")
-    tor.start()
+    if isinstance(tor, GoBgp):
+        tor.recover = True
+        with silent(tor):  # its routes have to be there again before it says End-of-RIB
+            tor.start()
+            announce(tor)
+    else:
+        tor.start()
 
     def forwarding() -> bool:
         assert kept(routed), "we lost a route when the switch came back"
@@ -128,7 +172,7 @@ def test_we_keep_the_routes_of_a_switch_that_restarts(lab: Lab, make: str) -> No
 
 
 def test_what_a_switch_does_not_announce_again_goes_with_its_end_of_rib(lab: Lab) -> None:
-    routed, tor, _ = running(lab, "bird", restartable=True)
+    routed, tor = running(lab, "bird", restartable=True)
     tor.kill()
     wait_for(lambda: not routed.established(TOR4), 10, "the session is seen to be down", state=routed.sessions)
     assert NET4 in routed.kernel_routes()
@@ -144,7 +188,7 @@ def test_what_a_switch_does_not_announce_again_goes_with_its_end_of_rib(lab: Lab
 
 def test_a_session_that_ends_without_restart_takes_its_routes(lab: Lab) -> None:
     """A session ended with Cease/2 is no restart: nothing is kept."""
-    routed, tor, _ = running(lab, "bird")
+    routed, tor = running(lab, "bird")
     tor.ctl("disable", "node4")
     wait_for(lambda: NET4 not in routed.kernel_routes(), 5, "the route is gone", state=routed.kernel_routes)
     row = routed.neighbors()[TOR4]
@@ -156,7 +200,7 @@ def test_a_session_that_ends_without_restart_takes_its_routes(lab: Lab) -> None:
 
 
 def test_sighup_changes_what_may_change_and_no_session(lab: Lab) -> None:
-    routed, _, _ = running(lab, "bird")
+    routed, _ = running(lab, "bird")
     counts = {address: row["establishedCount"] for address, row in routed.neighbors().items()}
     routed.configure(log={"level": "warning"}, kernel={"table": 100})
     routed.processes[0].signal(signal.SIGHUP)
