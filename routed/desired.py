@@ -42,6 +42,56 @@ class KernelRoute:
     """Its priority in the kernel (RTA_PRIORITY); 0: the one all our routes have that name none."""
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class TunnelPeer:
+    """Another node at the far end of a tunnel."""
+
+    node: str
+    address: bytes
+    """Packed: where the outer packets go."""
+    vtep: bytes
+    """Packed: its own address inside the tunnel."""
+    gateway: bytes
+    """Packed: what routes to it lead through; its neighbour entry says the MAC address."""
+    mac: bytes
+    """What inner frames for it are addressed to."""
+
+
+class TunnelKind(enum.StrEnum):
+    """Link kinds, by the kernel's names (IFLA_INFO_KIND)."""
+
+    VXLAN = "vxlan"
+    IPIP = "ipip"
+
+
+@dataclass(frozen=True, slots=True)
+class Tunnel:
+    """A tunnel device of this node and whom it reaches."""
+
+    device: str
+    kind: TunnelKind
+    family: Family
+    """Of the packets inside and of those outside."""
+    address: bytes
+    """Packed: the device's own address."""
+    local: bytes
+    """Packed: the source of outer packets, the node's address."""
+    mac: bytes = b""
+    vni: int = 0
+    port: int = 0
+    """UDP port of outer packets."""
+    mtu: int = 0
+    """0: of the interface with the local address, less what the tunnel puts around packets."""
+    peers: tuple[TunnelPeer, ...] = ()
+    """Sorted."""
+
+
+def tunnel_overhead(kind: TunnelKind, family: Family) -> int:
+    """Octets a tunnel puts around a packet."""
+    outer = 20 if family is Family.IPV4_UNICAST else 40
+    return outer + 30 if kind is TunnelKind.VXLAN else outer  # UDP 8, VXLAN 8, Ethernet 14
+
+
 @dataclass(frozen=True, slots=True)
 class RouteBatch:
     """Many prefixes that should all become `route`, or be absent from the kernel (None)."""

@@ -40,7 +40,20 @@ from routed.bgp.neighbor import (
     StateChanged,
 )
 from routed.bgp.update import AttributePool, Update
-from routed.core.effects import Close, Connect, Effect, Guard, Guards, Level, Listen, Log, Milestone, Routes, Sweep
+from routed.core.effects import (
+    Close,
+    Connect,
+    Effect,
+    Guard,
+    Guards,
+    Level,
+    Listen,
+    Log,
+    Milestone,
+    Routes,
+    Sweep,
+    Tunnels,
+)
 from routed.core.learned import Key, Learned, Learner
 from routed.core.peer import Peer
 from routed.core.restart import Restart, awaited
@@ -52,6 +65,7 @@ from routed.net.prefixes import covers, make_prefix
 from routed.observed import Interface, KernelChange, RouteFailure
 from routed.plan.diff import diff
 from routed.plan.planner import Planner
+from routed.plan.tunnels import IPIP_DEVICE, VXLAN_DEVICES
 from routed.plan.types import CalicoVersion, KernelPlan, Origin, PeerChange, PeerPlan, Plan, PlanSettings, PodCidrs
 from routed.rib.adj_out import AdjRibOut, UpdateGroup
 from routed.rib.decide import MAXIMUM_PATHS, best
@@ -85,8 +99,8 @@ NAMED = 3
 
 BLACKHOLE = KernelRoute(RouteKind.BLACKHOLE)
 
-#: The kernel's fallback IPIP device, which Felix sets up.
-IPIP_DEVICE = "tunl0"
+#: Devices that routes may lead into.
+TUNNEL_DEVICES = frozenset((IPIP_DEVICE, *VXLAN_DEVICES.values()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,8 +197,8 @@ class Core:
         self._learner = Learner()
         self._behind_devices: dict[Key, tuple[Origin, int]] = {}
         """Origins directly behind an interface, with the index their route has now; 0: there is none."""
-        self._tunnel = 0
-        """Index of the IPIP device; 0: there is none that is up."""
+        self._tunnels: dict[str, int] = {}
+        """Indexes of the tunnel devices that are up, by name."""
         self._replan_needed = False
         self._conns: dict[int, Peer] = {}
         self._local_address: dict[int, bytes] = {}
@@ -315,7 +329,7 @@ class Core:
             self.interfaces[interface.index] = interface
         if change.full or change.interfaces or change.interfaces_removed:
             self._check_addresses()
-            self._check_tunnel()
+            self._check_tunnels()
             self._devices_changed()
         self._next_hops_changed(set(self.next_hops.apply(change)))
         if change.full or change.interfaces or change.interfaces_removed:
@@ -841,6 +855,8 @@ class Core:
                 self._priorities_changed(family, rib)
             elif plan.kernel.policy[family] != old.kernel.policy[family] and not self.restart.deferring and rib.table:
                 self._jobs.append(self._program_all(family, absent=True))
+        if plan.tunnels is not None and plan.tunnels != old.tunnels:
+            self.effects.append(Tunnels(plan.tunnels))
         if plan.learn != old.learn or not self._learner.configured:
             self._originate_learned(self._learner.configure(plan.learn))
 
@@ -1066,26 +1082,34 @@ class Core:
         if rule.programming is Programming.LEAVE:
             return None, rule.why
         gateways: set[Gateway] = set()
-        tunnelled = False
+        tunnelled, missing = False, ""
         for path in rib.multipath(prefix):
             next_hop = path.next_hop
             if next_hop is None:
                 return route, ""
             if not policy.tunnels(rule, next_hop.address):
                 gateways.update(next_hop.gateways)
-            elif self._tunnel:
+                continue
+            device, way = self._tunnels.get(rule.device, 0), policy.way(rule, next_hop.address)
+            if device and way:
                 tunnelled = True
-                gateways.add(Gateway(next_hop.address, self._tunnel, onlink=True))
+                gateways.add(Gateway(way, device, onlink=True))
+            elif device:
+                missing = f"no Node with the address {format_address(next_hop.address)} has a VXLAN address"
+            else:
+                missing = f"no interface {rule.device} is up on this node"
         if not gateways:
-            return None, f"{rule.why}, but no interface {IPIP_DEVICE} is up on this node"
-        return (KernelRoute(RouteKind.UNICAST, tuple(sorted(gateways)), route.metric) if tunnelled else route), ""
+            return None, f"{rule.why}, but {missing}"
+        if not tunnelled and not missing:
+            return route, ""
+        return KernelRoute(RouteKind.UNICAST, tuple(sorted(gateways)), route.metric), ""
 
-    def _check_tunnel(self) -> None:
-        """The IPIP device came or went: routes lead into it, or can't."""
-        found = next((each.index for each in self.interfaces.values() if each.name == IPIP_DEVICE and each.up), 0)
-        if found == self._tunnel:
+    def _check_tunnels(self) -> None:
+        """A tunnel device came or went: routes lead into it, or can't."""
+        found = {each.name: each.index for each in self.interfaces.values() if each.up and each.name in TUNNEL_DEVICES}
+        if found == self._tunnels:
             return
-        self._tunnel = found
+        self._tunnels = found
         for family, policy in self.plan.kernel.policy.items():
             if any(rule.programming is not Programming.LEAVE for rule in policy.rules) and not self.restart.deferring:
                 self._jobs.append(self._program_all(family, absent=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from routed.desired import RouteBatch
+from routed.desired import RouteBatch, Tunnel
 from routed.net.families import Family
 
 
@@ -93,6 +93,13 @@ class Sweep:
 
 
 @dataclass(frozen=True, slots=True)
+class Tunnels:
+    """All tunnel devices this node should have. Comes before the routes that lead into them."""
+
+    tunnels: tuple[Tunnel, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Log:
     """One line for people."""
 
@@ -102,4 +109,4 @@ class Log:
     text: str
 
 
-Effect = Connect | Close | Guards | Listen | Routes | Sweep | Log
+Effect = Connect | Close | Guards | Listen | Routes | Sweep | Tunnels | Log

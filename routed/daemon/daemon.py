@@ -434,12 +434,13 @@ class Daemon:
         self._workloads = workloads
         relay = self._relay = Relay(
             driver,
-            (workloads.policy.update, workloads.pods.update, node_status.update),
-            (workloads.policy.in_sync,),
+            (workloads.policy.update, workloads.pods.update, workloads.tunnel_addresses.update, node_status.update),
+            (workloads.policy.in_sync, workloads.tunnel_addresses.in_sync),
             driver.clock,
             (workloads.policy.unreadable,),
         )
         workloads.follow(relay)
+        driver.tunnels = workloads.tunnels.apply
         return relay
 
     async def _read_datastore(self, driver: Relay, store: FileStore | EtcdStore) -> None:

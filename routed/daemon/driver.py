@@ -15,11 +15,11 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from routed.core.effects import Close, Connect, Effect, Guards, Level, Listen, Log, Routes, Sweep
+from routed.core.effects import Close, Connect, Effect, Guards, Level, Listen, Log, Routes, Sweep, Tunnels
 from routed.daemon.events import Events
 from routed.daemon.transport import Protection, Transports
 from routed.datastore.file import Problem
-from routed.desired import RouteBatch
+from routed.desired import RouteBatch, Tunnel
 from routed.model.resources import Update
 from routed.net.families import Family
 from routed.net.prefixes import format_prefix
@@ -33,6 +33,10 @@ PULL_SECONDS = 0.02
 
 #: Seconds before work that raised is tried again.
 BUG_PAUSE = 1.0
+
+
+def no_tunnels(_tunnels: tuple[Tunnel, ...]) -> None:
+    """Where the tunnel devices are not ours."""
 
 
 def no_passwords(reference: str) -> bytes:
@@ -63,6 +67,8 @@ class Driver:
         for who wants their latency measured.
         """
         self.engine = engine
+        self.tunnels: Callable[[tuple[Tunnel, ...]], None] = no_tunnels
+        """Who makes the tunnel devices these and no others."""
         self.transports = Transports(self)
         self.clock = clock
         self.latency = Latency(clock, updates_sent or (lambda: 0))
@@ -347,6 +353,9 @@ class Driver:
             case Sweep():
                 if not self.stopping:
                     self._routes.sweep(effect.families)
+            case Tunnels():
+                if not self.stopping:
+                    self.tunnels(effect.tunnels)
 
     def _pull(self, now: float) -> bool:
         """Write what there is, everybody in turn; True where there is more for a socket that takes it."""

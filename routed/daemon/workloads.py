@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from routed.config import Config
 from routed.core.core import Core
@@ -16,10 +16,13 @@ from routed.daemon.cni import CniServer
 from routed.daemon.pods import SETTLE, Pods
 from routed.daemon.policy import PolicyKeeper
 from routed.daemon.relay import Relay
+from routed.daemon.tunnel_addresses import TunnelAddresses
+from routed.daemon.tunnels import TunnelKeeper
 from routed.dataplane.kernel import Kernel
 from routed.dataplane.pods import PodWiring
 from routed.datastore.kubernetes import KubernetesSource
 from routed.datastore.store import Store
+from routed.desired import TunnelKind, tunnel_overhead
 from routed.errors import ConfigError
 from routed.model.resources import EncapMode, IPPool, JsonObject, Update
 from routed.net.families import Family
@@ -27,8 +30,6 @@ from routed.net.prefixes import format_prefix
 
 #: Of the uplink, where it cannot be told.
 DEFAULT_MTU = 1500
-#: Octets VXLAN and IPIP put around a packet.
-_VXLAN_OVERHEAD, _IPIP_OVERHEAD = 50, 20
 _POLL = 0.001
 
 
@@ -66,6 +67,8 @@ class Workloads:
             config.cni.proxy_arp,
         )
         self._server = CniServer(self.pods.handle, bug)
+        self.tunnels = TunnelKeeper(log, bug)
+        self.tunnel_addresses = TunnelAddresses(config.node_name, store, self.publish, self._tunnel_gone, log, bug)
         self._relay: Relay | None = None
         self._store = store
 
@@ -88,6 +91,8 @@ class Workloads:
             self._server.start(path)
         except OSError as error:
             raise ConfigError("", f"cni.socket: cannot listen at {path}: {error.strerror}") from None
+        self.tunnels.start()
+        self.tunnel_addresses.start()
 
     def follow(self, relay: Relay) -> None:
         """Where our own writes go."""
@@ -96,16 +101,24 @@ class Workloads:
     async def stop(self) -> None:
         """No more calls. Interfaces, routes and rules stay."""
         await self._server.stop()
+        await self.tunnel_addresses.stop()
+        await self.tunnels.stop()
         await self.pods.close()
         self.policy.close()
 
     @property
     def problems(self) -> tuple[str, ...]:
-        return (*((self._problem,) if self._problem else ()), *self.policy.problems)
+        return (
+            *((self._problem,) if self._problem else ()),
+            *self.policy.problems,
+            *self.tunnels.problems,
+            *self.tunnel_addresses.problems,
+        )
 
     def interfaces_changed(self) -> None:
         """The kernel's interfaces or addresses are others now."""
         self.policy.interfaces(self._core.interfaces)
+        self.tunnels.interfaces(self._core.interfaces)
 
     def _policy_problem(self, problem: str) -> None:
         self._problem = problem
@@ -113,6 +126,14 @@ class Workloads:
             self._log(Level.ERROR, "policy", problem)
         else:
             self._log(Level.INFO, "policy", "the kernel takes the policy rules again")
+
+    async def _tunnel_gone(self, address: bytes) -> None:
+        """Until no tunnel device has an address, which no plan asks for any more."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + SETTLE
+        while any(tunnel.address == address for tunnel in self._core.plan.tunnels or ()) and loop.time() < until:
+            await asyncio.sleep(_POLL)
+        await self.tunnels.settled()
 
     # ---- what `pods` needs
 
@@ -143,7 +164,8 @@ class Workloads:
         )
         link = self._wiring.find(uplink) if uplink else None
         mtu = link.mtu if link is not None and link.mtu else DEFAULT_MTU
-        return mtu - max((_overhead(pool) for pool in self.pods.pools()), default=0)
+        said = {(tunnel.kind, tunnel.family): tunnel.mtu for tunnel in self._core.plan.tunnels or ()}
+        return min((_mtu_within(pool, mtu, said) for pool in self.pods.pools() if not pool.disabled), default=mtu)
 
     async def in_force(self, prefixes: Iterable[tuple[Family, bytes]]) -> str:
         waiting = list(prefixes)
@@ -168,9 +190,13 @@ class Workloads:
         return await self._kubernetes.get(f"/api/v1/namespaces/{namespace}/pods/{name}")
 
 
-def _overhead(pool: IPPool) -> int:
-    if pool.disabled:
-        return 0
+def _mtu_within(pool: IPPool, mtu: int, said: Mapping[tuple[TunnelKind, Family], int]) -> int:
+    """Of packets of a pool: what FelixConfiguration says of its tunnel, else what the tunnel leaves of the uplink's."""
+    family = pool.cidr.family
     if pool.vxlan_mode is not EncapMode.NEVER:
-        return _VXLAN_OVERHEAD + (20 if pool.cidr.family is Family.IPV6_UNICAST else 0)
-    return _IPIP_OVERHEAD if pool.ipip_mode is not EncapMode.NEVER else 0
+        kind = TunnelKind.VXLAN
+    elif pool.ipip_mode is not EncapMode.NEVER:
+        kind = TunnelKind.IPIP
+    else:
+        return mtu
+    return said.get((kind, family)) or mtu - tunnel_overhead(kind, family)

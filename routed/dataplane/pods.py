@@ -18,16 +18,14 @@ import errno
 import os
 import re
 import socket
-import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from routed.dataplane.exchange import Exchange, open_exchange
 from routed.errors import KernelError
 from routed.net.addresses import format_address
 from routed.net.families import Family
 from routed.netlink.links import Link, decode_link
-from routed.netlink.messages import Message, messages, parse_error
-from routed.netlink.numbers import NETLINK_ROUTE, NLMSG_ERROR, RTM_NEWLINK
 from routed.netlink.veth import (
     add_default_route,
     add_host_address,
@@ -74,12 +72,6 @@ PROXY_SYSCTLS = (
     ("ipv6/conf/{}/proxy_ndp", "1"),
 )
 
-#: Seconds the kernel may take to answer.
-_PATIENCE = 5.0
-
-_SOL_NETLINK = 270
-_NETLINK_EXT_ACK = 11
-_RECEIVE = 65536
 _INTERFACE_NAME = re.compile(r"[A-Za-z0-9_-]{1,15}")
 
 
@@ -105,7 +97,7 @@ class PodWiring:
 
     def __init__(self, sysctl_root: str = "/proc/sys/net") -> None:
         """Raises OSError where there is no netlink."""
-        self._node = _Exchange(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_ROUTE))
+        self._node = open_exchange()
         self._sysctl_root = sysctl_root
 
     def close(self) -> None:
@@ -137,7 +129,7 @@ class PodWiring:
         try:
             index = self._link(self._node, port.interface).index
             self._configure_node(port, index, what)
-            self._configure_pod(port, _Exchange(inside))
+            self._configure_pod(port, Exchange(inside))
             return index
         except BaseException:
             with contextlib.suppress(KernelError):
@@ -156,7 +148,7 @@ class PodWiring:
     def inside(self, interface: str, inside: socket.socket) -> Link | None:
         """The link of that name in a pod."""
         try:
-            return self._link(_Exchange(inside), interface)
+            return self._link(Exchange(inside), interface)
         except KernelError as error:
             if error.errno == errno.ENODEV:
                 return None
@@ -164,7 +156,7 @@ class PodWiring:
 
     def detach(self, index: int) -> None:
         """Delete a pair by the node's end; one that is gone is no error. Slow: see the module's docstring."""
-        exchange = _Exchange(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_ROUTE))
+        exchange = open_exchange()
         with contextlib.closing(exchange):
             try:
                 exchange.ask(delete_link(exchange.next(), index), f"removing interface {index}")
@@ -189,7 +181,7 @@ class PodWiring:
             what,
         )
 
-    def _configure_pod(self, port: PodPort, inside: _Exchange) -> None:
+    def _configure_pod(self, port: PodPort, inside: Exchange) -> None:
         index = self._link(inside, port.pod_interface).index
         loopback = self._link(inside, "lo").index
         requests = [set_link_up(inside.next(), loopback), set_link_up(inside.next(), index)]
@@ -218,65 +210,9 @@ class PodWiring:
             except OSError as error:
                 raise KernelError(error.errno or 0, "", f"writing {value} to {path}") from None
 
-    def _link(self, exchange: _Exchange, name: str) -> Link:
+    def _link(self, exchange: Exchange, name: str) -> Link:
         (answer,) = exchange.ask(get_link(exchange.next(), name), f"interface {name}")
         link = decode_link(answer.data)
         if link is None:
             raise KernelError(errno.EPROTO, "", f"interface {name}")
         return link
-
-
-class _Exchange:
-    """Requests and their answers on one netlink socket, in order."""
-
-    def __init__(self, opened: socket.socket) -> None:
-        self._socket = opened
-        self._sequence = 0
-        opened.settimeout(_PATIENCE)
-        with contextlib.suppress(OSError):  # the kernel's sentences are a help, not a need
-            opened.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
-
-    def close(self) -> None:
-        self._socket.close()
-
-    def next(self) -> int:
-        self._sequence += 1
-        return self._sequence
-
-    def ask(self, request: bytes, what: str) -> list[Message]:
-        """The answers to one request. Raises KernelError."""
-        return self.ask_all([request], what)
-
-    def ask_all(self, requests: Sequence[bytes], what: str) -> list[Message]:
-        """Send all, and wait for every answer; the first refusal is raised, as KernelError, once all have answered."""
-        waiting = {_sequence_of(request) for request in requests}
-        answers: list[Message] = []
-        refusal: KernelError | None = None
-        try:
-            self._socket.send(b"".join(requests))
-            while waiting:
-                for message in self._receive():
-                    if message.sequence not in waiting:
-                        continue  # of a request given up before
-                    waiting.discard(message.sequence)
-                    if message.type == RTM_NEWLINK:
-                        answers.append(message)
-                    elif message.type == NLMSG_ERROR:
-                        answer = parse_error(message)
-                        if answer.errno and refusal is None:
-                            refusal = KernelError(answer.errno, answer.text, what)
-        except TimeoutError:
-            raise KernelError(errno.ETIMEDOUT, "", what) from None
-        except OSError as error:
-            raise KernelError(error.errno or 0, "", what) from None
-        if refusal is not None:
-            raise refusal
-        return answers
-
-    def _receive(self) -> Iterator[Message]:
-        return messages(self._socket.recv(_RECEIVE))
-
-
-def _sequence_of(request: bytes) -> int:
-    sequence: int = struct.unpack_from("=I", request, 8)[0]
-    return sequence

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from routed.core.core import CoreSettings
-from routed.core.effects import Close, Connect, Effect, Guards, Listen, Log, Routes, Sweep
-from routed.desired import Gateway, KernelRoute, RouteBatch
+from routed.core.effects import Close, Connect, Effect, Guards, Listen, Log, Routes, Sweep, Tunnels
+from routed.desired import Gateway, KernelRoute, RouteBatch, Tunnel
 from routed.model.resources import ResourceKey, Update
 from routed.model.schema import parse_manifest
 from routed.net.families import Family
@@ -186,6 +186,7 @@ def settings_to_json(settings: CoreSettings) -> Json:
         "calicoVersion": None if settings.calico_version is None else settings.calico_version.value,
         "interfacePrefixes": list(settings.interface_prefixes),
         "programPriorities": settings.program_priorities,
+        **({"ownWorkloads": True} if settings.own_workloads else {}),
     }
 
 
@@ -200,6 +201,7 @@ def settings_from_json(value: Json) -> CoreSettings:
         calico_version=CalicoVersion(version) if (version := value.get("calicoVersion")) is not None else None,
         interface_prefixes=tuple(value.get("interfacePrefixes", ())),
         program_priorities=value.get("programPriorities", True),
+        own_workloads=value.get("ownWorkloads", False),
     )
 
 
@@ -218,6 +220,24 @@ def _batch_to_json(batch: RouteBatch) -> Json:
         "family": batch.family.label,
         "prefixes": [prefix.hex() for prefix in batch.prefixes],
         "route": _route_to_json(batch.route),
+    }
+
+
+def _tunnel_to_json(tunnel: Tunnel) -> Json:
+    return {
+        "device": tunnel.device,
+        "kind": tunnel.kind.value,
+        "family": tunnel.family.label,
+        "address": tunnel.address.hex(),
+        "local": tunnel.local.hex(),
+        "mac": tunnel.mac.hex(),
+        "vni": tunnel.vni,
+        "port": tunnel.port,
+        "mtu": tunnel.mtu,
+        "peers": [
+            [peer.node, peer.address.hex(), peer.vtep.hex(), peer.gateway.hex(), peer.mac.hex()]
+            for peer in tunnel.peers
+        ],
     }
 
 
@@ -248,6 +268,8 @@ def effect_to_json(effect: Effect) -> Json:
             return {"routes": [_batch_to_json(batch) for batch in effect.batches]}
         case Sweep():
             return {"sweep": [family.label for family in effect.families]}
+        case Tunnels():
+            return {"tunnels": [_tunnel_to_json(tunnel) for tunnel in effect.tunnels]}
         case Log():
             return {"log": effect.level.value, "subject": effect.subject, "text": effect.text}
 

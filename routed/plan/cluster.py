@@ -47,6 +47,7 @@ class Aspect(enum.Flag):
     ORIGINS = enum.auto()
     FILTERS = enum.auto()
     WORKLOADS = enum.auto()
+    TUNNELS = enum.auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,7 @@ class Cluster:
                 return Aspect.FILTERS
             case IPPool.kind:
                 _put(self.pools, name, value if isinstance(value, IPPool) else None)
-                return Aspect.FILTERS
+                return Aspect.FILTERS | Aspect.TUNNELS
             case WorkloadEndpoint.kind:
                 return self._apply_workload(update.key, value if isinstance(value, WorkloadEndpoint) else None)
             case IPAMBlock.kind:
@@ -151,7 +152,8 @@ class Cluster:
                     or kind in _SETTINGS
                     or (kind == Profile.kind and self.peers_with_workloads)
                 ):
-                    return Aspect.SESSIONS | (Aspect.FILTERS if kind in _SETTINGS else Aspect.NOTHING)
+                    settings = Aspect.FILTERS | Aspect.TUNNELS if kind in _SETTINGS else Aspect.NOTHING
+                    return Aspect.SESSIONS | settings
                 return Aspect.NOTHING
 
     def _apply_block(self, name: str, block: IPAMBlock | None) -> Aspect:
@@ -185,6 +187,8 @@ class Cluster:
         aspect = Aspect.NOTHING
         if old is None or node is None or old.bgp != node.bgp or old.labels != node.labels:
             aspect |= Aspect.SESSIONS
+        if _tunnel_ends(old) != _tunnel_ends(node):
+            aspect |= Aspect.TUNNELS
         if name == self.node_name:
             aspect |= Aspect.ORIGINS
             if (
@@ -306,6 +310,21 @@ def address_of(node: Node, family: Family) -> bytes:
         return b""
     own: NodeAddress | None = node.bgp.ipv4_address if family is Family.IPV4_UNICAST else node.bgp.ipv6_address
     return own.address if own is not None else b""
+
+
+def _tunnel_ends(node: Node | None) -> tuple[bytes | None, ...]:
+    """What of a Node decides what a tunnel to it looks like."""
+    if node is None:
+        return ()
+    return (
+        node.ipv4_vxlan_tunnel_addr,
+        node.vxlan_tunnel_mac_addr,
+        node.ipv6_vxlan_tunnel_addr,
+        node.vxlan_tunnel_mac_addr_v6,
+        node.bgp.ipv4_ipip_tunnel_addr if node.bgp is not None else None,
+        address_of(node, Family.IPV4_UNICAST),
+        address_of(node, Family.IPV6_UNICAST),
+    )
 
 
 def _put(table: dict[K, T], name: K, value: T | None) -> None:

@@ -7,6 +7,7 @@ stays the same object, so that the difference of two plans is found by identity.
 
 from __future__ import annotations
 
+from routed.desired import Tunnel
 from routed.model.resources import Update
 from routed.net.families import Family
 from routed.plan.cluster import Aspect, Cluster, Secret
@@ -15,6 +16,7 @@ from routed.plan.origins import Origins, plan_origins
 from routed.plan.peers import PeerSpec, plan_peers
 from routed.plan.program import calico_version, plan_kernel, plan_learning
 from routed.plan.speaker import plan_speaker
+from routed.plan.tunnels import plan_tunnels, tunnel_problems
 from routed.plan.types import KernelPlan, LearnPlan, Origin, PeerPlan, Plan, PlanSettings, Speaker
 from routed.plan.unsupported import unsupported_settings
 from routed.plan.workloads import shared_addresses, workload_routes
@@ -26,7 +28,7 @@ class Planner:
     def __init__(self, node_name: str, settings: PlanSettings | None = None) -> None:
         self._settings = settings if settings is not None else PlanSettings()
         self._cluster = Cluster(node_name)
-        self._dirty: Aspect = Aspect.SESSIONS | Aspect.ORIGINS | Aspect.FILTERS
+        self._dirty: Aspect = Aspect.SESSIONS | Aspect.ORIGINS | Aspect.FILTERS | Aspect.TUNNELS
         self._plan = Plan()
         self._book = FilterBook(self._settings.interface_of)
         self._speaker: Speaker | None = None
@@ -41,6 +43,8 @@ class Planner:
         self._workloads: dict[tuple[Family, bytes], Origin] = {}
         self._workload_problems: list[str] = []
         self._session_problems: list[str] = []
+        self._tunnels: tuple[Tunnel, ...] | None = None
+        self._tunnel_problems: list[str] = []
 
     def update(self, update: Update) -> None:
         """A resource exists with this value, or (None) does not."""
@@ -66,7 +70,10 @@ class Planner:
         if Aspect.WORKLOADS in dirty and self._settings.own_workloads:
             self._workloads = workload_routes(cluster)
             self._workload_problems = shared_addresses(cluster)
-        if dirty & (Aspect.FILTERS | Aspect.ORIGINS):
+        if Aspect.TUNNELS in dirty and self._settings.own_workloads:
+            self._tunnels = plan_tunnels(cluster)
+            self._tunnel_problems = tunnel_problems(cluster)
+        if dirty & (Aspect.FILTERS | Aspect.ORIGINS | Aspect.TUNNELS):
             kernel = plan_kernel(cluster, self._settings)
             learn = plan_learning(cluster, self._settings, self._origins.routes)
             self._kernel = kernel if kernel != self._kernel else self._kernel
@@ -83,6 +90,7 @@ class Planner:
             *self._session_problems,
             *self._origins.problems,
             *self._workload_problems,
+            *self._tunnel_problems,
             *unsupported_settings(
                 cluster, calico_version(cluster, self._settings), own_workloads=self._settings.own_workloads
             ),
@@ -94,6 +102,7 @@ class Planner:
             withheld=self._origins.withheld,
             kernel=self._kernel,
             learn=self._learn,
+            tunnels=self._tunnels,
             problems=tuple(sorted(set(problems))),
         )
         if plan != self._plan:

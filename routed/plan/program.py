@@ -4,7 +4,8 @@ The part of Calico's BIRD configuration that is about its kernel and direct prot
 
 Kept out of the kernel: service ranges; VXLAN pools, whose routes Felix makes; and of the other pools those that
 programClusterRoutes leaves to Felix (Disabled: all; EnabledIPIPOnly: those without encapsulation; EnabledNoEncapOnly:
-those with IPIP). Routes of an IPIP pool lead into the tunnel, with CrossSubnet only past this node's own subnet.
+those with IPIP). Where the node's pods are routed's there is no Felix, and all of these are ours. Routes of a pool with
+encapsulation lead into its tunnel, with CrossSubnet only past this node's own subnet.
 
 What differs between Calico's versions is decided here too: as of v3.32 LOCAL_PREF and a route's priority are one.
 """
@@ -18,6 +19,7 @@ from routed.net.families import Family
 from routed.plan.cluster import Cluster
 from routed.plan.origins import BLOCK
 from routed.plan.services import service_ranges
+from routed.plan.tunnels import IPIP_DEVICE, VXLAN_DEVICES, ways_into
 from routed.plan.types import CalicoVersion, KernelPlan, LearnPlan, Origin, PlanSettings
 from routed.rib.program import Programming, ProgramPolicy, ProgramRule
 
@@ -37,7 +39,7 @@ def plan_kernel(cluster: Cluster, settings: PlanSettings) -> KernelPlan:
     mapped = calico_version(cluster, settings) is CalicoVersion.V3_32
     default = cluster.default_configuration
     return KernelPlan(
-        policy={family: _policy(cluster, family) for family in Family},
+        policy={family: _policy(cluster, family, settings) for family in Family},
         normal_priority={
             Family.IPV4_UNICAST: default.ipv4_normal_route_priority if mapped else 0,
             Family.IPV6_UNICAST: default.ipv6_normal_route_priority if mapped else 0,
@@ -81,7 +83,7 @@ def felix_owns_ipip(cluster: Cluster) -> bool:
     return "IPIP" in _LEFT_TO_FELIX[cluster.default_configuration.program_cluster_routes]
 
 
-def _policy(cluster: Cluster, family: Family) -> ProgramPolicy:
+def _policy(cluster: Cluster, family: Family, settings: PlanSettings) -> ProgramPolicy:
     rules = [
         ProgramRule(cidr.prefix, Programming.LEAVE, f"BGPConfiguration default {name}: kube-proxy has them", first=True)
         for name, cidr in service_ranges(cluster)
@@ -90,30 +92,35 @@ def _policy(cluster: Cluster, family: Family) -> ProgramPolicy:
     setting = cluster.default_configuration.program_cluster_routes
     for name, pool in sorted(cluster.pools.items()):
         if pool.cidr.family is family:
-            rule = _pool_rule(name, pool, setting)
+            rule = _pool_rule(name, pool, None if settings.own_workloads else setting)
             if rule is not None:
                 rules.append(rule)
     node = cluster.node
     subnet = b""
-    if rules and family is Family.IPV4_UNICAST and node is not None and node.bgp is not None and node.bgp.ipv4_address:
-        subnet = node.bgp.ipv4_address.subnet
-    return ProgramPolicy(rules, subnet)
+    if rules and node is not None and node.bgp is not None:
+        own = node.bgp.ipv4_address if family is Family.IPV4_UNICAST else node.bgp.ipv6_address
+        subnet = own.subnet if own is not None else b""
+    by_vxlan = any(rule.device and not rule.by_next_hop for rule in rules)
+    return ProgramPolicy(rules, subnet, ways_into(cluster, family) if by_vxlan else None)
 
 
-def _pool_rule(name: str, pool: IPPool, setting: ProgramClusterRoutes) -> ProgramRule | None:
+def _pool_rule(name: str, pool: IPPool, felix: ProgramClusterRoutes | None) -> ProgramRule | None:
+    """`felix` says what is left to it; None: there is none, the node's pods are ours."""
     prefix = pool.cidr.prefix
     if pool.vxlan_mode is not EncapMode.NEVER:
-        why = f"IPPool {name}: vxlanMode {pool.vxlan_mode.value}, Felix programs its routes"
-        return ProgramRule(prefix, Programming.LEAVE, why)
+        why = f"IPPool {name}: vxlanMode {pool.vxlan_mode.value}"
+        if felix is not None:
+            return ProgramRule(prefix, Programming.LEAVE, f"{why}, Felix programs its routes")
+        return ProgramRule(prefix, _into(pool.vxlan_mode), why, device=VXLAN_DEVICES[pool.cidr.family])
     ipip = pool.ipip_mode is not EncapMode.NEVER
-    if ("IPIP" if ipip else "no encapsulation") in _LEFT_TO_FELIX[setting]:
-        why = f"IPPool {name}: programClusterRoutes {setting.value} leaves its routes to Felix"
+    if felix is not None and ("IPIP" if ipip else "no encapsulation") in _LEFT_TO_FELIX[felix]:
+        why = f"IPPool {name}: programClusterRoutes {felix.value} leaves its routes to Felix"
         return ProgramRule(prefix, Programming.LEAVE, why)
     if not ipip:
         return None
-    cross = pool.ipip_mode is EncapMode.CROSS_SUBNET
-    return ProgramRule(
-        prefix,
-        Programming.IPIP_CROSS_SUBNET if cross else Programming.IPIP,
-        f"IPPool {name}: ipipMode {pool.ipip_mode.value}",
-    )
+    why = f"IPPool {name}: ipipMode {pool.ipip_mode.value}"
+    return ProgramRule(prefix, _into(pool.ipip_mode), why, device=IPIP_DEVICE, by_next_hop=True)
+
+
+def _into(mode: EncapMode) -> Programming:
+    return Programming.CROSS_SUBNET if mode is EncapMode.CROSS_SUBNET else Programming.TUNNEL

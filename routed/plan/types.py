@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from routed.bgp.neighbor import NeighborConfig
+from routed.desired import Tunnel
 from routed.net.families import Family
 from routed.rib.export import NextHopMode
 from routed.rib.filters import RouteFilter
@@ -143,6 +144,8 @@ class Plan:
     """Blocks this node has a claim to and does not announce, with the reason."""
     kernel: KernelPlan = field(default_factory=KernelPlan)
     learn: LearnPlan = field(default_factory=LearnPlan)
+    tunnels: tuple[Tunnel, ...] | None = None
+    """The devices of pools with encapsulation; None: they are somebody else's."""
     problems: tuple[str, ...] = ()
     """What resources ask for and won't get, a sentence each that begins with the resource; sorted."""
 

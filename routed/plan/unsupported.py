@@ -22,6 +22,8 @@ _NOT_ENFORCED = ("NetworkPolicy", "GlobalNetworkPolicy", "KubernetesNetworkPolic
 _FELIX_USED = frozenset({"interfacePrefix"})
 #: And for policy.
 _FELIX_OF_POLICY = frozenset({"defaultEndpointToHostAction", "failsafeInboundHostPorts", "failsafeOutboundHostPorts"})
+#: And for tunnels.
+_FELIX_OF_TUNNELS = frozenset({"ipipMTU", "vxlanMTU", "vxlanMTUV6", "vxlanPort", "vxlanVNI"})
 #: What a `node.<name>` BGPConfiguration may say, as in Calico.
 _PER_NODE = frozenset({"listenPort", "prefixAdvertisements", "logSeverityScreen", "communities"})
 
@@ -49,7 +51,7 @@ def unsupported_settings(
             problems.append(f"{min(others)}{_and_more(len(others))}: no policies are enforced without cni.enabled")
     for key, felix in sorted(cluster.others.get(FelixConfiguration.kind, {}).items()):
         if isinstance(felix, FelixConfiguration) and felix.node_name in (None, cluster.node_name):
-            used = _FELIX_USED | (_FELIX_OF_POLICY if own_workloads else frozenset())
+            used = _FELIX_USED | (_FELIX_OF_POLICY | _FELIX_OF_TUNNELS if own_workloads else frozenset())
             fields = [name for name in set_fields(felix) if name not in used]
             if fields:
                 problems.append(f"{key}: not used of it are {', '.join(fields)}")
@@ -92,7 +94,7 @@ def _log_level(configuration: BGPConfiguration) -> list[str]:
 
 def _pool(pool: IPPool, *, own_workloads: bool) -> list[str]:
     found = []
-    if pool.vxlan_mode is not EncapMode.NEVER:
+    if pool.vxlan_mode is not EncapMode.NEVER and not own_workloads:
         found.append(f"spec.vxlanMode: {pool.vxlan_mode.value}: its routes are announced, but left to Felix to program")
     if pool.nat_outgoing and not own_workloads:
         found.append("spec.natOutgoing: is not supported, packets leave the cluster with the pod's address")

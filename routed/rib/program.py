@@ -1,19 +1,20 @@
 """Which chosen routes go into the kernel, and how: Calico's kernel export filter as data.
 
 The default programs everything and costs nothing. Beside it: addresses of services stay out (kube-proxy has them), pools
-whose routes Felix programs (VXLAN, or what programClusterRoutes leaves to it) stay out, and an IPIP pool's routes lead
-into the tunnel device, to the BGP next hop itself.
+whose routes Felix programs (VXLAN, or what programClusterRoutes leaves to it) stay out, and the routes of a pool with
+encapsulation lead into a tunnel device: with IPIP to the BGP next hop itself, with VXLAN to the address that node has
+inside the tunnel.
 
 Invariants: equal by content; a verdict depends on the prefix alone. Ranges of services come before pools; of several
 that cover a prefix the longest counts (Calico's pools don't overlap).
 
-Not here: which pools mean what (`plan/program`), the tunnel device's index (`core`).
+Not here: which pools mean what (`plan/program`), the tunnel devices' indexes (`core`), the devices (`plan/tunnels`).
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from routed.net.prefixes import make_prefix
@@ -22,9 +23,9 @@ from routed.net.prefixes import make_prefix
 class Programming(enum.Enum):
     LEAVE = "leave"
     """Not ours to program."""
-    IPIP = "ipip"
-    """Into the tunnel."""
-    IPIP_CROSS_SUBNET = "ipip-cross-subnet"
+    TUNNEL = "tunnel"
+    """Into a tunnel device."""
+    CROSS_SUBNET = "cross-subnet"
     """Into the tunnel where the next hop is outside this node's own subnet."""
 
 
@@ -38,17 +39,25 @@ class ProgramRule:
     """For people: "IPPool pods: vxlanMode Always, Felix programs its routes"."""
     first: bool = False
     """Comes before all that are not."""
+    device: str = ""
+    """The tunnel's."""
+    by_next_hop: bool = False
+    """The gateway inside the tunnel is the BGP next hop (IPIP); else what `ways` says (VXLAN)."""
 
 
 class ProgramPolicy:
     """See the module's docstring."""
 
-    __slots__ = ("_tables", "own_subnet", "rules")
+    __slots__ = ("_tables", "own_subnet", "rules", "ways")
 
-    def __init__(self, rules: Sequence[ProgramRule] = (), own_subnet: bytes = b"") -> None:
+    def __init__(
+        self, rules: Sequence[ProgramRule] = (), own_subnet: bytes = b"", ways: Mapping[bytes, bytes] | None = None
+    ) -> None:
         self.rules = tuple(rules)
         self.own_subnet = own_subnet
         """Wire prefix of this node's subnet; empty: it has none, so every next hop is in another."""
+        self.ways = ways if ways is not None else {}
+        """A node's address inside the VXLAN tunnel, by its BGP next hop. Packed, both."""
         self._tables: list[list[tuple[int, dict[bytes, ProgramRule]]]] = []
         for first in (True, False):
             by_length: dict[int, dict[bytes, ProgramRule]] = {}
@@ -63,10 +72,15 @@ class ProgramPolicy:
         return bool(self.rules)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, ProgramPolicy) and self.rules == other.rules and self.own_subnet == other.own_subnet
+        return (
+            isinstance(other, ProgramPolicy)
+            and self.rules == other.rules
+            and self.own_subnet == other.own_subnet
+            and self.ways == other.ways
+        )
 
     def __hash__(self) -> int:
-        return hash((self.rules, self.own_subnet))
+        return hash((self.rules, self.own_subnet, len(self.ways)))
 
     def judge(self, prefix: bytes) -> ProgramRule | None:
         """The rule for a prefix, or None: programmed as it is."""
@@ -79,11 +93,15 @@ class ProgramPolicy:
         return None
 
     def tunnels(self, rule: ProgramRule, next_hop: bytes) -> bool:
-        """Whether a route of an IPIP pool through this next hop (packed) goes into the tunnel."""
-        if rule.programming is Programming.IPIP:
+        """Whether a route of a pool with encapsulation through this next hop (packed) goes into the tunnel."""
+        if rule.programming is Programming.TUNNEL:
             return True
         subnet = self.own_subnet
         return not subnet or make_prefix(next_hop, subnet[0]) != subnet
+
+    def way(self, rule: ProgramRule, next_hop: bytes) -> bytes:
+        """The gateway inside the tunnel to a next hop; empty where there is none."""
+        return next_hop if rule.by_next_hop else self.ways.get(next_hop, b"")
 
 
 PROGRAM_ALL = ProgramPolicy()

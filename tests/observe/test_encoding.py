@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from routed.core.core import Core, CoreSettings
 from routed.core.effects import Effect, Guard, Level
-from routed.desired import Gateway, KernelRoute, RouteBatch, RouteKind
+from routed.desired import Gateway, KernelRoute, RouteBatch, RouteKind, Tunnel, TunnelKind, TunnelPeer
 from routed.model.resources import JsonObject, ResourceKey, Update
 from routed.model.schema import parse_manifest
 from routed.net.families import Family
@@ -75,6 +75,23 @@ failures = st.builds(
 )
 
 
+tunnels = st.builds(
+    Tunnel,
+    device=st.sampled_from(("vxlan.calico", "tunl0")),
+    kind=st.sampled_from(TunnelKind),
+    family=families,
+    address=addresses,
+    local=addresses,
+    mac=st.binary(max_size=6),
+    vni=indexes,
+    port=indexes,
+    mtu=indexes,
+    peers=st.lists(
+        st.builds(TunnelPeer, st.text(), addresses, addresses, addresses, st.binary(max_size=6)), max_size=2
+    ).map(tuple),
+)
+
+
 def through_json(codec: Codec, value: object) -> object:
     return codec.from_json(json.loads(json.dumps(codec.to_json(value))))
 
@@ -103,6 +120,7 @@ def test_octets(data: bytes) -> None:
         program_routes=st.booleans(),
         routes_found=st.frozensets(families),
         maximum_paths=st.integers(1, 64),
+        own_workloads=st.booleans(),
     )
 )
 def test_settings(settings: CoreSettings) -> None:
@@ -175,6 +193,7 @@ def any_effect(draw: st.DrawFn) -> object:
         "peers": st.lists(
             st.builds(Guard, addresses, st.text(), st.integers(0, 9), st.integers(0, 255)), max_size=2
         ).map(tuple),
+        "tunnels": st.lists(tunnels, max_size=2).map(tuple),
     }
     return kind(**{name: draw(values[name]) for name in kind.__match_args__})
 

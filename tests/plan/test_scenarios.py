@@ -53,8 +53,8 @@ FILES = sorted(FOLDER.rglob("*.yaml"))
 
 PROGRAMMING = {
     Programming.LEAVE: "left",
-    Programming.IPIP: "tunnel",
-    Programming.IPIP_CROSS_SUBNET: "cross-subnet",
+    Programming.TUNNEL: "tunnel",
+    Programming.CROSS_SUBNET: "cross-subnet",
 }
 TYPES = {SourceKind.EBGP: "external", SourceKind.IBGP: "internal", SourceKind.IBGP_CLIENT: "client"}
 

@@ -1,0 +1,114 @@
+"""Requests to rtnetlink and their answers, in order, on one socket that waits.
+
+For links, addresses and neighbours, which are few. Routes go another way (`kernel`).
+
+Invariant: an answer is taken for the request that has its sequence number; what comes too late for one given up is left
+aside. Every refusal is a KernelError with the kernel's own sentence.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+
+from routed.errors import KernelError
+from routed.netlink.messages import Message, dump_errno, messages, parse_error
+from routed.netlink.numbers import NETLINK_ROUTE, NLMSG_DONE, NLMSG_ERROR, RTM_NEWLINK
+
+#: Seconds the kernel may take to answer.
+_PATIENCE = 5.0
+#: Requests in one send: their answers fit into the smallest receive buffer.
+_AT_ONCE = 64
+
+_SOL_NETLINK = 270
+_NETLINK_EXT_ACK = 11
+_RECEIVE = 65536
+
+
+class Exchange:
+    """See the module's docstring."""
+
+    def __init__(self, opened: socket.socket) -> None:
+        self._socket = opened
+        self._sequence = 0
+        opened.settimeout(_PATIENCE)
+        with contextlib.suppress(OSError):  # the kernel's sentences are a help, not a need
+            opened.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def next(self) -> int:
+        self._sequence += 1
+        return self._sequence
+
+    def ask(self, request: bytes, what: str) -> list[Message]:
+        """The answers to one request. Raises KernelError."""
+        return self.ask_all([request], what)
+
+    def ask_all(self, requests: Sequence[bytes], what: str) -> list[Message]:
+        """Send all, and wait for every answer; the first refusal is raised, as KernelError, once all have answered."""
+        answers: list[Message] = []
+        refusal: KernelError | None = None
+        try:
+            for start in range(0, len(requests), _AT_ONCE):
+                some = requests[start : start + _AT_ONCE]
+                waiting = {_sequence_of(request) for request in some}
+                self._socket.send(b"".join(some))
+                while waiting:
+                    for message in self._receive():
+                        if message.sequence not in waiting:
+                            continue  # of a request given up before
+                        waiting.discard(message.sequence)
+                        if message.type == RTM_NEWLINK:
+                            answers.append(message)
+                        elif message.type == NLMSG_ERROR:
+                            answer = parse_error(message)
+                            if answer.errno and refusal is None:
+                                refusal = KernelError(answer.errno, answer.text, what)
+        except TimeoutError:
+            raise KernelError(errno.ETIMEDOUT, "", what) from None
+        except OSError as error:
+            raise KernelError(error.errno or 0, "", what) from None
+        if refusal is not None:
+            raise refusal
+        return answers
+
+    def dump(self, request: bytes, what: str) -> list[Message]:
+        """All that a dump request gives. Raises KernelError."""
+        sequence = _sequence_of(request)
+        found: list[Message] = []
+        try:
+            self._socket.send(request)
+            while True:
+                for message in self._receive():
+                    if message.sequence != sequence:
+                        continue
+                    if message.type == NLMSG_DONE:
+                        if number := dump_errno(message):
+                            raise KernelError(number, "", what)
+                        return found
+                    if message.type == NLMSG_ERROR:
+                        answer = parse_error(message)
+                        raise KernelError(answer.errno, answer.text, what)
+                    found.append(message)
+        except TimeoutError:
+            raise KernelError(errno.ETIMEDOUT, "", what) from None
+        except OSError as error:
+            raise KernelError(error.errno or 0, "", what) from None
+
+    def _receive(self) -> Iterator[Message]:
+        return messages(self._socket.recv(_RECEIVE))
+
+
+def open_exchange() -> Exchange:
+    """In the network namespace of this thread. Raises OSError."""
+    return Exchange(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_ROUTE))
+
+
+def _sequence_of(request: bytes) -> int:
+    sequence: int = struct.unpack_from("=I", request, 8)[0]
+    return sequence

@@ -1,0 +1,213 @@
+"""Pools with VXLAN on real nodes: two in one subnet, one in another, between them a router that knows no pod's address."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from itertools import permutations
+
+import pytest
+
+from routed.testing.lab import Lab, Namespace, wait_for
+from routed.testing.routers import Json, resource
+from tests.datastore.etcd_server import P
+from tests.lab.test_cni import DUAL, Node
+from tests.lab.test_cni_etcd import TCP_SERVER, tcp
+
+pytestmark = [
+    pytest.mark.lab,
+    pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed (Debian: etcd-server)"),
+]
+
+URL = "http://10.1.0.254:2379"
+PEER = "http://127.0.0.1:2380"
+SUBNET = {1: 1, 2: 1, 3: 2}
+DEVICES = ("vxlan.calico", "vxlan-v6.calico")
+
+
+class Site:
+    """The nodes, the router between their subnets, and etcd on it."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.router = lab.namespace("router", forward=True)
+        wires = {subnet: lab.segment(f"wire{subnet}") for subnet in (1, 2)}
+        for subnet, wire in wires.items():
+            wire.attach(self.router, f"eth{subnet}", f"10.{subnet}.0.254/24", f"fd0{subnet}::254/64")
+        self.router.start(
+            "etcd", "etcd", "--data-dir", str(self.router.folder / "etcd"), "--listen-client-urls", URL,
+            "--advertise-client-urls", URL, "--listen-peer-urls", PEER, "--initial-advertise-peer-urls", PEER,
+            "--initial-cluster", f"default={PEER}",
+        )  # fmt: skip
+        wait_for(lambda: self.etcdctl("put", "/up", "1").strip() == "OK", 30, "etcd is up", state=lab.report)
+        self.put("bgpconfigurations", resource("BGPConfiguration", "default", {"asNumber": 64512}))
+        self.pools("CrossSubnet")
+        self.nodes: dict[int, Node] = {}
+        self.pods: dict[int, tuple[Namespace, list[str]]] = {}
+        for number, subnet in SUBNET.items():
+            bgp = {"ipv4Address": f"10.{subnet}.0.{number}/24", "ipv6Address": f"fd0{subnet}::{number}/64"}
+            self.put("nodes", resource("Node", f"n{number}", {"bgp": bgp}))
+            node = self.nodes[number] = Node(lab, number)
+            wires[subnet].attach(node.namespace, "eth0", *bgp.values())
+            node.namespace.ip(f"route add default via 10.{subnet}.0.254", f"route add default via fd0{subnet}::254")
+            node.routed.configure(datastore={"type": "etcd", "endpoints": [URL]})
+        for node in self.nodes.values():
+            node.start()
+
+    def etcdctl(self, *words: str) -> str:
+        return self.router.run(
+            "env", "ETCDCTL_API=3", "etcdctl", f"--endpoints={URL}", "--command-timeout=3s", *words, check=False
+        )
+
+    def put(self, folder: str, manifest: Json) -> None:
+        name = manifest["metadata"]["name"]
+        assert self.etcdctl("put", f"{P}{folder}/{name}", "--", json.dumps(manifest)).strip() == "OK"
+
+    def pools(self, mode: str) -> None:
+        self.put("ippools", resource("IPPool", "v4", {"cidr": "10.65.0.0/16", "vxlanMode": mode}))
+        self.put("ippools", resource("IPPool", "v6", {"cidr": "fd00:65::/64", "vxlanMode": mode}))
+
+    def node(self, number: int) -> Json:
+        found: Json = json.loads(self.etcdctl("get", "--print-value-only", f"{P}nodes/n{number}"))
+        return found
+
+    def keys(self, prefix: str) -> list[str]:
+        return self.etcdctl("get", "--prefix", "--keys-only", prefix).split()
+
+    def add(self, number: int) -> None:
+        pod = self.lab.namespace(f"p{number}")
+        self.pods[number] = (pod, self.nodes[number].runtime.add(pod, **DUAL).addresses)
+        server = pod.start("server", sys.executable, "-c", TCP_SERVER)
+        wait_for(lambda: "listening" in server.text(), 20, "the pod's server listens", state=self.lab.report)
+
+    def unreachable(self) -> list[str]:
+        return [
+            f"p{source} -> {address}"
+            for source, target in permutations(self.pods, 2)
+            for address in self.pods[target][1]
+            if not self.pods[source][0].pings(address)
+        ]
+
+    def devices(self, number: int) -> list[str]:
+        links = self.nodes[number].namespace.run("ip", "-br", "link").split()
+        return [name for name in DEVICES if name in links]
+
+    def sent(self, number: int) -> int:
+        """Packets the node has put into its tunnels."""
+        said = self.nodes[number].namespace.run("ip", "-j", "-s", "link", "show", "type", "vxlan")
+        return sum(link["stats64"]["tx"]["packets"] for link in json.loads(said))
+
+    def entries(self, number: int) -> set[tuple[str, str]]:
+        """(MAC address, node address) of the forwarding entries."""
+        said = self.nodes[number].namespace.run("bridge", "fdb", "show")
+        return set(re.findall(r"^(\S+) dev vxlan\S+ dst (\S+) self permanent", said, re.M))
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Site]:
+    with Lab() as lab:
+        made = Site(lab)
+        for number in SUBNET:
+            made.add(number)
+        wait_for(lambda: not made.unreachable(), 30, "every pod reaches every other", state=made.unreachable)
+        yield made
+
+
+def count(site: Site, source: int, target: int) -> int:
+    """How many packets ten pings and a TCP connection in each family put into tunnels of the source's node."""
+    pod, own = site.pods[source]
+    before = site.sent(source)
+    for mine, address in zip(own, site.pods[target][1], strict=True):
+        assert " 0% packet loss" in pod.run("ping", "-n", "-q", "-c", "10", "-i", "0.01", address)
+        assert tcp(pod, address) == mine
+    return site.sent(source) - before
+
+
+def test_what_stays_in_the_subnet_goes_bare(site: Site) -> None:
+    assert count(site, 1, 2) < 8  # not the pings: the kernel's own router solicitations are counted as well
+    assert count(site, 1, 3) >= 28
+    assert count(site, 3, 2) >= 28
+    for number, other in ((1, 3), (3, 1)):
+        kernel = site.nodes[number].namespace
+        vtep = site.node(other)["spec"]["ipv4VXLANTunnelAddr"]
+        leads = [route for route in kernel.routes(protocol=120).values() if "vxlan" in route]
+        assert leads and all(
+            "via 10.65." in route and "dev vxlan.calico" in route and "onlink" in route for route in leads
+        )
+        assert any(f"via {vtep} " in route for route in leads)
+        assert [route for route in kernel.routes(protocol=120, ipv6=True).values() if "dev vxlan-v6.calico" in route]
+    direct = [route for route in site.nodes[1].namespace.routes(protocol=120).values() if "via 10.1.0.2 " in route]
+    assert direct and not [route for route in direct if "vxlan" in route]
+    assert not site.router.routes(protocol=120) and "10.65" not in str(site.router.routes())
+
+
+def test_devices_are_as_felix_makes_them(site: Site) -> None:
+    node = site.nodes[1].namespace
+    (link,) = json.loads(node.run("ip", "-j", "-d", "addr", "show", "vxlan.calico"))
+    data = link["linkinfo"]["info_data"]
+    assert (data["id"], data["port"], data["local"], data.get("learning")) == (4096, 4789, "10.1.0.1", False)
+    assert link["mtu"] == 1450
+    assert link["address"] == "66:40:b3:ea:b6:3f"  # f and the beginning of the SHA-1 of n1
+    spec = site.node(1)["spec"]
+    ours = [each for each in link["addr_info"] if each["family"] == "inet"]
+    assert [(each["local"], each["prefixlen"]) for each in ours] == [(spec["ipv4VXLANTunnelAddr"], 32)]
+    (link,) = json.loads(node.run("ip", "-j", "-d", "addr", "show", "vxlan-v6.calico"))
+    assert link["mtu"] == 1430 and link["linkinfo"]["info_data"]["local6"] == "fd01::1"
+    assert spec["ipv6VXLANTunnelAddr"] in [each["local"] for each in link["addr_info"]]
+    handle = site.etcdctl("get", "--print-value-only", "/calico/ipam/v2/handle/vxlan-tunnel-addr-n1")
+    assert sum(json.loads(handle)["block"].values()) == 1
+    assert len(site.entries(1)) == 4  # two nodes in two families
+    assert {address for _, address in site.entries(1)} == {"10.1.0.2", "10.2.0.3", "fd01::2", "fd02::3"}
+    pod = json.loads(site.pods[1][0].run("ip", "-j", "link", "show", "eth0"))
+    assert pod[0]["mtu"] == 1430
+
+
+def test_a_restart_costs_no_packet(site: Site) -> None:
+    pings = [
+        site.pods[3][0].start(f"ping{index}", "ping", "-n", "-i", "0.01", "-c", "400", address)
+        for index, address in enumerate(site.pods[1][1])
+    ]
+    before = site.nodes[1].namespace.run("ip", "-br", "link", "show", "vxlan.calico")
+    site.nodes[1].routed.kill()
+    site.nodes[1].start()
+    for ping in pings:
+        ping.wait(60)
+        assert " 0% packet loss" in ping.text(), ping.text()
+    assert site.nodes[1].namespace.run("ip", "-br", "link", "show", "vxlan.calico") == before
+
+
+def test_what_others_change_is_put_right(site: Site) -> None:
+    site.nodes[3].namespace.ip("link del vxlan.calico")
+    wait_for(lambda: site.devices(3) == list(DEVICES), 20, "the device is back", state=site.lab.report)
+    wait_for(lambda: not site.unreachable(), 30, "the pods reach each other again", state=site.unreachable)
+
+
+def test_a_pool_changes_its_mind(site: Site) -> None:
+    site.pools("Always")
+    wait_for(lambda: count(site, 1, 2) >= 28, 20, "the subnet's packets are in the tunnel too", state=site.lab.report)
+    assert not site.unreachable()
+    ping = site.pods[1][0].start("through", "ping", "-n", "-i", "0.01", "-c", "900", site.pods[2][1][0])
+    site.pools("Never")
+    for number in SUBNET:
+        wait_for(lambda number=number: not site.devices(number), 30, "the devices go", state=site.lab.report)
+        assert "ipv4VXLANTunnelAddr" not in site.node(number)["spec"]
+    assert not [key for key in site.keys("/calico/ipam/v2/handle/") if "vxlan" in key]
+    ping.wait(60)
+    assert " 0% packet loss" in ping.text(), ping.text()
+    assert site.pods[1][0].pings(site.pods[2][1][0]) and not site.pods[1][0].pings(site.pods[3][1][0])
+    site.pools("CrossSubnet")
+    wait_for(lambda: not site.unreachable(), 30, "every pod reaches every other", state=site.unreachable)
+
+
+def test_a_node_that_goes_is_forgotten(site: Site) -> None:
+    site.nodes[3].routed.kill()
+    site.etcdctl("del", f"{P}nodes/n3")
+    kept = {"10.1.0.2", "fd01::2"}
+    wait_for(
+        lambda: {address for _, address in site.entries(1)} == kept, 20, "its entries go", state=lambda: site.entries(1)
+    )
+    neighbours = site.nodes[1].namespace.run("ip", "neigh", "show", "dev", "vxlan.calico", "nud", "permanent")
+    assert len(neighbours.splitlines()) == 1
