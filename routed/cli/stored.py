@@ -18,6 +18,7 @@ from typing import TypeVar
 from routed.cli.command import ExitStatus, UsageError, configuration, emit
 from routed.cli.tables import table
 from routed.datastore.applying import (
+    Form,
     Outcome,
     Reading,
     apply,
@@ -104,7 +105,8 @@ def complain(lines: Iterable[str]) -> None:
 
 
 def _read(arguments: argparse.Namespace, store: Store, *, exact: bool = False) -> Reading:
-    return read_manifests(arguments.files, as_calico=store.shared_with_calico and not exact)
+    form = Form.OWN if not store.shared_with_calico else Form.BESIDE if exact else Form.CALICO
+    return read_manifests(arguments.files, form)
 
 
 def run_apply(arguments: argparse.Namespace) -> int:

@@ -55,7 +55,15 @@ from routed.ipam.allocator import (
 )
 from routed.ipam.blocks import Owner
 from routed.model.ipam import IPAMBlock, IPAMConfig, IPAMHandle, IPReservation
-from routed.model.kubernetes import Namespace, Pod
+from routed.model.kubernetes import (
+    NAMESPACE_LABELS,
+    NAMESPACE_PROFILE,
+    Namespace,
+    Pod,
+    calico_key,
+    namespace_labels,
+    namespace_profile,
+)
 from routed.model.policies import Profile
 from routed.model.resources import BlockAffinity, IPPool, JsonObject, JsonValue, Node, Resource, ResourceKey, Update
 from routed.model.schema import parse_manifest
@@ -311,7 +319,7 @@ class Pods:
         if not name:
             key, interface = self._key_outside_kubernetes(request)
             own = {**request.labels, "projectcalico.org/namespace": key.namespace}
-            return _Identity(key, interface, "cni", own, (f"kns.{key.namespace}",), "", ())
+            return _Identity(key, interface, "cni", own, (NAMESPACE_PROFILE + key.namespace,), "", ())
         segments = (self._node_name, "k8s", name, request.interface)
         key = ResourceKey(WorkloadEndpoint.kind, workload_endpoint_name(segments), namespace or "default")
         seed = f"{key.namespace}.{name}" + ("" if request.interface == "eth0" else f".{request.interface}")
@@ -321,7 +329,7 @@ class Pods:
             "projectcalico.org/namespace": key.namespace,
             "projectcalico.org/orchestrator": "k8s",
         }
-        profiles = (f"kns.{key.namespace}", *((f"ksa.{key.namespace}.{account}",) if account else ()))
+        profiles = (NAMESPACE_PROFILE + key.namespace, *((f"ksa.{key.namespace}.{account}",) if account else ()))
         return _Identity(key, _interface(seed), "k8s", labels, profiles, account, ports)
 
     def _key_outside_kubernetes(self, request: Request) -> tuple[ResourceKey, str]:
@@ -420,15 +428,17 @@ class Pods:
         return node.labels if node is not None else {}
 
     def _namespace_labels(self, namespace: str) -> Mapping[str, str]:
-        profile = self._mirror[Profile.kind].get(ResourceKey(Profile.kind, f"kns.{namespace}"))
-        if isinstance(profile, Profile):
-            return {
-                label.removeprefix("pcns."): value
-                for label, value in profile.labels_to_apply.items()
-                if label.startswith("pcns.")
-            }
-        found = self._mirror[Namespace.kind].get(ResourceKey(Namespace.kind, namespace))
-        return found.labels if found is not None else {}
+        key = ResourceKey(Namespace.kind, namespace)
+        found = self._mirror[Namespace.kind].get(key)
+        profile = self._mirror[Profile.kind].get(calico_key(key))
+        applied: Mapping[str, str] = profile.labels_to_apply if isinstance(profile, Profile) else {}
+        if found is not None:
+            applied = namespace_labels(namespace, found.labels)
+        return {
+            label.removeprefix(NAMESPACE_LABELS): value
+            for label, value in applied.items()
+            if label.startswith(NAMESPACE_LABELS)
+        }
 
     # ---- endpoints
 
@@ -490,34 +500,19 @@ class Pods:
         """Those there are: an endpoint with a profile nobody wrote would only be told about."""
         known = self._mirror[Profile.kind]
         return [
-            name for name in identity.profiles if name.startswith("kns.") or ResourceKey(Profile.kind, name) in known
+            name
+            for name in identity.profiles
+            if name.startswith(NAMESPACE_PROFILE) or ResourceKey(Profile.kind, name) in known
         ]
 
     async def _ensure_profile(self, namespace: str) -> None:
         """Without Calico's controllers nobody writes a namespace's profile; without one its pods would reach nobody."""
-        key = ResourceKey(Profile.kind, f"kns.{namespace}")
+        own = ResourceKey(Namespace.kind, namespace)
+        key = calico_key(own)
         if key in self._mirror[Profile.kind]:
             return
-        found = self._mirror[Namespace.kind].get(ResourceKey(Namespace.kind, namespace))
-        labels = found.labels if found is not None else {}
-        applied: JsonObject = {f"pcns.{label}": value for label, value in labels.items()}
-        allow: JsonObject = {"action": "Allow"}
-        value = parse_manifest(
-            {
-                "apiVersion": _API,
-                "kind": Profile.kind,
-                "metadata": {"name": key.name},
-                "spec": {
-                    "ingress": [allow],
-                    "egress": [allow],
-                    "labelsToApply": {
-                        "pcns.kubernetes.io/metadata.name": namespace,
-                        "pcns.projectcalico.org/name": namespace,
-                        **applied,
-                    },
-                },
-            }
-        )
+        found = self._mirror[Namespace.kind].get(own)
+        value = parse_manifest(namespace_profile(namespace, found.labels if found is not None else {}))
         with contextlib.suppress(Conflict):  # another node was faster
             await self._store.write(key, value, None)
             self._tell(Update(key, value))

@@ -9,6 +9,7 @@ stored, its status where the manifest has none, and fields of a newer writer.
 from __future__ import annotations
 
 import datetime
+import enum
 import os
 import sys
 import uuid
@@ -19,7 +20,8 @@ from routed.datastore.documents import Document, read_documents
 from routed.datastore.folder import SUFFIXES, manifests_of
 from routed.datastore.store import Conflict, Contents, Store, Stored
 from routed.errors import ConfigError, StoreError
-from routed.model.kubernetes import KubernetesNetworkPolicy, calico_policy
+from routed.model import kubernetes
+from routed.model.kubernetes import calico_form, calico_key
 from routed.model.operator import merge, translate
 from routed.model.policies import DEFAULT_ALLOW
 from routed.model.resources import IPPool, JsonObject, JsonValue, Resource, ResourceKey
@@ -29,6 +31,7 @@ from routed.net.prefixes import covers
 
 #: How often a write that somebody overtook is compared and tried again.
 ATTEMPTS = 5
+_OF_KUBERNETES = frozenset(kind.name for kind in kubernetes.KINDS)
 _KEPT = ("uid", "creationTimestamp", "resourceVersion", "generation", "managedFields", "selfLink")
 
 
@@ -65,8 +68,19 @@ class Outcome:
     conflict: bool = False
 
 
-def read_manifests(names: Sequence[str], *, as_calico: bool) -> Reading:
-    """All manifests of files, folders and (`-`) standard input. `as_calico`: policies of Kubernetes' become Calico's."""
+class Form(enum.Enum):
+    """What becomes of Kubernetes' kinds."""
+
+    OWN = "own"
+    """They are stored as they are, in a store nobody but routed reads."""
+    BESIDE = "beside"
+    """As they are too, in a store Calico's components read, which then see nothing of them."""
+    CALICO = "calico"
+    """What Calico's controllers would write of them is stored, where they would write anything."""
+
+
+def read_manifests(names: Sequence[str], form: Form) -> Reading:
+    """All manifests of files, folders and (`-`) standard input."""
     wanted: list[Wanted] = []
     errors: list[str] = []
     said: list[str] = []
@@ -75,7 +89,7 @@ def read_manifests(names: Sequence[str], *, as_calico: bool) -> Reading:
         documents = 0
         for document in read_documents(data):
             documents += 1
-            for one in _of_document(path, document, errors, said, as_calico):
+            for one in _of_document(path, document, errors, said, form):
                 if one.resource.key in seen:
                     errors.append(f"{one.where}: {one.resource.key} is already in {seen[one.resource.key]}")
                 elif one.resource.key == DEFAULT_ALLOW.key:
@@ -105,9 +119,7 @@ def _inputs(names: Sequence[str], errors: list[str]) -> Iterator[tuple[str, byte
             errors.append(f"{name}: cannot be read: {error.strerror}")
 
 
-def _of_document(
-    path: str, document: Document, errors: list[str], said: list[str], as_calico: bool
-) -> Iterator[Wanted]:
+def _of_document(path: str, document: Document, errors: list[str], said: list[str], form: Form) -> Iterator[Wanted]:
     if document.error:
         field = f"{document.field}: " if document.field else ""
         errors.append(f"{path}:{document.line}: {field}{document.error}")
@@ -118,12 +130,12 @@ def _of_document(
     for where, manifest in manifests:
         at = f"{path}:{document.line_of(where) if where else document.line}"
         try:
-            yield from _of_manifest(manifest, where, at, said, as_calico)
+            yield from _of_manifest(manifest, where, at, said, form)
         except ConfigError as error:
             errors.append(f"{path}:{document.line_of(error.path)}: {error}")
 
 
-def _of_manifest(manifest: JsonValue, where: str, at: str, said: list[str], as_calico: bool) -> Iterator[Wanted]:
+def _of_manifest(manifest: JsonValue, where: str, at: str, said: list[str], form: Form) -> Iterator[Wanted]:
     translation = translate(manifest, where)
     if translation is not None:
         said.extend(f"{at}: {sentence}" for sentence in translation.said)
@@ -134,9 +146,13 @@ def _of_manifest(manifest: JsonValue, where: str, at: str, said: list[str], as_c
             yield Wanted(parse_manifest(made), at, merged)
         return
     resource = parse_manifest(manifest, where)
-    if as_calico and isinstance(resource, KubernetesNetworkPolicy):
-        resource = parse_manifest(calico_policy(resource))
-        said.append(f"{at}: is stored as {resource.key}, which is what Calico's components read")
+    if form is not Form.OWN and resource.kind in _OF_KUBERNETES:
+        derived = calico_form(resource) if form is Form.CALICO else None
+        if derived is not None:
+            resource = parse_manifest(derived)
+            said.append(f"{at}: is stored as {resource.key}, which is what Calico's components read")
+        else:
+            said.append(f"{at}: {resource.key} is stored beside Calico's resources, where nobody but routed reads it")
     yield Wanted(resource, at)
 
 
@@ -237,10 +253,13 @@ async def _apply_one(store: Store, one: Wanted, contents: Contents, exact: bool,
 async def delete(store: Store, keys: Iterable[ResourceKey], *, dry_run: bool = False) -> list[Outcome]:
     """Delete each of these."""
     keys = list(keys)
-    contents = await store.read({key.kind for key in keys})
+    contents = await store.read({one.kind for key in keys for one in (key, calico_key(key))})
     outcomes: list[Outcome] = []
     for key in keys:
         stored = contents.resources.get(key)
+        derived = calico_key(key)
+        if stored is None and store.shared_with_calico and derived in contents.resources:
+            key, stored = derived, contents.resources[derived]
         outcome = Outcome(key, "failed", f"{key} is not there")
         for attempt in range(ATTEMPTS if stored is not None else 0):
             if stored is None:

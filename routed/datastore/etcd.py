@@ -34,7 +34,7 @@ from routed.model.settings import CalicoNodeStatus
 #: What a node without policy of its own reads.
 FOLLOWED = (
     "Node", "BGPConfiguration", "BGPPeer", "BGPFilter", "IPPool", "BlockAffinity", "IPAMBlock", "ClusterInformation",
-    "FelixConfiguration", "CalicoNodeStatus",
+    "FelixConfiguration", "CalicoNodeStatus", "Service", "EndpointSlice",
 )  # fmt: skip
 
 #: Seconds etcd may take at the start before what was saved is used.

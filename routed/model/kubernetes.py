@@ -3,25 +3,30 @@
 Invariants: what the API server would default is defaulted here, since files hold what people wrote (`protocol`,
 `policyTypes`, empty lists that mean absent ones); other fields of these kinds are Kubernetes' own and not judged,
 but for NetworkPolicy, where a field left out lets traffic through. A NetworkPolicy of Kubernetes' is the kind
-KubernetesNetworkPolicy in keys, as in Calico; `calico_policy` turns it into the NetworkPolicy that Calico's
-kube-controllers would write, so that there is one kind of policy to enforce.
+KubernetesNetworkPolicy in keys, as in Calico. What Calico's kube-controllers write from a policy and a Namespace is
+made here, for all who need it: `calico_policy`, `namespace_profile`, and both by `calico_form`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from routed.errors import ConfigError
 from routed.model.fields import Fields, as_address, as_choice, as_network, as_text, shown
 from routed.model.head import API_VERSION, Head, Kind, kind_shape
-from routed.model.policies import PolicyType, Port, as_port, as_protocol
-from routed.model.resources import Cidr, JsonObject, JsonValue, Resource
+from routed.model.policies import NetworkPolicy, PolicyType, Port, Profile, as_port, as_protocol
+from routed.model.resources import Cidr, JsonObject, JsonValue, Resource, ResourceKey
 from routed.model.selector import All, And, Equal, Has, In, Not, NotIn, Selector
 
 POLICY_PREFIX = "knp.default."
 """What Calico's kube-controllers puts before the name of a Kubernetes policy."""
 POLICY_ORDER = 1000
+NAMESPACE_PROFILE = "kns."
+"""What they put before the name of a namespace: a Profile that every endpoint in it has."""
+NAMESPACE_LABELS = "pcns."
+"""What they put before its labels, which the Profile gives to the endpoints."""
 EVERYTHING = All()
 SERVICE_LABEL = "kubernetes.io/service-name"
 
@@ -335,6 +340,45 @@ def calico_policy(policy: KubernetesNetworkPolicy) -> JsonObject:
         "metadata": {"name": POLICY_PREFIX + policy.name, "namespace": policy.namespace},
         "spec": spec,
     }
+
+
+def namespace_labels(name: str, labels: Mapping[str, str]) -> dict[str, str]:
+    """The labels that endpoints of a namespace get from its profile. The API server adds the name; files lack it."""
+    implied = {"kubernetes.io/metadata.name": name, "projectcalico.org/name": name}
+    return {NAMESPACE_LABELS + label: text for label, text in {**labels, **implied}.items()}
+
+
+def namespace_profile(name: str, labels: Mapping[str, str]) -> JsonObject:
+    """The manifest of the Profile that a namespace is for Calico: everything is allowed, and its labels are applied."""
+    applied: JsonObject = dict(namespace_labels(name, labels))
+    return {
+        "apiVersion": API_VERSION,
+        "kind": Profile.kind,
+        "metadata": {"name": NAMESPACE_PROFILE + name},
+        "spec": {"ingress": [{"action": "Allow"}], "egress": [{"action": "Allow"}], "labelsToApply": applied},
+    }
+
+
+def calico_form(resource: Resource) -> JsonObject | None:
+    """The manifest of what Calico's kube-controllers write from a resource of Kubernetes'; None where they write nothing."""
+    match resource:
+        case KubernetesNetworkPolicy():
+            return calico_policy(resource)
+        case Namespace():
+            return namespace_profile(resource.name, resource.labels)
+        case _:
+            return None
+
+
+def calico_key(key: ResourceKey) -> ResourceKey:
+    """Where that is kept; the key itself where they write nothing."""
+    match key.kind:
+        case KubernetesNetworkPolicy.kind:
+            return ResourceKey(NetworkPolicy.kind, POLICY_PREFIX + key.name, key.namespace)
+        case Namespace.kind:
+            return ResourceKey(Profile.kind, NAMESPACE_PROFILE + key.name)
+        case _:
+            return key
 
 
 def _of_pods(selector: Selector) -> str:

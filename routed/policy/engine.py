@@ -36,7 +36,7 @@ from routed.desired_policy import (
     TierWalk,
     Walk,
 )
-from routed.model.kubernetes import EndpointSlice
+from routed.model.kubernetes import NAMESPACE_PROFILE, EndpointSlice
 from routed.model.policies import (
     DEFAULT_ALLOW,
     GlobalNetworkPolicy,
@@ -295,7 +295,7 @@ class PolicyEngine:
         parents: tuple[str, ...] = ()
         if key.namespace:
             labels = {**labels, NAMESPACE: key.namespace}
-            parents = (f"kns.{key.namespace}",)
+            parents = (NAMESPACE_PROFILE + key.namespace,)
         networks = tuple((each.family, each.prefix) for each in found.nets)
         self._item(key, labels, parents, _Contribution(networks, is_network=True))
 

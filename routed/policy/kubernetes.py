@@ -13,15 +13,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from routed.model.kubernetes import POLICY_PREFIX, KubernetesNetworkPolicy, Namespace, Pod, calico_policy
-from routed.model.policies import DEFAULT_ALLOW, NetworkPolicy, Profile
+from routed.model.kubernetes import (
+    NAMESPACE_LABELS,
+    NAMESPACE_PROFILE,
+    POLICY_PREFIX,
+    KubernetesNetworkPolicy,
+    Namespace,
+    Pod,
+    calico_key,
+    calico_policy,
+    namespace_labels,
+    namespace_profile,
+)
+from routed.model.policies import NetworkPolicy, Profile
 from routed.model.resources import Cidr, Resource, ResourceKey, Update
 from routed.model.schema import parse_manifest
 from routed.model.workloads import EndpointPort, WorkloadEndpoint, workload_endpoint_name
 from routed.net.families import Family
-from routed.policy.scope import NAMESPACE, NAMESPACE_LABELS
+from routed.policy.scope import NAMESPACE
 
-NAMESPACE_PROFILE = "kns."
 ORCHESTRATOR = "projectcalico.org/orchestrator"
 _CALICO = "projectcalico.org/"
 _FINISHED = ("Succeeded", "Failed")
@@ -44,13 +54,13 @@ class Kubernetes:
         match key.kind:
             case KubernetesNetworkPolicy.kind:
                 _put(self._own, key, value)
-                yield self._policy(policy_key(key))
+                yield self._policy(calico_key(key))
             case NetworkPolicy.kind if key.name.startswith(POLICY_PREFIX):
                 _put(self._stored, key, value)
                 yield self._policy(key)
             case Namespace.kind:
                 _put(self._own, key, value)
-                yield self._profile(ResourceKey(Profile.kind, NAMESPACE_PROFILE + key.name))
+                yield self._profile(calico_key(key))
             case Profile.kind if key.name.startswith(NAMESPACE_PROFILE):
                 _put(self._stored, key, value)
                 yield self._profile(key)
@@ -76,11 +86,10 @@ class Kubernetes:
         own, stored = self._own.get(ResourceKey(Namespace.kind, name)), self._stored.get(key)
         if own is None:
             return Update(key, stored)
-        base = stored if isinstance(stored, Profile) else replace(DEFAULT_ALLOW, name=key.name, manifest={})
-        kept = {label: text for label, text in base.labels_to_apply.items() if not label.startswith(NAMESPACE_LABELS)}
-        implied = {"kubernetes.io/metadata.name": name, "projectcalico.org/name": name}
-        applied = {NAMESPACE_LABELS + label: text for label, text in ({**own.labels, **implied}).items()}
-        return Update(key, replace(base, labels_to_apply={**kept, **applied}))
+        if not isinstance(stored, Profile):
+            return Update(key, parse_manifest(namespace_profile(name, own.labels)))
+        kept = {label: text for label, text in stored.labels_to_apply.items() if not label.startswith(NAMESPACE_LABELS)}
+        return Update(key, replace(stored, labels_to_apply={**kept, **namespace_labels(name, own.labels)}))
 
     # ---- pods
 
@@ -130,11 +139,6 @@ class Kubernetes:
             return stored
         kept = {label: text for label, text in stored.labels.items() if label.startswith(_CALICO)}
         return replace(stored, labels={**pod.labels, **kept}, ports=_ports(pod) or stored.ports)
-
-
-def policy_key(key: ResourceKey) -> ResourceKey:
-    """Where a NetworkPolicy of Kubernetes' is enforced under."""
-    return ResourceKey(NetworkPolicy.kind, POLICY_PREFIX + key.name, key.namespace)
 
 
 def _unwired(pod: Resource | None) -> WorkloadEndpoint | None:

@@ -11,12 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from routed.errors import ConfigError
-from routed.model.kubernetes import KubernetesNetworkPolicy, calico_policy
+from routed.model.kubernetes import KubernetesNetworkPolicy, calico_key, calico_policy
 from routed.model.policies import GlobalNetworkPolicy, NetworkPolicy, Policy, PolicyType
 from routed.model.resources import JsonObject, JsonValue, ResourceKey
 from routed.model.schema import parse_manifest
 from routed.model.selector import Selector
-from routed.policy.kubernetes import policy_key
 from routed.policy.scope import subjects
 
 _CALICO = (NetworkPolicy.kind, GlobalNetworkPolicy.kind)
@@ -53,7 +52,7 @@ def read_refusal(text: str, reason: str) -> Refusal | None:
     spec = spec if isinstance(spec, dict) else {}
     of_kubernetes = isinstance(version, str) and version.startswith(_KUBERNETES_VERSION)
     if kind == KubernetesNetworkPolicy.kind or (kind == NetworkPolicy.kind and of_kubernetes):
-        key = policy_key(ResourceKey(KubernetesNetworkPolicy.kind, name, namespace))
+        key = calico_key(ResourceKey(KubernetesNetworkPolicy.kind, name, namespace))
         rules: JsonObject = {"egress": [{}]} if spec.get("egress") else {}
         fields: tuple[str, ...] = _KUBERNETES_SCOPE
     elif kind in _CALICO:

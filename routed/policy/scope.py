@@ -11,6 +11,7 @@ profiles. So every selector of a policy becomes one selector on endpoints:
 
 from __future__ import annotations
 
+from routed.model.kubernetes import NAMESPACE_LABELS
 from routed.model.policies import EntityRule, GlobalNetworkPolicy, Policy
 from routed.model.selector import (
     All,
@@ -31,7 +32,6 @@ from routed.model.selector import (
 
 NAMESPACE = "projectcalico.org/namespace"
 SERVICE_ACCOUNT = "projectcalico.org/serviceaccount"
-NAMESPACE_LABELS = "pcns."
 SERVICE_ACCOUNT_LABELS = "pcsa."
 
 

@@ -15,7 +15,7 @@ import yaml
 
 from routed.cli.main import main
 from routed.datastore.file import load_folder
-from tests.datastore.etcd_server import Cluster, cluster
+from tests.datastore.etcd_server import Cluster, P, cluster
 from tests.model.examples import EXAMPLES
 from tests.model.test_schema import ALL
 
@@ -456,6 +456,38 @@ def test_kubernetes_policies_go_to_etcd_as_calico_s(etcd_desk: Desk) -> None:
     assert ran.out == "NetworkPolicy shop/knp.default.db: created\n"
     assert "is stored as NetworkPolicy shop/knp.default.db" in ran.err
     assert etcd_desk.run("get", "np", "-n", "shop", "-o", "name").out == "NetworkPolicy/knp.default.db\n"
+
+
+def test_a_namespace_goes_to_etcd_as_the_profile_calico_would_make_of_it(etcd_desk: Desk, etcd: Cluster) -> None:
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop", "labels": {"team": "a"}}}
+    file = etcd_desk.file(yaml.safe_dump(namespace))
+    ran = etcd_desk.run("apply", "-f", file)
+    assert ran.out == "Profile kns.shop: created\n"
+    assert "is stored as Profile kns.shop, which is what Calico's components read" in ran.err
+    stored = json.loads(etcd.ctl("get", f"{P}profiles/kns.shop", "--print-value-only"))
+    assert stored["spec"] == {
+        "ingress": [{"action": "Allow"}],
+        "egress": [{"action": "Allow"}],
+        "labelsToApply": {
+            "pcns.team": "a", "pcns.kubernetes.io/metadata.name": "shop", "pcns.projectcalico.org/name": "shop",
+        },
+    }  # fmt: skip
+    assert etcd_desk.run("apply", "-f", file).out == "Profile kns.shop: unchanged\n"
+    assert etcd_desk.run("diff", "-f", file).status == 0
+    assert etcd_desk.run("delete", "namespace", "shop").out == "Profile kns.shop: deleted\n"
+    assert etcd_desk.run("delete", "namespace", "shop").err == "Namespace shop: Namespace shop is not there\n"
+
+
+def test_other_kinds_of_kubernetes_are_stored_beside_calico_s_and_that_is_told(etcd_desk: Desk, etcd: Cluster) -> None:
+    for kind, key in (("Pod", "Pod shop/web-0"), ("Service", "Service shop/web")):
+        ran = etcd_desk.run("apply", "-f", "-", stdin=yaml.safe_dump(EXAMPLES[kind]))
+        assert ran.out == f"{key}: created\n"
+        assert f"{key} is stored beside Calico's resources, where nobody but routed reads it" in ran.err
+        assert etcd.ctl("get", f"{P}kubernetes{kind.lower()}s/{key.partition(' ')[2]}", "--keys-only").strip()
+    # an import changes nothing, and says what that means
+    ran = etcd_desk.run("import", "-f", "-", stdin=yaml.safe_dump(EXAMPLES["Namespace"]))
+    assert "created" in ran.out
+    assert "is stored beside Calico's resources" in ran.err
 
 
 def test_from_files_to_etcd_and_back(

@@ -8,7 +8,15 @@ import pytest
 
 from routed.errors import ConfigError
 from routed.model.ipam import DEFAULT_IPAM_CONFIG, AllocationAttribute, IPAMBlock, IPAMHandle
-from routed.model.kubernetes import EndpointSlice, KubernetesNetworkPolicy, Pod, Service, calico_policy
+from routed.model.kubernetes import (
+    EndpointSlice,
+    KubernetesNetworkPolicy,
+    Pod,
+    Service,
+    calico_form,
+    calico_key,
+    calico_policy,
+)
 from routed.model.policies import (
     DEFAULT_ALLOW,
     EntityRule,
@@ -18,12 +26,13 @@ from routed.model.policies import (
     NetworkPolicy,
     PolicyType,
     PortRange,
+    Profile,
     Rule,
     RuleAction,
     Tier,
     TierAction,
 )
-from routed.model.resources import Cidr, JsonObject, JsonValue
+from routed.model.resources import Cidr, JsonObject, JsonValue, ResourceKey
 from routed.model.schema import KINDS, field_names, kind_named, parse_manifest
 from routed.model.selector import Global, parse_selector
 from routed.model.settings import FelixConfiguration, ProtoPort, set_fields
@@ -332,6 +341,24 @@ def test_as_calico_s_controllers_would_write_it() -> None:
     nothing = parse_manifest(calico_policy(kubernetes_policy({"podSelector": {}, "ingress": []})))
     assert isinstance(nothing, NetworkPolicy)
     assert nothing.ingress == ()
+
+
+def test_a_namespace_as_calico_s_controllers_would_write_it() -> None:
+    made = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop", "labels": {"team": "a"}}}
+    namespace = parse_manifest(made)
+    profile = parse_manifest(calico_form(namespace))
+    assert isinstance(profile, Profile)
+    assert profile.key == calico_key(namespace.key) == ResourceKey("Profile", "kns.shop")
+    assert profile.ingress == profile.egress == (Rule(RuleAction.ALLOW),)
+    assert profile.labels_to_apply == {
+        "pcns.team": "a", "pcns.kubernetes.io/metadata.name": "shop", "pcns.projectcalico.org/name": "shop",
+    }  # fmt: skip
+    pod = parse_manifest(EXAMPLES["Pod"])
+    assert calico_form(pod) is None
+    assert calico_key(pod.key) == pod.key
+    policy = kubernetes_policy(KNP)
+    assert calico_form(policy) == calico_policy(policy)
+    assert calico_key(policy.key) == parse_manifest(calico_policy(policy)).key
 
 
 # ---- names of kinds
