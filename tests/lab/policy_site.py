@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import itertools
 import json
 import re
@@ -25,7 +24,7 @@ from routed.dataplane.firewall_kernel import FirewallKernel
 from routed.model.resources import Resource, Update
 from routed.policy.engine import PolicyEngine
 from routed.testing.lab import Lab, Namespace
-from tests.policy.nodes import PROTOCOLS, policy, profile, workload
+from tests.policy.nodes import PROTOCOLS, policy, profile, twin, workload
 from tests.policy.specification import Connection, Endpoint, World
 
 NODES = {"n1": "192.0.2.1", "n2": "192.0.2.2"}
@@ -38,13 +37,6 @@ PORTS = (80, 81, 443)
 NODE_MAC = "ee:ee:ee:ee:ee:ee"
 #: Seconds a connection that should be made may take, and in which one that should not be must not have been.
 PATIENCE, QUIET = 10.0, 0.2
-
-
-def twin(address: str) -> str:
-    """The IPv6 address beside an IPv4 one; of a network (`10.0.0.0/8`) the network."""
-    host, slash, length = address.partition("/")
-    made = ipaddress.IPv6Address(int(ipaddress.IPv6Address("fd00::")) + int(ipaddress.IPv4Address(host)))
-    return f"{made}/{96 + int(length)}" if slash else str(made)
 
 
 def in_both_families(world: World) -> World:
@@ -99,7 +91,7 @@ def interface_of(address: str) -> str:
 
 
 class Connections:
-    """Makes connections between namespaces, tells which were made: TCP to its end, UDP's echo, SCTP's first packet."""
+    """Makes connections between namespaces, tells which were made: TCP to its end, UDP's echo, others' first packet."""
 
     def __init__(self, hosts: Mapping[str, Namespace], ports: Sequence[int] = PORTS) -> None:
         """`hosts` by address, of both families; all serve these ports."""
@@ -113,25 +105,27 @@ class Connections:
                 for port in ports:
                     self._listen(address, socket.SOCK_STREAM, port)
                     self._listen(address, socket.SOCK_DGRAM, port)
-                self._listen(address, socket.SOCK_RAW, 0)
+                for protocol in ("SCTP", "ICMP"):
+                    self._listen(address, socket.SOCK_RAW, 0, protocol)
 
     def close(self) -> None:
         self._opened.close()
         self._poll.close()
 
-    def _listen(self, address: str, kind: socket.SocketKind, port: int) -> None:
-        made = self._socket(address, kind)
+    def _listen(self, address: str, kind: socket.SocketKind, port: int, raw: str = "") -> None:
+        made = self._socket(address, kind, raw)
         made.bind((address, port))
-        name = {socket.SOCK_STREAM: "TCP", socket.SOCK_DGRAM: "UDP", socket.SOCK_RAW: "SCTP"}[kind]
+        name = raw or {socket.SOCK_STREAM: "TCP", socket.SOCK_DGRAM: "UDP"}[kind]
         if kind is socket.SOCK_STREAM:
             made.listen(256)
         self._opened.enter_context(made)
         self._listeners[made.fileno()] = (name, made)
         self._poll.register(made, select.EPOLLIN)
 
-    def _socket(self, address: str, kind: socket.SocketKind) -> socket.socket:
+    def _socket(self, address: str, kind: socket.SocketKind, raw: str = "") -> socket.socket:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        made = socket.socket(family, kind, PROTOCOLS["SCTP"] if kind is socket.SOCK_RAW else 0)
+        icmp = socket.IPPROTO_ICMPV6 if ":" in address else socket.IPPROTO_ICMP
+        made = socket.socket(family, kind, 0 if not raw else icmp if raw == "ICMP" else PROTOCOLS[raw])
         made.setblocking(False)
         if kind is socket.SOCK_STREAM:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -144,13 +138,15 @@ class Connections:
             senders: dict[int, tuple[int, str, socket.socket]] = {}
             for number, connection in enumerate(connections):
                 source, destination = (connection.address(each) for each in (connection.source, connection.destination))
-                kind = {"TCP": socket.SOCK_STREAM, "UDP": socket.SOCK_DGRAM, "SCTP": socket.SOCK_RAW}
+                kind = {"TCP": socket.SOCK_STREAM, "UDP": socket.SOCK_DGRAM}.get(connection.protocol, socket.SOCK_RAW)
                 port = self._fresh_port()
+                raw = connection.protocol if kind is socket.SOCK_RAW else ""
                 with self._hosts[source].entered():
-                    sender = opened.enter_context(self._socket(source, kind[connection.protocol]))
-                if connection.protocol == "SCTP":
+                    sender = opened.enter_context(self._socket(source, kind, raw))
+                if raw:
+                    first = icmp_message if raw == "ICMP" else sctp_init
                     sender.bind((source, 0))
-                    sender.sendto(sctp_init(port, connection.port, number), (destination, 0))
+                    sender.sendto(first(port, connection.port, number), (destination, 0))
                     continue
                 sender.bind((source, port))
                 sender.connect_ex((destination, connection.port))
@@ -188,11 +184,10 @@ class Connections:
                     data, peer = listener.recvfrom(64)
                     listener.sendto(data, peer)
                 else:
-                    data = listener.recv(256)
-                    offset = 0 if listener.family == socket.AF_INET6 else 20
-                    if data[offset + 12] == 1:  # INIT, as below
-                        number = struct.unpack_from("!I", data, offset + 16)[0] - 1
-                        return {number} if number < count else set()
+                    data = listener.recv(256)[0 if listener.family == socket.AF_INET6 else 20 :]
+                    read = icmp_number if protocol == "ICMP" else sctp_number
+                    number = read(data)
+                    return {number} if number is not None and number < count else set()
         return set()
 
     def _fresh_port(self) -> int:
@@ -211,6 +206,27 @@ def sctp_init(source_port: int, port: int, number: int) -> bytes:
     return header + struct.pack("<I", checksum) + chunk
 
 
+def sctp_number(data: bytes) -> int | None:
+    return int(struct.unpack_from("!I", data, 16)[0]) - 1 if data[12] == 1 else None
+
+
+_OURS = b"a case's number"
+
+
+def icmp_message(identifier: int, kind: int, number: int) -> bytes:
+    """RFC 792, RFC 4443: type and code, a checksum (for ICMPv6 the kernel's), where echoes have theirs an identifier."""
+    body = struct.pack("!HHI", identifier, 0, number) + _OURS + bytes(len(_OURS) % 2)
+    words = sum(struct.unpack(f"!{len(body) // 2}H", body)) + kind
+    while words >> 16:
+        words = (words & 0xFFFF) + (words >> 16)
+    return struct.pack("!HH", kind, 0xFFFF - words) + body
+
+
+def icmp_number(data: bytes) -> int | None:
+    """Replies to echo requests repeat their text, and are no first packets."""
+    return int(struct.unpack_from("!I", data, 8)[0]) if _OURS in data and data[0] not in (0, 14, 129) else None
+
+
 def _crc32c(data: bytes) -> int:
     value = 0xFFFFFFFF
     for octet in data:
@@ -223,6 +239,7 @@ def _crc32c(data: bytes) -> int:
 @dataclass
 class _Node:
     engine: PolicyEngine
+    firewall: Firewall
     kernel: FirewallKernel
 
 
@@ -255,7 +272,9 @@ class Site:
             for other in (*(self.lab.namespaces[each] for each in NODES if each != name), outside):
                 other.ip(f"route add {block} via {address}", f"route add {twin(block)} via {twin(address)}")
         for name in NODES:
-            made = self.nodes[name] = _Node(PolicyEngine(name), FirewallKernel(Firewall(), self.problems.append))
+            firewall = Firewall()
+            kernel = FirewallKernel(firewall, self.problems.append)
+            made = self.nodes[name] = _Node(PolicyEngine(name), firewall, kernel)
             with self.lab.namespaces[name].entered():
                 self.run(_soon(made.kernel.start))
         self.connections = Connections(self.hosts)

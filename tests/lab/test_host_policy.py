@@ -24,8 +24,8 @@ from routed.net.addresses import parse_address
 from routed.observed import Interface
 from routed.policy.judge import FirewallModel, Packet
 from routed.testing.lab import Lab
-from tests.lab.policy_site import Connections, interface_of, twin, wire
-from tests.policy.nodes import PROTOCOLS, profile, workload
+from tests.lab.policy_site import Connections, interface_of, wire
+from tests.policy.nodes import packet, profile, twin, workload
 from tests.policy.specification import Connection, Endpoint
 
 pytestmark = pytest.mark.lab
@@ -170,7 +170,7 @@ class Site:
             text += " (IPv6)" if connection.ipv6 else ""
             if admitted is not (number in made):
                 wrong.append(f"{text}: {'not ' if admitted else ''}made")
-            judged = model.judge(packet(connection))
+            judged = model.judge(as_it_passes(connection))
             if judged.admitted is not admitted:
                 wrong.append(f"{text}: the model says {judged}")
         assert wrong == [] and self.problems == []
@@ -179,26 +179,17 @@ class Site:
         return self.node.run("conntrack", "-L", "-p", "tcp", "--dport", str(port))
 
 
-def packet(connection: Connection) -> Packet:
-    """The connection's first packet, as it passes the node."""
+def as_it_passes(connection: Connection) -> Packet:
+    """The connection's first packet, with the node's interfaces that it meets."""
 
     def interface(endpoint: Endpoint) -> str:
         if endpoint.kind == "pod":
             return interface_of(endpoint.addresses[0])
         if endpoint.kind == "node":
-            return "lo" if endpoint.name == LOCAL and endpoint is destination else ""
+            return "lo" if endpoint.name == LOCAL and endpoint is connection.destination else ""
         return "eth0" if endpoint.name == "client" else "eth1"
 
-    source, destination = connection.source, connection.destination
-    return Packet(
-        parse_address(connection.address(source)),
-        parse_address(connection.address(destination)),
-        PROTOCOLS[connection.protocol],
-        40000,
-        connection.port,
-        incoming=interface(source),
-        outgoing=interface(destination),
-    )
+    return packet(connection, incoming=interface(connection.source), outgoing=interface(connection.destination))
 
 
 @pytest.fixture(scope="module")

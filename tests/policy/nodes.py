@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from routed.desired_policy import Icmp
 from routed.model.kubernetes import KubernetesNetworkPolicy, calico_policy
 from routed.model.resources import JsonObject, Resource, Update
 from routed.model.schema import parse_manifest
@@ -15,7 +17,31 @@ from routed.policy.judge import FirewallModel, Judgement, Packet
 from tests.policy.specification import Connection, Endpoint, World
 
 PROTOCOLS = {"TCP": 6, "UDP": 17, "SCTP": 132}
+"""And ICMP, which is two; its type and code stand in place of a port."""
 UPLINK = "eth0"
+
+
+def twin(address: str) -> str:
+    """The IPv6 address beside an IPv4 one; of a network (`10.0.0.0/8`) the network."""
+    host, slash, length = address.partition("/")
+    made = ipaddress.IPv6Address(int(ipaddress.IPv6Address("fd00::")) + int(ipaddress.IPv4Address(host)))
+    return f"{made}/{96 + int(length)}" if slash else str(made)
+
+
+def packet(connection: Connection, source_port: int = 40000, incoming: str = "", outgoing: str = "") -> Packet:
+    """The first of a connection."""
+    addresses = (parse_address(connection.address(each)) for each in (connection.source, connection.destination))
+    if connection.protocol == "ICMP":
+        icmp = Icmp(*divmod(connection.port, 256))
+        return Packet(*addresses, 58 if connection.ipv6 else 1, icmp=icmp, incoming=incoming, outgoing=outgoing)
+    return Packet(
+        *addresses,
+        PROTOCOLS[connection.protocol],
+        source_port,
+        connection.port,
+        incoming=incoming,
+        outgoing=outgoing,
+    )
 
 
 def interface_of(pod: Endpoint) -> str:
@@ -131,17 +157,7 @@ class Nodes:
                 crossed.append((destination.node, UPLINK, ""))
         judgement = Judgement(True, "no node on the way")
         for node, incoming, outgoing in crossed:
-            judgement = self.firewalls[node].judge(
-                Packet(
-                    parse_address(connection.address(source)),
-                    parse_address(connection.address(destination)),
-                    PROTOCOLS[connection.protocol],
-                    source_port,
-                    connection.port,
-                    incoming=incoming,
-                    outgoing=outgoing,
-                )
-            )
+            judgement = self.firewalls[node].judge(packet(connection, source_port, incoming, outgoing))
             if not judgement.admitted:
                 break
         return judgement
