@@ -170,6 +170,9 @@ class SessionDown:
 class StaleExpired:
     """The peer did not come back within its restart time, or must not be waited for: its stale routes go."""
 
+    why: str
+    """For people; the peer is its subject."""
+
 
 @dataclass(frozen=True, slots=True)
 class RefreshReceived:
@@ -291,7 +294,7 @@ class Neighbor:
             session.handle(Event.MANUAL_STOP if admin_down else Event.AUTOMATIC_STOP, now, reason, notification)
         if admin_down and self._restart_at != NEVER:
             self._restart_at = NEVER
-            self.events.append(StaleExpired())
+            self.events.append(StaleExpired("is not waited for any more"))
         self._settle(now)
 
     def restarting(self, forwarding: frozenset[Family] | None) -> None:
@@ -391,7 +394,7 @@ class Neighbor:
         if self._restart_at <= now:
             self._restart_at = NEVER
             self.counters.last_error = "the peer did not come back within its restart time"
-            self.events.append(StaleExpired())
+            self.events.append(StaleExpired("did not come back in its restart time"))
         self._settle(now)
 
     def refresh(self, family: Family) -> bool:

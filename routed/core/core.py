@@ -482,9 +482,8 @@ class Core:
                 elif isinstance(event, SessionDown):
                     self._down(peer, event)
                 elif isinstance(event, StaleExpired):
-                    self._log(
-                        Level.WARNING, peer.plan.name, "did not come back in its restart time: its routes are removed"
-                    )
+                    if not self.stopping:  # then the kernel keeps them
+                        self._log(Level.WARNING, peer.plan.name, f"{event.why}: its routes are removed")
                     peer.problem_told = neighbor.counters.last_error  # this line says it
                     self._sweep(peer)
                 elif isinstance(event, RefreshReceived):

@@ -491,14 +491,14 @@ class _Only:
 
 def _family(metric: Metric, samples: Samples) -> MetricFamily:
     kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
-    family = kind(metric.name, metric.help, labels=metric.labels)
+    family = kind(metric.name, metric.help, labels=metric.labels, unit=metric.unit)
     for labels, value in samples:
         family.add_metric(labels, float(value))
     return family
 
 
 def _histogram_family(metric: Metric, histograms: list[tuple[Labels, Histogram]]) -> MetricFamily:
-    family = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
+    family = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels, unit=metric.unit)
     for labels, histogram in histograms:
         buckets: list[tuple[str, float]] = []
         total = 0

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 #: The value of `peer` that stands for all peers beyond `metrics.peers`, together.
 OTHERS = "(others)"
 
+#: Base units (OpenMetrics): what names end with.
+UNITS = ("seconds", "bytes")
+
 
 @dataclass(frozen=True, slots=True)
 class Metric:
@@ -21,6 +24,12 @@ class Metric:
     """gauge | counter | histogram"""
     help: str
     labels: tuple[str, ...] = ()
+
+    @property
+    def unit(self) -> str:
+        """The unit its name ends with, or empty where it counts things."""
+        word = self.name.removesuffix("_total").rpartition("_")[2]
+        return word if word in UNITS else ""
 
 
 def _gauge(name: str, text: str, *labels: str) -> Metric:

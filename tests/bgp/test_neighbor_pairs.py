@@ -312,7 +312,7 @@ def test_an_administrator_does_not_wait_for_stale_routes() -> None:
     pipe.reset(Side.LEFT)
     left = pipe.neighbors[0]
     left.stop(pipe.clock.now, None, admin_down=True)
-    assert StaleExpired() in left.events
+    assert StaleExpired("is not waited for any more") in left.events
 
 
 def test_a_restarting_speaker_says_so_until_it_is_up() -> None:

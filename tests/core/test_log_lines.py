@@ -63,6 +63,14 @@ def test_a_peer_that_does_not_come_back(world: World, pair: tuple[Node, Node]) -
     assert [line for line in lines if "come back" in line] == [gone]
 
 
+def test_a_stop_while_a_peer_is_waited_for(world: World, pair: tuple[Node, Node]) -> None:
+    """Its routes stay in the kernel, and its time to come back is not over."""
+    world.kill("n2")
+    lines = said(pair[0], lambda: (world.run(1), pair[0].engine.shutdown("shutdown", "", world.now), world.run(1)))
+    assert [line for line in lines if "kept, as stale" in line]
+    assert not [line for line in lines if "removed" in line or "come back" in line]
+
+
 def test_a_notification_is_quoted(world: World, pair: tuple[Node, Node]) -> None:
     first, second = pair
     lines = said(first, lambda: (second.engine.shutdown("shutdown", "new kernel\x1b[2J", world.now), world.run(1)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Iterator
 from typing import Any, cast
@@ -137,6 +138,9 @@ def test_both_forms_say_the_same_and_all_of_the_catalogue() -> None:
                 for sample in family.samples if metric is not None else []:
                     assert set(sample.labels) - {"le"} == set(metric.labels), sample
                     assert family.documentation == metric.help
+        units = dict(re.findall(r"^# UNIT (\S+) (\S+)$", openmetrics.decode(), re.MULTILINE))
+        assert units["routed_datastore_age_seconds"] == units["routed_turn_seconds"] == "seconds"
+        assert all(name.endswith(f"_{unit}") for name, unit in units.items())
 
     asyncio.run(scrape())
 
