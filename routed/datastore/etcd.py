@@ -26,10 +26,10 @@ from routed.datastore.saved import SavedState
 from routed.datastore.store import Conflict, Contents, Stored
 from routed.errors import Compacted, ConfigError, StoreError
 from routed.model.head import API_VERSION
-from routed.model.paths import Layout, encode
+from routed.model.paths import TIERED_KINDS, Layout, encode
 from routed.model.resources import BlockAffinity, Resource, ResourceKey, Update
 from routed.model.schema import KINDS
-from routed.model.settings import CalicoNodeStatus
+from routed.model.settings import CalicoNodeStatus, ClusterInformation
 
 #: What a node without policy of its own reads.
 FOLLOWED = (
@@ -37,6 +37,8 @@ FOLLOWED = (
     "FelixConfiguration", "CalicoNodeStatus", "Service", "EndpointSlice",
 )  # fmt: skip
 
+#: The first Calico that stores a policy of the tier default without the tier in its name.
+TIER_LEFT_OUT = (3, 32)
 #: Seconds etcd may take at the start before what was saved is used.
 COLD_START = 3.0
 #: Seconds between attempts: the first, and the most; each is drawn from half to all of it.
@@ -100,6 +102,8 @@ class EtcdStore:
         self._ready_path = f"{self.layout.resources}clusterinformations/default"
         self._ready = True
         self._paths: dict[ResourceKey, str] = {}
+        self._twins: dict[ResourceKey, set[str]] = {}
+        """Policies stored under more than one form of their name, and where; what was written last counts."""
         self._broken: dict[ResourceKey, str] = {}
         """What was stored as garbage, as far as it is JSON."""
         self._unknown: dict[tuple[str, str], str] = {}
@@ -164,6 +168,7 @@ class EtcdStore:
     async def _list(self) -> None:
         listing = await self.client.listing(self._ranges)
         changes: list[Change] = []
+        self._twins.clear()
         present: dict[ResourceKey, None] = {}
         until = self._clock() + _SLICE
         paths: dict[ResourceKey, str] = {}
@@ -173,6 +178,8 @@ class EtcdStore:
                 ready = _is_ready(pair.value)
             key = self.layout.parse_path(pair.key)
             if key is None:
+                continue
+            if key in paths and self._older_twin(key, pair, paths[key], listing.pairs):
                 continue
             present[key] = None
             paths[key] = pair.key
@@ -219,10 +226,14 @@ class EtcdStore:
             if key is None or not self._ready:
                 continue
             if pair.value is None:
+                if key in self._twins:
+                    raise _ListAnew  # the other one counts now
                 if self._paths.get(key) == pair.key:
                     del self._paths[key]
                     changes.append(Change(key, None, pair.revision))
             else:
+                if self._paths.get(key, pair.key) != pair.key:
+                    self._twins.setdefault(key, {self._paths[key]}).add(pair.key)
                 self._paths[key] = pair.key
                 changes += self._change(pair, key)
         updates = self.guard.changes(changes, self._clock())
@@ -245,6 +256,11 @@ class EtcdStore:
         for unknown in decoded.unknown:
             self._unknown.setdefault((key.kind, unknown.path), pair.key)
         return [Change(key, decoded.resource, pair.revision)]
+
+    def _older_twin(self, key: ResourceKey, pair: KeyValue, path: str, pairs: Iterable[KeyValue]) -> bool:
+        """Two paths are of one policy. Whether the second was written before the one at `path`."""
+        self._twins.setdefault(key, {path}).add(pair.key)
+        return any(one.key == path and one.revision > pair.revision for one in pairs)
 
     async def _deliver(self, updates: Sequence[Update]) -> None:
         until = self._clock() + _SLICE
@@ -306,6 +322,9 @@ class EtcdStore:
         for key, text in self.guard.garbage.items():
             kept = "its last good value stays" if key in self.guard.good else "it has no effect"
             said.append(Problem(self._paths.get(key, str(key)), 0, "", f"{text}; {kept}", self._broken.get(key, "")))
+        for key, twins in self._twins.items():
+            text = f"{key} is stored under two names, {' and '.join(sorted(twins))}; what was written last counts"
+            said.append(Problem(self._paths.get(key, str(key)), 0, "metadata.name", text))
         for (kind, field), path in self._unknown.items():
             said.append(Problem(path, 0, field, f"is no field of {kind} that routed knows, here and maybe in others"))
         if self._saved is not None and self._saved.problem:
@@ -372,12 +391,19 @@ class EtcdStore:
                 problems.append(f"{pair.key}: {error}")
                 continue
             if decoded is not None:
-                key = self.layout.parse_path(pair.key) or decoded.resource.key
-                resources[key] = Stored(decoded.resource, f"{pair.revision} {pair.key}", pair.key)
+                stored = Stored(decoded.resource, f"{pair.revision} {pair.key}", pair.key)
+                other = resources.get(stored.resource.key)
+                if other is not None:
+                    stored = max(stored, other, key=_written)
+                    text = f"{stored.resource.key} is stored under two names, here and at"
+                    problems.append(f"{pair.key}: {text} {other.where}; what was written last counts")
+                resources[stored.resource.key] = stored
         return Contents(resources, tuple(problems))
 
     async def get(self, key: ResourceKey) -> Stored | None:
         """One resource, as etcd has it now."""
+        if key.kind in TIERED_KINDS:  # it may have any of three names there
+            return (await self.read({key.kind})).resources.get(key)
         known = self._paths.get(key)
         for path in dict.fromkeys(([known] if known else []) + self.layout.candidate_paths(key)):
             pair = await self.client.get(path)
@@ -398,18 +424,31 @@ class EtcdStore:
             text, _, path = revision.partition(" ")
             number = int(text)
         elif resource is not None:
-            path = self.layout.path(resource)
+            path = self.layout.path(resource, old_policy_names=await self._is_old(resource))
         else:
             raise Conflict(f"{key} is not there, so it cannot be deleted")
-        value = None if resource is None else encode(resource)
+        value = None if resource is None else encode(resource, path)
         written = await self.client.swap([(path, number)], [(path, value)])
         if written is None:
             raise Conflict(f"{path} is not what it was: somebody else has written it; read it again")
         return "" if resource is None else f"{written} {path}"
 
+    async def _is_old(self, resource: Resource) -> bool:
+        """Whether the Calico that reads a new policy looks for it with its tier before the name."""
+        if resource.kind not in TIERED_KINDS:
+            return False
+        stored = await self.get(ResourceKey(ClusterInformation.kind, "default"))
+        found = stored.resource if stored is not None else None
+        return isinstance(found, ClusterInformation) and (found.release or (0, 0)) < TIER_LEFT_OUT
+
     async def close(self) -> None:
         """Give back the connection."""
         await self.client.close()
+
+
+def _written(stored: Stored) -> int:
+    """When a value read from etcd was written: its revision."""
+    return int(stored.revision.partition(" ")[0])
 
 
 def _end(prefix: str) -> str:

@@ -38,7 +38,7 @@ from routed.net.prefixes import parse_prefix
 DEFAULT_ROOT = "/calico"
 #: Kinds that have a place with the allocator instead of one by their plural.
 ALLOCATOR_KINDS = frozenset((BlockAffinity.kind, IPAMBlock.kind, IPAMHandle.kind, IPAMConfig.kind))
-_TIERED = frozenset(
+TIERED_KINDS = frozenset(
     (NetworkPolicy.kind, GlobalNetworkPolicy.kind, StagedNetworkPolicy.kind, StagedGlobalNetworkPolicy.kind)
 )
 _TIER_PREFIX = "default."
@@ -92,7 +92,7 @@ class Layout:
         return f"{self.ipam}{AffinityType.HOST}/{node}/"
 
     def path(self, resource: Resource, *, old_policy_names: bool = False) -> str:
-        """Where a new resource goes. `old_policy_names`: with the tier before the name, as before Calico v3.32."""
+        """Where a new resource goes. `old_policy_names`: a policy's with the tier before it, as before Calico v3.32."""
         if isinstance(resource, BlockAffinity):
             family, block = _segments(resource.cidr)
             return f"{self.ipam}{resource.type}/{resource.node}/{family}/block/{block}"
@@ -104,7 +104,7 @@ class Layout:
         if isinstance(resource, IPAMConfig):
             return f"{self.ipam}config"
         name = resource.name
-        if old_policy_names and resource.kind in _TIERED and not name.startswith("knp.default."):
+        if old_policy_names and resource.kind in TIERED_KINDS and not name.startswith("knp.default."):
             tier = resource.tier if isinstance(resource, (NetworkPolicy, GlobalNetworkPolicy)) else "default"
             name = name if name.startswith(f"{tier}.") else f"{tier}.{name}"
         place = f"{resource.namespace}/" if KIND_TABLE[resource.kind].namespaced else ""
@@ -133,7 +133,7 @@ class Layout:
             ]
         kind = KIND_TABLE[key.kind]
         start = f"{self.resources}{kind.plural}/" + (f"{key.namespace}/" if kind.namespaced else "")
-        return [start + key.name, *([start + _TIER_PREFIX + key.name] if key.kind in _TIERED else ())]
+        return [start + key.name, *([start + _TIER_PREFIX + key.name] if key.kind in TIERED_KINDS else ())]
 
     def parse_path(self, path: str) -> ResourceKey | None:
         """The key a path is for, by the path alone; None where it is no resource of ours."""
@@ -183,8 +183,11 @@ class Layout:
         return Decoded(parse_manifest(manifest, "", unknown), tuple(unknown))
 
 
-def encode(resource: Resource) -> bytes:
-    """A resource as it is stored: the object, or what the allocator keeps of it."""
+def encode(resource: Resource, path: str = "") -> bytes:
+    """A resource as it is stored at `path`: the object, or what the allocator keeps of it.
+
+    A policy has the name there that its path ends in, whichever of its three forms that is.
+    """
     manifest = resource.manifest
     if resource.kind not in ALLOCATOR_KINDS:
         metadata = manifest.get("metadata")
@@ -195,6 +198,8 @@ def encode(resource: Resource) -> bytes:
         }
         if resource.namespace:
             stored["namespace"] = resource.namespace
+        if path and resource.kind in TIERED_KINDS:
+            stored["name"] = path.rpartition("/")[2]
         version = API_VERSION if API_VERSION in KIND_TABLE[resource.kind].versions else manifest["apiVersion"]
         return _text(manifest | {"apiVersion": version, "metadata": stored})
     spec = manifest.get("spec")
@@ -255,7 +260,7 @@ def _resource_key(rest: str) -> ResourceKey | None:
     if kind is None or len(segments) != (3 if kind.namespaced else 2) or not all(segments):
         return None
     name = segments[-1]
-    if kind.name in _TIERED and name.startswith(_TIER_PREFIX):
+    if kind.name in TIERED_KINDS and name.startswith(_TIER_PREFIX):
         name = name.removeprefix(_TIER_PREFIX) or name
     return ResourceKey(kind.name, name, segments[1] if kind.namespaced else "")
 
@@ -304,7 +309,7 @@ def _no_constant(name: str) -> JsonValue:
 def _named(data: JsonValue, kind: Kind) -> JsonValue:
     """The manifest with the name it has for people: without the default tier's prefix, or from the annotation."""
     metadata = data.get("metadata") if isinstance(data, dict) else None
-    if kind.name not in _TIERED or not isinstance(data, dict) or not isinstance(metadata, dict):
+    if kind.name not in TIERED_KINDS or not isinstance(data, dict) or not isinstance(metadata, dict):
         return data
     name = metadata.get("name")
     annotations = metadata.get("annotations")
@@ -323,7 +328,7 @@ def _named(data: JsonValue, kind: Kind) -> JsonValue:
 
 def _same_name(resource: Resource, key: ResourceKey) -> bool:
     # An annotation may say another name than the key; the key stays what the resource is found by.
-    return resource.name == key.name or resource.kind in _TIERED
+    return resource.name == key.name or resource.kind in TIERED_KINDS
 
 
 def _text(value: JsonObject) -> bytes:

@@ -8,6 +8,7 @@ can be told (`set_fields`).
 from __future__ import annotations
 
 import enum
+import re
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -52,6 +53,12 @@ class ClusterInformation(Resource):
     datastore_ready: bool = True
     """False while the datastore is being moved: state is held, nothing new is handed out."""
     variant: str = ""
+
+    @property
+    def release(self) -> tuple[int, int] | None:
+        """Which Calico runs the cluster, (3, 32) for v3.32.1; None where that is not said."""
+        found = re.match(r"v?([0-9]{1,4})\.([0-9]{1,4})", self.calico_version)
+        return None if found is None else (int(found[1]), int(found[2]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

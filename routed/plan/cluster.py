@@ -253,12 +253,12 @@ class Cluster:
         return labels
 
     @property
-    def calico_version(self) -> str:
-        """What ClusterInformation says the cluster runs; empty: nothing."""
+    def calico_release(self) -> tuple[int, int] | None:
+        """What ClusterInformation says the cluster runs; None: nothing."""
         for information in self.others.get(ClusterInformation.kind, {}).values():
             if isinstance(information, ClusterInformation) and information.name == "default":
-                return information.calico_version
-        return ""
+                return information.release
+        return None
 
     @property
     def interface_prefixes(self) -> tuple[str, ...]:

@@ -12,8 +12,6 @@ What differs between Calico's versions is decided here too: as of v3.32 LOCAL_PR
 
 from __future__ import annotations
 
-import re
-
 from routed.model.resources import EncapMode, IPPool, ProgramClusterRoutes
 from routed.net.families import Family
 from routed.plan.cluster import Cluster
@@ -25,7 +23,6 @@ from routed.rib.program import Programming, ProgramPolicy, ProgramRule
 
 DEFAULT_INTERFACE_PREFIX = "cali"
 
-_VERSION = re.compile(r"v?([0-9]{1,4})\.([0-9]{1,4})")
 
 _LEFT_TO_FELIX = {
     ProgramClusterRoutes.ENABLED: (),
@@ -74,9 +71,7 @@ def calico_version(cluster: Cluster, settings: PlanSettings) -> CalicoVersion:
     """Which Calico to behave like: as the settings say, else by ClusterInformation, else the older one."""
     if settings.calico_version is not None:
         return settings.calico_version
-    found = _VERSION.match(cluster.calico_version)
-    newer = found is not None and (int(found[1]), int(found[2])) >= (3, 32)
-    return CalicoVersion.V3_32 if newer else CalicoVersion.V3_31
+    return CalicoVersion.V3_32 if (cluster.calico_release or (0, 0)) >= (3, 32) else CalicoVersion.V3_31
 
 
 def felix_owns_ipip(cluster: Cluster) -> bool:

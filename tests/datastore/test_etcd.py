@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import signal
 from collections.abc import Awaitable, Callable, Iterator
@@ -18,6 +19,7 @@ from routed.datastore.guard import MassDelete
 from routed.datastore.saved import Identity, SavedState
 from routed.datastore.store import Conflict
 from routed.errors import Denied
+from routed.model.policies import NetworkPolicy
 from routed.model.resources import JsonObject, Resource, ResourceKey, Update
 from routed.model.schema import parse_manifest
 from routed.testing.lab import wait_for
@@ -176,6 +178,105 @@ def test_writing_is_a_compare_and_swap_and_keeps_what_it_does_not_know(server: C
         await store.close()
 
     asyncio.run(main())
+
+
+def policy(stored: str, selector: str = "all()", named: str = "") -> JsonObject:
+    metadata: JsonObject = {"name": stored, "namespace": "shop"}
+    if named:
+        metadata["annotations"] = {"projectcalico.org/metadata": f'{{"name":"{named}"}}'}
+    return {
+        "apiVersion": "projectcalico.org/v3", "kind": "NetworkPolicy", "metadata": metadata,
+        "spec": {"selector": selector, "types": ["Ingress"]},
+    }  # fmt: skip
+
+
+POLICY = ResourceKey("NetworkPolicy", "db", "shop")
+
+
+@pytest.mark.parametrize(
+    ("version", "name"), [("v3.31.0", "default.db"), ("v3.32.1", "db"), ("", "default.db"), (None, "db")]
+)
+def test_a_new_policy_has_the_name_the_cluster_s_calico_looks_for(
+    server: Cluster, version: str | None, name: str
+) -> None:
+    if version is not None:
+        spec = {"calicoVersion": version, "datastoreReady": True}
+        server.put(
+            f"{P}clusterinformations/default",
+            {
+                "apiVersion": "projectcalico.org/v3",
+                "kind": "ClusterInformation",
+                "metadata": {"name": "default"},
+                "spec": spec,
+            },
+        )
+
+    async def main() -> None:
+        store = EtcdStore(EtcdConfig(server.endpoints))
+        try:
+            await store.write(POLICY, parse_manifest(policy("db")), None)
+            kept = await store.get(POLICY)
+            assert kept is not None and kept.where == f"{P}networkpolicies/shop/{name}"
+            assert (await store.read({"NetworkPolicy"})).resources.keys() == {POLICY}
+        finally:
+            await store.close()
+
+    asyncio.run(main())
+    assert (
+        json.loads(server.ctl("get", f"{P}networkpolicies/shop/{name}", "--print-value-only"))["metadata"]["name"]
+        == name
+    )
+
+
+@pytest.mark.parametrize(("stored", "named"), [("db", ""), ("default.db", ""), ("default.db-1x", "db")])
+def test_a_policy_is_found_and_written_back_under_whichever_name(server: Cluster, stored: str, named: str) -> None:
+    server.put(f"{P}networkpolicies/shop/{stored}", policy(stored, named=named))
+
+    async def main() -> None:
+        store = EtcdStore(EtcdConfig(server.endpoints))
+        try:
+            found = await store.get(POLICY)
+            assert found is not None and found.resource.key == POLICY
+            changed = parse_manifest(found.resource.manifest | {"spec": {"selector": "has(a)", "types": ["Ingress"]}})
+            await store.write(POLICY, changed, found.revision)
+            contents = await store.read({"NetworkPolicy"})
+            assert contents.problems == ()
+            assert contents.resources.keys() == {POLICY}
+        finally:
+            await store.close()
+
+    asyncio.run(main())
+    kept = json.loads(server.ctl("get", f"{P}networkpolicies/shop/{stored}", "--print-value-only"))
+    assert kept == policy(stored, "has(a)", named)
+
+
+def test_a_policy_under_two_names_is_told_and_what_was_written_last_counts(server: Cluster) -> None:
+    old, new = f"{P}networkpolicies/shop/default.db", f"{P}networkpolicies/shop/db"
+    server.put(old, policy("default.db", "has(old)"))
+    server.put(new, policy("db", "has(new)"))
+    told = "is stored under two names"
+
+    async def main(store: EtcdStore, sink: Sink) -> None:
+        def selects(text: str) -> bool:
+            found = sink.resources.get(POLICY)
+            return isinstance(found, NetworkPolicy) and str(found.selector) == text
+
+        assert selects("has(new)")
+        assert sink.says(told, old, new)
+        contents = await store.read({"NetworkPolicy"})
+        assert [told in text for text in contents.problems] == [True]
+        assert contents.resources[POLICY].where == new
+        await ctl(server.put, old, policy("default.db", "has(newer)"))
+        await until(lambda: selects("has(newer)"), "the other one is written")
+        kept = await store.get(POLICY)
+        assert kept is not None and kept.where == old
+        await ctl(server.delete, old)
+        await until(lambda: selects("has(new)"), "the one that is left counts")
+        await until(lambda: not sink.says(told), "it is put right")
+        await ctl(server.put, old, policy("default.db", "has(third)"))
+        await until(lambda: sink.says(told), "two again")
+
+    follow(EtcdStore(EtcdConfig(server.endpoints), kinds=("NetworkPolicy",)), main)
 
 
 def test_a_lease_takes_its_keys_with_it(server: Cluster) -> None:
