@@ -405,9 +405,10 @@ class Core:
             plan = self._planner.plan()
             if plan is not self.plan:
                 self.planned_at = now
-            self.planned = True
             self.measure(Milestone.PLANNED)
-            self._apply_plan(plan, now)
+            if plan is not self.plan or not self.planned:
+                self._apply_plan(plan, now)
+            self.planned = True
         for family, rib in self.ribs.items():
             if rib.touched:
                 touched, rib.touched = rib.touched, set()

@@ -41,6 +41,7 @@ from routed.core.effects import Level
 from routed.daemon.cni import Conversation, Inside
 from routed.dataplane.pods import NODE_MAC, POD_SYSCTLS, PodPort, PodWiring
 from routed.datastore.allocating import carry_out, clock, cluster_of
+from routed.datastore.remembered import RememberingStore
 from routed.datastore.store import Conflict, Store, Stored
 from routed.errors import CniError, ConfigError, KernelError, StoreError
 from routed.ipam.allocator import (
@@ -152,7 +153,7 @@ class Pods:
         proxy_arp: bool = False,
     ) -> None:
         self._node_name = node_name
-        self._store = store
+        self._store = RememberingStore(store, lambda key: key.kind in MIRRORED and key not in self._mirror[key.kind])
         self._wiring = wiring
         self._dataplane = dataplane
         self._log = log
@@ -173,6 +174,7 @@ class Pods:
         mirror = self._mirror.get(update.key.kind)
         if mirror is None:
             return
+        self._store.told(update)
         if update.value is None:
             mirror.pop(update.key, None)
         else:

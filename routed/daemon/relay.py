@@ -91,6 +91,6 @@ class Relay:
 
 def _same(one: Resource | None, other: Resource | None) -> bool:
     """Whether two states mean the same; what a store adds to a manifest makes no difference."""
-    if one is None or other is None:
+    if one is None or other is None or one is other:
         return one is other
     return replace(one, manifest={}) == replace(other, manifest={})

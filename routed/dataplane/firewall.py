@@ -125,6 +125,8 @@ class Firewall:
         self._walk_of: dict[str, tuple[Walk, Place]] = {}
         self._base: dict[str, tuple[bytes, ...]] = {}
         """Rules of the base and dispatch chains, as they are in the kernel."""
+        self._base_made_from: tuple[HostRules, dict[_Key, EndpointPolicy]] | None = None
+        """What they follow from: who is there but pods, which come and go without changing them."""
 
     # ---- changes
 
@@ -208,7 +210,7 @@ class Firewall:
             batch.add_base_chain(name, kind, hook, priority)
         for name in _DISPATCH.values():
             batch.add_chain(name)
-        self._base = {}
+        self._base, self._base_made_from = {}, None
         self._write_base(batch)
         return batch
 
@@ -404,7 +406,12 @@ class Firewall:
     # ---- base chains
 
     def _write_base(self, batch: Batch) -> None:
+        others = {key: policy for key, policy in self._endpoints.items() if key[0] is not Place.WORKLOAD}
+        made_from = self._host, others
+        if made_from == self._base_made_from:
+            return
         wanted = self._base_rules()
+        self._base_made_from = made_from
         for chain, rules in wanted.items():
             if self._base.get(chain) == rules:
                 continue

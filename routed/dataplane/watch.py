@@ -255,7 +255,11 @@ class Watch:
 
     def _append(self, family: Family, prefix: bytes, route: ForeignRoute) -> None:
         key = (prefix, route.metric)
-        self._put(family, key, (*(r for r in self._routes[family].get(key, ()) if r != route), route))
+        there = self._routes[family].get(key, ())
+        interface = route.gateways and route.gateways[0].interface
+        # every pod's interface has one to fe80::/64, so that most are told apart by their interfaces
+        others = [r for r in there if (r.gateways and r.gateways[0].interface) != interface or r != route]
+        self._put(family, key, (*others, route))
 
     def _drop_routes(self, index: int, families: tuple[Family, ...]) -> None:
         """Routes all of whose legs are on interfaces that are down are gone now that `index` is one of them."""

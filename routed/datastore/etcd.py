@@ -62,6 +62,10 @@ class EtcdSink(Protocol):
     def problems(self, problems: tuple[Problem, ...]) -> None: ...
 
 
+#: Own writes that are known by their octets when etcd tells of them.
+_WRITTEN = 1000
+
+
 class _ListAnew(Exception):
     """The datastore is ready again, so what was not followed has to be looked at."""
 
@@ -119,6 +123,8 @@ class EtcdStore:
         """Why there is none to begin with."""
         self._cluster = 0
         self._marked_at = 0.0
+        self._written: dict[str, tuple[bytes, Resource]] = {}
+        """What we wrote, by path, until etcd tells of it."""
 
     # ---- following
 
@@ -243,6 +249,9 @@ class EtcdStore:
         self._tell_problems()
 
     def _change(self, pair: KeyValue, key: ResourceKey) -> list[Change]:
+        own = self._written.pop(pair.key, None)
+        if own is not None and own[0] == pair.value:  # what we have written need not be read
+            return [Change(key, own[1], pair.revision)]
         try:
             decoded = self.layout.decode(pair.key, pair.value or b"")
         except ConfigError as error:
@@ -431,6 +440,10 @@ class EtcdStore:
         written = await self.client.swap([(path, number)], [(path, value)])
         if written is None:
             raise Conflict(f"{path} is not what it was: somebody else has written it; read it again")
+        if resource is not None and value is not None and self._sink is not None:
+            self._written[path] = value, resource
+            if len(self._written) > _WRITTEN:
+                del self._written[next(iter(self._written))]
         return "" if resource is None else f"{written} {path}"
 
     async def _is_old(self, resource: Resource) -> bool:

@@ -41,8 +41,9 @@ class Contents:
 class Store(Protocol):
     """A datastore that can be written. Every method raises StoreError where it cannot be reached."""
 
-    shared_with_calico: bool
-    """Calico's own components read it too, so policies go there in the form they read."""
+    @property
+    def shared_with_calico(self) -> bool:
+        """Calico's own components read it too, so policies go there in the form they read."""
 
     async def read(self, kinds: Collection[str] | None = None) -> Contents:
         """Everything, or these kinds."""

@@ -14,7 +14,6 @@ Pure. Which block, for whom and how it is written is `allocator`'s business.
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -270,17 +269,20 @@ def _drop_unused_attributes(spec: JsonObject) -> None:
 
 
 def _editable(block: IPAMBlock) -> tuple[JsonObject, JsonObject]:
-    """A copy of a block's manifest and its spec, with the lists that old writers left out."""
-    manifest = copy.deepcopy(block.manifest)
-    spec = manifest.get("spec")
+    """A copy of a block's manifest and its spec, with the lists that old writers left out.
+
+    No deeper than what is changed here: every address given out or back makes one, and a block says much.
+    """
+    spec = block.manifest.get("spec")
     if not isinstance(spec, dict):
         raise ValueError(f"{block.key} has no spec")
+    spec = dict(spec)
     for name in ("allocations", "unallocated", "attributes"):
-        if not isinstance(spec.get(name), list):
-            spec[name] = []
-    if not isinstance(spec.get("sequenceNumberForAllocation"), dict):
-        spec["sequenceNumberForAllocation"] = {}
-    return manifest, spec
+        there = spec.get(name)
+        spec[name] = list(there) if isinstance(there, list) else []
+    numbers = spec.get("sequenceNumberForAllocation")
+    spec["sequenceNumberForAllocation"] = dict(numbers) if isinstance(numbers, dict) else {}
+    return {**block.manifest, "spec": spec}, spec
 
 
 def _list(spec: JsonObject, name: str) -> list[JsonValue]:

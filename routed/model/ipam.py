@@ -191,14 +191,14 @@ def _parse_block(head: Head) -> IPAMBlock:
     size = 1 << min(cidr.family.max_length - cidr.prefix[0], 32)
     if size > _MAX_BLOCK_SIZE:
         raise spec.error("cidr", f"is no block of addresses: {cidr} holds {size} of them")
-    allocations = tuple(_ordinal(value, path, _MAX_BLOCK_SIZE) for path, value in spec.array("allocations"))
+    allocations = _ordinals(spec, "allocations", _MAX_BLOCK_SIZE)
     if len(allocations) != size:
         raise spec.error("allocations", f"must have {size} entries, one an address of {cidr}, not {len(allocations)}")
     unallocated: dict[int, None] = {}
-    for path, value in spec.array("unallocated"):
-        ordinal = _ordinal(value, path, size)
+    for index, ordinal in enumerate(_ordinals(spec, "unallocated", size)):
         if ordinal is None or ordinal in unallocated or allocations[ordinal] is not None:
-            raise ConfigError(path, f"must name a free address, each once, not {shown(value)}")
+            path = field_path(spec.at("unallocated"), index)
+            raise ConfigError(path, f"must name a free address, each once, not {shown(ordinal)}")
         unallocated[ordinal] = None
     affinity = spec.text("affinity") or None
     if affinity is None and (legacy := spec.text("hostAffinity")):
@@ -217,6 +217,14 @@ def _parse_block(head: Head) -> IPAMBlock:
         sequence_number_for_allocation=_parse_sequence_numbers(spec, size),
         deleted=_deleted(spec),
     )
+
+
+def _ordinals(spec: Fields, name: str, limit: int) -> tuple[int | None, ...]:
+    """A list of ordinals. Blocks are read at every address given out, so paths are made only for what is wrong."""
+    value = spec.values.get(name)
+    if isinstance(value, list) and all(each is None or (type(each) is int and 0 <= each < limit) for each in value):
+        return tuple(value)  # type: ignore[arg-type]  # just looked at
+    return tuple(_ordinal(each, path, limit) for path, each in spec.array(name))
 
 
 def _ordinal(value: JsonValue, path: str, limit: int) -> int | None:

@@ -45,7 +45,7 @@ def diff(old: Plan, new: Plan) -> PlanDelta:
         origins_set={
             key: origin
             for key, origin in new.origins.items()
-            if key not in old.origins or _in_kernel(old.origins[key]) != _in_kernel(origin)
+            if (was := old.origins.get(key)) is None or (was is not origin and _in_kernel(was) != _in_kernel(origin))
         },
     )
 

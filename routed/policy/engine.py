@@ -136,6 +136,8 @@ class PolicyEngine:
         self._owners: dict[tuple[str, Place], ResourceKey] = {}
         """Whose the policy at an interface is: the endpoint that named it last."""
         self._chains_of: dict[ResourceKey, frozenset[ChainKey]] = {}
+        self._lacking: dict[ResourceKey, frozenset[str]] = {}
+        """Endpoints with profiles that are not there, in sentences."""
         self._stale_policies: set[ResourceKey] = set()
         self._stale_endpoints: set[ResourceKey] = set()
         self._stale_services: set[tuple[str, str]] = set()
@@ -343,6 +345,7 @@ class PolicyEngine:
         for key in sorted(stale):
             if key not in self._walks:
                 continue
+            self._look_for_profiles(key)
             made, chains = self._walks_of(key, ordered)
             before = self._chains_of.pop(key, frozenset())
             for chain in before - chains:
@@ -691,15 +694,21 @@ class PolicyEngine:
     def _tell_problems(self) -> None:
         problems = {f"{_label(key)}: {refusal}" for key, refusal in self._refused.items()}
         problems.update(*self._unjudged.values())
-        for key in self._walks:
-            endpoint = self._resources.get(key)
-            if isinstance(endpoint, (WorkloadEndpoint, HostEndpoint)):
-                problems |= {
-                    f"{_label(key)}: there is no Profile {name}, so it allows nothing"
-                    for name in endpoint.profiles
-                    if ResourceKey(Profile.kind, name) not in self._resources
-                }
+        problems.update(*self._lacking.values())
         self.problems = tuple(sorted(problems))
+
+    def _look_for_profiles(self, key: ResourceKey) -> None:
+        endpoint = self._resources.get(key)
+        names = endpoint.profiles if isinstance(endpoint, (WorkloadEndpoint, HostEndpoint)) else ()
+        lacking = frozenset(
+            f"{_label(key)}: there is no Profile {name}, so it allows nothing"
+            for name in names
+            if ResourceKey(Profile.kind, name) not in self._resources
+        )
+        if lacking and self._is_here(key):
+            self._lacking[key] = lacking
+        else:
+            self._lacking.pop(key, None)
 
 
 @dataclass(frozen=True, slots=True)

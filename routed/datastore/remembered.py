@@ -1,0 +1,80 @@
+"""A store that remembers what was last written through it, so that who writes a thing again need not read it first.
+
+Reading one's own last write back costs a question to the datastore each time, and of the few things a node writes for its
+pods (blocks, handles, endpoints) it is nearly always the only writer. Where somebody else was faster, the write finds out:
+it names the revision it is based on. After a conflict, and after any failure, the datastore itself is asked.
+
+Invariants: nothing is remembered that the datastore has contradicted (`told`); what is answered from memory is only as good
+as a moment-old reading of the datastore, which is what every reading is by the time somebody acts on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+from routed.datastore.store import Contents, Store, Stored
+from routed.errors import StoreError
+from routed.model.resources import Resource, ResourceKey, Update
+
+#: What is remembered; the oldest goes first.
+LIMIT = 10_000
+
+
+class RememberingStore:
+    """Implements `store.Store` over another one."""
+
+    def __init__(self, store: Store, is_absent: Callable[[ResourceKey], bool]) -> None:
+        """`is_absent`: those who follow the datastore know of nothing at this key."""
+        self._store = store
+        self._is_absent = is_absent
+        self._known: dict[ResourceKey, Stored] = {}
+        self._doubtful: set[ResourceKey] = set()
+        """Keys to ask the datastore for, whatever is believed of them."""
+
+    @property
+    def shared_with_calico(self) -> bool:
+        return self._store.shared_with_calico
+
+    async def read(self, kinds: Collection[str] | None = None) -> Contents:
+        return await self._store.read(kinds)
+
+    async def get(self, key: ResourceKey) -> Stored | None:
+        """What is stored, as far as this is known; as the datastore says after a conflict."""
+        if key not in self._doubtful:
+            known = self._known.get(key)
+            if known is not None:
+                return known
+            if self._is_absent(key):
+                return None
+        found = await self._store.get(key)
+        self._doubtful.discard(key)
+        if found is not None:
+            self._remember(key, found)
+        return found
+
+    async def write(self, key: ResourceKey, resource: Resource | None, revision: str | None) -> str:
+        before = self._known.pop(key, None)
+        try:
+            written = await self._store.write(key, resource, revision)
+        except StoreError:  # a conflict, or nobody knows whether it was written
+            self._doubtful.add(key)
+            raise
+        self._doubtful.discard(key)
+        if resource is not None:
+            self._remember(key, Stored(resource, written, before.where if before is not None else ""))
+        return written
+
+    def told(self, update: Update) -> None:
+        """The datastore says so: what is remembered and differs was changed by somebody else."""
+        known = self._known.get(update.key)
+        if known is not None and known.resource is not update.value:
+            del self._known[update.key]
+
+    async def close(self) -> None:
+        await self._store.close()
+
+    def _remember(self, key: ResourceKey, stored: Stored) -> None:
+        self._known.pop(key, None)
+        self._known[key] = stored
+        if len(self._known) > LIMIT:
+            del self._known[next(iter(self._known))]
