@@ -12,12 +12,13 @@ import pytest
 from routed.cni import client
 
 FORMS = ("python", "c")
+PYTHON = [sys.executable, "-I", "-S", client.__file__]
 
 
 def program(form: str, folder: Path) -> list[str]:
     """How to run it; what is built goes into the folder. Skips the test where it cannot be built."""
     if form == "python":
-        return [sys.executable, "-I", "-S", client.__file__]
+        return PYTHON
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler")

@@ -13,7 +13,7 @@ import pytest
 from routed.testing.lab import Lab, Namespace, wait_for
 from routed.testing.lab.namespaces import NETNS
 from routed.testing.routers import Routed, resource
-from tests.cni.forms import FORMS, program
+from tests.cni.forms import FORMS, PYTHON, program
 
 pytestmark = pytest.mark.lab
 
@@ -36,7 +36,7 @@ class Runtime:
 
     node: Namespace
     socket: str
-    plugin: tuple[str, ...]
+    plugin: tuple[str, ...] = tuple(PYTHON)
     version: str = "1.0.0"
     extra: dict[str, Any] = field(default_factory=dict)
 
