@@ -24,7 +24,8 @@ def run_show(arguments: argparse.Namespace) -> int:
     complain(contents.problems)
     if arguments.ip is not None:
         return _owner(arguments, contents)
-    return show_list(arguments, _usage(contents, arguments.show_blocks), _usage_table)
+    shown = show_list(arguments, _usage(contents, arguments.show_blocks), _usage_table)
+    return ExitStatus.ERROR if contents.problems else shown
 
 
 def _of(contents: Contents) -> tuple[list[IPPool], list[IPAMBlock]]:

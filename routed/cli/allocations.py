@@ -42,7 +42,7 @@ def run_check(arguments: argparse.Namespace) -> int:
         except OSError as error:
             raise UsageError(f"-o: cannot write {arguments.output}: {error.strerror}") from None
     show_list(arguments, rows, _findings)
-    return ExitStatus.ERROR if found else ExitStatus.OK
+    return ExitStatus.ERROR if found or contents.problems else ExitStatus.OK
 
 
 def run_release(arguments: argparse.Namespace) -> int:

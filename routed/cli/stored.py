@@ -210,7 +210,9 @@ async def _got(arguments: argparse.Namespace, store: Store) -> int:
     complain(contents.problems)
     missing = [name for name in arguments.names if all(one.resource.name != name for one in found)]
     complain(f"{' or '.join(kinds)} {name} is not there" for name in missing)
-    return ExitStatus.ERROR if missing else ExitStatus.OK
+    # where all that was named is there, what else cannot be read is told and no failure
+    incomplete = bool(contents.problems) and not arguments.names
+    return ExitStatus.ERROR if missing or incomplete else ExitStatus.OK
 
 
 def _tables(found: Sequence[Stored], *, wide: bool, everywhere: bool) -> Iterator[str]:

@@ -23,6 +23,7 @@ from routed.errors import ConfigError, StoreError
 from routed.model import kubernetes
 from routed.model.kubernetes import calico_form, calico_key
 from routed.model.operator import merge, translate
+from routed.model.paths import ALLOCATOR_KINDS, Layout, encode
 from routed.model.policies import DEFAULT_ALLOW
 from routed.model.resources import IPPool, JsonObject, JsonValue, Resource, ResourceKey
 from routed.model.schema import KIND_TABLE, parse_manifest
@@ -153,7 +154,21 @@ def _of_manifest(manifest: JsonValue, where: str, at: str, said: list[str], form
             said.append(f"{at}: is stored as {resource.key}, which is what Calico's components read")
         else:
             said.append(f"{at}: {resource.key} is stored beside Calico's resources, where nobody but routed reads it")
+    if form is not Form.OWN and resource.kind in ALLOCATOR_KINDS:
+        resource = _renamed(resource, at, said)
     yield Wanted(resource, at)
+
+
+def _renamed(resource: Resource, at: str, said: list[str]) -> Resource:
+    """Where the allocator's own tree holds it, a resource is called by what it says."""
+    layout = Layout()
+    key = layout.parse_path(layout.path(resource))
+    if key is None or key == resource.key:
+        return resource
+    said.append(f"{at}: {resource.key} is stored as {key}, by what it says")
+    metadata = resource.manifest.get("metadata")
+    kept = dict(metadata) if isinstance(metadata, dict) else {}
+    return parse_manifest(resource.manifest | {"metadata": kept | {"name": key.name}})
 
 
 def check_beside(wanted: Iterable[Wanted], contents: Contents) -> list[str]:
@@ -210,6 +225,8 @@ def merged_with(one: Wanted, stored: Stored | None, *, exact: bool, stamp: bool)
 
 def same(left: Resource, right: Resource) -> bool:
     """Whether two resources say the same, whatever revision the one was read at."""
+    if left.kind in ALLOCATOR_KINDS:  # the allocator's values have one form, manifests of them several
+        return (left.key, encode(left)) == (right.key, encode(right))
     return _content(left) == _content(right)
 
 
@@ -232,19 +249,19 @@ async def apply(
 
 async def _apply_one(store: Store, one: Wanted, contents: Contents, exact: bool, dry_run: bool) -> Outcome:
     key = one.resource.key
-    stored = contents.resources.get(key)
     for attempt in range(ATTEMPTS):
+        stored, revision = contents.resources.get(key), _revision(contents, key)
         try:
             new = merged_with(one, stored, exact=exact, stamp=store.shared_with_calico)
             if stored is not None and same(stored.resource, new):
                 return Outcome(key, "unchanged")
             if not dry_run:
-                await store.write(key, new, None if stored is None else stored.revision)
-            return Outcome(key, "created" if stored is None else "configured")
+                await store.write(key, new, revision)
+            return Outcome(key, "created" if revision is None else "configured")
         except Conflict as error:
             if attempt == ATTEMPTS - 1:
                 return Outcome(key, "failed", str(error), conflict=True)
-            stored = (await store.read({key.kind})).resources.get(key)
+            contents = await store.read({key.kind})
         except (StoreError, ConfigError) as error:
             return Outcome(key, "failed", str(error))
     raise AssertionError("the loop returns")
@@ -254,29 +271,34 @@ async def delete(store: Store, keys: Iterable[ResourceKey], *, dry_run: bool = F
     """Delete each of these."""
     keys = list(keys)
     contents = await store.read({one.kind for key in keys for one in (key, calico_key(key))})
-    outcomes: list[Outcome] = []
-    for key in keys:
-        stored = contents.resources.get(key)
-        derived = calico_key(key)
-        if stored is None and store.shared_with_calico and derived in contents.resources:
-            key, stored = derived, contents.resources[derived]
-        outcome = Outcome(key, "failed", f"{key} is not there")
-        for attempt in range(ATTEMPTS if stored is not None else 0):
-            if stored is None:
-                break
-            try:
-                if not dry_run:
-                    await store.write(key, None, stored.revision)
-                outcome = Outcome(key, "deleted")
-                break
-            except Conflict as error:
-                outcome = Outcome(key, "failed", str(error), conflict=attempt == ATTEMPTS - 1)
-                stored = (await store.read({key.kind})).resources.get(key)
-            except StoreError as error:
-                outcome = Outcome(key, "failed", str(error))
-                break
-        outcomes.append(outcome)
-    return outcomes
+    return [await _delete_one(store, key, contents, dry_run) for key in keys]
+
+
+async def _delete_one(store: Store, key: ResourceKey, contents: Contents, dry_run: bool) -> Outcome:
+    missing = Outcome(key, "failed", f"{key} is not there")
+    if store.shared_with_calico and _revision(contents, key) is None:
+        key = calico_key(key)
+    for attempt in range(ATTEMPTS):
+        revision = _revision(contents, key)
+        if revision is None:
+            return missing
+        try:
+            if not dry_run:
+                await store.write(key, None, revision)
+            return Outcome(key, "deleted")
+        except Conflict as error:
+            if attempt == ATTEMPTS - 1:
+                return Outcome(key, "failed", str(error), conflict=True)
+            contents = await store.read({key.kind})
+        except StoreError as error:
+            return Outcome(key, "failed", str(error))
+    raise AssertionError("the loop returns")
+
+
+def _revision(contents: Contents, key: ResourceKey) -> str | None:
+    """What a write at a key is based on, whether its value can be read or not; None where there is nothing."""
+    stored = contents.resources.get(key)
+    return contents.unreadable.get(key) if stored is None else stored.revision
 
 
 def selected(contents: Contents, kinds: Collection[str], names: Collection[str], namespace: str | None) -> list[Stored]:

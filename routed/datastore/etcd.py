@@ -393,11 +393,15 @@ class EtcdStore:
         listing = await self.client.listing([(prefix, _end(prefix)) for prefix in prefixes])
         resources: dict[ResourceKey, Stored] = {}
         problems: list[str] = []
+        unreadable: dict[ResourceKey, str] = {}
         for pair in listing.pairs:
             try:
                 decoded = self.layout.decode(pair.key, pair.value or b"")
             except ConfigError as error:
                 problems.append(f"{pair.key}: {error}")
+                key = self.layout.parse_path(pair.key)
+                if key is not None:
+                    unreadable[key] = f"{pair.revision} {pair.key}"
                 continue
             if decoded is not None:
                 stored = Stored(decoded.resource, f"{pair.revision} {pair.key}", pair.key)
@@ -407,7 +411,7 @@ class EtcdStore:
                     text = f"{stored.resource.key} is stored under two names, here and at"
                     problems.append(f"{pair.key}: {text} {other.where}; what was written last counts")
                 resources[stored.resource.key] = stored
-        return Contents(resources, tuple(problems))
+        return Contents(resources, tuple(problems), unreadable)
 
     async def get(self, key: ResourceKey) -> Stored | None:
         """One resource, as etcd has it now."""

@@ -7,8 +7,8 @@ Which resources follow from which files of a person is not decided here.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from routed.errors import StoreError
@@ -36,6 +36,8 @@ class Contents:
     resources: dict[ResourceKey, Stored]
     problems: tuple[str, ...] = ()
     """What could not be read, a sentence each, with where it is."""
+    unreadable: Mapping[ResourceKey, str] = field(default_factory=dict)
+    """Revisions of keys whose stored value is no resource, for who replaces it."""
 
 
 class Store(Protocol):

@@ -493,16 +493,71 @@ def test_other_kinds_of_kubernetes_are_stored_beside_calico_s_and_that_is_told(e
 def test_from_files_to_etcd_and_back(
     etcd_desk: Desk, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    everything = {kind: made for kind, made in ALL.items() if kind != "BlockAffinity"}
-    made = yaml.safe_dump_all([everything[kind] for kind in sorted(everything)])
-    assert etcd_desk.run("import", "-f", "-", stdin=made).out.count("created") == len(everything)
-    exported = etcd_desk.run("export")
-    assert exported.status == 0
-    assert etcd_desk.run("import", "-f", "-", stdin=exported.out).out.count("unchanged") == len(everything)
+    """Of every kind: a second time nothing changes, on either side."""
+    made = yaml.safe_dump_all([ALL[kind] for kind in sorted(ALL)])
     (tmp_path / "files").mkdir()
     files = Desk(tmp_path / "files", capsys, monkeypatch)
-    assert files.run("import", "-f", "-", stdin=exported.out).status == 0
-    assert files.run("export").out == exported.out
+    assert files.run("import", "-f", "-", stdin=made).out.count("created") == len(ALL)
+    ran = etcd_desk.run("import", "-f", "-", stdin=files.run("export").out)
+    assert (ran.status, ran.out.count("created")) == (0, len(ALL))
+    renamed = (
+        "BlockAffinity node-1-10-244-1-0-26 is stored as BlockAffinity virtual.node-1-10-244-1-0-26, by what it says"
+    )
+    assert renamed in ran.err
+    assert etcd_desk.run("import", "-f", "-", stdin=files.run("export").out).out.count("unchanged") == len(ALL)
+    exported = etcd_desk.run("export")
+    assert exported.status == 0
+    assert exported.out.count("\nkind: ") == len(ALL)
+    assert etcd_desk.run("import", "-f", "-", stdin=exported.out).out.count("unchanged") == len(ALL)
+    (tmp_path / "back").mkdir()
+    back = Desk(tmp_path / "back", capsys, monkeypatch)
+    assert back.run("import", "-f", "-", stdin=exported.out).status == 0
+    assert back.run("export").out == exported.out
+
+
+def test_an_affinity_that_another_calico_named_is_stored_by_what_it_says(etcd_desk: Desk, etcd: Cluster) -> None:
+    spec = {"node": "n2", "cidr": "10.244.7.0/26", "state": "confirmed", "type": "host", "deleted": False}
+    made = yaml.safe_dump(
+        {"apiVersion": "projectcalico.org/v3", "kind": "BlockAffinity", "metadata": {"name": "x"}, "spec": spec}
+    )
+    assert etcd_desk.run("import", "-f", "-", stdin=made).out == "BlockAffinity n2-10-244-7-0-26: created\n"
+    stored = etcd.ctl("get", "/calico/ipam/v2/host/n2/ipv4/block/10.244.7.0-26", "--print-value-only")
+    assert json.loads(stored) == {"state": "confirmed", "deleted": False}
+    assert etcd_desk.run("apply", "-f", "-", stdin=made).out == "BlockAffinity n2-10-244-7-0-26: unchanged\n"
+    got = yaml.safe_load(etcd_desk.run("get", "blockaffinity", "n2-10-244-7-0-26", "-o", "yaml").out)
+    assert got["spec"] == spec
+    assert etcd_desk.run("delete", "blockaffinity", "n2-10-244-7-0-26").status == 0
+
+
+def test_garbage_beside_what_is_shown(etcd_desk: Desk, etcd: Cluster) -> None:
+    """A list that is not complete is exit status 1; what was asked for by name and is there is 0."""
+    assert etcd_desk.run("apply", "-f", "-", stdin=peer("a")).status == 0
+    etcd.ctl("put", f"{P}bgppeers/b", "{")
+    ran = etcd_desk.run("get", "bgppeers", "-o", "name")
+    assert (ran.status, ran.out) == (1, "BGPPeer/a\n")
+    assert ran.err.startswith(f"{P}bgppeers/b: the value is not JSON")
+    ran = etcd_desk.run("get", "bgppeer", "a", "-o", "name")
+    assert (ran.status, ran.out) == (0, "BGPPeer/a\n")
+    assert f"{P}bgppeers/b" in ran.err
+    assert etcd_desk.run("get", "bgppeer", "b").status == 1
+    assert etcd_desk.run("get", "nodes").status == 0, "of another kind"
+    assert etcd_desk.run("export").status == 1
+    # and it can be put right, or away
+    assert etcd_desk.run("apply", "-f", "-", stdin=peer("b")).out == "BGPPeer b: configured\n"
+    assert etcd_desk.run("get", "bgppeers", "-o", "name") == (0, "BGPPeer/a\nBGPPeer/b\n", "")
+    etcd.ctl("put", f"{P}bgppeers/b", "[]")
+    assert etcd_desk.run("delete", "bgppeer", "b").out == "BGPPeer b: deleted\n"
+    etcd.ctl("put", "/calico/ipam/v2/assignment/ipv4/block/10.244.1.0-26", "{}")
+    assert etcd_desk.run("ipam", "show").status == 1
+    assert etcd_desk.run("ipam", "check").status == 1
+
+
+def test_a_file_that_cannot_be_read_beside_what_is_shown(desk: Desk) -> None:
+    assert desk.run("apply", "-f", "-", stdin=peer("a")).status == 0
+    (desk.resources / "bad.yaml").write_text("kind: BGPPeer\n")
+    ran = desk.run("get", "bgppeers", "-o", "name")
+    assert (ran.status, ran.out) == (1, "BGPPeer/a\n")
+    assert desk.run("get", "bgppeer", "a", "-o", "name").status == 0
 
 
 def test_an_etcd_that_is_not_there(desk: Desk) -> None:
