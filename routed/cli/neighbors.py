@@ -211,7 +211,13 @@ def neighbors(rows: Iterable[Row]) -> Iterator[str]:
     """`routedctl show neighbors`: one line a neighbour."""
     headings = ("Neighbor", "AS", "State", "Up/Down", "Rcvd", "Best", "Sent", "Name")
     yield from table(
-        headings, map(_neighbor_line, rows), right=NUMBERS, width=terminal_width(), spare=("Best",), shrink=TEXTS
+        headings,
+        map(_neighbor_line, rows),
+        right=NUMBERS,
+        width=terminal_width(),
+        spare=("Best",),
+        shrink=TEXTS,
+        key="Neighbor",
     )
 
 
@@ -235,6 +241,7 @@ def summary(answer: Row) -> Iterator[str]:
             width=terminal_width(),
             shrink=TEXTS,
             spare=("V", "OutQ", "MsgSent", "MsgRcvd", "Desc"),
+            key="Neighbor",
         )
         counts = [sum(row.get(name) or 0 for row in peers) for name in ("prefixesReceived", "prefixesSent")]
         yield f"{len(peers)} neighbors, {up} established; {counts[0]} prefixes received, {counts[1]} sent"
@@ -384,6 +391,7 @@ def received_table(rows: Iterable[Row]) -> Iterator[str]:
         width=terminal_width(),
         shrink=TEXTS,
         spare=SPARE_ATTRIBUTES,
+        key="Prefix",
     )
 
 
@@ -428,6 +436,7 @@ def advertised_table(rows: Iterable[Row]) -> Iterator[str]:
         width=terminal_width(),
         shrink=TEXTS,
         spare=("From", *SPARE_ATTRIBUTES),
+        key="Prefix",
     )
 
 

@@ -63,6 +63,7 @@ def routes(rows: Iterable[Row]) -> Iterator[str]:
         width=terminal_width(),
         shrink=TEXTS,
         spare=("Pref", "From", "AS path"),
+        key="Prefix",
     )
 
 
@@ -135,7 +136,9 @@ def _next_hop(path: Row) -> str | None:
 
 def fib(rows: Iterable[Row]) -> Iterator[str]:
     """`routedctl show fib`: what we asked of the kernel, and what it said."""
-    yield from table(("Prefix", "Route", "State"), map(_fib_line, rows), width=terminal_width(), shrink=TEXTS)
+    yield from table(
+        ("Prefix", "Route", "State"), map(_fib_line, rows), width=terminal_width(), shrink=TEXTS, key="Prefix"
+    )
 
 
 def _fib_line(row: Row) -> tuple[object, ...]:

@@ -18,6 +18,9 @@ GAP = "  "
 #: Characters of a column that is made narrower, at least, where there is nothing to be said of it.
 NARROWEST = 8
 
+#: Characters of a key that stands in the line of what it is the key of, where there is not room for all keys.
+KEY = 18
+
 NOTHING: Mapping[str, int] = MappingProxyType({})
 
 
@@ -36,13 +39,15 @@ def table(
     width: int | None = None,
     shrink: Mapping[str, int] = NOTHING,
     spare: Sequence[str] = (),
+    key: str = "",
 ) -> Iterator[str]:
     """Lines of a table. The columns named in `right` are flush right.
 
     Where a line would be wider than `width`, the columns of `shrink` are made narrower, the widest first and each down to
-    the number of characters that stands there, and what does not fit into them is cut. Where that is not enough, the
-    columns named in `spare` are left out, the first of them first, with a line behind the table that names them. Only
-    where that is still not enough the end of the line is cut.
+    the number of characters that stands there, and what does not fit into them is cut. Where that is not enough, cells of
+    the column `key` that are longer than `KEY` stand on a line of their own, above the rest of theirs. Then the columns
+    named in `spare` are left out, the first of them first, with a line behind the table that names them. Only where all
+    that is not enough the end of the line is cut.
     """
     rows = iter(rows)
     sample = [_cells(row) for _, row in zip(range(SAMPLE), rows, strict=False)]
@@ -50,6 +55,11 @@ def table(
     kept = list(range(len(headings)))
     left_out = []
     least = [min(size, shrink.get(heading, size)) for heading, size in zip(headings, widths, strict=True)]
+    own_line = headings.index(key) if key and width is not None and _length(least) > width else -1
+    if own_line >= 0:
+        widths[own_line] = least[own_line] = max(
+            (len(cells[own_line]) for cells in (headings, *sample) if len(cells[own_line]) <= KEY), default=0
+        )
     if width is not None:
         for heading in spare:
             if _length([least[at] for at in kept]) <= width:
@@ -73,11 +83,17 @@ def table(
         ]
         return _cut(GAP.join(padded).rstrip(), width)
 
+    def lines(cells: list[str]) -> Iterator[str]:
+        if own_line >= 0 and len(cells[own_line]) > KEY:
+            yield _cut(GAP.join([*(cells[at] for at in range(own_line)), cells[own_line]]), width)
+            cells = ["" if at <= own_line else cell for at, cell in enumerate(cells)]
+        yield line(cells)
+
     yield line(headings)
     for cells in sample:
-        yield line(cells)
+        yield from lines(cells)
     for row in rows:
-        yield line(_cells(row))
+        yield from lines(_cells(row))
     if left_out:
         yield _cut(f"(no room for {', '.join(left_out)}; a wider terminal or --json has them)", width)
 

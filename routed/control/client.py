@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from routed.control.protocol import MAX_REPLY, Request, decode_reply, encode_request
 from routed.errors import ControlError, RoutedError
 
-#: Seconds without a word from the daemon before the client gives up.
-PATIENCE = 60.0
+#: Seconds without a word from the daemon before the client gives up: it works in slices of milliseconds.
+PATIENCE = 10.0
 
 
 class Unreachable(RoutedError):
@@ -68,7 +68,10 @@ class ControlClient:
                 streamed = True
                 yield from reply.items
         except TimeoutError:
-            raise Unreachable(f"routed did not answer on {self._path} for {self._socket.gettimeout():.0f} s") from None
+            raise Unreachable(
+                f"routed did not answer on {self._path} for {self._socket.gettimeout():.0f} s: it is stopped, or stuck; its"
+                " log and `systemctl status routed` may say more"
+            ) from None
         except OSError as error:
             raise Unreachable(f"the connection to routed on {self._path} broke: {error.strerror or error}") from None
 

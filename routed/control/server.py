@@ -40,7 +40,7 @@ BATCH_SECONDS = 0.005
 BATCH_ITEMS = 256
 
 #: Seconds between two lines of an answer that is followed.
-HEARTBEAT = 15.0
+HEARTBEAT = 3.0
 
 #: Seconds a client may take to read what was sent, before it is dropped.
 SLOWEST_READER = 60.0
@@ -80,7 +80,7 @@ class ControlServer:
         self._clients.add(task)
         try:
             if len(self._clients) > MAX_CLIENTS:
-                writer.write(encode_error(f"too many clients: routed serves {MAX_CLIENTS} at a time"))
+                _write(writer, encode_error(f"too many clients: routed serves {MAX_CLIENTS} at a time"))
                 return
             await self._serve_requests(reader, writer)
         except (ConnectionError, TimeoutError, asyncio.CancelledError):
@@ -96,7 +96,7 @@ class ControlServer:
             except asyncio.IncompleteReadError:
                 return
             except asyncio.LimitOverrunError:
-                writer.write(encode_error(f"the request is larger than {MAX_REQUEST} octets"))
+                _write(writer, encode_error(f"the request is larger than {MAX_REQUEST} octets"))
                 return
             name = "?"
             try:
@@ -116,17 +116,25 @@ class ControlServer:
                 if isinstance(answer, Iterator):
                     await self._stream(answer, writer)
                     answer = None
-                writer.write(encode_result(answer))
+                _write(writer, encode_result(answer))
             except ControlError as error:
-                writer.write(encode_error(str(error)))
+                _write(writer, encode_error(str(error)))
             except (ConnectionError, TimeoutError):
                 raise
             except Exception as error:  # a bug of ours must neither end the daemon nor leave the client without a word
                 self._on_bug(f"request {name}", error)
-                writer.write(encode_error("an internal error of routed; its log has the details"))
+                _write(writer, encode_error("an internal error of routed; its log has the details"))
             await _drain(writer)
 
     async def _stream(self, items: Iterator[object], writer: asyncio.StreamWriter) -> None:
+        close = getattr(items, "close", None)  # of a generator
+        try:
+            await self._send_all(items, writer)
+        finally:
+            if close is not None:
+                close()
+
+    async def _send_all(self, items: Iterator[object], writer: asyncio.StreamWriter) -> None:
         batch: list[object] = []
         until = time.monotonic() + BATCH_SECONDS
         try:
@@ -135,7 +143,7 @@ class ControlServer:
                     batch.append(item)
                 if len(batch) >= BATCH_ITEMS or time.monotonic() >= until:
                     if batch:
-                        writer.write(encode_items(batch))
+                        _write(writer, encode_items(batch))
                         batch = []
                         await _drain(writer)
                     await asyncio.sleep(0)
@@ -143,7 +151,7 @@ class ControlServer:
         finally:
             # Also where it breaks off: what there is comes before the error. Also if empty: that tells an empty table
             # from a null answer.
-            writer.write(encode_items(batch))
+            _write(writer, encode_items(batch))
 
     async def _follow(
         self, batches: AsyncIterator[object], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -154,7 +162,7 @@ class ControlServer:
         batch: object = []
         try:
             while True:
-                writer.write(encode_items(batch if isinstance(batch, list) else [batch]))
+                _write(writer, encode_items(batch if isinstance(batch, list) else [batch]))
                 await _drain(writer)
                 coming = coming or asyncio.ensure_future(_next(batches))
                 await asyncio.wait((coming, gone), timeout=HEARTBEAT, return_when=asyncio.FIRST_COMPLETED)
@@ -170,6 +178,13 @@ class ControlServer:
             close = getattr(batches, "aclose", None)
             if close is not None:
                 await close()
+
+
+def _write(writer: asyncio.StreamWriter, data: bytes) -> None:
+    """Write to a client that is there. Raises ConnectionResetError: what uvloop raises is no ConnectionError."""
+    if writer.transport.is_closing():
+        raise ConnectionResetError
+    writer.write(data)
 
 
 async def _next(batches: AsyncIterator[object]) -> object:

@@ -50,6 +50,23 @@ def test_columns_are_left_out_before_what_matters_is_cut() -> None:
     assert lines(40)[1] == "fd00:50::/64  via fd00::254 dev eth0  i…"
 
 
+def test_a_long_key_has_a_line_of_its_own_where_there_is_no_room() -> None:
+    headings = ("Neighbor", "AS", "State/PfxRcd", "PfxSnt", "Desc")
+    address = "2001:db8:1111:2222:3333:4444:5555:6666"
+    rows = [("fd00::2", 64512, 3, 4, "Mesh_fd00__2"), (address, 4200000001, "Idle", None, "Node_x: no route to host")]
+
+    def lines(width: int) -> list[str]:
+        return list(table(headings, rows, right=frozenset({"AS"}), width=width, shrink={"Desc": 8}, key="Neighbor"))
+
+    assert lines(100)[2].startswith(f"{address}  4200000001  Idle")
+    assert lines(70) == [
+        "Neighbor          AS  State/PfxRcd  PfxSnt  Desc",
+        "fd00::2        64512  3             4       Mesh_fd00__2",
+        address,
+        "          4200000001  Idle          -       Node_x: no route to host",
+    ]
+
+
 def test_long_tables_stream() -> None:
     seen = 0
 

@@ -248,6 +248,27 @@ def test_a_client_that_never_reads_holds_nobody_up(path: Path, monkeypatch: pyte
     assert produced < 10_000, "no more than a few batches are held"
 
 
+def test_a_client_that_goes_in_the_middle_is_no_bug(path: Path) -> None:
+    """`routedctl show route | head`: it reads some and goes, while we have more to say."""
+    stopped = threading.Event()
+
+    def endless(_: Request) -> Iterator[object]:
+        try:
+            while True:
+                yield {"text": "x" * 1000}
+        finally:
+            stopped.set()
+
+    def client(name: str) -> object:
+        with ControlClient(name) as asking:
+            next(asking.stream("endless"))
+        assert stopped.wait(20), "the stream is given up"
+        return ask("echo", n=2)(name)
+
+    answer, bugs = served(path, client, {**HANDLERS, "endless": endless})
+    assert (answer, bugs) == ({"n": 2}, [])
+
+
 class Ticks(AsyncIterator[list[object]]):
     """A feed that gives a number whenever it is asked for one, up to three, and then nothing."""
 
