@@ -26,7 +26,7 @@ from routed.datastore.saved import SavedState
 from routed.datastore.store import Conflict, Contents, Stored
 from routed.errors import Compacted, ConfigError, StoreError
 from routed.model.head import API_VERSION
-from routed.model.paths import TIERED_KINDS, Layout, encode
+from routed.model.paths import TIERED_KINDS, Layout, Place, decode_at, encode
 from routed.model.resources import BlockAffinity, Resource, ResourceKey, Update
 from routed.model.schema import KINDS
 from routed.model.settings import CalicoNodeStatus, ClusterInformation
@@ -182,9 +182,10 @@ class EtcdStore:
         for pair in listing.pairs:
             if pair.key == self._ready_path:
                 ready = _is_ready(pair.value)
-            key = self.layout.parse_path(pair.key)
-            if key is None:
+            place = self.layout.place(pair.key)
+            if place is None:
                 continue
+            key = place.key
             if key in paths and self._older_twin(key, pair, paths[key], listing.pairs):
                 continue
             present[key] = None
@@ -192,7 +193,7 @@ class EtcdStore:
             good = self.guard.good.get(key)
             same = good is not None and good.revision == pair.revision and listing.cluster_id == self._cluster
             if not same or key in self.guard.garbage or key in self.guard.held:
-                changes += self._change(pair, key)
+                changes += self._change(pair, place)
             if self._clock() > until:
                 await asyncio.sleep(0)
                 until = self._clock() + _SLICE
@@ -228,9 +229,10 @@ class EtcdStore:
                 if self._ready and not was:
                     raise _ListAnew
                 self._tell_problems()
-            key = self.layout.parse_path(pair.key)
-            if key is None or not self._ready:
+            place = self.layout.place(pair.key)
+            if place is None or not self._ready:
                 continue
+            key = place.key
             if pair.value is None:
                 if key in self._twins:
                     raise _ListAnew  # the other one counts now
@@ -241,24 +243,23 @@ class EtcdStore:
                 if self._paths.get(key, pair.key) != pair.key:
                     self._twins.setdefault(key, {self._paths[key]}).add(pair.key)
                 self._paths[key] = pair.key
-                changes += self._change(pair, key)
+                changes += self._change(pair, place)
         updates = self.guard.changes(changes, self._clock())
         self.health.changes += len(updates)
         await self._deliver(updates)
         self._save(change.key for change in changes)
         self._tell_problems()
 
-    def _change(self, pair: KeyValue, key: ResourceKey) -> list[Change]:
+    def _change(self, pair: KeyValue, place: Place) -> list[Change]:
+        key = place.key
         own = self._written.pop(pair.key, None)
         if own is not None and own[0] == pair.value:  # what we have written need not be read
             return [Change(key, own[1], pair.revision)]
         try:
-            decoded = self.layout.decode(pair.key, pair.value or b"")
+            decoded = decode_at(place, pair.value or b"")
         except ConfigError as error:
             self._broken[key] = _manifest_of(key, pair.value or b"")
             return [Change(key, None, pair.revision, str(error))]
-        if decoded is None:
-            return []
         found = decoded.resource
         if isinstance(found, CalicoNodeStatus) and found.node != self._node != "" and key not in self.guard.good:
             return []  # thousands of nodes may write theirs, every few seconds
@@ -395,22 +396,22 @@ class EtcdStore:
         problems: list[str] = []
         unreadable: dict[ResourceKey, str] = {}
         for pair in listing.pairs:
+            place = self.layout.place(pair.key)
+            if place is None:
+                continue
             try:
-                decoded = self.layout.decode(pair.key, pair.value or b"")
+                decoded = decode_at(place, pair.value or b"")
             except ConfigError as error:
                 problems.append(f"{pair.key}: {error}")
-                key = self.layout.parse_path(pair.key)
-                if key is not None:
-                    unreadable[key] = f"{pair.revision} {pair.key}"
+                unreadable[place.key] = f"{pair.revision} {pair.key}"
                 continue
-            if decoded is not None:
-                stored = Stored(decoded.resource, f"{pair.revision} {pair.key}", pair.key)
-                other = resources.get(stored.resource.key)
-                if other is not None:
-                    stored = max(stored, other, key=_written)
-                    text = f"{stored.resource.key} is stored under two names, here and at"
-                    problems.append(f"{pair.key}: {text} {other.where}; what was written last counts")
-                resources[stored.resource.key] = stored
+            stored = Stored(decoded.resource, f"{pair.revision} {pair.key}", pair.key)
+            other = resources.get(stored.resource.key)
+            if other is not None:
+                stored = max(stored, other, key=_written)
+                text = f"{stored.resource.key} is stored under two names, here and at"
+                problems.append(f"{pair.key}: {text} {other.where}; what was written last counts")
+            resources[stored.resource.key] = stored
         return Contents(resources, tuple(problems), unreadable)
 
     async def get(self, key: ResourceKey) -> Stored | None:

@@ -17,7 +17,6 @@ from routed.model.fields import (
     as_as_number,
     as_cidr,
     as_community,
-    as_node_address,
     as_text,
     nearest,
     one_of,
@@ -80,10 +79,10 @@ def _parse_node(head: Head) -> Node:
         vxlan_tunnel_mac_addr=spec.mac("vxlanTunnelMACAddr"),
         ipv6_vxlan_tunnel_addr=spec.address("ipv6VXLANTunnelAddr", Family.IPV6_UNICAST),
         vxlan_tunnel_mac_addr_v6=spec.mac("vxlanTunnelMACAddrV6"),
-        orch_refs=tuple(_parse_orch_ref(value, path) for path, value in spec.array("orchRefs")),
+        orch_refs=tuple(map(_parse_orch_ref, spec.objects("orchRefs"))),
         wireguard=_parse_wireguard(spec),
-        addresses=tuple(_parse_reported_address(value, path) for path, value in spec.array("addresses")),
-        interfaces=tuple(_parse_node_interface(value, path) for path, value in spec.array("interfaces")),
+        addresses=tuple(map(_parse_reported_address, spec.objects("addresses"))),
+        interfaces=tuple(map(_parse_node_interface, spec.objects("interfaces"))),
         wireguard_public_key=status.text("wireguardPublicKey"),
         wireguard_public_key_v6=status.text("wireguardPublicKeyV6"),
         pod_cidrs=tuple(as_cidr(as_text(value, path), path) for path, value in status.array("podCIDRs")),
@@ -120,19 +119,15 @@ def _parse_wireguard(spec: Fields) -> NodeWireguard | None:
     )
 
 
-def _parse_orch_ref(value: JsonValue, path: str) -> OrchRef:
-    ref = Fields(value, path)
+def _parse_orch_ref(ref: Fields) -> OrchRef:
     return OrchRef(node_name=ref.text("nodeName"), orchestrator=ref.required_text("orchestrator"))
 
 
-def _parse_reported_address(value: JsonValue, path: str) -> ReportedAddress:
-    entry = Fields(value, path)
-    address = as_node_address(entry.required_text("address"), entry.at("address"), None)
-    return ReportedAddress(address=address, type=entry.text("type"))
+def _parse_reported_address(entry: Fields) -> ReportedAddress:
+    return ReportedAddress(address=entry.required_node_address("address"), type=entry.text("type"))
 
 
-def _parse_node_interface(value: JsonValue, path: str) -> NodeInterface:
-    entry = Fields(value, path)
+def _parse_node_interface(entry: Fields) -> NodeInterface:
     addresses = tuple(as_address(as_text(one, at), at) for at, one in entry.array("addresses"))
     return NodeInterface(name=entry.text("name"), addresses=addresses)
 

@@ -13,14 +13,14 @@ import ipaddress
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from routed.errors import ConfigError
 from routed.model.resources import Cidr, JsonObject, JsonValue, NodeAddress
 from routed.model.selector import Selector, parse_selector
 from routed.net.addresses import parse_asn
 from routed.net.families import Family
-from routed.net.prefixes import make_prefix
+from routed.net.prefixes import make_prefix, plain_prefix
 
 E = TypeVar("E", bound=enum.StrEnum)
 
@@ -28,6 +28,7 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9_./-]{1,64}")
 _DURATION_PART = re.compile(r"([0-9]{1,12}(?:\.[0-9]{0,9})?|\.[0-9]{1,9})(ns|us|µs|ms|s|m|h)")
 _UNIT_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _NUMBER = re.compile(r"[0-9]{1,10}")
+_TEXTS = frozenset((str,))
 _MAC = re.compile(r"[0-9A-Fa-f]{2}(?:[:-][0-9A-Fa-f]{2}){5}")
 _HOST_AND_PORT = re.compile(r"(?:([0-9]+(?:\.[0-9]+){3})|\[([0-9A-Fa-f:.]+)\]):([0-9]{1,5})")
 
@@ -36,7 +37,7 @@ def field_path(parent: str, name: str | int) -> str:
     """The path of a member (by name) or an element (by index) of what is at `parent`."""
     if isinstance(name, int):
         return f"{parent}[{name}]"
-    if not _PLAIN_NAME.fullmatch(name):
+    if not (name.isalnum() and name.isascii() and len(name) <= 64) and not _PLAIN_NAME.fullmatch(name):
         return f"{parent}[{shown(name)}]"
     return f"{parent}.{name}" if parent else name
 
@@ -69,13 +70,23 @@ def one_of(allowed: Collection[str]) -> str:
 class Fields:
     """The members of one object of a manifest."""
 
-    __slots__ = ("path", "values")
+    __slots__ = ("_above", "_names", "values")
 
-    def __init__(self, value: JsonValue, path: str) -> None:
+    def __init__(self, value: JsonValue, above: str | Fields, *names: str | int) -> None:
+        """What stands at the path `above`, or at these names below other fields."""
+        self._above = above
+        self._names = names
         if not isinstance(value, dict):
-            raise ConfigError(path, f"must be an object with fields, not {shown(value)}")
-        self.path = path
+            raise ConfigError(self.path, f"must be an object with fields, not {shown(value)}")
         self.values: JsonObject = value
+
+    @property
+    def path(self) -> str:
+        """Made when somebody complains: tens of thousands of resources are read in which all is well."""
+        path = self._above if isinstance(self._above, str) else self._above.path
+        for name in self._names:
+            path = field_path(path, name)
+        return path
 
     def at(self, name: str) -> str:
         """The path of a member."""
@@ -135,44 +146,52 @@ class Fields:
     def choice(self, name: str, kind: type[E]) -> E | None:
         """A member of an enumeration, by its exact spelling."""
         value = self.values.get(name)
-        return None if value in (None, "") else as_choice(value, self.at(name), kind)
+        if value in (None, ""):
+            return None
+        known = kind._value2member_map_.get(value) if isinstance(value, str) else None
+        return cast("E", known) if known is not None else as_choice(value, self.at(name), kind)
 
     def object(self, name: str) -> Fields | None:
         value = self.values.get(name)
-        return None if value is None else Fields(value, self.at(name))
+        return None if value is None else Fields(value, self, name)
 
     def objects(self, name: str) -> Iterator[Fields]:
         """The elements of a list of objects."""
-        for path, value in self.array(name):
-            yield Fields(value, path)
+        for index, value in enumerate(self.elements(name)):
+            yield Fields(value, self, name, index)
 
     def texts(self, name: str) -> tuple[str, ...]:
         """The elements of a list of texts, none of them empty."""
         return tuple(as_text(value, path) for path, value in self.array(name))
 
     def text_map(self, name: str) -> Mapping[str, str]:
-        """An object whose members are texts, such as labels."""
+        """An object whose members are texts, such as labels. It is the manifest's own."""
         value = self.values.get(name)
         if value is None:
             return {}
         if not isinstance(value, dict):
             raise self.error(name, f"must be an object of texts, not {shown(value)}")
-        found: dict[str, str] = {}
-        for key, text in value.items():
-            if not isinstance(text, str):
-                raise ConfigError(field_path(self.at(name), key), f"must be text, not {shown(text)}{_quote_hint(text)}")
-            found[key] = text
-        return found
+        if not _TEXTS.issuperset(map(type, value.values())):  # one go, for there are hundreds of thousands in a cluster
+            for key, text in value.items():
+                if not isinstance(text, str):
+                    path = field_path(self.at(name), key)
+                    raise ConfigError(path, f"must be text, not {shown(text)}{_quote_hint(text)}")
+        return cast("Mapping[str, str]", value)
+
+    def elements(self, name: str) -> list[JsonValue]:
+        """A list as it is; empty where absent."""
+        value = self.values.get(name)
+        if value is None:
+            return []
+        if not isinstance(value, list):
+            raise self.error(name, f"must be a list, not {shown(value)}")
+        return value
 
     def array(self, name: str) -> Iterator[tuple[str, JsonValue]]:
         """(path, value) of each element; nothing where absent."""
-        value = self.values.get(name)
-        if value is None:
-            return
-        path = self.at(name)
-        if not isinstance(value, list):
-            raise ConfigError(path, f"must be a list, not {shown(value)}")
-        for index, element in enumerate(value):
+        elements = self.elements(name)
+        path = self.at(name) if elements else ""
+        for index, element in enumerate(elements):
             yield field_path(path, index), element
 
     def as_number(self, name: str) -> int | None:
@@ -193,13 +212,34 @@ class Fields:
 
     def address(self, name: str, family: Family | None = None) -> bytes | None:
         """Packed octets of an address without a mask."""
-        return as_address(text, self.at(name), family) if (text := self.text(name)) else None
+        text = self.text(name)
+        if not text:
+            return None
+        return _plain_address(text, family) or as_address(text, self.at(name), family)
 
-    def node_address(self, name: str, family: Family) -> NodeAddress | None:
-        return as_node_address(text, self.at(name), family) if (text := self.text(name)) else None
+    def node_address(self, name: str, family: Family | None) -> NodeAddress | None:
+        """`10.0.0.1/24` or `10.0.0.1`: an address and the subnet it is in."""
+        text = self.text(name)
+        if not text:
+            return None
+        plain = plain_prefix(text)
+        if plain is not None and family in (None, plain[0]) and _is_usable(plain[2]):
+            return NodeAddress(plain[2], plain[1])
+        return as_node_address(text, self.at(name), family)
 
     def cidr(self, name: str, family: Family | None = None) -> Cidr | None:
-        return as_cidr(text, self.at(name), family) if (text := self.text(name)) else None
+        text = self.text(name)
+        if not text:
+            return None
+        return _plain_cidr(text, family) or as_cidr(text, self.at(name), family)
+
+    def required_node_address(self, name: str) -> NodeAddress:
+        self.required_text(name)
+        return cast("NodeAddress", self.node_address(name, None))
+
+    def required_cidr(self, name: str) -> Cidr:
+        text = self.required_text(name)
+        return _plain_cidr(text, None) or as_cidr(text, self.at(name))
 
     def selector(self, name: str) -> Selector | None:
         text = self.text(name)
@@ -269,6 +309,8 @@ def as_as_number(value: JsonValue, path: str) -> int:
 
 
 def as_address(text: str, path: str, family: Family | None = None, what: str = "") -> bytes:
+    if (plain := _plain_address(text, family)) is not None:
+        return plain
     what = what or f"an {_family_name(family)} address"
     try:
         address = ipaddress.ip_address(text)
@@ -295,6 +337,8 @@ def as_node_address(text: str, path: str, family: Family | None) -> NodeAddress:
 
 def as_cidr(text: str, path: str, family: Family | None = None) -> Cidr:
     """`10.244.0.0/16`; a bare address is a host prefix; bits set past the length are refused, as in Calico."""
+    if (plain := _plain_cidr(text, family)) is not None:
+        return plain
     try:
         network = ipaddress.ip_interface(text).network
     except ValueError:
@@ -312,6 +356,21 @@ def as_cidr(text: str, path: str, family: Family | None = None) -> Cidr:
     if ipaddress.ip_address(host) != network.network_address:
         raise ConfigError(path, f"has bits set past its length in {shown(text)}; the prefix is {network}")
     return Cidr(found, make_prefix(network.network_address.packed, network.prefixlen))
+
+
+def _plain_address(text: str, family: Family | None) -> bytes | None:
+    """What nearly all texts are; None: look closer."""
+    plain = plain_prefix(text) if "/" not in text else None
+    return plain[2] if plain is not None and family in (None, plain[0]) else None
+
+
+def _plain_cidr(text: str, family: Family | None) -> Cidr | None:
+    """What nearly all texts are; None: look closer."""
+    plain = plain_prefix(text)
+    if plain is None or (family is not None and family is not plain[0]):
+        return None
+    found, prefix, address = plain
+    return Cidr(found, prefix) if prefix[1:].ljust(len(address), b"\0") == address else None
 
 
 def as_network(text: str, path: str) -> Cidr:
@@ -341,10 +400,14 @@ def as_community(value: JsonValue, path: str) -> bytes:
 
 def _usable(address: bytes, text: str, path: str) -> bytes:
     """Refuse addresses no router can have."""
-    parsed = ipaddress.ip_address(address)
-    if parsed.is_unspecified or parsed.is_multicast or address == b"\xff\xff\xff\xff":
+    if not _is_usable(address):
         raise ConfigError(path, f"must be the address of one host, not {shown(text)}")
     return address
+
+
+def _is_usable(address: bytes) -> bool:
+    multicast = 224 <= address[0] < 240 if len(address) == 4 else address[0] == 0xFF
+    return not multicast and any(address) and address != b"\xff\xff\xff\xff"
 
 
 def _duration(text: str) -> float | None:

@@ -49,12 +49,12 @@ class Head:
     def spec(self) -> Fields:
         """An absent spec says nothing."""
         value = self.top.values.get("spec")
-        return Fields({} if value is None else value, self.top.at("spec"))
+        return Fields({} if value is None else value, self.top, "spec")
 
     @property
     def status(self) -> Fields:
         value = self.top.values.get("status")
-        return Fields({} if value is None else value, self.top.at("status"))
+        return Fields({} if value is None else value, self.top, "status")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,12 +122,11 @@ def read_labels(fields: Fields, name: str) -> Mapping[str, str]:
     """Labels, by Kubernetes' rules for their names and values."""
     labels = fields.text_map(name)
     for key, text in labels.items():
-        path = field_path(fields.at(name), key)
         if not _LABEL_NAME.fullmatch(key):
-            raise ConfigError(path, f"is not a label name: {shown(key)}")
+            raise ConfigError(field_path(fields.at(name), key), f"is not a label name: {shown(key)}")
         if not _LABEL_VALUE.fullmatch(text):
             raise ConfigError(
-                path,
+                field_path(fields.at(name), key),
                 'must be at most 63 letters, digits, "-", "_" and ".", beginning and ending with a letter or '
                 f"digit, not {shown(text)}",
             )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from routed.errors import ConfigError
 from routed.model.fields import Fields, as_choice, as_cidr, as_text, field_path, shown
@@ -34,6 +34,9 @@ _LINK_LOCAL = (parse_prefix("169.254.0.0/16"), parse_prefix("fe80::/10"))
 _MAX_SEQUENCE = (1 << 64) - 1
 #: The largest block that anybody allocates from; a value with more entries is no block.
 _MAX_BLOCK_SIZE = 1 << 16
+_ORDINAL = frozenset((int,))
+_ORDINAL_OR_FREE = frozenset((int, type(None)))
+_FREE = frozenset((None,))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +125,7 @@ DEFAULT_IPAM_CONFIG = IPAMConfig(name="default", auto_allocate_blocks=True)
 
 def _parse_ip_pool(head: Head) -> IPPool:
     spec = head.spec
-    cidr = as_cidr(spec.required_text("cidr"), spec.at("cidr"))
+    cidr = spec.required_cidr("cidr")
     ipv4 = cidr.family is Family.IPV4_UNICAST
     for family, reserved in _LINK_LOCAL:
         if family is cidr.family and (covers(reserved, cidr.prefix) or covers(cidr.prefix, reserved)):
@@ -164,7 +167,7 @@ def _parse_block_affinity(head: Head) -> BlockAffinity:
     return BlockAffinity(
         **head.common,
         node=spec.required_text("node"),
-        cidr=as_cidr(spec.required_text("cidr"), spec.at("cidr")),
+        cidr=spec.required_cidr("cidr"),
         state=spec.choice("state", AffinityState) or AffinityState.CONFIRMED,
         type=spec.choice("type", AffinityType) or AffinityType.HOST,
         deleted=_deleted(spec),
@@ -187,19 +190,13 @@ def _parse_ip_reservation(head: Head) -> IPReservation:
 
 def _parse_block(head: Head) -> IPAMBlock:
     spec = head.spec
-    cidr = as_cidr(spec.required_text("cidr"), spec.at("cidr"))
+    cidr = spec.required_cidr("cidr")
     size = 1 << min(cidr.family.max_length - cidr.prefix[0], 32)
     if size > _MAX_BLOCK_SIZE:
         raise spec.error("cidr", f"is no block of addresses: {cidr} holds {size} of them")
-    allocations = _ordinals(spec, "allocations", _MAX_BLOCK_SIZE)
+    allocations = _parse_allocations(spec)
     if len(allocations) != size:
         raise spec.error("allocations", f"must have {size} entries, one an address of {cidr}, not {len(allocations)}")
-    unallocated: dict[int, None] = {}
-    for index, ordinal in enumerate(_ordinals(spec, "unallocated", size)):
-        if ordinal is None or ordinal in unallocated or allocations[ordinal] is not None:
-            path = field_path(spec.at("unallocated"), index)
-            raise ConfigError(path, f"must name a free address, each once, not {shown(ordinal)}")
-        unallocated[ordinal] = None
     affinity = spec.text("affinity") or None
     if affinity is None and (legacy := spec.text("hostAffinity")):
         affinity = f"{AffinityType.HOST}:{legacy}"
@@ -211,20 +208,41 @@ def _parse_block(head: Head) -> IPAMBlock:
         affinity=affinity,
         affinity_claim_time=spec.text("affinity_claim_time") or spec.text("affinityClaimTime"),
         allocations=allocations,
-        unallocated=tuple(unallocated),
-        attributes=tuple(_parse_attribute(entry) for entry in spec.objects("attributes")),
+        unallocated=_parse_unallocated(spec, allocations),
+        attributes=tuple(map(_parse_attribute, spec.objects("attributes"))),
         sequence_number=spec.integer("sequenceNumber", 0, _MAX_SEQUENCE) or 0,
         sequence_number_for_allocation=_parse_sequence_numbers(spec, size),
         deleted=_deleted(spec),
     )
 
 
-def _ordinals(spec: Fields, name: str, limit: int) -> tuple[int | None, ...]:
-    """A list of ordinals. Blocks are read at every address given out, so paths are made only for what is wrong."""
-    value = spec.values.get(name)
-    if isinstance(value, list) and all(each is None or (type(each) is int and 0 <= each < limit) for each in value):
-        return tuple(value)  # type: ignore[arg-type]  # just looked at
-    return tuple(_ordinal(each, path, limit) for path, each in spec.array(name))
+# A cluster has tens of thousands of blocks, with an entry for each address: what is right is found to be so a list at a
+# time, and only what is not is looked at one by one, for the path in the error.
+
+
+def _parse_allocations(spec: Fields) -> tuple[int | None, ...]:
+    values = spec.elements("allocations")
+    if _ORDINAL_OR_FREE.issuperset(map(type, values)):
+        indices = cast("set[int]", {*values, 0} - _FREE)
+        if min(indices) >= 0 and max(indices) < _MAX_BLOCK_SIZE:
+            return tuple(cast("list[int | None]", values))
+    return tuple(_ordinal(each, path, _MAX_BLOCK_SIZE) for path, each in spec.array("allocations"))
+
+
+def _parse_unallocated(spec: Fields, allocations: tuple[int | None, ...]) -> tuple[int, ...]:
+    values, size = spec.elements("unallocated"), len(allocations)
+    if values and _ORDINAL.issuperset(map(type, values)):
+        ordinals = cast("set[int]", set(values))
+        once = len(ordinals) == len(values) and min(ordinals) >= 0 and max(ordinals) < size
+        if once and _FREE.issuperset(map(allocations.__getitem__, ordinals)):
+            return tuple(cast("list[int]", values))
+    unallocated: dict[int, None] = {}
+    for path, each in spec.array("unallocated"):
+        ordinal = _ordinal(each, path, size)
+        if ordinal is None or ordinal in unallocated or allocations[ordinal] is not None:
+            raise ConfigError(path, f"must name a free address, each once, not {shown(each)}")
+        unallocated[ordinal] = None
+    return tuple(unallocated)
 
 
 def _ordinal(value: JsonValue, path: str, limit: int) -> int | None:
@@ -247,8 +265,12 @@ def _parse_attribute(entry: Fields) -> AllocationAttribute:
 def _parse_sequence_numbers(spec: Fields, size: int) -> Mapping[int, int]:
     value = spec.object("sequenceNumberForAllocation")
     found: dict[int, int] = {}
-    for key in value.values if value is not None else ():
-        number = value.integer(key, 0, _MAX_SEQUENCE) if value is not None else None
+    if value is None:
+        return found
+    for key, number in value.values.items():
+        number = (
+            number if type(number) is int and 0 <= number <= _MAX_SEQUENCE else value.integer(key, 0, _MAX_SEQUENCE)
+        )
         if not key.isascii() or not key.isdigit() or int(key) >= size or number is None:
             path = field_path(spec.at("sequenceNumberForAllocation"), key)
             raise ConfigError(path, f"must be the ordinal of an address, 0 to {size - 1}, with a number")

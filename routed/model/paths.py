@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from routed.errors import ConfigError
 from routed.model.fields import shown
@@ -49,6 +49,7 @@ _BLOCK = re.compile(r"assignment/(ipv4|ipv6)/block/([0-9a-f.:]+-[0-9]{1,3})")
 _HANDLE = re.compile(r"handle/([^/]+)")
 #: Names in the allocator's value of the cluster's settings, and in the API's.
 _CONFIG_NAMES = {"strict_affinity": "strictAffinity", "auto_allocate_blocks": "autoAllocateBlocks"}
+_TO_DASHES = str.maketrans(".:/", "---")
 _MAX_VALUE = 8 << 20
 
 
@@ -59,6 +60,15 @@ class Decoded:
     resource: Resource
     unknown: tuple[ConfigError, ...] = ()
     """Fields nobody here knows, written by a newer Calico and left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a path says by itself."""
+
+    key: ResourceKey
+    spec: JsonObject = field(default_factory=dict)
+    """Fields of the spec that are in the path, and for the allocator's objects nowhere else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,52 +145,52 @@ class Layout:
         start = f"{self.resources}{kind.plural}/" + (f"{key.namespace}/" if kind.namespaced else "")
         return [start + key.name, *([start + _TIER_PREFIX + key.name] if key.kind in TIERED_KINDS else ())]
 
+    def place(self, path: str) -> Place | None:
+        """What a path is for, by the path alone; None where it is no resource of ours."""
+        if path.startswith(self.ipam):
+            return _allocator_place(path[len(self.ipam) :])
+        if path.startswith(self.resources):
+            key = _resource_key(path[len(self.resources) :])
+            return None if key is None else Place(key)
+        return None
+
     def parse_path(self, path: str) -> ResourceKey | None:
         """The key a path is for, by the path alone; None where it is no resource of ours."""
-        if path.startswith(self.resources):
-            return _resource_key(path[len(self.resources) :])
-        if not path.startswith(self.ipam):
-            return None
-        rest = path[len(self.ipam) :]
-        if rest == "config":
-            return ResourceKey(IPAMConfig.kind, "default")
-        if handle := _HANDLE.fullmatch(rest):
-            return ResourceKey(IPAMHandle.kind, handle[1])
-        found = _allocator_manifest(rest)
-        return None if found is None else ResourceKey(found[0], found[1])
+        place = self.place(path)
+        return None if place is None else place.key
 
     def decode(self, path: str, value: bytes) -> Decoded | None:
         """The resource at a path; None where the path is not one of ours. Raises ConfigError for what it holds."""
-        key = self.parse_path(path)
-        if key is None:
-            return None
-        data = _json(value, key.kind == BlockAffinity.kind)
-        unknown: list[ConfigError] = []
-        if key.kind not in ALLOCATOR_KINDS:
-            resource = parse_manifest(_named(data, KIND_TABLE[key.kind]), "", unknown)
-            if (resource.kind, resource.namespace) != (key.kind, key.namespace) or not _same_name(resource, key):
-                raise ConfigError("metadata.name", f"is not the name in the key: {resource.key} is stored as {key}")
-            return Decoded(resource, tuple(unknown))
-        if not isinstance(data, dict):
-            raise ConfigError("", f"must be an object, not {shown(data)}")
-        spec: JsonObject
-        if key.kind == IPAMConfig.kind:
-            spec = {_CONFIG_NAMES.get(name, name): inner for name, inner in data.items()}
-        elif key.kind == IPAMHandle.kind:
-            spec = dict(data)
-        else:
-            found = _allocator_manifest(path[len(self.ipam) :])
-            said = {} if found is None else found[2]
-            if key.kind == IPAMBlock.kind and data.get("cidr") != said.get("cidr"):
-                raise ConfigError("cidr", f"is {shown(data.get('cidr'))}, and the key is for {shown(said.get('cidr'))}")
-            spec = data | said
-        manifest: JsonObject = {
-            "apiVersion": API_VERSION,
-            "kind": key.kind,
-            "metadata": {"name": key.name},
-            "spec": spec,
-        }
-        return Decoded(parse_manifest(manifest, "", unknown), tuple(unknown))
+        place = self.place(path)
+        return None if place is None else decode_at(place, value)
+
+
+def decode_at(place: Place, value: bytes) -> Decoded:
+    """The resource at a place. Raises ConfigError for what is stored there."""
+    key = place.key
+    data = _json(value, key.kind == BlockAffinity.kind)
+    unknown: list[ConfigError] = []
+    if key.kind not in ALLOCATOR_KINDS:
+        resource = parse_manifest(_named(data, KIND_TABLE[key.kind]), "", unknown)
+        if (resource.kind, resource.namespace) != (key.kind, key.namespace) or not _same_name(resource, key):
+            raise ConfigError("metadata.name", f"is not the name in the key: {resource.key} is stored as {key}")
+        return Decoded(resource, tuple(unknown))
+    if not isinstance(data, dict):
+        raise ConfigError("", f"must be an object, not {shown(data)}")
+    spec: JsonObject
+    if key.kind == IPAMConfig.kind:
+        spec = {_CONFIG_NAMES.get(name, name): inner for name, inner in data.items()}
+    elif key.kind == IPAMBlock.kind and data.get("cidr") != place.spec["cidr"]:
+        raise ConfigError("cidr", f"is {shown(data.get('cidr'))}, and the key is for {shown(place.spec['cidr'])}")
+    else:
+        spec = data | place.spec
+    manifest: JsonObject = {
+        "apiVersion": API_VERSION,
+        "kind": key.kind,
+        "metadata": {"name": key.name},
+        "spec": spec,
+    }
+    return Decoded(parse_manifest(manifest, "", unknown), tuple(unknown))
 
 
 def encode(resource: Resource, path: str = "") -> bytes:
@@ -223,7 +233,11 @@ def encode(resource: Resource, path: str = "") -> bytes:
 
 def block_name(cidr: Cidr) -> str:
     """The name of a block: its prefix with "-" for ".", ":" and "/", as the Kubernetes datastore makes it."""
-    return re.sub("[.:/]", "-", str(cidr))
+    return _name_of(str(cidr))
+
+
+def _name_of(cidr: str) -> str:
+    return cidr.translate(_TO_DASHES)
 
 
 def _named_blocks(name: str) -> list[Cidr]:
@@ -265,20 +279,27 @@ def _resource_key(rest: str) -> ResourceKey | None:
     return ResourceKey(kind.name, name, segments[1] if kind.namespaced else "")
 
 
-def _allocator_manifest(rest: str) -> tuple[str, str, JsonObject] | None:
-    """(kind, name, what the key says of its spec) of a block or an affinity."""
+def _allocator_place(rest: str) -> Place | None:
     if match := _BLOCK.fullmatch(rest):
         cidr = _block(match[1], match[2])
-        return None if cidr is None else (IPAMBlock.kind, block_name(cidr), {"cidr": str(cidr)})
+        if cidr is None:
+            return None
+        text = str(cidr)
+        return Place(ResourceKey(IPAMBlock.kind, _name_of(text)), {"cidr": text})
     if match := _AFFINITY.fullmatch(rest):
         cidr = _block(match[3], match[4])
         if cidr is None:
             return None
-        spec: JsonObject = {"type": match[1], "node": match[2], "cidr": str(cidr)}
+        text = str(cidr)
         # Two holders of one block must not be one resource, and a virtual one may be called like a node.
         kind = "" if match[1] == AffinityType.HOST else f"{match[1]}."
-        return BlockAffinity.kind, f"{kind}{match[2]}-{block_name(cidr)}", spec
-    return None
+        return Place(
+            ResourceKey(BlockAffinity.kind, f"{kind}{match[2]}-{_name_of(text)}"),
+            {"type": match[1], "node": match[2], "cidr": text},
+        )
+    if handle := _HANDLE.fullmatch(rest):
+        return Place(ResourceKey(IPAMHandle.kind, handle[1]))
+    return Place(ResourceKey(IPAMConfig.kind, "default")) if rest == "config" else None
 
 
 def _block(family: str, text: str) -> Cidr | None:
@@ -296,7 +317,7 @@ def _json(value: bytes, may_be_empty: bool) -> JsonValue:
     if len(value) > _MAX_VALUE:
         raise ConfigError("", f"the value has {len(value)} octets, which is no resource")
     try:
-        data: JsonValue = json.loads(value, parse_constant=_no_constant)
+        data: JsonValue = _DECODER.decode(value.decode())
     except (ValueError, RecursionError) as error:
         raise ConfigError("", f"the value is not JSON: {error}") from None
     return data
@@ -304,6 +325,9 @@ def _json(value: bytes, may_be_empty: bool) -> JsonValue:
 
 def _no_constant(name: str) -> JsonValue:
     raise ValueError(f"{name} is no JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant)
 
 
 def _named(data: JsonValue, kind: Kind) -> JsonValue:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from routed.errors import ConfigError
 from routed.model.fields import field_path, nearest
@@ -31,6 +31,11 @@ class Shape:
     members: Mapping[str, Shape | None]
     """None: anything may stand there."""
     closed: bool = False
+    deeper: tuple[tuple[str, Shape], ...] = field(init=False, repr=False, compare=False)
+    """The members that have a shape of their own."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "deeper", tuple((name, one) for name, one in self.members.items() if one is not None))
 
 
 def shape(text: str) -> Shape:
@@ -79,9 +84,29 @@ class Unknown:
 
 def unknown_fields(value: JsonValue, of: Shape, path: str = "") -> Iterator[Unknown]:
     """The fields of a manifest that its kind does not have, in its order."""
+    return iter(()) if _all_known(value, of) else _unknown(value, of, path)
+
+
+def _all_known(value: JsonValue, of: Shape) -> bool:
+    """Nearly always, so it is found out without a path and a generator for each object."""
+    if isinstance(value, dict):
+        if not value.keys() <= of.members.keys():
+            return False
+        for name, deeper in of.deeper:
+            inner = value.get(name)
+            if inner and not _all_known(inner, deeper):
+                return False
+    elif isinstance(value, list):
+        for element in value:
+            if not _all_known(element, of):
+                return False
+    return True
+
+
+def _unknown(value: JsonValue, of: Shape, path: str) -> Iterator[Unknown]:
     if isinstance(value, list):
         for index, element in enumerate(value):
-            yield from unknown_fields(element, of, field_path(path, index))
+            yield from _unknown(element, of, field_path(path, index))
     elif isinstance(value, dict):
         members = of.members
         for name, inner in value.items():
@@ -89,7 +114,7 @@ def unknown_fields(value: JsonValue, of: Shape, path: str = "") -> Iterator[Unkn
                 hint = nearest(name, members) or f"; known are {', '.join(sorted(members))}"
                 yield Unknown(ConfigError(field_path(path, name), f"is not a field known here{hint}"), of.closed)
             elif isinstance(inner, (dict, list)) and (deeper := members[name]) is not None:
-                yield from unknown_fields(inner, deeper, field_path(path, name))
+                yield from _unknown(inner, deeper, field_path(path, name))
 
 
 def known_only(value: JsonValue, of: Shape) -> JsonValue:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import socket  # inet_pton only: a pure function, and strict
 
 from routed.net.addresses import format_address
 from routed.net.families import Family
@@ -29,11 +30,32 @@ def prefix_address(family: Family, prefix: bytes) -> bytes:
     return prefix[1:].ljust(family.address_length, b"\x00")
 
 
+def plain_prefix(text: str) -> tuple[Family, bytes, bytes] | None:
+    """Family, wire prefix and packed address of `a.b.c.d/n` or `x::/n`; None for any other spelling, and for what is none.
+
+    For tens of thousands at a time: `ipaddress` takes ten times as long.
+    """
+    address, slash, digits = text.partition("/")
+    family = Family.IPV6_UNICAST if ":" in address else Family.IPV4_UNICAST
+    try:
+        packed = socket.inet_pton(socket.AF_INET6 if family is Family.IPV6_UNICAST else socket.AF_INET, address)
+    except (OSError, ValueError):
+        return None
+    length = len(packed) * 8
+    if slash:
+        if not (digits.isascii() and digits.isdigit() and len(digits) < 4 and int(digits) <= length):
+            return None
+        length = int(digits)
+    return family, make_prefix(packed, length), packed
+
+
 def parse_prefix(text: str) -> tuple[Family, bytes]:
     """Family and wire prefix of `a.b.c.d/n` or `x::/n`; host bits are cleared, a bare address is a host prefix.
 
     Raises ValueError.
     """
+    if (plain := plain_prefix(text)) is not None:
+        return plain[:2]
     network = ipaddress.ip_network(text, strict=False)
     family = Family.IPV4_UNICAST if network.version == 4 else Family.IPV6_UNICAST
     return family, make_prefix(network.network_address.packed, network.prefixlen)

@@ -212,7 +212,13 @@ def test_legacy_and_lost_parts_of_a_block() -> None:
     [
         ({"allocations": [0, None, None]}, "spec.allocations"),
         ({"allocations": [-1, None, None, None]}, "spec.allocations[0]"),
+        ({"allocations": [0, None, True, None]}, "spec.allocations[2]"),
+        ({"allocations": [0, None, None, 1 << 16]}, "spec.allocations[3]"),
+        ({"allocations": 7}, "spec.allocations"),
         ({"unallocated": [0]}, "spec.unallocated[0]"),
+        ({"unallocated": [1, -1]}, "spec.unallocated[1]"),
+        ({"unallocated": [False]}, "spec.unallocated[0]"),
+        ({"attributes": [{"handle_id": "a", "secondary": {"pod": 1}}]}, "spec.attributes[0].secondary.pod"),
         ({"unallocated": [1, 1]}, "spec.unallocated[1]"),
         ({"unallocated": [4]}, "spec.unallocated[0]"),
         ({"sequenceNumber": 1 << 64}, "spec.sequenceNumber"),

@@ -17,7 +17,7 @@ from routed.net.addresses import (
     parse_router_id,
 )
 from routed.net.families import Family, family_from_wire
-from routed.net.prefixes import covers, format_prefix, make_prefix, parse_prefix, prefix_address
+from routed.net.prefixes import covers, format_prefix, make_prefix, parse_prefix, plain_prefix, prefix_address
 
 NETWORKS = st.one_of(
     st.tuples(st.binary(min_size=4, max_size=4), st.integers(0, 32)),
@@ -33,6 +33,35 @@ def test_a_wire_prefix_is_canonical_and_comes_back(network: ipaddress.IPv4Networ
     assert make_prefix(network.broadcast_address.packed, network.prefixlen) == prefix, "host bits do not count"
     assert prefix_address(family, prefix) == network.network_address.packed
     assert ipaddress.ip_network(format_prefix(family, prefix)) == network
+
+
+@given(
+    st.one_of(
+        NETWORKS.map(str),
+        st.from_regex(r"[0-9]{1,4}(\.[0-9]{1,4}){3}(/[0-9./]{0,5})?", fullmatch=True),
+        st.from_regex(r"[0-9a-fA-F:.]{2,20}(/[0-9]{0,4})?(%[a-z0-9]{1,3})?", fullmatch=True),
+        st.text(max_size=20),
+    )
+)
+def test_plain_text_is_read_as_the_standard_library_reads_it(text: str) -> None:
+    plain = plain_prefix(text)
+    if plain is None:
+        return
+    found = ipaddress.ip_interface(text)
+    assert plain[2] == found.packed
+    assert plain[1] == make_prefix(found.packed, found.network.prefixlen)
+    assert plain[0] is Family.of_address(found.packed)
+
+
+@given(NETWORKS)
+def test_what_people_write_is_plain(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> None:
+    assert plain_prefix(str(network)) is not None
+    assert plain_prefix(str(network.network_address)) is not None
+
+
+@pytest.mark.parametrize("text", ["", "/", "10.0.0.1/", "10.0.0.1/33", "fe80::1%eth0/64", "10.0.0.0/255.0.0.0", "1\0"])
+def test_other_spellings_are_not_plain(text: str) -> None:
+    assert plain_prefix(text) is None
 
 
 @given(NETWORKS, NETWORKS)
