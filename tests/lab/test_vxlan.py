@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from itertools import permutations
 
 import pytest
+import yaml
 
 from routed.testing.lab import Lab, Namespace, wait_for
 from routed.testing.routers import Json, resource
@@ -211,3 +212,27 @@ def test_a_node_that_goes_is_forgotten(site: Site) -> None:
     )
     neighbours = site.nodes[1].namespace.run("ip", "neigh", "show", "dev", "vxlan.calico", "nud", "permanent")
     assert len(neighbours.splitlines()) == 1
+
+
+def test_ipip_or_why_not() -> None:
+    """Where the kernel has it, tunl0 is up with an address; where not, people are told what to load."""
+    with Lab() as lab:
+        node = Node(lab, 1)
+        node.namespace.ip("link add eth0 type bridge", "link set eth0 up")
+        node.namespace.address("eth0", "10.0.0.1/24")
+        node.routed.put(
+            resource("IPPool", "v4", {"cidr": "10.65.0.0/16", "ipipMode": "Always"}),
+            resource("Node", "n1", {"bgp": {"asNumber": 64512, "ipv4Address": "10.0.0.1/24"}}),
+        )
+        node.start()
+        told = "the tunnel device tunl0: Operation not supported (the kernel has no ipip: load the module ipip)"
+
+        def settled() -> bool:
+            if told in node.routed.problems():
+                return True
+            found = node.namespace.run("ip", "-br", "addr", "show", "tunl0", check=False)
+            return "10.65." in found and "UP" in found
+
+        wait_for(settled, 20, "tunl0 is up, or why not is told", state=lab.report)
+        written = yaml.safe_load((node.routed.resources / "Node-n1.yaml").read_text())
+        assert written["spec"]["bgp"]["ipv4IPIPTunnelAddr"].startswith("10.65.")
