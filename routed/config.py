@@ -13,6 +13,8 @@
     policy: {logGroup: 0}         # NFLOG group of denied packets; default: they are not logged
     conntrack: {max: 65536, buckets: 8192, timeouts: {udp_timeout: 30}}    # default: as the kernel has them
     kubernetes: {kubeconfig: /etc/routed/kubeconfig}       # services and pods' labels; default: none
+    node: {register: false, ipv4: first-found, ipv6: none}   # how this node's Node is written: `routed node init`
+    clusterDefaults: {asNumber: 64512, ipv4Pool: 192.168.0.0/16}    # what a cluster gets that has nothing of it
     onStop: restart               # restart: peers keep our routes (RFC 4724); shutdown: sessions end with Cease/2
 
 Invariants: an unknown key, a key given twice and a wrong type are refused with the file, the line and the key's full
@@ -41,8 +43,15 @@ from routed.core.effects import Level
 from routed.dataplane.conntrack import AS_IT_IS, MAX_CHAIN, TIMEOUTS, ConntrackSettings
 from routed.datastore.etcd_settings import ETCD_KEYS, EtcdConfig, EtcdDatastore, etcd_settings
 from routed.errors import ConfigError
+from routed.model.fields import as_as_number, as_cidr, as_node_address
+from routed.model.operator import ENCAPSULATIONS
+from routed.model.resources import Cidr
 from routed.net.addresses import parse_router_id
+from routed.net.families import Family
+from routed.net.prefixes import parse_prefix
 from routed.observe.logs import FORMATS, harmless
+from routed.plan.autodetect import FIRST_FOUND, parse_method
+from routed.plan.registration import BLOCK_SIZES, ClusterDefaults, Registration, Way
 from routed.plan.types import CalicoVersion, PodCidrs
 from routed.rib.nexthops import PROTOCOL_NAMES
 
@@ -53,6 +62,9 @@ DEFAULT_PROTOCOL = 120
 DEFAULT_METRIC = 0
 DEFAULT_LISTEN = ("127.0.0.1", 9971)
 DEFAULT_NAMED_PEERS = 100
+
+FIRST = parse_method(FIRST_FOUND)
+CLUSTER_DEFAULTS = ClusterDefaults(pools={Family.IPV4_UNICAST: Cidr(*parse_prefix("192.168.0.0/16"))})
 
 #: `routerId: hash`, among router ids while the file is read.
 HASHED = -1
@@ -107,6 +119,19 @@ class CniConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeConfig:
+    """What of this node's Node is written by itself."""
+
+    register: bool = False
+    """The daemon does it at its start."""
+    ipv4: Way = FIRST
+    ipv6: Way = None
+    as_number: int | None = None
+    cluster_id: int | None = None
+    labels: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """A whole routed.yaml."""
 
@@ -138,6 +163,8 @@ class Config:
     """Empty: the Kubernetes API is not asked."""
     etcd: EtcdDatastore | None = None
     """None: the datastore is a folder."""
+    node: NodeConfig = NodeConfig()
+    cluster_defaults: ClusterDefaults = CLUSTER_DEFAULTS
 
     @property
     def socket_path(self) -> str:
@@ -165,6 +192,8 @@ KEYS = {
     "policy_log_group": ("policy.logGroup", False),
     "conntrack": ("conntrack", False),
     "kubeconfig": ("kubernetes.kubeconfig", False),
+    "node": ("node", False),
+    "cluster_defaults": ("clusterDefaults", False),
 }
 
 
@@ -176,6 +205,19 @@ def pod_cidrs(config: Config) -> PodCidrs:
     if config.use_pod_cidr is None:
         return PodCidrs.WITHOUT_AFFINITY if config.etcd is None else PodCidrs.NEVER
     return PodCidrs.ALWAYS if config.use_pod_cidr else PodCidrs.NEVER
+
+
+def registration(config: Config) -> Registration:
+    """What is to be written about this node, and for a cluster that has nothing."""
+    return Registration(
+        name=config.node_name,
+        ways={Family.IPV4_UNICAST: config.node.ipv4, Family.IPV6_UNICAST: config.node.ipv6},
+        as_number=config.node.as_number,
+        cluster_id=config.node.cluster_id,
+        labels=dict(config.node.labels),
+        orchestrator="k8s" if config.kubeconfig else "",
+        cluster=config.cluster_defaults,
+    )
 
 
 def reload(old: Config, new: Config) -> tuple[Config, tuple[str, ...]]:
@@ -234,7 +276,8 @@ def check_config(data: bytes, path: str) -> tuple[Config, list[ConfigError]]:
         node,
         (
             "nodeName", "routerId", "datastore", "runDir", "stateDir", "secrets", "kernel", "log", "metrics", "onStop",
-            "calicoVersion", "ipam", "interfacePrefix", "cni", "policy", "conntrack", "kubernetes",
+            "calicoVersion", "ipam", "interfacePrefix", "cni", "policy", "conntrack", "kubernetes", "node",
+            "clusterDefaults",
         ),
         found,
     )  # fmt: skip
@@ -251,6 +294,14 @@ def check_config(data: bytes, path: str) -> tuple[Config, list[ConfigError]]:
     policy = top.mapping("policy", ("logGroup",))
     conntrack = top.mapping("conntrack", ("max", "buckets", "timeouts"))
     kubeconfig = top.mapping("kubernetes", ("kubeconfig",)).get("kubeconfig", _folder, "")
+    node_keys = ("register", "ipv4", "ipv6", "asNumber", "routeReflectorClusterID", "labels")
+    node_config = top.mapping("node", node_keys)
+    defaults = top.mapping(
+        "clusterDefaults",
+        ("asNumber", "ipv4Pool", "ipv6Pool", "ipv4BlockSize", "ipv6BlockSize", "encapsulation", "natOutgoing"),
+    )
+    usual_way: Way = FIRST
+    pods_are_ours = cni.get("enabled", _flag, False)
     router_id = top.get("routerId", _router_id, None)
     folder = "" if etcd is not None else datastore.required("path", _folder, "the folder of resource files")
     config = Config(
@@ -286,13 +337,22 @@ def check_config(data: bytes, path: str) -> tuple[Config, list[ConfigError]]:
         use_pod_cidr=ipam.get("usePodCIDR", _flag, None),
         interface_prefixes=top.get("interfacePrefix", _interface_prefixes, ()),
         cni=CniConfig(
-            enabled=cni.get("enabled", _flag, False),
+            enabled=pods_are_ours,
             socket=_absolute(base, cni.get("socket", _folder, DEFAULT_SOCKET)),
             proxy_arp=cni.get("proxyARP", _flag, False),
         ),
         policy_log_group=policy.get("logGroup", _number(0, 65535), None),
         conntrack=_conntrack(conntrack),
         kubeconfig=_absolute(base, kubeconfig) if kubeconfig else "",
+        node=NodeConfig(
+            register=node_config.get("register", _flag, False),
+            ipv4=node_config.get("ipv4", _way(Family.IPV4_UNICAST), usual_way),
+            ipv6=node_config.get("ipv6", _way(Family.IPV6_UNICAST), None),
+            as_number=node_config.get("asNumber", _as_number, None),
+            cluster_id=node_config.get("routeReflectorClusterID", _cluster_id, None),
+            labels=tuple(sorted(node_config.get_any("labels", _label).items())),
+        ),
+        cluster_defaults=_cluster_defaults(defaults, nat_outgoing=pods_are_ours),
     )
     return config, sorted(found, key=_line)
 
@@ -300,6 +360,30 @@ def check_config(data: bytes, path: str) -> tuple[Config, list[ConfigError]]:
 def _line(error: ConfigError) -> int:
     line = error.path.rpartition(":")[2]
     return int(line) if line.isdigit() else sys.maxsize
+
+
+def _cluster_defaults(given: _Mapping, *, nat_outgoing: bool) -> ClusterDefaults:
+    usual = CLUSTER_DEFAULTS
+    usual_pool: Cidr | None = usual.pools[Family.IPV4_UNICAST]
+    ipv4 = given.get("ipv4Pool", _pool(Family.IPV4_UNICAST), usual_pool)
+    ipv6 = given.get("ipv6Pool", _pool(Family.IPV6_UNICAST), None)
+    encapsulation = given.get("encapsulation", _choice(*ENCAPSULATIONS), usual.encapsulation)
+    if ipv6 is not None and encapsulation.startswith("IPIP"):
+        given.fail("encapsulation", f"cannot be {encapsulation} with an ipv6Pool: IPIP carries IPv4 only")
+    sizes = {
+        Family.IPV4_UNICAST: given.get("ipv4BlockSize", _number(20, 32), BLOCK_SIZES[Family.IPV4_UNICAST]),
+        Family.IPV6_UNICAST: given.get("ipv6BlockSize", _number(116, 128), BLOCK_SIZES[Family.IPV6_UNICAST]),
+    }
+    for name, pool in (("ipv4BlockSize", ipv4), ("ipv6BlockSize", ipv6)):
+        if pool is not None and sizes[pool.family] < pool.prefix[0]:
+            given.fail(name, f"must be at least the pool's length: {pool} is smaller than a /{sizes[pool.family]}")
+    return ClusterDefaults(
+        as_number=given.get("asNumber", _as_number, usual.as_number),
+        pools={pool.family: pool for pool in (ipv4, ipv6) if pool is not None},
+        block_sizes=sizes,
+        encapsulation=encapsulation,
+        nat_outgoing=given.get("natOutgoing", _flag, nat_outgoing),
+    )
 
 
 def _conntrack(given: _Mapping) -> ConntrackSettings:
@@ -392,6 +476,25 @@ class _Mapping:
                 self._fail(each, f"{self._full(name)}[{index}]", str(error))
         return tuple(values)
 
+    def get_any(self, name: str, read: Callable[[str, object], T]) -> dict[str, T]:
+        """A mapping whose keys anybody may choose."""
+        node = self._values.get(name)
+        if node is None or node.tag == "tag:yaml.org,2002:null":
+            return {}
+        if not isinstance(node, yaml.MappingNode):
+            self._fail(node, self._full(name), "must be a mapping")
+            return {}
+        values: dict[str, T] = {}
+        for name_node, value in node.value:
+            key = name_node.value if isinstance(name_node, yaml.ScalarNode) else "?"
+            try:
+                if not isinstance(value, yaml.ScalarNode):
+                    raise ValueError("must be one value, not a list or a mapping")
+                values[key] = read(key, _scalar(value))
+            except ValueError as error:
+                self._fail(value, f"{self._full(name)}.{key}", str(error))
+        return values
+
     def plain(self) -> dict[str, object]:
         """All that is there, as plain values."""
         values: dict[str, object] = {}
@@ -470,6 +573,54 @@ def _choice(*words: str) -> Callable[[object], str]:
         return str(value)
 
     return read
+
+
+def _as_number(value: object) -> int:
+    return _refused(lambda: as_as_number(value if isinstance(value, int) else _text(value), ""))
+
+
+def _cluster_id(value: object) -> int:
+    number = parse_router_id(_text(value))
+    if not number:
+        raise ValueError("must not be 0.0.0.0; leave it out for a node that reflects nothing")
+    return number
+
+
+def _way(family: Family) -> Callable[[object], Way]:
+    """A method of autodetection, an address with its subnet's length, or `none`."""
+
+    def read(value: object) -> Way:
+        text = _text(value)
+        if text == "none":
+            return None
+        if text[:1].isdigit() or ":" in text.partition("=")[0]:
+            return _refused(lambda: as_node_address(text, "", family))
+        return _refused(lambda: parse_method(text))
+
+    return read
+
+
+def _pool(family: Family) -> Callable[[object], Cidr | None]:
+    def read(value: object) -> Cidr | None:
+        text = _text(value)
+        return None if text == "none" else _refused(lambda: as_cidr(text, "", family))
+
+    return read
+
+
+def _label(key: str, value: object) -> str:
+    text = "true" if value is True else "false" if value is False else str(value)
+    if not key or len(key) > 317 or len(text) > 63 or not (key + text).isprintable() or " " in key + text:
+        raise ValueError(f"{_shown(key)}: {_shown(text)} is no label")
+    return text
+
+
+def _refused(read: Callable[[], T]) -> T:
+    """A reader's error as the readers here tell it. Raises ValueError."""
+    try:
+        return read()
+    except ConfigError as error:
+        raise ValueError(error.message) from None
 
 
 def _name(value: object) -> str:
@@ -593,6 +744,14 @@ def _host_name(path: str) -> str:
     if not name:
         raise ConfigError(path, "nodeName: is required, for this host has no name")
     return name
+
+
+def make_folder(path: str) -> None:
+    """Create the datastore's folder with its parents. Raises ConfigError."""
+    try:
+        os.makedirs(path, mode=0o755, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(path, f"cannot create the folder datastore.path names: {error.strerror}") from None
 
 
 def make_folders(config: Config) -> None:

@@ -21,7 +21,7 @@ from typing import Any, TextIO
 
 from routed import __version__
 from routed.bgp.neighbor import State, StateChanged
-from routed.config import Config, load_config, make_folders, pod_cidrs, reload
+from routed.config import Config, load_config, make_folder, make_folders, pod_cidrs, registration, reload
 from routed.control.protocol import Request
 from routed.control.server import ControlServer
 from routed.core.core import Core, CoreSettings
@@ -36,6 +36,7 @@ from routed.daemon.http import HttpServer
 from routed.daemon.metrics import DaemonState, Metrics
 from routed.daemon.node_status import NodeStatusWriter
 from routed.daemon.readiness import ReadinessJudge
+from routed.daemon.registration import Registrar
 from routed.daemon.relay import Relay
 from routed.daemon.systemd import Notifier
 from routed.daemon.workloads import Workloads
@@ -101,6 +102,7 @@ class Daemon:
         self._config_read_at = time.time()
         self._http: HttpServer | None = None
         self._workloads: Workloads | None = None
+        self._registrar: Registrar | None = None
         self._node_status: NodeStatusWriter | None = None
         self._kubernetes: KubernetesSource | None = None
         self._relay: Relay | None = None
@@ -227,6 +229,10 @@ class Daemon:
                 await self._look_at_secrets(driver)  # before the resources that name them
                 tasks.append(loop.create_task(self._follow_secrets(driver)))
                 tasks.append(loop.create_task(self._read_datastore(relay, store)))
+                if config.node.register:
+                    written = store if isinstance(store, EtcdStore) else FolderStore(config.datastore_path)
+                    self._registrar = Registrar(registration(config), written, self._log.write)
+                    tasks.append(loop.create_task(self._registrar.run()))
                 tasks.append(loop.create_task(node_status.run()))
                 if self._kubernetes is not None:
                     tasks.append(loop.create_task(self._kubernetes.run(relay)))
@@ -305,6 +311,7 @@ class Daemon:
             *(self._node_status.problems if self._node_status is not None else ()),
             *(self._kubernetes.problems if self._kubernetes is not None else ()),
             *((self._fullness.problem,) if self._fullness.problem else ()),
+            *((self._registrar.problem,) if self._registrar is not None and self._registrar.problem else ()),
             *(
                 problem
                 for problem in (self._store_problem, self._kernel_problem, self._reload_problem, self._secrets.problem)
@@ -558,6 +565,8 @@ def _watch(core: Core, events: Events) -> None:
 
 def _open_datastore(config: Config) -> FileStore | EtcdStore:
     if config.etcd is None:
+        if config.node.register:
+            make_folder(config.datastore_path)
         if not os.path.isdir(config.datastore_path):
             raise ConfigError(config.datastore_path, "there is no such folder, and datastore.path names it")
         return FileStore(config.datastore_path)
@@ -574,6 +583,14 @@ def _open_datastore(config: Config) -> FileStore | EtcdStore:
         rules=etcd.mass_delete,
         saved=saved,
     )
+
+
+def writable_datastore(config: Config) -> EtcdStore | FolderStore:
+    """The datastore, for who writes it and follows nothing. Raises ConfigError."""
+    if config.etcd is None:
+        return FolderStore(config.datastore_path)
+    check_files(config.etcd.client)
+    return EtcdStore(config.etcd.client, root=config.etcd.prefix)
 
 
 def _tell_collector() -> None:

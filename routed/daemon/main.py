@@ -6,17 +6,20 @@ import argparse
 import asyncio
 import contextlib
 import faulthandler
+import os
 import sys
 from collections.abc import Sequence
 
 import uvloop
+import yaml
 
 from routed import __version__
-from routed.config import DEFAULT_PATH, Config, load_config, routing_daemon
+from routed.config import DEFAULT_PATH, Config, load_config, make_folder, registration, routing_daemon
 from routed.control.client import ControlClient, Unreachable
-from routed.daemon.daemon import Daemon
+from routed.daemon.daemon import Daemon, writable_datastore
+from routed.daemon.registration import register, would_write
 from routed.dataplane.handover import hand_over
-from routed.errors import ConfigError, KernelError
+from routed.errors import ConfigError, KernelError, StoreError
 from routed.observe.logs import LogWriter, harmless, reads_journal
 
 EX_CONFIG = 78
@@ -27,6 +30,8 @@ examples:
   routed run --config ./routed.yaml
   routed run --record /tmp/inputs.jsonl         write every input of the core, for `routedctl replay`
   routed hand-over bird                         after routed stopped and before BIRD starts: it keeps the routes
+  routed node init                              write this node into the datastore, and what a new cluster needs
+  routed node init --dry-run                    show what that would be
 
 signals: SIGTERM and SIGINT stop (as onStop says), SIGHUP reads the configuration again
 exit status: 0 stopped when asked to; 2 wrong arguments; 78 the configuration is wrong
@@ -41,10 +46,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.command == "hand-over":
             return _hand_over(config, arguments.to)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            if arguments.command == "node":
+                return runner.run(_init(config, dry=arguments.dry_run))
             return runner.run(_run(config, arguments.config, arguments.record))
     except ConfigError as error:
         sys.stderr.write(harmless(f"routed: {error}") + "\n")
         return EX_CONFIG
+    except StoreError as error:
+        sys.stderr.write(harmless(f"routed: {error}") + "\n")
+        return 1
     except KeyboardInterrupt:  # before the daemon listened to signals
         return 130
 
@@ -71,7 +81,42 @@ def command_parser() -> argparse.ArgumentParser:
     )
     hand.add_argument("to", metavar="DAEMON", help="bird, or another daemon's name or route protocol number")
     hand.add_argument("--config", metavar="FILE", default=DEFAULT_PATH, help=f"default {DEFAULT_PATH}")
+    node = commands.add_parser(
+        "node", help="write this node into the datastore", description="Commands about this node in the datastore."
+    )
+    init = node.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="subcommand").add_parser(
+        "init",
+        help="write this node's Node, and what a new cluster needs",
+        description="Write this node's Node with the addresses that are found, as node in routed.yaml says, and a default "
+        "pool and BGPConfiguration where the cluster has none. What is there already stays; doing it twice changes nothing.",
+    )
+    init.add_argument("--config", metavar="FILE", default=DEFAULT_PATH, help=f"default {DEFAULT_PATH}")
+    init.add_argument("--dry-run", action="store_true", help="print what would be written, as YAML, and write nothing")
     return parser
+
+
+async def _init(config: Config, *, dry: bool) -> int:
+    """Write this node into the datastore. Raises ConfigError, StoreError."""
+    if config.etcd is None and not dry:
+        make_folder(config.datastore_path)
+    store = writable_datastore(config)
+    wanted = registration(config)
+    try:
+        if dry:
+            nothing = config.etcd is None and not os.path.isdir(config.datastore_path)
+            written = await would_write(wanted, None if nothing else store)
+        else:
+            written = await register(wanted, store)
+    finally:
+        await store.close()
+    if dry:
+        sys.stdout.write(yaml.safe_dump_all([each.manifest for each in written], sort_keys=False))
+        return 0
+    for each in written:
+        sys.stdout.write(harmless(f"{each.key} was written: {each.where}") + "\n")
+    if not written:
+        sys.stdout.write(f"Node {config.node_name} is as it should be; nothing was written\n")
+    return 0
 
 
 def _hand_over(config: Config, name: str) -> int:

@@ -21,7 +21,7 @@ from routed.net.families import Family
 API = "operator.tigera.io/v1"
 
 #: encapsulation -> (ipipMode, vxlanMode)
-_ENCAPSULATIONS = {
+ENCAPSULATIONS = {
     "None": (EncapMode.NEVER, EncapMode.NEVER),
     "IPIP": (EncapMode.ALWAYS, EncapMode.NEVER),
     "IPIPCrossSubnet": (EncapMode.CROSS_SUBNET, EncapMode.NEVER),
@@ -152,9 +152,9 @@ def _pool(entry: Fields, taken: list[str]) -> JsonObject:
     usual = f"default-ipv{4 if ipv4 else 6}-ippool"
     name = entry.text("name") or (usual if usual not in taken else block_name(cidr))
     encapsulation = entry.text("encapsulation") or ("IPIP" if ipv4 else "None")
-    if encapsulation not in _ENCAPSULATIONS:
-        raise entry.error("encapsulation", f"must be {one_of(list(_ENCAPSULATIONS))}, not {shown(encapsulation)}")
-    ipip, vxlan = _ENCAPSULATIONS[encapsulation]
+    if encapsulation not in ENCAPSULATIONS:
+        raise entry.error("encapsulation", f"must be {one_of(list(ENCAPSULATIONS))}, not {shown(encapsulation)}")
+    ipip, vxlan = ENCAPSULATIONS[encapsulation]
     nat = _enabled(entry, "natOutgoing")
     spec: JsonObject = {
         "cidr": str(cidr),

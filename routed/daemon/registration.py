@@ -1,0 +1,125 @@
+"""Writes this node into the datastore: addresses found, resources read, what is missing or differs written.
+
+`routed node init` does it once; with `node.register` the daemon does it at its start, and tries again while there is no
+address yet or the datastore does not answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from routed.core.effects import Level
+from routed.dataplane.interfaces import read_interfaces, source_towards
+from routed.datastore.store import Conflict, Store
+from routed.errors import ConfigError, KernelError, StoreError
+from routed.model.resources import BGPConfiguration, IPPool, JsonObject, Node, NodeAddress, ResourceKey
+from routed.model.schema import parse_manifest
+from routed.net.families import Family
+from routed.observed import Interface
+from routed.plan.autodetect import Detected, detect
+from routed.plan.registration import Registration, wanted_resources
+
+#: Seconds between two attempts of the daemon.
+RETRY = 5.0
+_ATTEMPTS = 5
+_KINDS = (Node.kind, BGPConfiguration.kind, IPPool.kind)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    key: ResourceKey
+    where: str
+    """A file and line, or a path in etcd."""
+    manifest: JsonObject
+
+
+async def register(registration: Registration, store: Store) -> list[Written]:
+    """Make the datastore know this node. What was written.
+
+    Raises ConfigError where no address is found or another node has it, StoreError where the datastore does not answer.
+    """
+    addresses = await asyncio.to_thread(find_addresses, registration)
+    written: list[Written] = []
+    for _ in range(_ATTEMPTS):
+        there = (await store.read(_KINDS)).resources
+        manifests = wanted_resources(registration, addresses, (each.resource for each in there.values()))
+        try:
+            for manifest in manifests:
+                resource = parse_manifest(manifest)
+                stored = there.get(resource.key)
+                await store.write(resource.key, resource, None if stored is None else stored.revision)
+                stored = await store.get(resource.key)
+                written.append(Written(resource.key, "" if stored is None else stored.where, manifest))
+        except Conflict:  # another node was faster with what the cluster has one of
+            continue
+        return written
+    raise StoreError("the datastore is changed by others at the same time; try again")
+
+
+async def would_write(registration: Registration, store: Store | None) -> list[Written]:
+    """What `register` would write; without a store: into an empty one. Raises ConfigError, StoreError."""
+    addresses = await asyncio.to_thread(find_addresses, registration)
+    there = (await store.read(_KINDS)).resources if store is not None else {}
+    manifests = wanted_resources(registration, addresses, (each.resource for each in there.values()))
+    return [Written(parse_manifest(manifest).key, "", manifest) for manifest in manifests]
+
+
+def find_addresses(registration: Registration) -> dict[Family, Detected]:
+    """The node's addresses by the ways that are configured. Raises ConfigError."""
+    try:
+        interfaces = read_interfaces()
+    except (OSError, KernelError) as error:
+        raise ConfigError("", f"cannot read this node's interfaces: {error}") from None
+    found: dict[Family, Detected] = {}
+    for family, way in registration.ways.items():
+        if way is None:
+            continue
+        if isinstance(way, NodeAddress):
+            found[family] = _said(way, family, interfaces)
+            continue
+        answer = detect(way, family, interfaces, source_towards)
+        if isinstance(answer, str):
+            raise ConfigError("", answer)
+        found[family] = answer
+    if not found:
+        raise ConfigError("node", "neither ipv4 nor ipv6 says how to find an address of this node")
+    return found
+
+
+def _said(way: NodeAddress, family: Family, interfaces: list[Interface]) -> Detected:
+    """An address that is said; without its subnet's length that of the interface that has it."""
+    length, name = way.subnet[0], ""
+    for each in interfaces:
+        for address, own in each.addresses:
+            if address == way.address:
+                length, name = own if length == family.max_length else length, each.name
+    return Detected(way.address, length, name)
+
+
+class Registrar:
+    """The daemon's."""
+
+    def __init__(self, registration: Registration, store: Store, log: Callable[[Level, str, str], None]) -> None:
+        self._registration = registration
+        self._store = store
+        self._log = log
+        self.problem = ""
+
+    async def run(self) -> None:
+        """Until it is done."""
+        while True:
+            try:
+                written = await register(self._registration, self._store)
+            except (ConfigError, StoreError) as error:
+                problem = f"this node is not registered yet: {error}"
+                if problem != self.problem:
+                    self._log(Level.ERROR, "node", problem)
+                self.problem = problem
+                await asyncio.sleep(RETRY)
+                continue
+            self.problem = ""
+            for each in written:
+                self._log(Level.INFO, "node", f"{each.key} was written ({each.where})")
+            return

@@ -1,0 +1,148 @@
+"""A node from nothing: real interfaces, `routed node init` and the daemon that registers itself, on files and on etcd."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+
+import pytest
+import yaml
+
+from routed.testing.lab import Lab, LabError, Namespace, wait_for
+from routed.testing.routers import Routed
+from tests.datastore.etcd_server import P
+
+pytestmark = pytest.mark.lab
+
+
+class Machine:
+    """A node with three interfaces and routes, and its routed."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.namespace = lab.namespace("n1")
+        peer = lab.namespace("peer")
+        addresses = {"docker0": "172.17.0.1/16", "eth0": "10.0.0.1/24", "eth1": "10.2.0.1/24"}
+        for name, address in addresses.items():
+            lab.link(self.namespace.port(name, address), peer.port(name))
+        self.namespace.address("eth1", "fd02::1/64")
+        self.namespace.ip("route add 198.51.100.0/24 via 10.2.0.9")
+
+    def routed(self, name: str, **settings: object) -> Routed:
+        made = Routed(self.namespace, "n1", **settings)
+        made.folder = self.namespace.folder / name
+        made.folder.mkdir()
+        made.resources = made.folder / "etc" / "resources"
+        made.config = made.folder / "routed.yaml"
+        made.configure(
+            datastore={"type": "file", "path": str(made.resources)},
+            runDir=str(made.folder / "run"),
+            stateDir=str(made.folder / "state"),
+        )
+        return made
+
+
+def init(routed: Routed, *words: str) -> str:
+    argv = (sys.executable, "-m", "routed.daemon.main", "node", "init", "--config", str(routed.config), *words)
+    return routed.namespace.run(*argv)
+
+
+def stored(routed: Routed) -> dict[str, dict[str, object]]:
+    return {path.stem: yaml.safe_load(path.read_text()) for path in routed.resources.glob("*.yaml")}
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[Machine]:
+    with Lab() as lab:
+        yield Machine(lab)
+
+
+@pytest.mark.parametrize(
+    ("ways", "ipv4", "ipv6"),
+    [
+        ({}, "10.0.0.1/24", None),
+        ({"ipv4": "interface=eth1", "ipv6": "first-found"}, "10.2.0.1/24", "fd02::1/64"),
+        ({"ipv4": "can-reach=198.51.100.7"}, "10.2.0.1/24", None),
+        ({"ipv4": "cidr=172.16.0.0/12"}, "172.17.0.1/16", None),
+        ({"ipv4": "skip-interface=eth0"}, "10.2.0.1/24", None),
+        ({"ipv4": "10.2.0.1", "ipv6": "fd02::1/80"}, "10.2.0.1/24", "fd02::1/80"),
+    ],
+)
+def test_addresses_are_found_as_calico_finds_them(machine: Machine, ways: dict[str, str], ipv4: str, ipv6: str) -> None:
+    name = "-".join(ways.values()).replace("/", "_").replace(":", "_") or "first"
+    routed = machine.routed(name, node=ways)
+    (*_, node) = yaml.safe_load_all(init(routed, "--dry-run"))
+    assert node["spec"]["bgp"] == {"ipv4Address": ipv4, **({"ipv6Address": ipv6} if ipv6 else {})}
+    assert not routed.resources.exists()
+
+
+def test_a_folder_from_nothing_and_a_daemon_that_starts_with_it(machine: Machine) -> None:
+    routed = machine.routed(
+        "files",
+        node={"asNumber": 64600, "routeReflectorClusterID": "244.0.0.1", "labels": {"rack": "a"}},
+        clusterDefaults={"asNumber": 64999, "ipv4Pool": "10.65.0.0/16"},
+    )
+    said = init(routed)
+    assert said.count(" was written: ") == 3 and str(routed.resources) in said
+    found = stored(routed)
+    assert set(found) == {"bgpconfiguration-default", "ippool-default-ipv4-ippool", "node-n1"}
+    assert found["node-n1"]["metadata"] == {"name": "n1", "labels": {"rack": "a"}}
+    assert "nothing was written" in init(routed)
+    assert stored(routed) == found
+    routed.start()
+    wait_for(lambda: "64600" in json.dumps(routed.status()), 15, "the node speaks BGP", state=routed.status)
+    assert not routed.problems()
+    routed.stop()
+
+
+def test_the_daemon_registers_its_node_once_there_is_an_address(machine: Machine) -> None:
+    routed = machine.routed("itself", node={"register": True, "ipv4": "interface=eth9"})
+    routed.start()
+    wait_for(lambda: any("not registered yet" in one for one in routed.problems()), 15, "it says that there is none")
+    assert any("by interface=eth9" in one for one in routed.problems())
+    machine.lab.link(machine.namespace.port("eth9", "10.9.0.1/24"), machine.lab.namespace("late").port("eth0"))
+    wait_for(lambda: "node-n1" in stored(routed), 20, "the Node is written", state=routed.problems)
+    wait_for(lambda: not routed.problems(), 15, "nothing is wrong any more", state=routed.problems)
+    assert "64512" in json.dumps(routed.status())
+    routed.stop()
+    before = stored(routed)
+    routed.start()
+    wait_for(lambda: "64512" in json.dumps(routed.status()), 15, "it is the same node again")
+    assert stored(routed) == before
+    routed.stop()
+
+
+def test_what_cannot_be_is_refused(machine: Machine) -> None:
+    routed = machine.routed("refused", node={"ipv4": "interface=nothing"})
+    with pytest.raises(LabError, match="no IPv4 address was found by interface=nothing; interfaces that are up: "):
+        init(routed)
+    routed.configure(node={}, clusterDefaults={"ipv4Pool": "10.0.0.0/8"})
+    with pytest.raises(LabError, match=r"the default pool 10\.0\.0\.0/8 holds this node's own address 10\.0\.0\.1"):
+        init(routed)
+
+
+def etcdctl(namespace: Namespace, *words: str) -> str:
+    return namespace.run("env", "ETCDCTL_API=3", "etcdctl", "--command-timeout=3s", *words, check=False)
+
+
+@pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed (Debian: etcd-server)")
+def test_on_etcd(machine: Machine) -> None:
+    here = machine.namespace
+    url = "http://127.0.0.1:2379"
+    here.start("etcd", "etcd", "--data-dir", str(here.folder / "etcd-data"), "--listen-client-urls", url,
+               "--advertise-client-urls", url, "--listen-peer-urls", "http://127.0.0.1:2380",
+               "--initial-advertise-peer-urls", "http://127.0.0.1:2380",
+               "--initial-cluster", "default=http://127.0.0.1:2380")  # fmt: skip
+    wait_for(lambda: etcdctl(here, "put", "/up", "1").strip() == "OK", 30, "etcd is up", state=machine.lab.report)
+    routed = machine.routed("etcd")
+    routed.configure(datastore={"type": "etcd", "endpoints": [url]}, clusterDefaults={"ipv4Pool": "none"})
+    said = init(routed)
+    assert said.count(" was written: ") == 2 and f"{P}nodes/n1" in said
+    assert "nothing was written" in init(routed)
+    keys = etcdctl(here, "get", "--prefix", "--keys-only", P).split()
+    assert sorted(keys) == [f"{P}bgpconfigurations/default", f"{P}nodes/n1"]
+    routed.configure(nodeName="n2")
+    with pytest.raises(LabError, match=r"Node n1 has the address 10\.0\.0\.1 of this node, n2"):
+        init(routed)
