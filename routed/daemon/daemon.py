@@ -21,13 +21,14 @@ from typing import Any, TextIO
 
 from routed import __version__
 from routed.bgp.neighbor import State, StateChanged
-from routed.config import Config, load_config, make_folder, make_folders, pod_cidrs, registration, reload
+from routed.config import Config, load_config, make_folders, pod_cidrs, registration, reload
 from routed.control.protocol import Request
 from routed.control.server import ControlServer
 from routed.core.core import Core, CoreSettings
 from routed.core.effects import Level
 from routed.core.peer import Peer
 from routed.daemon.answers import Answers
+from routed.daemon.datastores import open_followed
 from routed.daemon.driver import Driver, trace
 from routed.daemon.events import Events
 from routed.daemon.explain import Explanations
@@ -45,15 +46,13 @@ from routed.dataplane.engine import KernelSettings
 from routed.dataplane.handover import hand_over
 from routed.dataplane.kernel import Kernel
 from routed.datastore.editing import FolderStore
-from routed.datastore.etcd import FOLLOWED, EtcdStore
-from routed.datastore.etcd_settings import check_files
+from routed.datastore.etcd import EtcdStore
 from routed.datastore.file import FileStore
 from routed.datastore.kubeconfig import load_kubeconfig
 from routed.datastore.kubernetes import ENDPOINT_SLICES, SERVICES, KubernetesSource
-from routed.datastore.saved import Identity, SavedState
 from routed.datastore.secrets import LOOK, SecretFolder
 from routed.errors import ConfigError, ControlError, KernelError, StoreError
-from routed.model.schema import KINDS, parse_manifest
+from routed.model.schema import parse_manifest
 from routed.net.addresses import format_address
 from routed.net.families import Family
 from routed.observe.logs import LogWriter
@@ -72,9 +71,6 @@ START_PATIENCE = 30.0
 
 #: Seconds of lag that are worth a line in the log.
 LONG_LAG = 1.0
-
-#: What etcd last said, in stateDir.
-SAVED = "datastore.saved"
 
 #: Seconds between two attempts to read a datastore that can't be read.
 STORE_RETRY = 2.0
@@ -132,7 +128,7 @@ class Daemon:
 
     async def _run(self, recording: TextIO | None) -> None:
         config = self._config
-        store = _open_datastore(config)
+        store = open_followed(config)
         kernel = Kernel(
             KernelSettings(
                 table=config.kernel.table,
@@ -561,36 +557,6 @@ def _watch(core: Core, events: Events) -> None:
 
     core.watch_sessions = session
     events.routes_wanted = routes_wanted
-
-
-def _open_datastore(config: Config) -> FileStore | EtcdStore:
-    if config.etcd is None:
-        if config.node.register:
-            make_folder(config.datastore_path)
-        if not os.path.isdir(config.datastore_path):
-            raise ConfigError(config.datastore_path, "there is no such folder, and datastore.path names it")
-        return FileStore(config.datastore_path)
-    etcd = config.etcd
-    check_files(etcd.client)
-    saved = SavedState(
-        os.path.join(config.state_dir, SAVED), Identity(config.node_name, etcd.prefix, etcd.client.endpoints)
-    )
-    return EtcdStore(
-        etcd.client,
-        node=config.node_name,
-        root=etcd.prefix,
-        kinds=KINDS if config.cni.enabled else FOLLOWED,
-        rules=etcd.mass_delete,
-        saved=saved,
-    )
-
-
-def writable_datastore(config: Config) -> EtcdStore | FolderStore:
-    """The datastore, for who writes it and follows nothing. Raises ConfigError."""
-    if config.etcd is None:
-        return FolderStore(config.datastore_path)
-    check_files(config.etcd.client)
-    return EtcdStore(config.etcd.client, root=config.etcd.prefix)
 
 
 def _tell_collector() -> None:

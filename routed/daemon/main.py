@@ -16,7 +16,8 @@ import yaml
 from routed import __version__
 from routed.config import DEFAULT_PATH, Config, load_config, make_folder, registration, routing_daemon
 from routed.control.client import ControlClient, Unreachable
-from routed.daemon.daemon import Daemon, writable_datastore
+from routed.daemon.daemon import Daemon
+from routed.daemon.datastores import writable_datastore
 from routed.daemon.registration import register, would_write
 from routed.dataplane.handover import hand_over
 from routed.errors import ConfigError, KernelError, StoreError

@@ -1,0 +1,51 @@
+"""The datastore that the configuration names, opened: to be followed by the daemon, or to be written.
+
+Both are on the same folder or the same etcd. An etcd that is followed remembers what it last said (`SAVED`).
+"""
+
+from __future__ import annotations
+
+import os
+
+from routed.config import Config, make_folder
+from routed.datastore.editing import FolderStore
+from routed.datastore.etcd import FOLLOWED, EtcdStore
+from routed.datastore.etcd_settings import check_files
+from routed.datastore.file import FileStore
+from routed.datastore.saved import Identity, SavedState
+from routed.errors import ConfigError
+from routed.model.schema import KINDS
+
+#: What etcd last said, in stateDir.
+SAVED = "datastore.saved"
+
+
+def open_followed(config: Config) -> FileStore | EtcdStore:
+    """The datastore, to be followed. Raises ConfigError."""
+    if config.etcd is None:
+        if config.node.register:
+            make_folder(config.datastore_path)
+        if not os.path.isdir(config.datastore_path):
+            raise ConfigError(config.datastore_path, "there is no such folder, and datastore.path names it")
+        return FileStore(config.datastore_path)
+    etcd = config.etcd
+    check_files(etcd.client)
+    saved = SavedState(
+        os.path.join(config.state_dir, SAVED), Identity(config.node_name, etcd.prefix, etcd.client.endpoints)
+    )
+    return EtcdStore(
+        etcd.client,
+        node=config.node_name,
+        root=etcd.prefix,
+        kinds=KINDS if config.cni.enabled else FOLLOWED,
+        rules=etcd.mass_delete,
+        saved=saved,
+    )
+
+
+def writable_datastore(config: Config) -> EtcdStore | FolderStore:
+    """The datastore, for who writes it and follows nothing. Raises ConfigError."""
+    if config.etcd is None:
+        return FolderStore(config.datastore_path)
+    check_files(config.etcd.client)
+    return EtcdStore(config.etcd.client, root=config.etcd.prefix)
