@@ -97,7 +97,15 @@ class Router:
 
     def told(self, prefix: str) -> Told | None:
         """The attributes of the route it uses for a prefix; None where it has none."""
-        raise LabError(f"{self.name} cannot tell of {prefix}")
+        return self.tells(ipv6=":" in prefix).get(prefix)
+
+    def tells(self, *, ipv6: bool = False) -> dict[str, Told]:
+        """`told` of all it has by BGP."""
+        raise LabError(f"{self.name} cannot tell of routes{' of IPv6' if ipv6 else ''}")
+
+    def received(self, address: str) -> int:
+        """How many routes it has from a neighbour, without listing them."""
+        raise LabError(f"{self.name} cannot count those of {address}")
 
     @property
     def alive(self) -> bool:
@@ -232,6 +240,10 @@ class Routed(Router):
         found = self.best(prefix)
         return told.of_routed(found) if found else None
 
+    def received(self, address: str) -> int:
+        row = self.neighbors().get(address, {})
+        return sum(family["received"] for family in row.get("families", {}).values())
+
     def fib(self) -> dict[str, Json]:
         return {row["prefix"]: row for row in self.stream("fib")}
 
@@ -284,9 +296,14 @@ class Bird(Router):
                 found[last] += "\n" + line
         return found
 
-    def told(self, prefix: str) -> Told | None:
-        found = self.routes(ipv6=":" in prefix)
-        return told.of_bird(found[prefix]) if prefix in found else None
+    def tells(self, *, ipv6: bool = False) -> dict[str, Told]:
+        routes = self.routes(ipv6=ipv6)
+        return {prefix: told.of_bird(text) for prefix, text in routes.items() if "BGP.origin" in text}
+
+    def received(self, address: str) -> int:
+        protocols = re.split(r"\n(?=\S)", self.ctl("show", "protocols", "all"))
+        text = next((text for text in protocols if re.search(rf"Neighbor address: {address}\n", text)), "")
+        return sum(map(int, re.findall(r"Routes: +(\d+) imported", text)))
 
 
 class Frr(Router):
@@ -352,8 +369,20 @@ class Frr(Router):
         return paths
 
     def told(self, prefix: str) -> Told | None:
-        paths = (path for path in self.route(prefix) if path.get("bestpath", {}).get("overall"))
-        return next((told.of_frr(path) for path in paths), None)
+        return self._best(self.route(prefix))
+
+    def tells(self, *, ipv6: bool = False) -> dict[str, Told]:
+        found: Json = _json(self.ctl(f"show bgp {'ipv6' if ipv6 else 'ipv4'} unicast json detail"))
+        best = {prefix: self._best(paths) for prefix, paths in found.get("routes", {}).items()}
+        return {prefix: path for prefix, path in best.items() if path is not None}
+
+    @staticmethod
+    def _best(paths: list[Json]) -> Told | None:
+        return next((told.of_frr(path) for path in paths if path.get("bestpath", {}).get("overall")), None)
+
+    def received(self, address: str) -> int:
+        families: Json = _json(self.ctl("show bgp summary json"))
+        return sum(family.get("peers", {}).get(address, {}).get("pfxRcd", 0) for family in families.values())
 
 
 class GoBgp(Router):
@@ -385,9 +414,13 @@ class GoBgp(Router):
         found: Json = _json(self.ctl("global", "rib", "-a", "ipv6" if ipv6 else "ipv4", "-j"))
         return {prefix: json.dumps(paths) for prefix, paths in found.items()}
 
-    def told(self, prefix: str) -> Told | None:
-        found: Json = _json(self.ctl("global", "rib", "-a", "ipv6" if ":" in prefix else "ipv4", "-j"))
-        return next((told.of_gobgp(path) for path in found.get(prefix, ()) if path.get("best")), None)
+    def tells(self, *, ipv6: bool = False) -> dict[str, Told]:
+        found: Json = _json(self.ctl("global", "rib", "-a", "ipv6" if ipv6 else "ipv4", "-j"))
+        return {prefix: told.of_gobgp(path) for prefix, paths in found.items() for path in paths if path.get("best")}
+
+    def received(self, address: str) -> int:
+        found: Json = _json(self.ctl("neighbor", address, "-j"))
+        return sum(family.get("state", {}).get("accepted", 0) for family in found.get("afi_safis", ()))
 
 
 class ExaBgp(Router):
@@ -445,12 +478,14 @@ class ExaBgp(Router):
                 found.pop(row["nlri"], None)
         return found
 
-    def told(self, prefix: str) -> Told | None:
-        found = self.routes(ipv6=":" in prefix)
-        if prefix not in found:
-            return None
-        attributes: Json = json.loads(found[prefix])
-        return told.of_exabgp(attributes.pop("next-hop"), attributes)
+    def tells(self, *, ipv6: bool = False) -> dict[str, Told]:
+        found: dict[str, Json] = {prefix: json.loads(text) for prefix, text in self.routes(ipv6=ipv6).items()}
+        return {prefix: told.of_exabgp(row.pop("next-hop"), row) for prefix, row in found.items()}
+
+    def received(self, address: str) -> int:
+        """Of a neighbour that announced each once and withdrew none."""
+        lines = self.heard.read_text().splitlines() if self.heard.exists() else []
+        return sum(line.count('"nlri"') for line in lines if f'"peer": "{address}"' in line and '"announce"' in line)
 
 
 # ---- what they say of their sessions: the state by the neighbour's address
