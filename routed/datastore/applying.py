@@ -22,7 +22,7 @@ from routed.datastore.store import Conflict, Contents, Store, Stored
 from routed.errors import ConfigError, StoreError
 from routed.model import kubernetes
 from routed.model.kubernetes import calico_form, calico_key
-from routed.model.operator import merge, translate
+from routed.model.operator import fold, merge, translate
 from routed.model.paths import ALLOCATOR_KINDS, Layout, encode
 from routed.model.policies import DEFAULT_ALLOW
 from routed.model.resources import IPPool, JsonObject, JsonValue, Resource, ResourceKey
@@ -45,6 +45,8 @@ class Wanted:
     """`file:line`."""
     merged: bool = False
     """Only what its spec says is wanted; the rest of what is stored stays."""
+    filling: frozenset[str] = frozenset()
+    """Fields of its spec that are wanted only where what is stored says nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,25 +84,42 @@ class Form(enum.Enum):
 
 def read_manifests(names: Sequence[str], form: Form) -> Reading:
     """All manifests of files, folders and (`-`) standard input."""
-    wanted: list[Wanted] = []
+    wanted: dict[ResourceKey, Wanted] = {}
     errors: list[str] = []
     said: list[str] = []
-    seen: dict[ResourceKey, str] = {}
     for path, data in _inputs(names, errors):
         documents = 0
         for document in read_documents(data):
             documents += 1
             for one in _of_document(path, document, errors, said, form):
-                if one.resource.key in seen:
-                    errors.append(f"{one.where}: {one.resource.key} is already in {seen[one.resource.key]}")
+                before = wanted.get(one.resource.key)
+                if before is not None and before.merged and one.merged:
+                    wanted[one.resource.key] = _folded(before, one, errors)
+                elif before is not None:
+                    errors.append(f"{one.where}: {one.resource.key} is already in {before.where}")
                 elif one.resource.key == DEFAULT_ALLOW.key:
                     errors.append(f"{one.where}: {one.resource.key} is built in and cannot be written")
                 else:
-                    seen[one.resource.key] = one.where
-                    wanted.append(one)
+                    wanted[one.resource.key] = one
         if not documents:
             errors.append(f"{path}: holds no manifest")
-    return Reading(tuple(wanted), tuple(errors), tuple(said))
+    return Reading(tuple(wanted.values()), tuple(errors), tuple(said))
+
+
+def _folded(before: Wanted, one: Wanted, errors: list[str]) -> Wanted:
+    """Two manifests that are each about some fields of one resource, as one."""
+    try:
+        made = fold(before.resource.manifest, one.resource.manifest, (before.filling, one.filling))
+    except ConfigError as error:
+        errors.append(f"{one.where}: {error} in {before.where}")
+        return before
+    said = {name for each in (before, one) for name in _spec_of(each) if name not in each.filling}
+    return Wanted(parse_manifest(made), one.where, True, (before.filling | one.filling) - said)
+
+
+def _spec_of(one: Wanted) -> JsonObject:
+    spec = one.resource.manifest.get("spec")
+    return spec if isinstance(spec, dict) else {}
 
 
 def _inputs(names: Sequence[str], errors: list[str]) -> Iterator[tuple[str, bytes]]:
@@ -141,10 +160,9 @@ def _of_manifest(manifest: JsonValue, where: str, at: str, said: list[str], form
     if translation is not None:
         said.extend(f"{at}: {sentence}" for sentence in translation.said)
         # what follows from a pasted manifest must be valid too, and its errors be about a field of it
-        for made, merged in [(one, False) for one in translation.manifests] + [
-            (one, True) for one in translation.merged
-        ]:
-            yield Wanted(parse_manifest(made), at, merged)
+        yield from (Wanted(parse_manifest(made), at) for made in translation.manifests)
+        for made in translation.merged:
+            yield Wanted(parse_manifest(made), at, True, translation.filling)
         return
     resource = parse_manifest(manifest, where)
     if form is not Form.OWN and resource.kind in _OF_KUBERNETES:
@@ -204,7 +222,7 @@ def merged_with(one: Wanted, stored: Stored | None, *, exact: bool, stamp: bool)
         return one.resource
     before = None if stored is None else stored.resource.manifest
     if one.merged:
-        made = merge(before, made)
+        made = merge(before, made, one.filling)
     metadata = made.get("metadata")
     marks = dict(metadata) if isinstance(metadata, dict) else {}
     if before is not None:

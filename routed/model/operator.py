@@ -4,10 +4,15 @@ People describe a cluster's network with them (apiVersion operator.tigera.io/v1)
 nobody would act on them. Invariants: a translation says every thing it wrote and every field it left alone; a field
 that has no meaning here is refused by name like everywhere else, but for those of Installation that are about images
 and workloads, which are told. What is merged into a resource that exists already is a part of its `spec` (`merge`).
+
+`bgp: Enabled` of the operator's starts BIRD and leaves BGPConfiguration alone, where the mesh is on unless that says
+otherwise. So it is written only where nothing is said yet: a mesh that somebody switched off in favour of route
+reflectors stays off. What a manifest says of the mesh itself counts, and so does `Disabled`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from routed.errors import ConfigError
@@ -52,6 +57,8 @@ class Translation:
     manifests: tuple[JsonObject, ...]
     merged: tuple[JsonObject, ...]
     """Manifests whose spec is laid over that of the resource that exists, instead of taking its place."""
+    filling: frozenset[str]
+    """Fields of those specs that count only where the resource that exists says nothing."""
     said: tuple[str, ...]
     """Sentences for who pasted it."""
 
@@ -82,7 +89,7 @@ def translate(manifest: JsonValue, where: str = "") -> Translation | None:
     left = [spec.at(name) for name in spec.values if name != "calicoNetwork"]
     left += [network.at(name) for name in network.values if name not in _OF_THE_NETWORK]
     said = (f"left alone, since they are about workloads of the operator's: {', '.join(left)}",) if left else ()
-    return Translation(made.manifests, made.merged, (*made.said, *said))
+    return Translation(made.manifests, made.merged, made.filling, (*made.said, *said))
 
 
 def _network(spec: Fields, kind: str) -> Translation:
@@ -92,15 +99,10 @@ def _network(spec: Fields, kind: str) -> Translation:
         pool = _pool(entry, [str(_name(one)) for one in pools])
         pools.append(pool)
         said.append(f"{kind} {entry.path} became IPPool {_name(pool)}")
-    merged: list[JsonObject] = []
-    speaks = _enabled(spec, "bgp")
-    mesh = spec.boolean("nodeToNodeMeshEnabled")
-    if speaks is not None or mesh is not None:
-        merged.append(_configuration({"nodeToNodeMeshEnabled": mesh is not False and speaks is not False}))
-        said.append(
-            _mesh_sentence(spec.at("bgp" if speaks is not None else "nodeToNodeMeshEnabled"), merged[0], speaks)
-        )
-    return Translation(tuple(pools), tuple(merged), tuple(said))
+    speaks, mesh = _enabled(spec, "bgp"), spec.boolean("nodeToNodeMeshEnabled")
+    field = "bgp" if mesh is None else "nodeToNodeMeshEnabled"
+    merged, filling, sentences = _mesh(spec.at(field), speaks, mesh, {})
+    return Translation(tuple(pools), merged, filling, (*said, *sentences))
 
 
 def _node(spec: Fields) -> Translation:
@@ -111,23 +113,29 @@ def _node(spec: Fields) -> Translation:
     if mesh is not None and outer is not None and mesh is not outer:
         raise spec.error("nodeToNodeMeshEnabled", "says otherwise than spec.bgp.nodeToNodeMeshEnabled")
     mesh = outer if mesh is None else mesh
-    made: JsonObject = {}
-    if enabled is not None or mesh is not None:
-        made["nodeToNodeMeshEnabled"] = mesh is not False and enabled is not False
     number = bgp.as_number("asNumber") if bgp is not None else None
-    if number is not None:
-        made["asNumber"] = number
-    if not made:
+    if enabled is None and mesh is None and number is None:
         raise ConfigError(spec.path, "says nothing: set bgp.enabled, nodeToNodeMeshEnabled or bgp.asNumber")
-    merged = _configuration(made)
-    return Translation((), (merged,), (_mesh_sentence(spec.at("bgp"), merged, enabled),))
+    return Translation((), *_mesh(spec.at("bgp"), enabled, mesh, {} if number is None else {"asNumber": number}))
 
 
-def _mesh_sentence(field: str, merged: JsonObject, speaks: bool | None) -> str:
-    spec = merged["spec"]
-    fields = ", ".join(f"{name}: {shown(value)}" for name, value in spec.items()) if isinstance(spec, dict) else ""
-    text = f"{field} became {fields} in BGPConfiguration default"
-    return text + ("; BGPPeers, if there are any, are still peered with" if speaks is False else "")
+def _mesh(
+    field: str, speaks: bool | None, mesh: bool | None, more: JsonObject
+) -> tuple[tuple[JsonObject, ...], frozenset[str], tuple[str, ...]]:
+    """What is merged into BGPConfiguration default, which of its fields only fill it, and the sentence about it."""
+    made = dict(more)
+    fills = speaks is True and mesh is None
+    if speaks is not None or mesh is not None:
+        made["nodeToNodeMeshEnabled"] = mesh is not False and speaks is not False
+    if not made:
+        return (), frozenset(), ()
+    text = f"{field} became {', '.join(f'{name}: {shown(value)}' for name, value in made.items())}"
+    text += " in BGPConfiguration default"
+    if fills:
+        text += ", unless that says nodeToNodeMeshEnabled already"
+    if speaks is False:
+        text += "; BGPPeers, if there are any, are still peered with"
+    return (_configuration(made),), frozenset(("nodeToNodeMeshEnabled",) if fills else ()), (text,)
 
 
 def _configuration(spec: JsonObject) -> JsonObject:
@@ -170,9 +178,25 @@ def _pool(entry: Fields, taken: list[str]) -> JsonObject:
     return {"apiVersion": API_VERSION, "kind": IPPool.kind, "metadata": {"name": name}, "spec": spec}
 
 
-def merge(stored: JsonObject | None, made: JsonObject) -> JsonObject:
-    """`made` laid over what is stored: only the fields of spec that it says change."""
+def merge(stored: JsonObject | None, made: JsonObject, filling: Collection[str] = ()) -> JsonObject:
+    """`made` laid over what is stored: only the fields of spec that it says change, and `filling` ones not even those."""
     if stored is None:
         return made
-    old, new = stored.get("spec"), made["spec"]
-    return stored | {"spec": (old if isinstance(old, dict) else {}) | (new if isinstance(new, dict) else {})}
+    old, new = _spec(stored), _spec(made)
+    kept = {name: value for name, value in old.items() if name in filling}
+    return stored | {"spec": old | new | kept}
+
+
+def fold(first: JsonObject, second: JsonObject, filling: tuple[frozenset[str], frozenset[str]]) -> JsonObject:
+    """Two manifests to be merged into one resource, as one: what only fills gives way. Raises ConfigError."""
+    one, other = _spec(first), _spec(second)
+    for name in one.keys() & other.keys():
+        if one[name] != other[name] and name not in filling[0] | filling[1]:
+            raise ConfigError(f"spec.{name}", f"{shown(other[name])} is said here, and {shown(one[name])} before")
+    strong = {name: value for name, value in one.items() if name not in filling[0]}
+    return second | {"spec": one | other | strong}
+
+
+def _spec(manifest: JsonObject) -> JsonObject:
+    spec = manifest.get("spec")
+    return spec if isinstance(spec, dict) else {}

@@ -332,9 +332,10 @@ def spec_of(desk: Desk, kind: str, name: str) -> dict[str, Any]:
 def test_a_pasted_network(desk: Desk) -> None:
     ran = desk.run("apply", "-f", "-", stdin=NETWORK)
     assert (ran.status, ran.out) == (0, "IPPool default-ipv4-ippool: created\nBGPConfiguration default: created\n")
+    became = "standard input:1: spec.bgp became nodeToNodeMeshEnabled: true in BGPConfiguration default"
     assert ran.err.splitlines() == [
         "standard input:1: CalicoNetwork spec.ipPools[0] became IPPool default-ipv4-ippool",
-        "standard input:1: spec.bgp became nodeToNodeMeshEnabled: true in BGPConfiguration default",
+        f"{became}, unless that says nodeToNodeMeshEnabled already",
     ]
     assert spec_of(desk, "ippool", "default-ipv4-ippool") == {
         "cidr": "192.168.0.0/16",
@@ -366,6 +367,36 @@ def test_a_pasted_installation(desk: Desk) -> None:
     )
     assert spec_of(desk, "ippool", "default-ipv6-ippool")["blockSize"] == 122
     assert spec_of(desk, "ippool", "default-ipv4-ippool")["vxlanMode"] == "CrossSubnet"
+
+
+@pytest.mark.parametrize("text", [NETWORK, INSTALLATION, NODE.replace("    nodeToNodeMeshEnabled: true\n", "")])
+def test_bgp_enabled_leaves_a_mesh_off_that_somebody_switched_off(desk: Desk, text: str) -> None:
+    """The operator's `bgp: Enabled` starts BIRD; the mesh is BGPConfiguration's."""
+    before = {"apiVersion": "projectcalico.org/v3", "kind": "BGPConfiguration", "metadata": {"name": "default"}}
+    assert desk.run("apply", "-f", "-", stdin=yaml.safe_dump(before | {"spec": {"asNumber": 64999}})).status == 0
+    assert "BGPConfiguration default: configured" in desk.run("apply", "-f", "-", stdin=text).out
+    assert spec_of(desk, "bgpconfig", "default") == {"asNumber": 64999, "nodeToNodeMeshEnabled": True}
+    off = yaml.safe_dump(before | {"spec": {"nodeToNodeMeshEnabled": False}})
+    assert desk.run("apply", "-f", "-", stdin=off).status == 0
+    ran = desk.run("apply", "-f", "-", stdin=text)
+    assert "BGPConfiguration default: unchanged" in ran.out
+    assert "unless that says nodeToNodeMeshEnabled already" in ran.err
+    disabled = text.replace("Enabled\n    mtu", "Disabled\n    mtu").replace("bgp: Enabled", "bgp: Disabled")
+    assert desk.run("apply", "-f", "-", stdin=disabled.replace("enabled: true", "enabled: false")).status == 0
+    assert spec_of(desk, "bgpconfig", "default") == {"nodeToNodeMeshEnabled": False}
+
+
+def test_all_of_them_pasted_at_once(desk: Desk) -> None:
+    ran = desk.run("apply", "-f", "-", stdin=f"{NETWORK}---\n{NODE}")
+    assert (ran.status, ran.out) == (0, "IPPool default-ipv4-ippool: created\nBGPConfiguration default: created\n")
+    assert spec_of(desk, "bgpconfig", "default") == {"nodeToNodeMeshEnabled": True}
+    off = NODE.replace("MeshEnabled: true", "MeshEnabled: false").replace("enabled: true", "asNumber: 64999")
+    for text in (f"{NETWORK}---\n{off}", f"{off}---\n{NETWORK}"):  # what a manifest says of the mesh itself counts
+        assert desk.run("apply", "-f", "-", stdin=text).status == 0
+        assert spec_of(desk, "bgpconfig", "default") == {"nodeToNodeMeshEnabled": False, "asNumber": 64999}
+    ran = desk.run("apply", "-f", "-", stdin=f"{NODE}---\n{off}")
+    assert ran.status == 65
+    assert "spec.nodeToNodeMeshEnabled: false is said here, and true before in standard input:1" in ran.err
 
 
 @pytest.mark.parametrize("text", [NETWORK, NODE, INSTALLATION, peer("a")])
