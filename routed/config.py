@@ -62,6 +62,7 @@ DEFAULT_PROTOCOL = 120
 DEFAULT_METRIC = 0
 DEFAULT_LISTEN = ("127.0.0.1", 9971)
 DEFAULT_NAMED_PEERS = 100
+DEFAULT_NAMED_POLICIES = 100
 
 FIRST = parse_method(FIRST_FOUND)
 CLUSTER_DEFAULTS = ClusterDefaults(pools={Family.IPV4_UNICAST: Cidr(*parse_prefix("192.168.0.0/16"))})
@@ -107,6 +108,8 @@ class MetricsConfig:
     """IP addresses and ports of the HTTP server; none where it is off."""
     peers: int = DEFAULT_NAMED_PEERS
     """Peers that have a name in labels; the rest are counted together."""
+    policies: int = DEFAULT_NAMED_POLICIES
+    """The same for policies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,7 +290,7 @@ def check_config(data: bytes, path: str) -> tuple[Config, list[ConfigError]]:
     kernel = top.mapping("kernel", ("programRoutes", "table", "routeProtocol", "metric", "takeOver"))
     log = top.mapping("log", ("level", "format"))
     ipam = top.mapping("ipam", ("usePodCIDR",))
-    metrics = top.mapping("metrics", ("listen", "peers"))
+    metrics = top.mapping("metrics", ("listen", "peers", "policies"))
     secrets = top.mapping("secrets", ("dir",))
     secrets_dir = secrets.get("dir", _folder, "")
     cni = top.mapping("cni", ("enabled", "socket", "proxyARP"))
@@ -329,6 +332,7 @@ def check_config(data: bytes, path: str) -> tuple[Config, list[ConfigError]]:
         metrics=MetricsConfig(
             listen=tuple(dict.fromkeys(metrics.get_all("listen", _listen_address, _one_address(metrics)))),
             peers=metrics.get("peers", _number(0, 10000), DEFAULT_NAMED_PEERS),
+            policies=metrics.get("policies", _number(0, 10000), DEFAULT_NAMED_POLICIES),
         ),
         on_stop=top.get("onStop", _choice("restart", "shutdown"), "restart"),
         calico_version=CalicoVersion(version)

@@ -119,6 +119,8 @@ class Chain:
     name: str
     """At most 40 characters of [a-z0-9_]."""
     rules: tuple[Rule, ...]
+    policy: str = ""
+    """Whose rules they are, for people and counters: "NetworkPolicy default/web"."""
 
 
 @dataclass(frozen=True, slots=True)

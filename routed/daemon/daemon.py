@@ -233,6 +233,8 @@ class Daemon:
                 if self._kubernetes is not None:
                     tasks.append(loop.create_task(self._kubernetes.run(relay)))
                 tasks.append(loop.create_task(self._tick(answers, health, metrics)))
+                if self._workloads is not None:
+                    tasks.append(loop.create_task(self._workloads.policy.counting(lambda: self._config.metrics.listen)))
                 _tell_collector()
                 self._notifier.ready(self._summary())
                 await self._stopped.wait()
@@ -347,6 +349,7 @@ class Daemon:
             pod_problems=len(self._workloads.problems) if self._workloads is not None else 0,
             pods=self._workloads.pods.outcomes if self._workloads is not None else (),
             firewall=self._workloads.policy.kernel.counts if self._workloads is not None else None,
+            policies=self._workloads.policy.tally if self._workloads is not None else None,
             conntrack=use(),
         )
 
@@ -432,7 +435,8 @@ class Daemon:
         if not config.cni.enabled:
             return Relay(driver, (node_status.update,), (), driver.clock)
         written = followed if isinstance(followed, EtcdStore) else FolderStore(config.datastore_path)
-        workloads = Workloads(config, core, kernel, written, self._log.write, driver.bug, self._kubernetes)
+        named = lambda: self._config.metrics.policies  # noqa: E731  (what a reload changes)
+        workloads = Workloads(config, core, kernel, written, self._log.write, driver.bug, self._kubernetes, named)
         workloads.start()
         self._workloads = workloads
         relay = self._relay = Relay(

@@ -38,6 +38,7 @@ from routed.core.peer import Peer
 from routed.daemon.driver import Driver
 from routed.dataplane.conntrack import ConntrackUse
 from routed.dataplane.kernel import Kernel
+from routed.dataplane.tally import RuleTally
 from routed.datastore.health import StoreHealth
 from routed.desired import RouteKind
 from routed.net.addresses import format_address
@@ -88,6 +89,7 @@ class DaemonState:
     """CNI calls by outcome; empty where the node's pods are not ours."""
     firewall: tuple[int, int, int] | None = None
     """Batches of changes, whole tables, refusals."""
+    policies: RuleTally | None = None
     conntrack: ConntrackUse | None = None
 
 
@@ -220,6 +222,13 @@ class Metrics:
                 return [(("change",), state.firewall[0]), (("table",), state.firewall[1])]
             case "firewall_refusals_total":
                 return [] if state.firewall is None else [((), state.firewall[2])]
+            case "policy_packets_total":
+                if state.policies is None:
+                    return []
+                return [
+                    *(((policy, action.value), count) for policy, action, count in state.policies.named),
+                    *(((OTHERS, action.value), count) for action, count in state.policies.others),
+                ]
             case "conntrack_entries":
                 return [] if state.conntrack is None else [((), state.conntrack.entries)]
             case "conntrack_entries_limit":

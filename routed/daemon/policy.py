@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from routed.dataplane.firewall import Firewall
 from routed.dataplane.firewall_kernel import FirewallKernel
+from routed.dataplane.tally import RuleTally
 from routed.datastore.file import Problem
 from routed.desired_policy import Action, Failsafe, HostRules, PolicyBatch
 from routed.model.policies import GlobalNetworkPolicy, NetworkPolicy, Policy
@@ -34,6 +35,9 @@ _CLUSTER = tuple(Failsafe(_TCP, port) for port in (179, 2379, 2380, 5473, 6443, 
 FAILSAFE_IN = (Failsafe(_TCP, 22), Failsafe(_UDP, 68), *_CLUSTER)
 FAILSAFE_OUT = (Failsafe(_UDP, 53), Failsafe(_UDP, 67), *_CLUSTER)
 
+#: Seconds between two readings of what policies' rules counted.
+COUNT_EVERY = 10.0
+
 _TO_HOST = {
     EndpointToHostAction.ACCEPT: Action.ALLOW,
     EndpointToHostAction.RETURN: Action.PASS,
@@ -51,6 +55,7 @@ class PolicyKeeper:
         bug: Callable[[str, Exception], None],
         interface_prefixes: tuple[str, ...] = (),
         log_group: int | None = None,
+        named_policies: Callable[[], int] = lambda: 0,
     ) -> None:
         self.engine = PolicyEngine(node_name)
         self._kubernetes = Kubernetes()
@@ -59,6 +64,7 @@ class PolicyKeeper:
         self._refused: dict[ResourceKey, Refusal] = {}
         self.firewall = Firewall()
         self.kernel = FirewallKernel(self.firewall, problem)
+        self.tally = RuleTally(named_policies)
         self.synced = False
         self._node_name = node_name
         self._bug = bug
@@ -128,6 +134,26 @@ class PolicyKeeper:
             if update.key in self._refused:
                 return
         self.engine.update(update)
+
+    async def count(self) -> None:
+        """Read the kernel's counters into the tally."""
+        table = self.kernel.rebuilds
+        try:
+            found = await self.kernel.rules()
+        except OSError:
+            return  # what the kernel refuses is told where it matters
+        if table == self.kernel.rebuilds:
+            self.tally.read(found, self.firewall.decisions(), table)
+
+    async def counting(self, wanted: Callable[[], object]) -> None:
+        """Count again and again, where somebody reads it: a scrape reads no kernel."""
+        while True:
+            if wanted() and self.synced:
+                try:
+                    await self.count()
+                except Exception as error:
+                    self._bug("counting packets", error)
+            await asyncio.sleep(COUNT_EVERY)
 
     async def settled(self) -> None:
         """Until all so far is in force."""

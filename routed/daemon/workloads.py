@@ -45,6 +45,7 @@ class Workloads:
         log: Callable[[Level, str, str], None],
         bug: Callable[[str, Exception], None],
         kubernetes: KubernetesSource | None,
+        named_policies: Callable[[], int],
     ) -> None:
         """Raises ConfigError where the kernel has no nf_tables or the socket cannot be made."""
         self._config = config
@@ -53,7 +54,12 @@ class Workloads:
         self._log = log
         self._problem = ""
         self.policy = PolicyKeeper(
-            config.node_name, self._policy_problem, bug, config.interface_prefixes, config.policy_log_group
+            config.node_name,
+            self._policy_problem,
+            bug,
+            config.interface_prefixes,
+            config.policy_log_group,
+            named_policies,
         )
         self._kubernetes = kubernetes
         self._wiring = PodWiring()

@@ -230,6 +230,19 @@ class Firewall:
         """The kernel's name of a policy's chain, and the comments its rules must have there, in order."""
         return _policy_chain(chain), [rule.origin for rule in self._chains[chain].rules for _ in self._render(rule)]
 
+    def decisions(self) -> dict[str, dict[str, tuple[str, Action]]]:
+        """By the kernel's chain and a rule's comment there: whose rule it is, and what it does."""
+        found = {
+            _policy_chain(name): {rule.origin: (chain.policy, rule.action) for rule in chain.rules}
+            for name, chain in self._chains.items()
+        }
+        for name, (walk, place) in self._walk_of.items():
+            for number, (tier, _, end) in enumerate(_stages(walk, place)):
+                if end is Action.DENY:
+                    said = f"end of {tier}"
+                    found[f"{name}_{number}" if number else name] = {said: (said, Action.DENY)}
+        return found
+
     def walk_chain(self, place: Place, interface: str, direction: str) -> str | None:
         """The chain that judges an endpoint, for people; None where nothing is asked there."""
         policy = self._endpoints.get((place, interface))
@@ -352,9 +365,7 @@ class Firewall:
     def _write_walk(self, batch: Batch, name: str, *, new: bool = True) -> None:
         """All chains of a walk, the last first, since a chain must be there before something leads to it."""
         walk, place = self._walk_of[name]
-        stages = [(tier.name, tier.chains, tier.end) for tier in walk.tiers]
-        if place not in _OPEN_ENDED:
-            stages.append(("profiles", walk.profiles, Action.DENY))
+        stages = _stages(walk, place)
         names = [name, *(f"{name}_{number}" for number in range(1, max(1, len(stages))))]
         for number in range(max(1, len(stages)) - 1, -1, -1):
             chain = names[number]
@@ -377,7 +388,9 @@ class Firewall:
                 if end is Action.PASS:
                     batch.add_rule(chain, leave)
                 else:
-                    batch.add_rule(chain, self._deny(f"end of {tier}"), f"end of {tier}")
+                    asked = ", ".join(found.policy for each in chains if (found := self._chains.get(each)) is not None)
+                    origin = f"end of {tier}"
+                    batch.add_rule(chain, self._deny(f"{origin}: {asked}" if asked else origin), origin)
             else:
                 batch.add_rule(chain, self._undecided(place, "no policy"))
 
@@ -558,6 +571,14 @@ def _walk_name(walk: Walk, place: Place) -> str:
     """By content: endpoints that ask the same share one."""
     words = repr((place if place in _OPEN_ENDED else "closed", walk))
     return f"w_{hashlib.sha256(words.encode()).hexdigest()[:16]}"
+
+
+def _stages(walk: Walk, place: Place) -> list[tuple[str, tuple[str, ...], Action]]:
+    """The tiers of a walk and, where it must end in a decision, the profiles: names, chains, what their end does."""
+    stages = [(tier.name, tier.chains, tier.end) for tier in walk.tiers]
+    if place not in _OPEN_ENDED:
+        stages.append(("profiles", walk.profiles, Action.DENY))
+    return stages
 
 
 def _pool_set(kind: str, family: Family) -> str:

@@ -1,14 +1,15 @@
 """Every metric there is: its name, kind, labels and what it means. docs/metrics.md is this list; the daemon fills it.
 
 Invariants: names follow Prometheus' conventions (base units, `_total` on counters); label values come from closed sets
-(states, reasons, errno names, families), peers excepted, whose number is bounded (`metrics.peers` of routed.yaml).
+(states, reasons, errno names, families), peers and policies excepted, whose number is bounded (`metrics.peers` and
+`metrics.policies` of routed.yaml).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: The value of `peer` that stands for all peers beyond `metrics.peers`, together.
+#: The value of `peer` and `policy` that stands for all beyond `metrics.peers` and `metrics.policies`, together.
 OTHERS = "(others)"
 
 #: Base units (OpenMetrics): what names end with.
@@ -119,6 +120,12 @@ METRICS: dict[str, Metric] = {
         _counter("cni_pods", "Pods added, removed, and not added since a step failed.", "outcome"),
         _counter("firewall_commits", "Batches of policy rules the kernel took.", "kind"),
         _counter("firewall_refusals", "Batches of policy rules the kernel refused."),
+        _counter(
+            "policy_packets",
+            "Packets that rules of policies and profiles decided about or logged: the first of connections, not replies.",
+            "policy",
+            "action",
+        ),
         _gauge("conntrack_entries", "Connections tracked in this network namespace; none where nothing is tracked."),
         _gauge("conntrack_entries_limit", "Entries the connection tracking table may have."),
         _counter("conntrack_lost", "Packets and entries lost since the table was full or raced.", "how"),

@@ -515,7 +515,7 @@ class PolicyEngine:
         self._forget_unused(chain, before - self._sets_of_chain.get(chain, set()))
         if key in self._refused:
             compiled = [Rule(Action.DENY, origin=f"{label} cannot be read")]
-        made = Chain(name, tuple(compiled))
+        made = Chain(name, tuple(compiled), label)
         if self._chains.get(chain) != made:
             self._chains[chain] = made
             yield ChainUpdate(name, made)

@@ -14,12 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from routed.testing.lab import Lab, LabError, Namespace, wait_for
 from routed.testing.routers import Routed, resource
+from tests.cni.forms import program
+from tests.lab.nflog import LogReader
 from tests.lab.test_cni import Runtime
 
 pytestmark = pytest.mark.lab
+
+LOG_GROUP = 7
 
 ALLOW_WEB_TO_API = """\
 apiVersion: networking.k8s.io/v1
@@ -157,6 +162,7 @@ class Cluster:
                 node,
                 datastore={"type": "file", "path": str(self.folder)},
                 cni={"enabled": True, "socket": f"{node.folder}/cni.sock"},
+                policy={"logGroup": LOG_GROUP},
             )
             self.nodes.append(made)
         self.outside: dict[str, Pod] = {}
@@ -172,7 +178,10 @@ class Cluster:
             resource("IPPool", "v4", {"cidr": "10.65.0.0/16", "blockSize": 26}),
             *(resource("Node", f"n{each}", {"bgp": {"ipv4Address": f"192.0.2.{each}/24"}}) for each in (1, 2)),
         )
-        self.runtimes = [Runtime(node.namespace, f"{node.namespace.folder}/cni.sock") for node in self.nodes]
+        self.runtimes = [
+            Runtime(each.namespace, f"{each.namespace.folder}/cni.sock", tuple(program("c", each.namespace.folder)))
+            for each in self.nodes
+        ]
         for node in self.nodes:
             node.start()
         wait_for(
@@ -287,6 +296,50 @@ def test_explain_asks_the_kernel(cluster: Cluster, pods: dict[str, Pod]):
     again = json.loads(node.ctl(*words))
     now = {each["rule"]: each["packets"] for chain in again["kernel"]["chains"] for each in chain["rules"]}
     assert now[rule] == counted[rule] + 1
+
+
+def test_denied_packets_are_logged_and_counted_by_policy(cluster: Cluster, pods: dict[str, Pod]):
+    node = cluster.nodes[0]
+    # what logs is asked first and decides nothing; what is denied by a rule is told by it, else by who was asked
+    cluster.apply(
+        "apiVersion: projectcalico.org/v3\nkind: NetworkPolicy\nmetadata: {name: watch, namespace: production}\n"
+        "spec:\n  order: 1\n  selector: app == 'api'\n  types: [Ingress]\n  ingress:\n"
+        "  - {action: Log, protocol: UDP}\n  - {action: Deny, protocol: UDP, destination: {ports: [123]}}\n"
+    )
+    watch = "NetworkPolicy production/watch ingress"
+    with LogReader(node.namespace, LOG_GROUP) as log:
+
+        def logged() -> bool:
+            reaches(pods["other"].namespace, pods["api"].address, "UDP/123", 0.05)
+            return f"routed log {watch} 1" in log.next()
+
+        cluster.settle(logged, "the policy is in force")
+        log.until(f"routed deny {watch} 2")
+        assert not pods["other"].reaches(pods["api"], "TCP/8081")
+        asked = "NetworkPolicy production/watch, NetworkPolicy production/knp.default.allow-web-to-api"
+        end = log.until(f"routed deny end of default: {asked}")[-1]
+        assert pods["web"].reaches(pods["api"], "TCP/8080")
+
+    def counted() -> dict[tuple[str, str], int]:
+        text = node.namespace.run("curl", "-s", "http://127.0.0.1:9971/metrics")
+        return {
+            (sample.labels["policy"], sample.labels["action"]): int(sample.value)
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == "routed_policy_packets_total"
+        }
+
+    def after(name: str, action: str) -> bool:
+        return counted().get((name, action), 0) >= 1
+
+    for name, action in (
+        ("NetworkPolicy production/watch", "log"),
+        ("NetworkPolicy production/watch", "deny"),
+        ("NetworkPolicy production/knp.default.allow-web-to-api", "allow"),
+        (end.split(":")[0].removeprefix("routed deny "), "deny"),
+    ):
+        cluster.settle(lambda name=name, action=action: after(name, action), f"{name} {action} is counted")
+    node.ctl("delete", "NetworkPolicy", "watch", "-n", "production")
 
 
 def test_a_namespace_s_labels_count_as_they_change(cluster: Cluster, pods: dict[str, Pod]):
