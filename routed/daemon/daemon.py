@@ -433,7 +433,7 @@ class Daemon:
             access = load_kubeconfig(config.kubeconfig)
             self._kubernetes = KubernetesSource(access, kinds, parse_manifest, self._kubernetes_told)
         if not config.cni.enabled:
-            return Relay(driver, (node_status.update,), (), driver.clock)
+            return Relay(driver, (node_status.update,), (gc.freeze,), driver.clock)
         written = followed if isinstance(followed, EtcdStore) else FolderStore(config.datastore_path)
         named = lambda: self._config.metrics.policies  # noqa: E731  (what a reload changes)
         workloads = Workloads(config, core, kernel, written, self._log.write, driver.bug, self._kubernetes, named)
@@ -442,7 +442,7 @@ class Daemon:
         relay = self._relay = Relay(
             driver,
             (workloads.policy.update, workloads.pods.update, workloads.tunnel_addresses.update, node_status.update),
-            (workloads.policy.in_sync, workloads.tunnel_addresses.in_sync),
+            (workloads.policy.in_sync, workloads.tunnel_addresses.in_sync, gc.freeze),
             driver.clock,
             (workloads.policy.unreadable,),
         )
@@ -564,7 +564,7 @@ def _watch(core: Core, events: Events) -> None:
 
 
 def _tell_collector() -> None:
-    """What exists now stays: the collector need not look at it again."""
+    """What exists now stays: the collector need not look at it again. What the datastore held is added when it was read."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(COLLECT_AFTER, 20, 100)

@@ -22,7 +22,7 @@ from routed.datastore.etcd_settings import EtcdConfig
 from routed.datastore.folder import Problem
 from routed.datastore.guard import Change, Guard, MassDelete
 from routed.datastore.health import StoreHealth
-from routed.datastore.saved import SavedState
+from routed.datastore.saved import SavedState, Saver
 from routed.datastore.store import Conflict, Contents, Stored
 from routed.errors import Compacted, ConfigError, StoreError
 from routed.model.head import API_VERSION
@@ -91,9 +91,9 @@ class EtcdStore:
         self.layout = Layout(root)
         self.guard = Guard(rules or MassDelete())
         self._node = node
-        self._saved = saved
         self._clock = clock
         self._offset = time.time() - clock()
+        self._saver = None if saved is None else Saver(saved, self.guard, self._offset, self._tell_problems)
         self._ranges = [
             (prefix, _end(prefix))
             for kind in kinds
@@ -155,8 +155,8 @@ class EtcdStore:
         finally:
             for helper in helpers:
                 helper.cancel()
-            if self._saved is not None:
-                self._saved.close()
+            if self._saver is not None:
+                await self._saver.close()
 
     async def _follow(self) -> None:
         if not self._revisions:
@@ -217,8 +217,8 @@ class EtcdStore:
         if not self._synced and self._sink is not None:
             self._synced = True
             self._sink.in_sync()
-        if self._saved is not None:
-            self._saved.rewrite(self.guard, self._offset, time.time(), listing.revision, self._cluster)
+        if self._saver is not None:
+            self._saver.save_all(listing.revision, self._cluster)
         self._tell_problems()
 
     async def _take(self, events: Events) -> None:
@@ -337,8 +337,8 @@ class EtcdStore:
             said.append(Problem(self._paths.get(key, str(key)), 0, "metadata.name", text))
         for (kind, field), path in self._unknown.items():
             said.append(Problem(path, 0, field, f"is no field of {kind} that routed knows, here and maybe in others"))
-        if self._saved is not None and self._saved.problem:
-            said.append(Problem("etcd", 0, "", self._saved.problem))
+        if self._saver is not None and self._saver.state.problem:
+            said.append(Problem("etcd", 0, "", self._saver.state.problem))
         problems = tuple(said)
         if problems != self._told and self._sink is not None:
             self._told = problems
@@ -352,10 +352,10 @@ class EtcdStore:
 
     async def _load_saved(self) -> None:
         """Believe what an earlier run believed. Nobody is told yet: etcd may answer in a moment."""
-        if self._saved is None or self._began:
+        if self._saver is None or self._began:
             return
         try:
-            loaded = await asyncio.to_thread(self._saved.load)
+            loaded = await asyncio.to_thread(self._saver.state.load)
         except ConfigError as refusal:
             self._not_saved = str(refusal)
             return
@@ -377,14 +377,9 @@ class EtcdStore:
         self._tell_problems()
 
     def _save(self, keys: Iterable[ResourceKey]) -> None:
-        if self._saved is None or not self._synced:
-            return
-        self._marked_at = self._clock()
-        revision = self.health.revision
-        if self._saved.outdated(self.guard):
-            self._saved.rewrite(self.guard, self._offset, time.time(), revision, self._cluster)
-        else:
-            self._saved.append(self.guard, set(keys), self._offset, time.time(), revision)
+        if self._saver is not None and self._synced:
+            self._marked_at = self._clock()
+            self._saver.save(keys, self.health.revision)
 
     # ---- reading and writing
 

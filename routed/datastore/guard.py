@@ -15,7 +15,7 @@ Pure: `now` is an argument. Which key has which value, and who is asked, is the 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from routed.model.resources import Resource, ResourceKey, Update
@@ -55,6 +55,15 @@ class Change:
     garbage: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Believed:
+    """What a `Guard` believed at one moment."""
+
+    good: Mapping[ResourceKey, Good]
+    garbage: Mapping[ResourceKey, str]
+    held: Mapping[ResourceKey, float]
+
+
 class Guard:
     """See the module's docstring."""
 
@@ -76,6 +85,10 @@ class Guard:
         self.held = {key: at for key, at in held.items() if key in self.good}
         self._count = Counter(key.kind for key in self.good if key not in self.held)
         return [Update(key, each.resource) for key, each in self.good.items()]
+
+    def believed(self) -> Believed:
+        """A copy, for another thread: what comes later changes nothing in it."""
+        return Believed(dict(self.good), dict(self.garbage), dict(self.held))
 
     def changes(self, changes: Sequence[Change], now: float) -> list[Update]:
         """What the store said at one moment, in its order. The last word on a key counts."""

@@ -3,6 +3,7 @@
 A file of lines in `stateDir`: a header, then one line for each change of a key, each with its checksum. A line says all
 that is known of its key, so the last one counts, what was cut off is left out, and a change costs its own octets. When
 most lines are outdated, and after every complete listing, the file is written anew beside the old and takes its place.
+That is a second's work for a large cluster, so `Saver` has it done in a thread.
 
 Invariants: a file of another node, another kind of datastore, another root or other endpoints is not used, and why is
 said; what a line holds is validated like what comes from the datastore; a disk that does not take it stops nothing.
@@ -10,14 +11,16 @@ said; what a line holds is validated like what comes from the datastore; a disk 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from routed.datastore.guard import Good, Guard
+from routed.datastore.guard import Believed, Good, Guard
 from routed.errors import ConfigError
 from routed.model.resources import ResourceKey
 from routed.model.schema import parse_manifest
@@ -86,12 +89,12 @@ class SavedState:
                 _take(loaded, entry)
         return loaded
 
-    def rewrite(self, guard: Guard, offset: float, as_of: float, revision: int, cluster: int) -> None:
+    def rewrite(self, believed: Believed, offset: float, as_of: float, revision: int, cluster: int) -> None:
         """Write all of it. `offset` is what to add to the guard's times for Unix time."""
         header = {"saved": SCHEMA, "node": self.identity.node, "root": self.identity.root, "cluster": cluster}
-        keys = list(guard.good.keys() | guard.garbage.keys())
+        keys = list(believed.good.keys() | believed.garbage.keys())
         lines = [_line(header | {"endpoints": list(self.identity.endpoints)}), _line([as_of, revision])]
-        lines += _states(guard, keys, offset)
+        lines += _states(believed, keys, offset)
         temporary = f"{self.path}.new"
         try:
             self.close()
@@ -135,7 +138,59 @@ class SavedState:
         self._file = None
 
 
-def _states(guard: Guard, keys: Iterable[ResourceKey], offset: float) -> Iterator[bytes]:
+class Saver:
+    """Keeps a saved state up with a guard. While all of it is being written, changes wait and are added after it."""
+
+    def __init__(self, state: SavedState, guard: Guard, offset: float, done: Callable[[], None]) -> None:
+        """`done` is called after each writing of all of it: `state.problem` may be another one."""
+        self.state = state
+        self._guard = guard
+        self._offset = offset
+        self._done = done
+        self._writing: asyncio.Task[None] | None = None
+        self._waiting: dict[ResourceKey, None] = {}
+        self._again = False
+        self._revision = 0
+        self._cluster = 0
+
+    def save_all(self, revision: int, cluster: int) -> None:
+        """Everything was read anew."""
+        self._revision, self._cluster = revision, cluster
+        self._again = True
+        if self._writing is None:
+            self._writing = asyncio.get_running_loop().create_task(self._write_all())
+
+    def save(self, keys: Iterable[ResourceKey], revision: int) -> None:
+        """These have changed, and all is known as of now."""
+        self._revision = revision
+        if self._writing is not None:
+            self._waiting.update(dict.fromkeys(keys))
+        elif self.state.outdated(self._guard):
+            self.save_all(revision, self._cluster)
+        else:
+            self.state.append(self._guard, set(keys), self._offset, time.time(), revision)
+
+    async def close(self) -> None:
+        """Everything told so far is on disk when this returns."""
+        if self._writing is not None:
+            await asyncio.wait((self._writing,))
+        self.state.close()
+
+    async def _write_all(self) -> None:
+        try:
+            while self._again:
+                self._again = False
+                self._waiting.clear()
+                arguments = (self._guard.believed(), self._offset, time.time(), self._revision, self._cluster)
+                await asyncio.to_thread(self.state.rewrite, *arguments)
+        finally:
+            self._writing = None
+        if self._waiting:
+            self.state.append(self._guard, list(self._waiting), self._offset, time.time(), self._revision)
+        self._done()
+
+
+def _states(guard: Guard | Believed, keys: Iterable[ResourceKey], offset: float) -> Iterator[bytes]:
     for key in keys:
         good = guard.good.get(key)
         held = guard.held.get(key)
