@@ -1,6 +1,6 @@
 """The command lines of a Markdown page: what a reader would type, with the output the page shows for it.
 
-A block is fenced, or indented by four columns after an empty line. In it a command is
+A block is fenced, or indented by four columns after an empty line or a heading. In it a command is
 
 - a line behind a prompt, `$ ` or `# `, whatever the block; the lines up to the next one are its output;
 - in a block without prompts whose fence says sh, bash, shell or console, and in one whose first line is a command known to
@@ -71,7 +71,7 @@ def blocks(page: Path) -> Iterator[Block]:
             )
             at, before = end + 1, ""
             continue
-        if line.startswith("    ") and line.strip() and (at == 0 or not lines[at - 1].strip()):
+        if line.startswith("    ") and line.strip() and (at == 0 or re.match(r"#|\s*$", lines[at - 1])):
             end = at
             while end < len(lines) and (lines[end].startswith("    ") or not lines[end].strip()):
                 end += 1

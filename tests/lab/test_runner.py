@@ -14,7 +14,7 @@ import pytest
 
 from routed.testing.lab import LabError, wait_for
 from routed.testing.lab.clab import Topology, read_topology
-from routed.testing.lab.deploy import RUNNING, Deployment, deployed, end, find, leave
+from routed.testing.lab.deploy import RUNNING, Deployment, deployed, end, find, leave, names
 from routed.testing.lab.expect import check, kernel_routes, read_expectation
 from routed.testing.lab.namespaces import remove_stale
 from tests.house.rooms import ROOT
@@ -197,6 +197,22 @@ def test_daemons_of_every_image_find_their_configuration(tmp_path: Path) -> None
 
 
 class TestEnd:
+    @pytest.mark.parametrize(
+        ("line", "refusal"),
+        [
+            ("image: no/such", "no program of this machine stands for the image no/such"),
+            ("startup-config: file", "startup-config: nothing in the image .* reads one; use binds"),
+        ],
+    )
+    def test_what_is_refused_leaves_nothing(self, tmp_path: Path, line: str, refusal: str) -> None:
+        made = topology(tmp_path)
+        broken = tmp_path / "broken.clab.yml"
+        broken.write_text(made.file.read_text().replace("hostname: other-name", f"hostname: other-name\n      {line}"))
+        name = f"test-refused-{os.getpid()}"
+        with pytest.raises(LabError, match=refusal):
+            leave(read_topology(broken, {}), name)
+        assert name not in names()
+
     def test_a_failure_takes_all_of_it_down(self, tmp_path: Path) -> None:
         made = topology(tmp_path)
         broken = tmp_path / "broken.clab.yml"
@@ -225,6 +241,19 @@ class TestEnd:
         wait_for(lambda: not spaces & host_namespaces(), 10, "their networks are gone")
         remove_stale()  # the next laboratory does
         assert not Path(folder).exists()
+
+    def test_a_program_that_was_stopped_holds_nobody_up(self, tmp_path: Path) -> None:
+        """Who wants to see a hold timer run out stops the daemon: it ends none the less, and so does the node."""
+        with deployed(topology(tmp_path)) as lab:
+            node = lab.nodes["a"]
+            for _ in range(2):
+                wait_for(lambda: "sleep" in node.processes(), 10, "its program runs")
+                node.run("pkill", "-STOP", "sleep")
+                node.kill()
+                node.start()
+            wait_for(lambda: "sleep" in node.processes(), 10, "its program runs")
+            node.run("pkill", "-STOP", "sleep")
+        assert not node.alive
 
     def test_one_that_died_halfway_is_in_nobodys_way(self, tmp_path: Path) -> None:
         name = f"test-half-{os.getpid()}"

@@ -16,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,11 +25,13 @@ from typing import Any
 import pytest
 import yaml
 
-from package import completions, deb
+from package import completions, deb, wheel
 from routed import __version__
 from routed.testing.lab import Lab, Namespace, wait_for
 from routed.testing.routers import Bird, resource
 from routed.testing.service import Root, Service
+from tests.docs.blocks import commands
+from tests.house.rooms import ROOT
 
 SOON = 30.0
 UNIT = "/usr/lib/systemd/system/routed.service"
@@ -49,6 +52,7 @@ def same_python() -> bool:
 
 
 pytestmark = [
+    pytest.mark.timeout(600),
     pytest.mark.skipif(shutil.which("dpkg-shlibdeps") is None, reason="not a Debian or Ubuntu with dpkg-dev"),
     pytest.mark.skipif(not same_python(), reason="the tests run with another Python than the distribution's"),
 ]
@@ -312,6 +316,66 @@ def test_without_a_capability_it_says_what_it_misses(lab: Lab, package: Path, mi
         service.start()
         told = lambda: root.run("routedctl", "status") + root.run("routedctl", "show", "fib")  # noqa: E731
         wait_for(lambda: sentence in told().lower(), SOON, f"it says what it misses: {sentence}", state=told)
+
+
+# ---- without the package
+
+
+def typed(page: str, *programs: str) -> list[str]:
+    """The command lines of a page that begin with one of these programs."""
+    return [each.text for each in commands(ROOT / page, set(programs)) if each.program in programs]
+
+
+def test_without_the_package_as_the_pages_say(lab: Lab) -> None:
+    """README's way with pip and docs/systemd.md's commands, typed one by one; then the unit starts what they installed.
+
+    What pip would fetch comes from the environment of these tests. The two commands that speak to systemd as process 1, or
+    set every sysctl of the machine anew, are left out.
+    """
+    alone = lab.namespace("without-package")
+    alone.ip("link add eth0 type veth peer name eth1", "link set eth0 up", "link set eth1 up")
+    alone.address("eth0", "10.0.0.1/24")
+    root = Root(alone)
+    sources = root.host_path("/run/sources")
+    for folder in wheel.FOLDERS:
+        shutil.copytree(ROOT / folder, sources / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in wheel.FILES:
+        shutil.copy(ROOT / file, sources / file)
+    offline = "export PIP_NO_INDEX=1 PIP_NO_DEPS=1 PIP_NO_BUILD_ISOLATION=0 PIP_DISABLE_PIP_VERSION_CHECK=1"
+
+    def types(line: str) -> None:
+        root.run("sh", "-ec", f"export PATH=/usr/sbin:/usr/bin:/sbin:/bin; {offline}; cd /run/sources; {line}")
+
+    make, *install = typed("README.md", "python3", "pip", "ln")
+    assert [line.split()[0].rpartition("/")[2] for line in (make, *install)] == ["python3", "pip", "ln"]
+    types(make)
+    (packages,) = root.host_path("/opt/routed/lib").glob("python3.*/site-packages")
+    (packages / "fetched.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    for old in packages.glob("setuptools*"):  # some Pythons bring one, and pip would fetch another to build with
+        shutil.rmtree(old)
+    for line in install:
+        types(line)
+    unit = typed("docs/systemd.md", "cp", "mkdir", "systemd-sysusers")
+    assert len(unit) == 6
+    root.run("mkdir", "-p", "/etc/sysusers.d", "/etc/sysctl.d")
+    for line in unit:
+        types(line.partition(" && ")[0])
+    root.run("mkdir", "-p", "/etc/routed/resources")
+    root.host_path("/etc/routed/routed.yaml").write_text(
+        "nodeName: node\ndatastore: {type: file, path: /etc/routed/resources}\n"
+    )
+    root.host_path("/etc/routed/resources/node.yaml").write_text(
+        yaml.safe_dump(resource("Node", "node", {"bgp": {"ipv4Address": "10.0.0.1/24"}}))
+    )
+    service = Service(root, "/etc/systemd/system/routed.service")
+    try:
+        service.start()
+        assert "/opt/routed/bin/routed" in root.run("cat", f"/proc/{service.pid}/cmdline")
+        uid, _ = root.users_id("routed")
+        assert f"Uid:\t{uid}\t" in root.run("cat", f"/proc/{service.pid}/status")
+        assert f"version:             {__version__}" in root.run("/usr/local/bin/routedctl", "status")
+    finally:
+        service.close()
 
 
 # ---- pods

@@ -96,7 +96,11 @@ def leave(topology: Topology, name: str = "") -> tuple[Deployment, bool]:
         folder = RUNNING / name
         _end(folder)  # what is left of one that is not whole
         folder.mkdir()
-        lab = _deploy(topology, name, folder)
+        try:
+            lab = _deploy(topology, name, folder)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         state = {
             "file": str(lab.file),
             "failures": lab.failures,

@@ -18,6 +18,7 @@ from routed.testing.lab.document import TopologyError
 FRR_START = """\
 log_success_msg() { echo "$*"; }; log_warning_msg() { echo "$*"; }; log_failure_msg() { echo "$*"; }
 touch /etc/frr/vtysh.conf
+[ -e /etc/frr/daemons ] || printf 'bgpd=no\nzebra_options="-A 127.0.0.1 -s 90000000"\n' > /etc/frr/daemons
 . /usr/lib/frr/frrcommon.sh
 exec /usr/lib/frr/watchfrr $watchfrr_options $(daemon_list)"""
 
@@ -93,4 +94,6 @@ def image_of(node: NodeSpec) -> Image:
         raise TopologyError(
             f"{node.place}: the image {node.image} is not to be had here: {', '.join(missing)} not installed"
         )
+    if node.startup_config is not None and not image.config:
+        raise TopologyError(f"{node.place}: startup-config: nothing in the image {node.image} reads one; use binds")
     return image

@@ -56,7 +56,7 @@ class Node:
         if self.alive:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
-        wait_for(lambda: not self.alive, PATIENCE, f"node {self.name} ends")
+        wait_for(lambda: self._woken() and not self.alive, PATIENCE, f"node {self.name} ends")
 
     def start(self) -> None:
         """Start its main program, if it has one."""
@@ -70,7 +70,20 @@ class Node:
     def kill(self) -> None:
         """Every program in it ends at once, without a last word."""
         self.run("sh", "-c", "kill -9 -1", check=False)
-        wait_for(lambda: not self.processes(), PATIENCE, f"the programs in {self.name} end", state=self.processes)
+        wait_for(
+            lambda: self._woken() and not self.processes(), PATIENCE, f"the programs in {self.name} end",
+            state=self.processes,
+        )  # fmt: skip
+
+    def _woken(self) -> bool:
+        """Whoever entered the node goes on. nsenter stops itself where what it started was stopped, and then does not hear
+        of its end; until it does, the node cannot end."""
+        target = f"--target={self.pid}".encode()
+        for folder in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                if folder.name.isdigit() and target in (folder / "cmdline").read_bytes().split(b"\0"):
+                    os.kill(int(folder.name), signal.SIGCONT)
+        return True
 
     def processes(self) -> list[str]:
         """The programs in it, process 1 left out."""
