@@ -38,14 +38,15 @@ def missing() -> list[str]:
 
 
 class Capture:
-    """All BGP on one interface of a namespace, from the moment it is made."""
+    """All BGP these addresses send by one interface of a namespace, from the moment it is made."""
 
     def __init__(self, namespace: Namespace, interface: str, *addresses: str) -> None:
         self.addresses = addresses
         self.judged = False
         self.file = namespace.folder / f"{interface}.pcapng"
         self._namespace, self._interface = namespace, interface
-        wanted = f"tcp port 179 or ether proto {ETHERTYPE:#x}"
+        ours = " or ".join(f"src host {address}" for address in addresses)
+        wanted = f"(tcp port 179 and ({ours})) or ether proto {ETHERTYPE:#x}"
         argv = ("dumpcap", "-q", "-i", interface, "-B", "32", "-f", wanted, "-w", str(self.file))
         self._dumpcap = namespace.start(f"dumpcap-{interface}", *argv)
         wait_for(lambda: "File:" in self._dumpcap.text(), 10, "the capture runs", state=self._dumpcap.text)

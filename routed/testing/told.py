@@ -153,7 +153,9 @@ def of_gobgp(path: Json) -> Told:
     found: dict[int, Json] = {attribute["type"]: attribute for attribute in path["attrs"]}
     return Told(
         origin=ORIGINS[found[1]["value"]],
-        as_path=" ".join(_segment(each["segment_type"] == AS_SET, each["asns"]) for each in found[2]["as_paths"] or ()),
+        as_path=" ".join(
+            _segment(each["segment_type"] == AS_SET, each["asns"]) for each in found.get(2, {}).get("as_paths", ())
+        ),
         next_hop=(found.get(3) or found[14])["nexthop"],
         med=found[4]["metric"] if 4 in found else None,
         local_pref=found[5]["value"] if 5 in found else None,

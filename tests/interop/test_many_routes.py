@@ -51,6 +51,7 @@ def wait_for_all(*pairs: tuple[Router, str]) -> None:
             PATIENCE,
             f"{router.name} has all routes of {address}",
             state=lambda router=router, address=address: router.received(address),
+            every=0.5,
         )
 
 
@@ -105,15 +106,17 @@ def test_each_way_between_bird_and_frr(lab: Lab, on_the_wire: Wire, ipv6: bool) 
     told = Told("igp", f"{NODE_AS} {FRR_AS}", one, local_pref=100)
     assert_all_told(bird, from_frr, told)
     assert_all_told(frr, from_bird, Told("igp", f"{NODE_AS} {BIRD_AS}", two))
-    wait_for(lambda: len(routed.kernel_routes(ipv6=ipv6)) == 2 * COUNT, PATIENCE, "the kernel has them all")
+    wait_for(lambda: len(routed.kernel_routes(ipv6=ipv6)) == 2 * COUNT, PATIENCE, "the kernel has them all", every=0.5)
     assert routed.kernel_routes(ipv6=ipv6) == {
         **dict.fromkeys(from_bird, f"via {bird_ip} dev eth0"),
         **dict.fromkeys(from_frr, f"via {frr_ip} dev eth1"),
     }
 
     bird.stop()
-    wait_for(lambda: frr.received(two) == 0, PATIENCE, "they are withdrawn")
-    wait_for(lambda: routed.kernel_routes(ipv6=ipv6).keys() == set(from_frr), PATIENCE, "and leave the kernel")
+    wait_for(lambda: frr.received(two) == 0, PATIENCE, "they are withdrawn", every=0.5)
+    wait_for(
+        lambda: routed.kernel_routes(ipv6=ipv6).keys() == set(from_frr), PATIENCE, "and leave the kernel", every=0.5
+    )
     assert routed.established(frr_ip) and routed.problems() == []
 
 
@@ -168,20 +171,20 @@ def test_each_way_between_gobgp_and_exabgp(lab: Lab, on_the_wire: Wire) -> None:
         peer.establish()
         said = origin() + as_path(SOURCE_AS) + next_hop(peer.local)
         peer.send(*(update(said, nlri(*some)) for some in batched(from_gobgp, 500)))
-        wait_for_all((gobgp, "10.0.1.3"), (routed, "10.0.1.2"), (exabgp, "10.0.2.1"))
-        wait_for_all((routed, "10.0.2.2"), (gobgp, "10.0.1.1"))
+        # GoBGP counts while nothing else goes on in it: it is asked last
+        wait_for_all((routed, "10.0.1.2"), (routed, "10.0.2.2"), (exabgp, "10.0.2.1"), (gobgp, "10.0.1.1"))
         reflected = {"local_pref": 100, "cluster_list": ("224.0.0.9",)}
         assert_all_told(
             exabgp, from_gobgp, Told("igp", str(SOURCE_AS), "10.0.1.3", originator_id="10.0.1.2", **reflected)
         )
         assert_all_told(gobgp, from_exabgp, Told("igp", "", "10.0.2.2", originator_id="10.0.2.2", **reflected))
-        wait_for(lambda: len(routed.kernel_routes()) == 2 * COUNT, PATIENCE, "the kernel has them all")
+        wait_for(lambda: len(routed.kernel_routes()) == 2 * COUNT, PATIENCE, "the kernel has them all", every=0.5)
         assert routed.kernel_routes() == {
             **dict.fromkeys(from_gobgp, "via 10.0.1.3 dev eth0"),
             **dict.fromkeys(from_exabgp, "via 10.0.2.2 dev eth1"),
         }
 
         exabgp.stop()
-        wait_for(lambda: gobgp.received("10.0.1.1") == 0, PATIENCE, "they are withdrawn")
-        wait_for(lambda: routed.kernel_routes().keys() == set(from_gobgp), PATIENCE, "and leave the kernel")
+        wait_for(lambda: gobgp.received("10.0.1.1") == 0, PATIENCE, "they are withdrawn", every=0.5)
+        wait_for(lambda: routed.kernel_routes().keys() == set(from_gobgp), PATIENCE, "and leave the kernel", every=0.5)
         assert routed.established("10.0.1.2") and routed.problems() == []

@@ -112,6 +112,6 @@ def test_silence_does_not_pass(two: tuple[ScriptedPeer, ScriptedPeer, Capture]) 
     speaker, listener, capture = two
     speaker.send(speaker.open(), message(KEEPALIVE))
     listener.expect(OPEN)
-    capture.addresses += ("fd00::1",)
+    capture.addresses += ("fd00::1",)  # which says nothing
     with pytest.raises(AssertionError, match="no BGP message of fd00::1"):
         capture.judge()

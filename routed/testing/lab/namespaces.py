@@ -58,11 +58,17 @@ class LabError(Exception):
 
 
 def wait_for(
-    condition: Callable[[], T], deadline: float, what: str = "", *, state: Callable[[], object] | None = None
+    condition: Callable[[], T],
+    deadline: float,
+    what: str = "",
+    *,
+    state: Callable[[], object] | None = None,
+    every: float = POLL,
 ) -> T:
     """What `condition` returns as soon as that is truthy. Raises AssertionError after `deadline` seconds.
 
-    `what` says what is waited for; `state` what to show of how far it got.
+    `what` says what is waited for; `state` what to show of how far it got; `every` is the pause between two looks, longer
+    where looking is work for the one who is waited for.
     """
     until = time.monotonic() + deadline
     while True:
@@ -74,7 +80,7 @@ def wait_for(
             if len(seen) > MAX_STATE:
                 seen = f"{seen[:MAX_STATE]} ... ({len(seen)} characters)"
             raise AssertionError(f"waited {deadline:g} s for: {what or condition}{seen}")
-        time.sleep(POLL)
+        time.sleep(every)
 
 
 def stays(condition: Callable[[], object], seconds: float, what: str = "") -> None:
