@@ -27,9 +27,11 @@ from routed.datastore.store import Conflict, Contents, Stored
 from routed.errors import Compacted, ConfigError, StoreError
 from routed.model.head import API_VERSION
 from routed.model.paths import TIERED_KINDS, Layout, Place, decode_at, encode
-from routed.model.resources import BlockAffinity, Resource, ResourceKey, Update
+from routed.model.policies import Profile
+from routed.model.resources import BGPPeer, BlockAffinity, Resource, ResourceKey, Update
 from routed.model.schema import KINDS
 from routed.model.settings import CalicoNodeStatus, ClusterInformation
+from routed.model.workloads import WorkloadEndpoint
 
 #: What a node without policy of its own reads.
 FOLLOWED = (
@@ -67,7 +69,7 @@ _WRITTEN = 1000
 
 
 class _ListAnew(Exception):
-    """The datastore is ready again, so what was not followed has to be looked at."""
+    """What was not followed so far has to be looked at."""
 
 
 class EtcdStore:
@@ -91,6 +93,9 @@ class EtcdStore:
         self.layout = Layout(root)
         self.guard = Guard(rules or MassDelete())
         self._node = node
+        self._kinds = set(kinds)
+        self._asks_for_workloads = False
+        self._own_workloads_only = False
         self._clock = clock
         self._offset = time.time() - clock()
         self._saver = None if saved is None else Saver(saved, self.guard, self._offset, self._tell_problems)
@@ -208,6 +213,7 @@ class EtcdStore:
             self._use_saved()
             self._tell_problems()
             return
+        self._follow_workloads()
         updates = self.guard.listed(present, changes, self._clock())
         if self._may_use_saved:  # nobody knows what was saved
             self._may_use_saved = False
@@ -244,6 +250,7 @@ class EtcdStore:
                     self._twins.setdefault(key, {self._paths[key]}).add(pair.key)
                 self._paths[key] = pair.key
                 changes += self._change(pair, place)
+        self._follow_workloads()
         updates = self.guard.changes(changes, self._clock())
         self.health.changes += len(updates)
         await self._deliver(updates)
@@ -261,11 +268,29 @@ class EtcdStore:
             self._broken[key] = _manifest_of(key, pair.value or b"")
             return [Change(key, None, pair.revision, str(error))]
         found = decoded.resource
-        if isinstance(found, CalicoNodeStatus) and found.node != self._node != "" and key not in self.guard.good:
-            return []  # thousands of nodes may write theirs, every few seconds
+        if self._is_foreign(found) and key not in self.guard.good:
+            return []
+        self._asks_for_workloads |= isinstance(found, BGPPeer) and found.local_workload_selector is not None
         for unknown in decoded.unknown:
             self._unknown.setdefault((key.kind, unknown.path), pair.key)
         return [Change(key, decoded.resource, pair.revision)]
+
+    def _is_foreign(self, found: Resource) -> bool:
+        """What other nodes have, of kinds of which a node needs its own only, and there are very many."""
+        if isinstance(found, WorkloadEndpoint) and self._own_workloads_only:
+            return found.node != self._node
+        return isinstance(found, CalicoNodeStatus) and found.node != self._node != ""
+
+    def _follow_workloads(self) -> None:
+        """A BGPPeer is for pods: the endpoints of this node are followed too, and their profiles, from a new listing on."""
+        if not self._asks_for_workloads or WorkloadEndpoint.kind in self._kinds or not self._node:
+            return
+        self._own_workloads_only = True
+        self.guard.harmless.add(WorkloadEndpoint.kind)
+        self._kinds |= {WorkloadEndpoint.kind, Profile.kind}
+        for kind in (WorkloadEndpoint.kind, Profile.kind):
+            self._ranges += [(prefix, _end(prefix)) for prefix in self.layout.kind_prefixes(kind)]
+        raise _ListAnew
 
     def _older_twin(self, key: ResourceKey, pair: KeyValue, path: str, pairs: Iterable[KeyValue]) -> bool:
         """Two paths are of one policy. Whether the second was written before the one at `path`."""
@@ -361,6 +386,10 @@ class EtcdStore:
             return
         self._cluster = loaded.cluster
         self.guard.garbage = dict(loaded.garbage)
+        self._asks_for_workloads = any(
+            isinstance(good.resource, BGPPeer) and good.resource.local_workload_selector is not None
+            for good in loaded.good.values()
+        )
         self.guard.load(loaded.good.items(), {key: at - self._offset for key, at in loaded.held.items()})
         self.health.as_of, self.health.revision = loaded.as_of, loaded.revision
         self._may_use_saved = True

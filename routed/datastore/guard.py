@@ -21,9 +21,6 @@ from dataclasses import dataclass
 from routed.model.resources import Resource, ResourceKey, Update
 from routed.model.settings import CalicoNodeStatus
 
-#: Kinds nothing rests on: their deletions are followed at once, however many.
-HARMLESS = frozenset((CalicoNodeStatus.kind,))
-
 
 @dataclass(frozen=True, slots=True)
 class MassDelete:
@@ -69,6 +66,8 @@ class Guard:
 
     def __init__(self, rules: MassDelete) -> None:
         self.rules = rules
+        self.harmless = {CalicoNodeStatus.kind}
+        """Kinds of which a node may well have none left: their deletions are followed at once, however many."""
         self.good: dict[ResourceKey, Good] = {}
         self.garbage: dict[ResourceKey, str] = {}
         """Keys whose stored value is no resource, and why."""
@@ -168,7 +167,7 @@ class Guard:
             lost = len(keys) + len(followed) + just_held
             whole = self._count[kind] + len(followed) + just_held
             suspicious = len(keys) == self._count[kind] or (lost >= rules.minimum and lost > rules.share * whole)
-            if rules.enabled and suspicious and kind not in HARMLESS:
+            if rules.enabled and suspicious and kind not in self.harmless:
                 for key, good in followed:
                     self.good[key] = good
                     self.held[key] = now

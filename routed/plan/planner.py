@@ -19,7 +19,7 @@ from routed.plan.speaker import plan_speaker
 from routed.plan.tunnels import plan_tunnels, tunnel_problems
 from routed.plan.types import KernelPlan, LearnPlan, Origin, PeerPlan, Plan, PlanSettings, Speaker
 from routed.plan.unsupported import unsupported_settings
-from routed.plan.workloads import shared_addresses, workload_routes
+from routed.plan.workloads import not_done, shared_addresses, workload_routes
 
 
 class Planner:
@@ -69,7 +69,7 @@ class Planner:
             self._origins = origins
         if Aspect.WORKLOADS in dirty and self._settings.own_workloads:
             self._workloads = workload_routes(cluster)
-            self._workload_problems = shared_addresses(cluster)
+            self._workload_problems = [*shared_addresses(cluster), *not_done(cluster)]
         if Aspect.TUNNELS in dirty and self._settings.own_workloads:
             self._tunnels = plan_tunnels(cluster)
             self._tunnel_problems = tunnel_problems(cluster)

@@ -19,11 +19,11 @@ from routed.plan.types import CalicoVersion
 #: Kinds that only mean something to who enforces policies.
 _NOT_ENFORCED = ("NetworkPolicy", "GlobalNetworkPolicy", "KubernetesNetworkPolicy", "HostEndpoint")
 #: What of a FelixConfiguration counts for routes.
-_FELIX_USED = frozenset({"interfacePrefix"})
+FELIX_USED = frozenset({"interfacePrefix"})
 #: And for policy.
-_FELIX_OF_POLICY = frozenset({"defaultEndpointToHostAction", "failsafeInboundHostPorts", "failsafeOutboundHostPorts"})
+FELIX_OF_POLICY = frozenset({"defaultEndpointToHostAction", "failsafeInboundHostPorts", "failsafeOutboundHostPorts"})
 #: And for tunnels.
-_FELIX_OF_TUNNELS = frozenset({"ipipMTU", "vxlanMTU", "vxlanMTUV6", "vxlanPort", "vxlanVNI"})
+FELIX_OF_TUNNELS = frozenset({"ipipMTU", "vxlanMTU", "vxlanMTUV6", "vxlanPort", "vxlanVNI"})
 #: What a `node.<name>` BGPConfiguration may say, as in Calico.
 _PER_NODE = frozenset({"listenPort", "prefixAdvertisements", "logSeverityScreen", "communities"})
 
@@ -51,10 +51,13 @@ def unsupported_settings(
             problems.append(f"{min(others)}{_and_more(len(others))}: no policies are enforced without cni.enabled")
     for key, felix in sorted(cluster.others.get(FelixConfiguration.kind, {}).items()):
         if isinstance(felix, FelixConfiguration) and felix.node_name in (None, cluster.node_name):
-            used = _FELIX_USED | (_FELIX_OF_POLICY | _FELIX_OF_TUNNELS if own_workloads else frozenset())
+            used = FELIX_USED | (FELIX_OF_POLICY | FELIX_OF_TUNNELS if own_workloads else frozenset())
             fields = [name for name in set_fields(felix) if name not in used]
             if fields:
                 problems.append(f"{key}: not used of it are {', '.join(fields)}")
+    node = cluster.node
+    if node is not None and (node.wireguard_public_key or node.wireguard_public_key_v6):
+        problems.append(f"{node.key}: status.wireguardPublicKey: packets are encrypted only where Felix routes them so")
     return problems
 
 

@@ -37,3 +37,24 @@ def shared_addresses(cluster: Cluster) -> list[str]:
             if first != str(key):
                 problems.append(f"{key}: {network} is the address of {first} too, which has it; one of the two must go")
     return problems
+
+
+def not_done(cluster: Cluster) -> list[str]:
+    """What endpoints of this node ask for that nobody does here: a sentence each."""
+    problems = []
+    for key in sorted(cluster.workloads):
+        found = cluster.workloads[key]
+        asked = [
+            name
+            for name, value in (
+                ("allowSpoofedSourcePrefixes", found.allow_spoofed_source_prefixes),
+                ("ipNATs", found.ip_nats),
+                ("ipv4Gateway", found.ipv4_gateway),
+                ("ipv6Gateway", found.ipv6_gateway),
+                ("qosControls", found.qos_controls),
+            )
+            if value
+        ]
+        if asked:
+            problems.append(f"{key}: not done for it are {', '.join(asked)}")
+    return problems

@@ -124,6 +124,18 @@ def test_one_address_two_pods_is_said(here: Here):
     assert not any("is the address of" in problem for problem in here.core.plan.problems)
 
 
+def test_what_a_pod_asks_for_and_nobody_does_is_said(here: Here):
+    plain = endpoint("a", "10.65.0.1")
+    spec = plain["spec"]
+    assert isinstance(spec, dict)
+    here.apply(plain | {"spec": spec | {"ipNATs": [{"internalIP": "10.65.0.1", "externalIP": "192.0.2.1"}]}})
+    here.apply(plain | {"spec": spec | {"ipv4Gateway": "10.65.0.254", "qosControls": {"ingressBandwidth": 1000000}}})
+    said = [problem for problem in here.core.plan.problems if "not done" in problem]
+    assert len(said) == 1 and said[0].endswith("not done for it are ipv4Gateway, qosControls")
+    here.apply(plain)
+    assert not any("not done" in problem for problem in here.core.plan.problems)
+
+
 def test_beside_calico_s_own_agents_nothing_is_programmed():
     here = Here(own_workloads=False)
     here.link("calia", 7)

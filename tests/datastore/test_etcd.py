@@ -180,6 +180,42 @@ def test_writing_is_a_compare_and_swap_and_keeps_what_it_does_not_know(server: C
     asyncio.run(main())
 
 
+def test_pods_are_followed_once_a_bgppeer_is_for_them_and_only_this_node_s(server: Cluster, tmp_path: Path) -> None:
+    def pod(on: str) -> tuple[str, JsonObject]:
+        name = f"{on}-k8s-web-eth0"
+        spec: JsonObject = {
+            "orchestrator": "k8s", "node": on, "pod": "web", "endpoint": "eth0", "ipNetworks": ["10.244.1.5/32"],
+        }  # fmt: skip
+        metadata: JsonObject = {"name": name, "namespace": "shop"}
+        return f"{P}workloadendpoints/shop/{name}", node(1) | {
+            "kind": "WorkloadEndpoint", "metadata": metadata, "spec": spec,
+        }  # fmt: skip
+
+    for path, value in map(pod, ("n1", "n2")):
+        server.put(path, value)
+    server.put(f"{P}nodes/n1", node(1))
+    saved = SavedState(str(tmp_path / "saved"), Identity("n1", "/calico", server.endpoints))
+
+    async def main(store: EtcdStore, sink: Sink) -> None:
+        assert sink.names("WorkloadEndpoint") == set()
+        spec: JsonObject = {"asNumber": 64512, "localWorkloadSelector": "all()"}
+        peer = node(1) | {"kind": "BGPPeer", "metadata": {"name": "pods"}, "spec": spec}
+        await ctl(server.put, f"{P}bgppeers/pods", peer)
+        await until(lambda: sink.names("BGPPeer") == {"pods"}, "the peer")
+        await until(lambda: sink.names("WorkloadEndpoint") == {"n1-k8s-web-eth0"}, "the pod of this node")
+        assert all(key.name != "n2-k8s-web-eth0" for key in store.guard.good)
+        await ctl(server.delete, pod("n1")[0])
+        await until(lambda: not sink.names("WorkloadEndpoint"), "the last pod of a node may go at once")
+
+    async def again(_: EtcdStore, sink: Sink) -> None:
+        assert sink.names("BGPPeer") == {"pods"}
+        await ctl(server.put, *pod("n1"))
+        await until(lambda: "n1-k8s-web-eth0" in sink.names("WorkloadEndpoint"), "after a restart too")
+
+    follow(EtcdStore(EtcdConfig(server.endpoints), node="n1", saved=saved), main)
+    follow(EtcdStore(EtcdConfig(server.endpoints), node="n1", saved=saved), again)
+
+
 def policy(stored: str, selector: str = "all()", named: str = "") -> JsonObject:
     metadata: JsonObject = {"name": stored, "namespace": "shop"}
     if named:

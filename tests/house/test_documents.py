@@ -21,6 +21,7 @@ from routed.daemon import main as daemon
 from routed.dataplane.patience import REPAIR_FIRST, RETRY_FIRST, RETRY_LAST
 from routed.model import bgp, ipam, kubernetes, policies, schema, settings, workloads
 from routed.model.resources import BGPFilterRule
+from routed.plan import unsupported
 from routed.rib.decide import MAXIMUM_PATHS, STEPS
 from tests.house.rooms import ROOT, cells, documents, modules, section, table, tree
 
@@ -273,16 +274,21 @@ def test_the_license_is_the_one_that_is_declared() -> None:
 # ---- docs/calico-compatibility.md
 
 TOPICS = (ipam, policies, workloads, settings, kubernetes)
-COMPARED = {"## Node": {"spec.bgp": members("Node", "spec.bgp")}} | {
-    f"## {kind}": {"spec": members(kind, "spec")} for kind in ("BGPConfiguration", "BGPPeer")
-}
+COMPARED = (
+    {"## Node": {at: members("Node", at) for at in ("spec", "spec.bgp", "status")}}
+    | {
+        f"## {kind}": {"spec": members(kind, "spec")}
+        for kind in ("BGPConfiguration", "BGPPeer", "IPPool", "BlockAffinity")
+    }
+    | {"## BGPFilter": {"": members("BGPFilter", "spec.exportV4")}}
+)
 
 
 @pytest.mark.parametrize("heading", COMPARED)
 def test_every_field_is_compared_with_calico(heading: str) -> None:
     compared = comparison(heading)
-    known = {f"{at}.{name}" for at, names in COMPARED[heading].items() for name in names}
-    assert set(compared) - {"spec.bgp"} == known
+    known = {f"{at}.{name}" if at else name for at, names in COMPARED[heading].items() for name in names}
+    assert set(compared) == known
     assert set(compared.values()) <= {"honoured", "honoured, differs", "reported", "no effect"}
 
 
@@ -306,6 +312,22 @@ def test_every_field_of_every_other_kind_is_told_of(kind: str) -> None:
     known = set(schema.field_names(kind))
     assert all(any(field == one or field.startswith(f"{one}.") for field in known) for one in told)
     assert set(told.values()) <= {"honoured", "honoured, differs", "reported", "no effect"}
+
+
+def test_every_kind_is_compared_once() -> None:
+    text = read("docs/calico-compatibility.md")
+    headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    by_name = section(text, "## Kinds that are read by name")
+    assert len(headings) == len(set(headings))
+    assert set(headings) <= {*schema.KINDS, "Kinds that are read by name"}
+    for kind in schema.KINDS:
+        assert (kind in headings) is not bool(re.search(rf"\b{kind}\b", by_name)), kind
+
+
+def test_what_is_used_of_a_felix_configuration_is_said_to_be() -> None:
+    used = unsupported.FELIX_USED | unsupported.FELIX_OF_POLICY | unsupported.FELIX_OF_TUNNELS
+    for name, verdict in comparison("## FelixConfiguration").items():
+        assert (verdict == "reported") is not (name.removeprefix("spec.") in used), name
 
 
 def test_what_is_reported_in_the_comparison_is_reported_in_the_reference() -> None:

@@ -246,9 +246,11 @@ def test_what_nobody_acts_on_is_told(scenario: Make) -> None:
         - {kind: FelixConfiguration, metadata: {name: default}, spec: {bpfEnabled: true, ipipMTU: 1480}}
         - {kind: FelixConfiguration, metadata: {name: node.other}, spec: {bpfEnabled: true}}
         - {kind: Tier, metadata: {name: x}, spec: {order: 1}}
+        - {kind: Node, metadata: {name: kube-master}, status: {wireguardPublicKey: eA==}}
     """)
-    told = [text for text in made.plan.problems if any(word in text for word in ("Policy", "Felix"))]
+    told = [text for text in made.plan.problems if any(word in text for word in ("Policy", "Felix", "wireguard"))]
     assert sorted(told) == [
         "FelixConfiguration default: not used of it are bpfEnabled, ipipMTU",
         "GlobalNetworkPolicy a and 1 more: no policies are enforced without cni.enabled",
+        "Node kube-master: status.wireguardPublicKey: packets are encrypted only where Felix routes them so",
     ]
