@@ -22,18 +22,27 @@ class Member:
     """One etcd process."""
 
     def __init__(
-        self, name: str, folder: Path, client: int, peer: int, cluster: str, extra: Sequence[str] = ()
+        self,
+        name: str,
+        folder: Path,
+        client: int,
+        peer: int,
+        cluster: str,
+        extra: Sequence[str] = (),
+        host: str = "127.0.0.1",
+        inside: Sequence[str] = (),
     ) -> None:
         self.name = name
         self.folder = folder
         self.tls = any("client-cert" in word for word in extra)
         self.port = client
         scheme = "https" if self.tls else "http"
-        self.endpoint = f"{scheme}://127.0.0.1:{client}"
+        self.endpoint = f"{scheme}://{host}:{client}"
+        self._inside = inside
         self._argv = [
             "etcd", "--name", name, "--data-dir", str(folder / name), "--log-level", "error", "--logger", "zap",
             "--listen-client-urls", self.endpoint, "--advertise-client-urls", self.endpoint,
-            "--listen-peer-urls", f"http://127.0.0.1:{peer}", "--initial-advertise-peer-urls", f"http://127.0.0.1:{peer}",
+            "--listen-peer-urls", f"http://{host}:{peer}", "--initial-advertise-peer-urls", f"http://{host}:{peer}",
             "--initial-cluster", cluster, "--heartbeat-interval", "50", "--election-timeout", "500",
             "--unsafe-no-fsync", *extra,
         ]  # fmt: skip
@@ -42,7 +51,7 @@ class Member:
     def start(self) -> None:
         unsafe = [word for word in self._argv if word != "--unsafe-no-fsync"]  # not in every release
         self._process = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", *unsafe],
+            ["setpriv", "--pdeathsig", "KILL", *self._inside, *unsafe],
             stdout=subprocess.DEVNULL,
             stderr=open(self.folder / f"{self.name}.log", "ab"),  # noqa: SIM115 - the child's
             env={**os.environ, "ETCD_UNSUPPORTED_ARCH": os.uname().machine},
@@ -64,14 +73,26 @@ class Member:
 class Cluster:
     """Some members, and `etcdctl` for them."""
 
-    def __init__(self, folder: Path, size: int = 1, extra: Sequence[str] = (), ctl: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        size: int = 1,
+        extra: Sequence[str] = (),
+        ctl: Sequence[str] = (),
+        *,
+        host: str = "127.0.0.1",
+        inside: Sequence[str] = (),
+    ) -> None:
+        """`inside`: what to run it with, such as `nsenter` into the namespace that has `host`."""
         ports = free_ports(2 * size)
         names = [f"m{number}" for number in range(size)]
-        cluster = ",".join(f"{name}=http://127.0.0.1:{ports[size + at]}" for at, name in enumerate(names))
+        cluster = ",".join(f"{name}=http://{host}:{ports[size + at]}" for at, name in enumerate(names))
         self.members = [
-            Member(name, folder, ports[at], ports[size + at], cluster, extra) for at, name in enumerate(names)
+            Member(name, folder, ports[at], ports[size + at], cluster, extra, host, inside)
+            for at, name in enumerate(names)
         ]
         self._ctl = list(ctl)
+        self._inside = inside
 
     @property
     def endpoints(self) -> tuple[str, ...]:
@@ -84,6 +105,10 @@ class Cluster:
 
     def healthy(self) -> bool:
         return self._run("endpoint", "health").returncode == 0
+
+    def as_user(self, credentials: str) -> None:
+        """`etcdctl` is `USER:PASSWORD` from here on."""
+        self._ctl.append(f"--user={credentials}")
 
     def stop(self) -> None:
         for member in self.members:
@@ -116,7 +141,14 @@ class Cluster:
 
     def _run(self, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            ["etcdctl", f"--endpoints={','.join(self.endpoints)}", "--command-timeout=8s", *self._ctl, *words],
+            [
+                *self._inside,
+                "etcdctl",
+                f"--endpoints={','.join(self.endpoints)}",
+                "--command-timeout=8s",
+                *self._ctl,
+                *words,
+            ],
             input=stdin,
             capture_output=True,
             text=True,
