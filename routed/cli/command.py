@@ -89,6 +89,7 @@ class Commands:
         self._groups: dict[str, argparse._SubParsersAction[argparse.ArgumentParser]] = {
             "": self.parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
         }
+        self._group_parsers: dict[str, argparse.ArgumentParser] = {}
         self._names: dict[str, dict[str, str]] = {"": {}}
         """For each group what may be typed in full: the names of its commands, and other words for them."""
         self._in_full: set[str] = set()
@@ -97,7 +98,15 @@ class Commands:
         """A word that other words follow, such as `show`. Several modules may ask for the same one."""
         if name in self._groups:
             return
-        parser = self._groups[""].add_parser(name, help=summary, description=summary, parents=[self._common])
+        parser = self._groups[""].add_parser(
+            name,
+            help=summary,
+            description=summary,
+            epilog="examples:",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            parents=[self._common],
+        )
+        self._group_parsers[name] = parser
         self._groups[name] = parser.add_subparsers(required=True, metavar=metavar)
         self._names[""][name] = name
         self._names[name] = {}
@@ -130,6 +139,9 @@ class Commands:
             parents=[self._common],
         )
         parser.set_defaults(run=run)
+        if group:  # the first example of each command is one of the group
+            above = self._group_parsers[group]
+            above.epilog = f"{above.epilog}\n  {examples[0][0]:<46}   {examples[0][1]}"
         if watch:
             parser.add_argument(
                 "--watch",
