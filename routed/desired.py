@@ -50,7 +50,7 @@ class TunnelPeer:
     address: bytes
     """Packed: where the outer packets go."""
     vtep: bytes
-    """Packed: its own address inside the tunnel."""
+    """Packed: its own address inside the tunnel; empty where it has none, which IPIP does not need."""
     gateway: bytes
     """Packed: what routes to it lead through; its neighbour entry says the MAC address."""
     mac: bytes

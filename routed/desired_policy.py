@@ -199,6 +199,18 @@ class Failsafe:
 
 
 @dataclass(frozen=True, slots=True)
+class TunnelPackets:
+    """What carries a tunnel between nodes."""
+
+    family: Family
+    protocol: int
+    port: int
+    """Destination port; 0 where the protocol has none."""
+    ends: tuple[bytes, ...]
+    """Packed addresses of the other nodes, sorted."""
+
+
+@dataclass(frozen=True, slots=True)
 class HostRules:
     """What holds on the whole node. Neighbour discovery and multicast listeners' reports are never asked about."""
 
@@ -212,6 +224,8 @@ class HostRules:
     """Wire prefixes of the pools whose packets are masqueraded when they leave all pools."""
     all_pools: Mapping[Family, tuple[bytes, ...]] = field(default_factory=dict, hash=False)
     """Destinations that are never reached by a masqueraded packet."""
+    tunnels: tuple[TunnelPackets, ...] = ()
+    """Outer packets of the node's tunnels: no host policy closes them, and from anybody else they are dropped."""
     log_group: int | None = None
     """NFLOG group of LOG rules and of denials; None: denials are not logged and LOG goes to group 0."""
     log_denied: bool = False

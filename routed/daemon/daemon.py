@@ -447,7 +447,7 @@ class Daemon:
             (workloads.policy.unreadable,),
         )
         workloads.follow(relay)
-        driver.tunnels = workloads.tunnels.apply
+        driver.tunnels = workloads.apply_tunnels
         return relay
 
     async def _read_datastore(self, driver: Relay, store: FileStore | EtcdStore) -> None:

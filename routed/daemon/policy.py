@@ -14,7 +14,8 @@ from routed.dataplane.firewall import Firewall
 from routed.dataplane.firewall_kernel import FirewallKernel
 from routed.dataplane.tally import RuleTally
 from routed.datastore.file import Problem
-from routed.desired_policy import Action, Failsafe, HostRules, PolicyBatch
+from routed.desired import Tunnel, TunnelKind
+from routed.desired_policy import Action, Failsafe, HostRules, PolicyBatch, TunnelPackets
 from routed.model.policies import GlobalNetworkPolicy, NetworkPolicy, Policy
 from routed.model.resources import IPPool, ResourceKey, Update
 from routed.model.settings import EndpointToHostAction, FelixConfiguration, ProtoPort
@@ -27,7 +28,7 @@ from routed.policy.refusals import Refusal, read_refusal
 K = TypeVar("K")
 V = TypeVar("V")
 
-_TCP, _UDP = 6, 17
+_TCP, _UDP, _IPIP = 6, 17, 4
 _POLICIES = (NetworkPolicy.kind, GlobalNetworkPolicy.kind)
 
 #: Felix's own failsafe ports: how a host stays reachable whatever its policies say.
@@ -74,6 +75,7 @@ class PolicyKeeper:
         self._felix: dict[str, FelixConfiguration] = {}
         self._host: HostRules | None = None
         self._due = False
+        self._tunnels: tuple[TunnelPackets, ...] = ()
 
     def start(self) -> None:
         """Open the kernel's sockets. Raises OSError."""
@@ -113,6 +115,19 @@ class PolicyKeeper:
         for key, refusal in refused.items():
             if before.get(key) != refusal:
                 self.engine.refuse(key, refusal.reason, refusal.selector, refusal.types)
+        self._wake()
+
+    def tunnels(self, tunnels: tuple[Tunnel, ...]) -> None:
+        """The node's tunnels: their packets are let in from other nodes, and from nobody else."""
+        self._tunnels = tuple(
+            TunnelPackets(
+                tunnel.family,
+                _UDP if tunnel.kind is TunnelKind.VXLAN else _IPIP,
+                tunnel.port,
+                tuple(sorted(peer.address for peer in tunnel.peers)),
+            )
+            for tunnel in tunnels
+        )
         self._wake()
 
     def interfaces(self, interfaces: Mapping[int, Interface]) -> None:
@@ -202,6 +217,7 @@ class PolicyKeeper:
             failsafe_out=FAILSAFE_OUT if outbound is None else _failsafe(outbound),
             nat_pools={family: tuple(sorted(prefixes)) for family, prefixes in nat.items()},
             all_pools={family: tuple(sorted(prefixes)) for family, prefixes in every.items()},
+            tunnels=self._tunnels,
             log_group=self._log_group,
             log_denied=self._log_group is not None,
         )

@@ -22,7 +22,7 @@ from routed.dataplane.kernel import Kernel
 from routed.dataplane.pods import PodWiring
 from routed.datastore.kubernetes import KubernetesSource
 from routed.datastore.store import Store
-from routed.desired import TunnelKind, tunnel_overhead
+from routed.desired import Tunnel, TunnelKind, tunnel_overhead
 from routed.errors import ConfigError
 from routed.model.resources import EncapMode, IPPool, JsonObject, Update
 from routed.net.families import Family
@@ -132,6 +132,11 @@ class Workloads:
             self._log(Level.ERROR, "policy", problem)
         else:
             self._log(Level.INFO, "policy", "the kernel takes the policy rules again")
+
+    def apply_tunnels(self, tunnels: tuple[Tunnel, ...]) -> None:
+        """The tunnel devices there should be, and whose packets may come for them."""
+        self.tunnels.apply(tunnels)
+        self.policy.tunnels(tunnels)
 
     async def _tunnel_gone(self, address: bytes) -> None:
         """Until no tunnel device has an address, which no plan asks for any more."""

@@ -45,6 +45,7 @@ from routed.desired_policy import (
     SetSpec,
     SetUpdate,
     Side,
+    TunnelPackets,
     Walk,
 )
 from routed.net.families import Family
@@ -194,6 +195,8 @@ class Firewall:
             for kind, pools in (("nat", self._host.nat_pools), ("all", self._host.all_pools)):
                 batch.add_set(_pool_set(kind, family), SetShape(_ADDRESS[family], interval=True))
                 batch.add_elements(_pool_set(kind, family), _ranges(pools.get(family, ()), family))
+            batch.add_set(_ends_set(family), SetShape(_ADDRESS[family]))
+            batch.add_elements(_ends_set(family), [Element(end) for end in _ends(self._host, family)])
         for spec, members in self._sets.values():
             batch.add_set(spec.name, _shape(spec))
             batch.add_elements(spec.name, _members(spec, members))
@@ -282,6 +285,11 @@ class Firewall:
                 if before.get(family, ()) != after.get(family, ()):
                     batch.flush_set(_pool_set(kind, family))
                     batch.add_elements(_pool_set(kind, family), _ranges(after.get(family, ()), family))
+
+        for family in Family:
+            was, now = _ends(old, family), _ends(self._host, family)
+            batch.delete_elements(_ends_set(family), [Element(end) for end in was if end not in now])
+            batch.add_elements(_ends_set(family), [Element(end) for end in now if end not in was])
 
     # ---- chains of policies
 
@@ -473,8 +481,10 @@ class Firewall:
             "nat_postrouting": list(self._nat_rules()),
         }
         to_host = self._host.workload_to_host
+        if self._host.tunnels:
+            rules["input"] = [known, *self._strangers()]
         if to_host is not Action.ALLOW or self._is_used(Place.HOST, "ingress"):
-            rules["input"] = [known]
+            rules["input"] = rules["input"] or [known]
             for match in workloads:
                 rules["input"] += [match + each + nft.verdict(Verdict.RETURN) for each in _discovery()]
                 if to_host is Action.PASS:
@@ -505,7 +515,8 @@ class Firewall:
             by = Meta.OIFNAME if direction == "ingress" else Meta.IIFNAME
             if direction == "egress":  # a pod must not speak the node's tunnels around its policy
                 yield _l4(_IPIP) + nft.counter() + nft.verdict(Verdict.DROP)
-                yield _l4(_UDP) + _port(2, _VXLAN_PORT) + nft.counter() + nft.verdict(Verdict.DROP)
+                for port in sorted({_VXLAN_PORT, *(each.port for each in self._host.tunnels if each.protocol == _UDP)}):
+                    yield _l4(_UDP) + _port(2, port) + nft.counter() + nft.verdict(Verdict.DROP)
             yield nft.meta(by) + nft.verdict_map(f"by_{name}")
             yield self._deny("unknown workload")
             return
@@ -528,9 +539,16 @@ class Firewall:
         other = _SOURCE if direction == "ingress" else _DESTINATION
         for failsafe in asked:
             yield _failsafe(failsafe, 2, other) + leave
+        for tunnel in self._host.tunnels:
+            yield _tunnel(tunnel) + _by_end(tunnel, other) + leave
         if place is Place.HOST_UNTRACKED:  # nobody knows a reply here but by its source port
             for failsafe in answered:
                 yield _failsafe(failsafe, 0, other) + leave
+
+    def _strangers(self) -> Iterator[bytes]:
+        """Packets for a tunnel from who is no node: what is in them would pass for a pod's."""
+        for tunnel in self._host.tunnels:
+            yield _tunnel(tunnel) + _by_end(tunnel, _SOURCE, inverted=True) + nft.counter() + nft.verdict(Verdict.DROP)
 
     def _nat_rules(self) -> Iterator[bytes]:
         for family, pools in sorted(self._host.nat_pools.items()):
@@ -583,6 +601,15 @@ def _stages(walk: Walk, place: Place) -> list[tuple[str, tuple[str, ...], Action
 
 def _pool_set(kind: str, family: Family) -> str:
     return f"pools_{kind}_{_LABEL[family]}"
+
+
+def _ends_set(family: Family) -> str:
+    return f"tunnel_ends_{_LABEL[family]}"
+
+
+def _ends(host: HostRules, family: Family) -> list[bytes]:
+    """The other ends of all tunnels of a family."""
+    return sorted({end for tunnel in host.tunnels if tunnel.family is family for end in tunnel.ends})
 
 
 # ---- elements
@@ -639,6 +666,18 @@ def _discovery() -> Iterator[bytes]:
 def _failsafe(failsafe: Failsafe, offset: int, where: dict[Family, tuple[int, int]]) -> bytes:
     """A port at `offset`, with somebody of its network."""
     return _net(failsafe, where) + _l4(failsafe.protocol) + _port(offset, failsafe.port)
+
+
+def _tunnel(tunnel: TunnelPackets) -> bytes:
+    """The outer packets of a tunnel, whoever's."""
+    port = _port(2, tunnel.port) if tunnel.port else b""
+    return nft.meta(Meta.NFPROTO) + nft.compare(_PROTO[tunnel.family]) + _l4(tunnel.protocol) + port
+
+
+def _by_end(tunnel: TunnelPackets, where: dict[Family, tuple[int, int]], *, inverted: bool = False) -> bytes:
+    """With another node; inverted: with anybody else."""
+    end = nft.payload(Base.NETWORK, *where[tunnel.family])
+    return end + nft.lookup(_ends_set(tunnel.family), inverted=inverted)
 
 
 def _net(failsafe: Failsafe, where: dict[Family, tuple[int, int]]) -> bytes:

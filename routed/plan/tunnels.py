@@ -79,6 +79,7 @@ def plan_tunnels(cluster: Cluster) -> tuple[Tunnel, ...]:
                 address=node.bgp.ipv4_ipip_tunnel_addr,
                 local=node.bgp.ipv4_address.address,
                 mtu=settings.ipip_mtu,
+                peers=tuple(sorted(_ipip_peers(cluster))),
             )
         )
     return tuple(found)
@@ -161,6 +162,14 @@ def _vxlan_peers(cluster: Cluster, family: Family) -> Iterator[TunnelPeer]:
 def _link_local(mac: bytes) -> bytes:
     """fe80:: and the modified EUI-64 of a MAC address."""
     return b"\xfe\x80" + bytes(6) + bytes((mac[0] ^ 0x02,)) + mac[1:3] + b"\xff\xfe" + mac[3:]
+
+
+def _ipip_peers(cluster: Cluster) -> Iterator[TunnelPeer]:
+    """Every node with an address is one: nothing has to be known of it."""
+    for name, node in cluster.nodes.items():
+        address = address_of(node, Family.IPV4_UNICAST)
+        if name != cluster.node_name and address and node.bgp is not None:
+            yield TunnelPeer(name, address, node.bgp.ipv4_ipip_tunnel_addr or b"", address, b"")
 
 
 def _felix(cluster: Cluster) -> Iterator[FelixConfiguration]:

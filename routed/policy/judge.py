@@ -22,6 +22,7 @@ from routed.desired_policy import (
     SetKind,
     SetSpec,
     Side,
+    TunnelPackets,
     Walk,
 )
 from routed.net.families import Family
@@ -143,6 +144,8 @@ class FirewallModel:
                     return decision
                 early, reason = True, decision.reason
                 continue
+            if place is Place.HOST and direction == "ingress" and self._is_strangers(packet):
+                return Judgement(False, "tunnel packets of who is no node")
             if packet.reply or (
                 early and (place is Place.HOST or (place, direction) == (Place.HOST_FORWARD, "ingress"))
             ):
@@ -184,7 +187,8 @@ class FirewallModel:
 
     def _endpoint(self, place: Place, direction: str, interface: str, packet: Packet) -> Judgement | None:
         if place is Place.WORKLOAD:
-            if direction == "egress" and (packet.protocol == 4 or (packet.protocol == 17 and packet.port == 4789)):
+            ports = {4789, *(tunnel.port for tunnel in self.host.tunnels if tunnel.protocol == 17)}
+            if direction == "egress" and (packet.protocol == 4 or (packet.protocol == 17 and packet.port in ports)):
                 return Judgement(False, "tunnels of workloads")
             policy = self.endpoints.get((place, interface))
             if policy is None:
@@ -231,7 +235,13 @@ class FirewallModel:
         return (
             _is_discovery(packet)
             or any(within(each, packet.port) for each in asked)
+            or any(_carries(each, packet) and other in each.ends for each in self.host.tunnels)
             or (replies and any(within(each, packet.source_port) for each in answered))
+        )
+
+    def _is_strangers(self, packet: Packet) -> bool:
+        return not packet.reply and any(
+            _carries(each, packet) and packet.source not in each.ends for each in self.host.tunnels
         )
 
     def _host_policy(self, place: Place, interface: str) -> EndpointPolicy | None:
@@ -319,3 +329,7 @@ def _covers(prefix: bytes, address: bytes) -> bool:
     width = 8 * len(address)
     wanted = int.from_bytes(prefix[1:].ljust(len(address), b"\x00"), "big")
     return (int.from_bytes(address, "big") ^ wanted) >> (width - bits) == 0 if bits else True
+
+
+def _carries(tunnel: TunnelPackets, packet: Packet) -> bool:
+    return (tunnel.family, tunnel.protocol) == (packet.family, packet.protocol) and tunnel.port in (0, packet.port)

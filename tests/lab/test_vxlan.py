@@ -186,6 +186,51 @@ def test_what_others_change_is_put_right(site: Site) -> None:
     wait_for(lambda: not site.unreachable(), 30, "the pods reach each other again", state=site.unreachable)
 
 
+def test_only_nodes_may_send_into_the_tunnel(site: Site) -> None:
+    """A stranger's outer packets are dropped; nodes' pass also where host policy closes everything."""
+    router, node = site.router, site.nodes[1].namespace
+    router.ip(
+        "link add vx type vxlan id 4096 dstport 4789 local 10.1.0.254 remote 10.1.0.1 nolearning",
+        "link set vx up address 66:00:00:00:00:01",
+        f"route add {site.pods[1][1][0]} dev vx",
+        f"neigh add {site.pods[1][1][0]} lladdr 66:40:b3:ea:b6:3f dev vx nud permanent",
+    )
+
+    def received() -> int:
+        (link,) = json.loads(node.run("ip", "-j", "-s", "link", "show", "vxlan.calico"))
+        packets: int = link["stats64"]["rx"]["packets"]
+        return packets
+
+    def dropped() -> int:
+        table = json.loads(node.run("nft", "-j", "list", "chain", "inet", "routed", "input"))["nftables"]
+        counters = [
+            part["counter"] for each in table if "rule" in each for part in each["rule"]["expr"] if "counter" in part
+        ]
+        return sum(counter["packets"] for counter in counters)
+
+    before, lost = received(), dropped()
+    assert not router.pings(site.pods[1][1][0], timeout=0.3)
+    assert dropped() > lost and received() == before
+    site.put("hostendpoints", resource("HostEndpoint", "n1-all", {"node": "n1", "interfaceName": "*"}))
+    failsafe = [{"protocol": "TCP", "port": port} for port in (179, 2379)]
+    site.put(
+        "felixconfigurations",
+        resource(
+            "FelixConfiguration",
+            "default",
+            {"failsafeInboundHostPorts": failsafe, "failsafeOutboundHostPorts": failsafe},
+        ),
+    )
+    wait_for(
+        lambda: not node.pings("10.1.0.254", timeout=0.3), 20, "host policy closes the node", state=site.lab.report
+    )
+    assert site.pods[1][0].pings(site.pods[3][1][0]) and site.pods[3][0].pings(site.pods[1][1][1])
+    assert not router.pings(site.pods[1][1][0], timeout=0.3) and received() > before
+    site.put("hostendpoints", resource("HostEndpoint", "n1-all", {"node": "n9", "interfaceName": "*"}))
+    wait_for(lambda: node.pings("10.1.0.254"), 20, "the node is open again", state=site.lab.report)
+    router.ip("link del vx")
+
+
 def test_a_pool_changes_its_mind(site: Site) -> None:
     site.pools("Always")
     wait_for(lambda: count(site, 1, 2) >= 28, 20, "the subnet's packets are in the tunnel too", state=site.lab.report)
