@@ -7,14 +7,14 @@ import os
 import sys
 from collections.abc import Sequence
 
-from routed.cli import check, completion, events, neighbors, node, policy, recordings, resources, routes
+from routed.cli import check, completion, events, neighbors, node, policy, recordings, resources, routes, tunnels
 from routed.cli.command import Commands, ExitStatus, UsageError
 from routed.cli.watch import watch
 from routed.control.client import Unreachable
 from routed.errors import ConfigError, RoutedError, StoreError
 from routed.observe.logs import harmless
 
-MODULES = (node, neighbors, routes, events, check, resources, policy, recordings, completion)
+MODULES = (node, neighbors, routes, tunnels, events, check, resources, policy, recordings, completion)
 """In the order of --help."""
 
 EXAMPLES = """\

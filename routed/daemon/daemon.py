@@ -205,7 +205,9 @@ class Daemon:
                     problems=self._problems,
                     stop=self.stop,
                 )
-                control = ControlServer({**answers.handlers(), "policy": self._explain}, driver.bug)
+                control = ControlServer(
+                    {**answers.handlers(), "policy": self._explain, "tunnels": self._tunnels}, driver.bug
+                )
                 await control.start(config.socket_path)
                 changes, self._changes = self._changes, []
                 for change in changes:
@@ -350,6 +352,7 @@ class Daemon:
             pods=self._workloads.pods.outcomes if self._workloads is not None else (),
             firewall=self._workloads.policy.kernel.counts if self._workloads is not None else None,
             policies=self._workloads.policy.tally if self._workloads is not None else None,
+            tunnels=self._workloads.tunnels.reached if self._workloads is not None else (),
             conntrack=use(),
         )
 
@@ -515,6 +518,11 @@ class Daemon:
         if self._core is None or self._workloads is None:
             raise ControlError("this node enforces no policies: cni.enabled is not set")
         return await Explanations(self._core, self._workloads.policy, self._config.node_name).answer(request)
+
+    def _tunnels(self, _: Request) -> list[dict[str, object]]:
+        if self._workloads is None:
+            raise ControlError("this node's tunnels are not routed's: cni.enabled is not set")
+        return self._workloads.tunnel_rows()
 
     def _open_recording(self) -> TextIO | None:
         if self._record is None:

@@ -90,6 +90,8 @@ class DaemonState:
     firewall: tuple[int, int, int] | None = None
     """Batches of changes, whole tables, refusals."""
     policies: RuleTally | None = None
+    tunnels: tuple[tuple[str, int], ...] = ()
+    """Nodes each tunnel device reaches."""
     conntrack: ConntrackUse | None = None
 
 
@@ -216,6 +218,8 @@ class Metrics:
                 ]
             case "cni_pods_total":
                 return [((outcome,), count) for outcome, count in state.pods]
+            case "tunnel_nodes":
+                return [((device,), count) for device, count in state.tunnels]
             case "firewall_commits_total":
                 if state.firewall is None:
                     return []

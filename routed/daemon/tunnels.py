@@ -61,6 +61,11 @@ class TunnelKeeper:
             self._there = there
             self._due.set()
 
+    @property
+    def reached(self) -> tuple[tuple[str, int], ...]:
+        """How many nodes each device that is there reaches."""
+        return tuple((state.tunnel.device, len(state.tunnel.peers)) for state in self.states)
+
     async def settled(self) -> None:
         """Until what was applied last is in the kernel, or was refused."""
         if self._wanted is not None:

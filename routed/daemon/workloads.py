@@ -20,11 +20,13 @@ from routed.daemon.tunnel_addresses import TunnelAddresses
 from routed.daemon.tunnels import TunnelKeeper
 from routed.dataplane.kernel import Kernel
 from routed.dataplane.pods import PodWiring
+from routed.dataplane.tunnels import DeviceState
 from routed.datastore.kubernetes import KubernetesSource
 from routed.datastore.store import Store
 from routed.desired import Tunnel, TunnelKind, tunnel_overhead
 from routed.errors import ConfigError
 from routed.model.resources import EncapMode, IPPool, JsonObject, Update
+from routed.net.addresses import format_address
 from routed.net.families import Family
 from routed.net.prefixes import format_prefix
 
@@ -138,6 +140,11 @@ class Workloads:
         self.tunnels.apply(tunnels)
         self.policy.tunnels(tunnels)
 
+    def tunnel_rows(self) -> list[dict[str, object]]:
+        """The tunnels there should be, for people and programs; what is there has an index and an MTU."""
+        made = {state.tunnel.device: state for state in self.tunnels.states}
+        return [_row(tunnel, made.get(tunnel.device)) for tunnel in self._core.plan.tunnels or ()]
+
     async def _tunnel_gone(self, address: bytes) -> None:
         """Until no tunnel device has an address, which no plan asks for any more."""
         loop = asyncio.get_running_loop()
@@ -211,3 +218,28 @@ def _mtu_within(pool: IPPool, mtu: int, said: Mapping[tuple[TunnelKind, Family],
     else:
         return mtu
     return said.get((kind, family)) or mtu - tunnel_overhead(kind, family)
+
+
+def _row(tunnel: Tunnel, made: DeviceState | None) -> dict[str, object]:
+    return {
+        "device": tunnel.device,
+        "kind": tunnel.kind.value,
+        "family": tunnel.family.label,
+        "address": format_address(tunnel.address),
+        "local": format_address(tunnel.local),
+        "mac": tunnel.mac.hex(":") or None,
+        "vni": tunnel.vni or None,
+        "port": tunnel.port or None,
+        "index": made.index if made is not None else None,
+        "mtu": made.mtu if made is not None else None,
+        "peers": [
+            {
+                "node": peer.node,
+                "address": format_address(peer.address),
+                "vtep": format_address(peer.vtep) if peer.vtep else None,
+                "gateway": format_address(peer.gateway),
+                "mac": peer.mac.hex(":") or None,
+            }
+            for peer in tunnel.peers
+        ],
+    }

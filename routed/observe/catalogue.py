@@ -118,6 +118,7 @@ METRICS: dict[str, Metric] = {
         _counter("fib_overflows", "Times news of the kernel were lost, and read back."),
         # pods and connections
         _counter("cni_pods", "Pods added, removed, and not added since a step failed.", "outcome"),
+        _gauge("tunnel_nodes", "Other nodes a tunnel device reaches; none where there is no such device.", "device"),
         _counter("firewall_commits", "Batches of policy rules the kernel took.", "kind"),
         _counter("firewall_refusals", "Batches of policy rules the kernel refused."),
         _counter(

@@ -34,6 +34,7 @@ from routed.desired_policy import (
     SetUpdate,
     Side,
     TierWalk,
+    TunnelPackets,
     Walk,
 )
 from routed.net.addresses import parse_address
@@ -366,7 +367,15 @@ def test_any_program_and_any_change_of_it(site: Site, seed: int):
             tuple(SetUpdate(spec, members[spec]) for spec in specs),
             tuple(chain(name) for name in chains),
             tuple(endpoint(interface) for interface in PODS),
-            HostRules(log_group=5, log_denied=rng.random() < 0.5),
+            HostRules(
+                log_group=5,
+                log_denied=rng.random() < 0.5,
+                tunnels=tuple(
+                    TunnelPackets(family, UDP, 81, rng.choice(((), (parse_address(OUTSIDE[family]),))))
+                    for family in (V4, V6)
+                    if rng.random() < 0.5
+                ),
+            ),
         )
     )
     assert agree(site, probes(rng)) == []

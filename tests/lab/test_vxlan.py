@@ -162,6 +162,15 @@ def test_devices_are_as_felix_makes_them(site: Site) -> None:
     assert sum(json.loads(handle)["block"].values()) == 1
     assert len(site.entries(1)) == 4  # two nodes in two families
     assert {address for _, address in site.entries(1)} == {"10.1.0.2", "10.2.0.3", "fd01::2", "fd02::3"}
+    shown = json.loads(site.nodes[1].routed.ctl("show", "tunnels", "--json"))
+    assert [(row["device"], row["mtu"], [peer["node"] for peer in row["peers"]]) for row in shown] == [
+        ("vxlan.calico", 1450, ["n2", "n3"]), ("vxlan-v6.calico", 1430, ["n2", "n3"]),
+    ]  # fmt: skip
+    said = site.nodes[1].routed.ctl("show", "tunnels")
+    assert "vxlan.calico: " in said and "VNI 4096, UDP port 4789, MAC 66:40:b3:ea:b6:3f, MTU 1450" in said
+    vtep = site.node(3)["spec"]["ipv4VXLANTunnelAddr"]
+    assert re.search(rf"^n3 +10\.2\.0\.3 +{vtep} +66:", said, re.M)
+    assert f"via {vtep} dev vxlan.calico onlink" in site.nodes[1].routed.ctl("show", "fib", "--json")
     pod = json.loads(site.pods[1][0].run("ip", "-j", "link", "show", "eth0"))
     assert pod[0]["mtu"] == 1430
 
