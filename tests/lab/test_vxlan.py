@@ -170,7 +170,7 @@ def test_devices_are_as_felix_makes_them(site: Site) -> None:
     assert "vxlan.calico: " in said and "VNI 4096, UDP port 4789, MAC 66:40:b3:ea:b6:3f, MTU 1450" in said
     vtep = site.node(3)["spec"]["ipv4VXLANTunnelAddr"]
     assert re.search(rf"^n3 +10\.2\.0\.3 +{vtep} +66:", said, re.M)
-    assert f"via {vtep} dev vxlan.calico onlink" in site.nodes[1].routed.ctl("show", "fib", "--json")
+    assert f"via {vtep} dev vxlan.calico" in site.nodes[1].routed.ctl("show", "fib", "--json")
     pod = json.loads(site.pods[1][0].run("ip", "-j", "link", "show", "eth0"))
     assert pod[0]["mtu"] == 1430
 
