@@ -323,8 +323,9 @@ class Firewall:
             start += _icmp(rule.icmp, Compare.EQUAL)
         if rule.not_icmp is not None:
             start += _icmp(rule.not_icmp, Compare.NOT_EQUAL)
-        start += _addresses(rule.source, family, _SOURCE) + _addresses(rule.destination, family, _DESTINATION)
-        end = self._act(rule)
+        # numbers of ports before sets: what does not match should be done with at little cost
+        end = _addresses(rule.source, family, _SOURCE) + _addresses(rule.destination, family, _DESTINATION)
+        end += self._act(rule)
         sources, destinations = (
             _ports(rule.source, family, _SOURCE, 0),
             _ports(rule.destination, family, _DESTINATION, 2),

@@ -9,6 +9,7 @@ import pytest
 
 from routed.testing.lab import Lab
 from routed.testing.routers import missing
+from tests.bench import packets
 from tests.bench.__main__ import BEGIN, DOCUMENT, END, QUICK, STANDARD, main
 from tests.bench.contenders import CONTENDERS, peer_address
 from tests.bench.scenarios import KINDS, Scenario, Wrong, build, measure, verify
@@ -76,6 +77,11 @@ class TestInSmall:
         assert "| scenario | BIRD 2" in out
         assert "| rr 4 x 50 |" in out
         assert "announcements right" in out
+
+    def test_what_policy_costs_a_packet_is_measured(self) -> None:
+        made = packets.measure(20, 1, 5, 1 << 20)
+        assert len(packets.table(made).splitlines()) == 2 + len(made) == 10
+        assert all(seconds > 0 for each in made for seconds in (*each.connection, *each.stream))
 
     def test_the_load_generator_compiles_without_a_warning(self) -> None:
         with Lab() as made:
