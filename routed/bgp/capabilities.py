@@ -163,6 +163,21 @@ class Negotiated:
     peer: Capabilities
     """Everything the peer announced, for people."""
 
+    @property
+    def declined(self) -> tuple[str, ...]:
+        """What the peer offered and this session does without, each once, in the OPEN's order."""
+        families = (family for family in self.peer.families or () if family not in self.families)
+        codes = dict.fromkeys(self.peer.ignored)
+        return (*(f"family {family.label}" for family in families), *map(_capability_text, codes))
+
+
+def _capability_text(code: int) -> str:
+    try:
+        name = CapabilityCode(code).name.lower().replace("_", " ")
+    except ValueError:
+        return f"capability {code}"
+    return f"capability {code} ({name})"
+
 
 def negotiate(ours: Open, theirs: Open, *, local_as: int, peer_as: int, keepalive_time: int = 0) -> Negotiated:
     """What the two OPENs agree on. Raises PeerError 2/x where theirs is unacceptable (RFC 4271 6.2, 5492, 6286, 7607).

@@ -316,6 +316,7 @@ def neighbor(row: Row) -> Iterator[str]:
             ("hold time", _times(negotiated)),
             ("families", ", ".join(negotiated.get("families") or [])),
             ("capabilities", _capabilities(negotiated)),
+            ("offered only", ", ".join(negotiated.get("declined") or [])),
             ("restart time", f"{restart['restartTime']} s" if restart else None),
             ("forwarding kept", ", ".join(restart.get("forwarding") or [])),
             ("times up", row.get("establishedCount")),

@@ -118,6 +118,7 @@ def _neighbor(core: Core, peer: Peer, now: float) -> Row:
             "families": sorted(family.label for family in negotiated.families),
             "fourOctetAs": negotiated.four_octet_as,
             "routeRefresh": negotiated.route_refresh,
+            "declined": list(negotiated.declined),
             "gracefulRestart": None
             if restart is None
             else {

@@ -129,6 +129,14 @@ def test_any_capabilities_are_understood_or_a_peer_error(capabilities: list[Capa
 # --- agreement ------------------------------------------------------------------------------------------------------
 
 
+def test_what_a_session_does_without_is_told_once_each() -> None:
+    offers = (MP4, MP6, Capability(5, b"\0\1\0\1\0\2"), Capability(200, b"x"), Capability(200, b"y"), as4(65002))
+    agreed = agree(theirs(*offers), own=ours(families=(V6,)))
+    assert agreed.families == {V6}
+    assert agreed.declined == ("family ipv4-unicast", "capability 5 (extended next hop)", "capability 200")
+    assert agree(theirs(MP4, MP6, as4(65002))).declined == ()
+
+
 @pytest.mark.parametrize(
     ("own", "peer", "common"),
     [
