@@ -1,0 +1,78 @@
+"""A node of a Calico cluster on etcd moves from BIRD and confd to routed: the same session, the same routes, no packet lost.
+
+Nothing is described to routed: the cluster's state is in etcd, at Calico's keys, and another node reads it there already.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+
+import pytest
+
+from routed.model.paths import Layout, encode
+from routed.model.schema import parse_manifest
+from routed.testing.lab import Lab, wait_for
+from routed.testing.routers import Bird, Routed, missing
+from tests.lab.test_moving import BIRD_NUMBER, OUR_NUMBER, bird_config, protocols
+from tests.lab.test_restart import nothing_lost
+from tests.lab.topology import RECONNECT, SOON, Rack, address, block, cluster, pod
+
+pytestmark = [
+    pytest.mark.lab,
+    pytest.mark.skipif(bool(missing("bird")), reason="needs bird"),
+    pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed (Debian: etcd-server)"),
+]
+
+
+def test_a_node_of_a_cluster_on_etcd_moves(lab: Lab) -> None:
+    rack = Rack(lab)
+    store = rack.machine("store", 9)
+    url, peer = f"http://{address(9)}:2379", f"http://{address(9)}:2380"
+
+    def ctl(*words: str) -> str:
+        return store.run("env", "ETCDCTL_API=3", "etcdctl", f"--endpoints={url}", *words, check=False)
+
+    store.start(
+        "etcd", "etcd", "--data-dir", str(store.folder / "etcd"), "--listen-client-urls", url, "--advertise-client-urls",
+        url, "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}",
+    )  # fmt: skip
+    wait_for(lambda: ctl("put", "/up", "1").strip() == "OK", 30, "etcd is up")
+    layout = Layout()
+    for manifest in cluster(1, 2):
+        found = parse_manifest(manifest)
+        assert ctl("put", layout.path(found), "--", encode(found).decode()).strip() == "OK"
+
+    datastore = {"type": "etcd", "endpoints": [url]}
+    first = rack.node(1, datastore=datastore, kernel={"takeOver": ["bird"]})
+    second = rack.node(2, datastore=datastore)
+    bird = Bird(first.namespace, bird_config(1, 2))
+    bird.start()
+    second.start()
+    peers = [address(1, ipv6=six) for six in (False, True)]
+    wait_for(lambda: second.established(*peers), RECONNECT, "BIRD and routed are neighbours", state=second.sessions)
+    wait_for(lambda: protocols(first) == {BIRD_NUMBER}, SOON, "BIRD's routes are in the kernel")
+
+    def routes(of: Routed) -> list[dict[str, str]]:
+        """The ways to others: what BIRD is told here makes no blackhole of its own block."""
+        found = [of.namespace.routes(ipv6=six) for six in (False, True)]
+        return [
+            {prefix: text.partition(" proto ")[0] for prefix, text in each.items() if "244" in prefix and "via" in text}
+            for each in found
+        ]
+
+    wait_for(lambda: block(1) in second.namespace.routes(), SOON, "and the other way")
+    before = routes(first), routes(second)
+    with contextlib.ExitStack() as pings:
+        for six in (False, True):
+            pings.enter_context(nothing_lost(first.namespace, pod(2, ipv6=six), pod(1, ipv6=six)))
+            pings.enter_context(nothing_lost(second.namespace, pod(1, ipv6=six), pod(2, ipv6=six)))
+        bird.kill()
+        first.start()
+        wait_for(lambda: second.established(*peers), RECONNECT, "routed is up in its place", state=second.sessions)
+        wait_for(lambda: not first.status()["sweepPending"], RECONNECT, "the start is over", state=first.status)
+        assert protocols(first) == {OUR_NUMBER}
+        wait_for(lambda: (routes(first), routes(second)) == before, SOON, "the same routes on both", state=lab.report)
+        assert first.problems() == []
+    ctl("put", "/calico/ipam/v2/host/node-1/ipv4/block/10.244.77.0-26", '{"state":"confirmed"}')
+    wait_for(lambda: "10.244.77.0/26" in second.namespace.routes(), SOON, "and a new block in etcd is followed")
