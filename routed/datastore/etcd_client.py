@@ -26,6 +26,7 @@ import grpc
 from aetcd import rpc
 
 from routed.datastore.etcd_settings import EtcdConfig, contents
+from routed.datastore.tls import tls_problem
 from routed.errors import Compacted, Denied, StoreError, Unavailable
 
 #: Seconds between the attempts to reach one endpoint and the next, and that one may take.
@@ -345,7 +346,11 @@ class Client:
             with contextlib.suppress(Exception):
                 await member.channel.close()
             if isinstance(error, (grpc.aio.AioRpcError, TimeoutError)):
-                raise _mapped(endpoint, error) from None
+                refusal = _mapped(endpoint, error)
+                if isinstance(refusal, Unavailable):
+                    reason = await asyncio.to_thread(tls_problem, endpoint, self.config)
+                    refusal = Denied(f"etcd {endpoint}: {reason}") if reason else refusal
+                raise refusal from None
             raise
         return member
 
