@@ -546,6 +546,30 @@ def test_from_files_to_etcd_and_back(
     assert back.run("export").out == exported.out
 
 
+@pytest.mark.parametrize("where", ["files", "etcd"])
+def test_every_command_knows_every_kind(request: pytest.FixtureRequest, where: str) -> None:
+    """apply, diff, get, delete: what was applied is found by its kind and name, is no difference, and can be deleted."""
+    desk: Desk = request.getfixturevalue("etcd_desk" if where == "etcd" else "desk")
+    for kind, made in sorted(ALL.items()):
+        file = desk.file(yaml.safe_dump(made))
+        ran = desk.run("apply", "-f", file)
+        assert ran.status == 0, (kind, ran.err)
+        key, _, result = ran.out.strip().partition(": ")
+        assert result == "created", kind
+        stored_kind, _, name = key.partition(" ")
+        namespace, _, name = name.rpartition("/")
+        assert desk.run("diff", "-f", file).status == 0, kind
+        assert desk.run("apply", "-f", file).out.endswith(": unchanged\n"), kind
+        place = ["-n", namespace] if namespace else []
+        got = desk.run("get", stored_kind, name, *place, "-o", "yaml")
+        assert got.status == 0, (kind, got.err)
+        assert yaml.safe_load(got.out)["metadata"]["name"] == name
+        ran = desk.run("delete", "-f", file)
+        assert ran.out == f"{key}: deleted\n", (kind, ran.err)
+        assert desk.run("get", stored_kind, name, *place).status == 1, kind
+    assert desk.run("get", "all", "-A", "-o", "name").out == "Profile/projectcalico-default-allow\n"
+
+
 def test_an_affinity_that_another_calico_named_is_stored_by_what_it_says(etcd_desk: Desk, etcd: Cluster) -> None:
     spec = {"node": "n2", "cidr": "10.244.7.0/26", "state": "confirmed", "type": "host", "deleted": False}
     made = yaml.safe_dump(

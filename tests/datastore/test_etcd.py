@@ -216,6 +216,28 @@ def test_pods_are_followed_once_a_bgppeer_is_for_them_and_only_this_node_s(serve
     follow(EtcdStore(EtcdConfig(server.endpoints), node="n1", saved=saved), again)
 
 
+def test_services_are_followed_for_their_routes(server: Cluster) -> None:
+    metadata: JsonObject = {"name": "web", "namespace": "shop"}
+    service: JsonObject = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": metadata,
+        "spec": {"clusterIP": "10.96.0.1"},
+    }
+    endpoints: JsonObject = {
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": metadata, "addressType": "IPv4",
+        "endpoints": [],
+    }  # fmt: skip
+    server.put(f"{P}kubernetesservices/shop/web", service)
+
+    async def main(_: EtcdStore, sink: Sink) -> None:
+        assert sink.names("Service") == {"web"}
+        await ctl(server.put, f"{P}kubernetesendpointslices/shop/web", endpoints)
+        await until(lambda: sink.names("EndpointSlice") == {"web"}, "its endpoints")
+
+    follow(EtcdStore(EtcdConfig(server.endpoints), node="n1"), main)
+
+
 def policy(stored: str, selector: str = "all()", named: str = "") -> JsonObject:
     metadata: JsonObject = {"name": stored, "namespace": "shop"}
     if named:
