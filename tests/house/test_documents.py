@@ -19,11 +19,12 @@ from routed.core.core import STALE_MAX
 from routed.core.restart import DEFERRAL_MAX, DEFERRAL_SETTLE, SWEEP_MAX
 from routed.daemon import main as daemon
 from routed.dataplane.patience import REPAIR_FIRST, RETRY_FIRST, RETRY_LAST
-from routed.model import bgp, ipam, kubernetes, policies, schema, settings, workloads
+from routed.model import bgp, ipam, kubernetes, policies, schema, workloads
+from routed.model import settings as settings_kinds
 from routed.model.resources import BGPFilterRule
 from routed.plan import unsupported
 from routed.rib.decide import MAXIMUM_PATHS, STEPS
-from tests.house.rooms import ROOT, cells, documents, modules, section, table, tree
+from tests.house.rooms import ROOT, cells, documents, modules, section, settings, table, tree
 
 DOCS = ROOT / "docs"
 
@@ -240,6 +241,32 @@ def plain(pattern: re.Pattern[str]) -> str:
     return re.sub(r"\\(.)", r"\1", pattern.pattern)
 
 
+# ---- docs/interop.md
+
+ROUTERS = ("BIRD", "FRR", "GoBGP", "ExaBGP")
+
+
+def functions_of(path: Path) -> set[str]:
+    return {
+        node.name for node in tree(path).body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    }
+
+
+def test_interoperability_is_that_of_the_tests() -> None:
+    """Each test the page names is there, each module of tests is named, and every claim has a test beside it."""
+    text, folder = read("docs/interop.md"), ROOT / "tests" / "interop"
+    for module, name in re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", text):
+        assert (folder / module).exists(), module
+        assert not name or name in functions_of(folder / module), f"{module}::{name}"
+    assert {path.name for path in folder.glob("test_*.py")} <= set(re.findall(r"`(test_\w+\.py)", text))
+    rows = table(text, "feature", *ROUTERS)
+    assert all("::" in row[-1] or row[-1].startswith("the same") for row in rows)
+    assert all(set(row[1:-1]) <= {"yes", "", "IPv4"} and any(row[1:-1]) for row in rows)
+    versions = {row[0]: row[1] for row in table(text, "router", "version", "from")}
+    assert set(ROUTERS) <= set(versions)
+    assert f"exabgp=={versions['ExaBGP']}" in settings()["project"]["optional-dependencies"]["test"]
+
+
 # ---- the rest of the paper
 
 
@@ -273,7 +300,7 @@ def test_the_license_is_the_one_that_is_declared() -> None:
 
 # ---- docs/calico-compatibility.md
 
-TOPICS = (ipam, policies, workloads, settings, kubernetes)
+TOPICS = (ipam, policies, workloads, settings_kinds, kubernetes)
 COMPARED = (
     {"## Node": {at: members("Node", at) for at in ("spec", "spec.bgp", "status")}}
     | {
