@@ -129,6 +129,9 @@ class FolderStore:
     def _locked(self) -> Iterator[None]:
         try:
             handle = os.open(os.path.join(self.path, LOCK_NAME), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            if os.geteuid() == 0:  # the daemon, whose folder it may be, must not be locked out by root's lock
+                folder = os.stat(self.path)
+                os.fchown(handle, folder.st_uid, folder.st_gid)
         except OSError as error:
             raise StoreError(f"{self.path}: the folder of resources cannot be written: {error.strerror}") from error
         try:

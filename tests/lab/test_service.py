@@ -401,12 +401,21 @@ def pod_node(lab: Lab, package: Path) -> Iterator[Service]:
         "nodeName": "node",
         "cni": {"enabled": True},
         "datastore": {"type": "file", "path": "/var/lib/routed/resources"},
+        "node": {"register": True, "ipv6": "first-found"},
     }
     root.host_path("/etc/routed/routed.yaml").write_text(yaml.safe_dump(shipped))
     manifests = (
-        resource("Node", "node", {"bgp": {"ipv4Address": "10.0.0.1/24", "ipv6Address": "fd00::1/64"}}),
-        resource("IPPool", "v4", {"cidr": "10.65.0.0/24"}),
-        resource("IPPool", "v6", {"cidr": "fd00:65::/120"}),
+        resource("IPPool", "v4", {"cidr": "10.65.0.0/24", "vxlanMode": "Always"}),
+        resource("IPPool", "v6", {"cidr": "fd00:65::/120", "vxlanMode": "Always"}),
+        resource(
+            "Node",
+            "other",
+            {
+                "bgp": {"ipv4Address": "10.0.0.2/24", "ipv6Address": "fd00::2/64"},
+                "ipv4VXLANTunnelAddr": "10.65.0.192",
+                "ipv6VXLANTunnelAddr": "fd00:65::c0",
+            },
+        ),
     )
     root.host_path("/var/lib/routed/resources/all.yaml").write_text(yaml.safe_dump_all(manifests))
     with minded(root) as made:
@@ -436,6 +445,27 @@ def cni(root: Root, plugin: str, command: str, pod: Namespace | None = None, ver
     return done.returncode, json.loads(done.stdout) if done.stdout else None
 
 
+def test_the_unit_s_daemon_writes_its_node_and_makes_its_tunnels(pod_node: Service) -> None:
+    machine = pod_node.root.namespace
+    wait_for(lambda: "vxlan-v6.calico" in machine.run("ip", "-br", "link"), SOON, "the devices", state=pod_node.log)
+    folder = pod_node.root.host_path("/var/lib/routed/resources")
+
+    def spec() -> Any:
+        return yaml.safe_load((folder / "node-node.yaml").read_text())["spec"]
+
+    assert (spec()["bgp"]["ipv4Address"], spec()["bgp"]["ipv6Address"]) == ("10.0.0.1/24", "fd00::1/64")
+    wait_for(lambda: "ipv6VXLANTunnelAddr" in spec(), SOON, "the addresses are in the Node", state=pod_node.log)
+    wait_for(
+        lambda: "dst fd00::2 self permanent" in machine.run("bridge", "fdb"),
+        SOON,
+        "whom it reaches",
+        state=pod_node.log,
+    )
+    (link,) = json.loads(machine.run("ip", "-j", "-d", "addr", "show", "vxlan.calico"))
+    assert spec()["ipv4VXLANTunnelAddr"] in [each["local"] for each in link["addr_info"]]
+    assert "UP" in link["flags"] and link["mtu"] == 1450
+
+
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_the_unit_s_daemon_takes_pods_of_the_installed_plugin(pod_node: Service, lab: Lab, plugin: str) -> None:
     root, machine = pod_node.root, pod_node.root.namespace
@@ -453,7 +483,7 @@ def test_the_unit_s_daemon_takes_pods_of_the_installed_plugin(pod_node: Service,
         assert pods[0].pings(address) and machine.pings(address), pod_node.log()
     for pod in pods:
         assert cni(root, plugin, "DEL", pod) == (0, None)
-    wait_for(lambda: "cali" not in machine.run("ip", "-br", "link"), SOON, "the interfaces go", state=pod_node.log)
+    wait_for(lambda: "\ncali" not in machine.run("ip", "-br", "link"), SOON, "the interfaces go", state=pod_node.log)
     assert json.loads(root.run("routedctl", "status", "--json"))["problems"] == []
 
 
