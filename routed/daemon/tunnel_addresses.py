@@ -214,12 +214,7 @@ class TunnelAddresses:
         if not outcome.addresses:
             return RETRY * 5, f"this node has no {slot.name} address: {outcome.reason}"
         address = outcome.addresses[0]
-        try:
-            await self._write(slot, address)
-        except BaseException:
-            with contextlib.suppress(StoreError):
-                await asyncio.shield(self._release(slot))
-            raise
+        await self._write(slot, address)  # where it is not known whether this was done, the next look sees, and goes on
         self._log(Level.INFO, "tunnels", f"the {slot.name} address of this node is {format_address(address)}")
         return None, ""
 
@@ -231,7 +226,6 @@ class TunnelAddresses:
                 return since + LINGER - now, ""
             await self._write(slot, None)
             await self._gone(current)
-            self._log(Level.INFO, "tunnels", f"the {slot.name} address {format_address(current)} is given back")
         elif self._unwanted_since.get(slot) is None:
             self._unwanted_since[slot] = now
             if await self._store.get(handle_key(self._handle(slot))) is None:
@@ -239,6 +233,7 @@ class TunnelAddresses:
         else:
             return None, ""
         await self._release(slot)
+        self._log(Level.INFO, "tunnels", f"the {slot.name} address of this node was given back")
         return None, ""
 
     async def _release(self, slot: Slot) -> None:
