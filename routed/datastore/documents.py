@@ -10,6 +10,7 @@ their values. What the documents mean is not this module's business.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ from routed.model.resources import JsonObject, JsonValue
 MAX_DEPTH = 64
 #: Values that the aliases of one file may stand for, in all.
 MAX_ALIASED = 100_000
+#: Objects and lists in a file of one line that is read as JSON.
+MAX_ONE_LINE = 10_000
 #: Documents of one file that are no YAML before the rest is left unread; each costs a new start of the parser.
 MAX_BROKEN = 100
 
@@ -103,6 +106,9 @@ def read_documents(data: bytes) -> Iterator[Document]:
         line = text.count("\n", 0, found.start()) + 1
         yield Document(line, error=f"the file holds the control character U+{ord(found[0]):04X}, so it is damaged")
         return
+    if text[:1] == "{" and (plain := _one_line(text)) is not None:
+        yield Document(1, plain, Mark(1))
+        return
     reader = _Reader()
     offset, first_line = 0, 0
     for _ in range(MAX_BROKEN):
@@ -125,6 +131,56 @@ def read_documents(data: bytes) -> Iterator[Document]:
         first_line += text.count("\n", offset, following.start())
         offset = following.start()
     yield Document(first_line + 1, error=f"the rest is not read, after {MAX_BROKEN} documents that are not YAML")
+
+
+def _one_line(text: str) -> JsonObject | None:
+    """A file that is one object of JSON on one line, as programs write it; None: the reader for people must look.
+
+    Where all is on one line, that is the line of every field. What JSON's reader would take otherwise than YAML's is left to
+    that one: keys given twice, escapes, numbers that are none, depth.
+    """
+    if text.count("\n") > text.endswith("\n") or "\\" in text or text.count("{") + text.count("[") > MAX_ONE_LINE:
+        return None
+    try:
+        value = json.loads(
+            text, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite, parse_int=_short
+        )
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) and _height(value) <= MAX_DEPTH else None
+
+
+def _unique(pairs: list[tuple[str, JsonValue]]) -> JsonObject:
+    found = dict(pairs)
+    if len(found) != len(pairs) or "<<" in found:
+        raise ValueError
+    return found
+
+
+def _refuse(_: str) -> JsonValue:
+    raise ValueError
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number) or len(text) > 30:
+        raise ValueError
+    return number
+
+
+def _short(text: str) -> int:
+    if len(text) > 20:
+        raise ValueError
+    return int(text)
+
+
+def _height(value: JsonValue) -> int:
+    """Levels of objects and lists."""
+    if isinstance(value, dict):
+        return 1 + max(map(_height, value.values()), default=0)
+    if isinstance(value, list):
+        return 1 + max((_height(each) for each in value if isinstance(each, (dict, list))), default=0)
+    return 0
 
 
 def _flat(text: str, start: int) -> str:

@@ -24,8 +24,10 @@ import json
 import os
 import re
 import tempfile
+import threading
+import time
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import yaml
 
@@ -33,8 +35,13 @@ from routed.datastore.documents import read_documents
 from routed.datastore.folder import MAX_FILE_SIZE, SUFFIXES, manifests_of
 from routed.datastore.store import Conflict, Contents, Stored
 from routed.errors import ConfigError, StoreError
-from routed.model.resources import JsonObject, JsonValue, Resource, ResourceKey
+from routed.model.ipam import IPAMBlock, IPAMHandle
+from routed.model.resources import BlockAffinity, JsonObject, JsonValue, Resource, ResourceKey
 from routed.model.schema import parse_manifest
+from routed.model.workloads import WorkloadEndpoint
+
+#: Kinds that programs write for programs: new ones are files of JSON on one line, which are read fast.
+BY_PROGRAMS = frozenset(kind.kind for kind in (IPAMBlock, IPAMHandle, BlockAffinity, WorkloadEndpoint))
 
 LOCK_NAME = ".routed.lock"
 _SEPARATOR = re.compile(r"^---(?=\s|$)", re.MULTILINE)
@@ -49,6 +56,34 @@ class _Place:
     item: int | None
     line: int
     resource: Resource
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A file as it was read."""
+
+    signature: tuple[int, ...]
+    read_at: float
+    text: str
+    places: tuple[_Place, ...]
+    problems: tuple[str, ...]
+
+
+#: Seconds after which a change of a file shows in its times; the clock of the file system ticks.
+_TICK = 0.05
+
+
+def _look(path: str, before: _Seen | None) -> _Seen:
+    """A file as it is now, read only where it may have changed since. Raises OSError and UnicodeDecodeError."""
+    signature, now = _signature(path), time.time()
+    if before is not None and signature == before.signature and before.read_at - signature[-1] / 1e9 > _TICK:
+        return before
+    text = _text(path)
+    if before is not None and text == before.text:
+        return replace(before, signature=signature, read_at=now)
+    problems: list[str] = []
+    places = tuple(_places_of(path, text, problems))
+    return _Seen(signature, now, text, places, tuple(problems))
 
 
 def revision_of(resource: Resource) -> str:
@@ -66,6 +101,9 @@ class FolderStore:
         self.path = path
         self.losses: list[str] = []
         """Places where comments were lost by what was written so far, a sentence each."""
+        self._seen: dict[str, _Seen] = {}
+        """Files as they were read last: of a large folder, what did not change is not read again for each write."""
+        self._reading = threading.Lock()
 
     async def read(self, kinds: Collection[str] | None = None) -> Contents:
         return await asyncio.to_thread(self._read, kinds)
@@ -114,16 +152,20 @@ class FolderStore:
             names = sorted(entry.name for entry in os.scandir(self.path) if entry.name.endswith(SUFFIXES))
         except OSError as error:
             raise StoreError(f"{self.path}: the folder of resources cannot be read: {error.strerror}") from error
-        for name in names:
-            if name[0] == ".":
-                continue
-            path = os.path.join(self.path, name)
-            try:
-                text = _text(path)
-            except (OSError, UnicodeDecodeError) as error:
-                problems.append(f"{path}: the file cannot be read: {error}")
-                continue
-            yield from _places_of(path, text, problems)
+        with self._reading:
+            before, self._seen = self._seen, {}
+            for name in names:
+                if name[0] == ".":
+                    continue
+                path = os.path.join(self.path, name)
+                try:
+                    seen = self._seen[path] = _look(path, before.get(path))
+                except (OSError, UnicodeDecodeError) as error:
+                    problems.append(f"{path}: the file cannot be read: {error}")
+                    continue
+                problems += seen.problems
+            found = [place for seen in self._seen.values() for place in seen.places]
+        yield from found
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -145,12 +187,13 @@ class FolderStore:
     def _create(self, resource: Resource) -> None:
         parts = [resource.kind.lower(), *filter(None, (resource.namespace,)), resource.name]
         stem = re.sub(r"[^A-Za-z0-9.-]", "_", "-".join(parts))
-        path = os.path.join(self.path, f"{stem}.yaml")
+        suffix = "json" if resource.kind in BY_PROGRAMS else "yaml"
+        path = os.path.join(self.path, f"{stem}.{suffix}")
         number = 1
         while os.path.lexists(path):
             number += 1
-            path = os.path.join(self.path, f"{stem}.{number}.yaml")
-        _swap(path, _dump(resource.manifest), None)
+            path = os.path.join(self.path, f"{stem}.{number}.{suffix}")
+        _swap(path, _dump_json(resource.manifest) if suffix == "json" else _dump(resource.manifest), None)
 
     def _replace(self, place: _Place, resource: Resource | None) -> None:
         before = _signature(place.file)
@@ -188,7 +231,7 @@ def _text(path: str) -> str:
 
 def _signature(path: str) -> tuple[int, ...]:
     status = os.stat(path)
-    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def _split(text: str) -> list[str]:
@@ -277,7 +320,9 @@ def _dump(manifest: JsonObject) -> str:
 
 
 def _dump_json(manifest: JsonObject) -> str:
-    return json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+    """On one line what only programs write and read, several times for each pod."""
+    compact = manifest.get("kind") in BY_PROGRAMS
+    return json.dumps(manifest, indent=None if compact else 2, ensure_ascii=False) + "\n"
 
 
 def _swap(path: str, text: str, before: tuple[int, ...] | None) -> None:

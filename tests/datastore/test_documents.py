@@ -193,6 +193,37 @@ def test_whatever_json_is_written_is_read(documents: list[JsonValue], flow: bool
         assert values(json.dumps(document, ensure_ascii=False)) == [document]
 
 
+@given(st.dictionaries(st.text(max_size=20), JSON, max_size=5), st.booleans())
+def test_json_on_one_line_is_read_as_by_the_reader_for_people(value: JsonValue, ascii_only: bool) -> None:
+    text = json.dumps(value, ensure_ascii=ascii_only)
+    for candidate in (text, text + "\n"):
+        quick, careful = read(candidate), read(text + "\n\n")
+        if any(document.error for document in careful):  # as for a key of more than 1,024 characters
+            continue
+        assert [document.value for document in quick] == [document.value for document in careful]
+        for path in _fields(value):
+            assert [document.line_of(path) for document in quick] == [1] * len(quick)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a": 1, "a": 2}',
+        '{"a": NaN}',
+        '{"a": 1e999}',
+        '{"<<": 1}',
+        '{"a": 123456789012345678901234}',
+        "{" * 3,
+        "{a: 1}",
+    ],
+)
+def test_what_json_reads_otherwise_is_left_to_the_reader_for_people(text: str) -> None:
+    quick, careful = read(text), read(text + "\n\n")
+    assert [(each.value, each.error, each.line) for each in quick] == [
+        (each.value, each.error, each.line) for each in careful
+    ]
+
+
 def _fields(value: JsonValue, path: str = "") -> list[str]:
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [path, *(deeper for name, child in inner for deeper in _fields(child, field_path(path, name)))]

@@ -168,6 +168,29 @@ def test_a_broken_document_beside_it_stays_as_it_is(tmp_path: Path) -> None:
     assert broken in (tmp_path / "p.yaml").read_text()
 
 
+def test_a_file_that_changes_under_the_store_s_eyes_is_read_again(folder: Path) -> None:
+    store, path, name = FolderStore(str(folder)), folder / "peers.yaml", "one"
+    for number in range(3, 9):  # in place, of the same size, and within a tick of the clock
+        path.write_text(text_of(name, number))
+        assert stored(store, name).resource == peer(name, number)
+
+
+def test_what_programs_write_is_json_on_one_line(tmp_path: Path) -> None:
+    handle = parse_manifest(
+        {
+            "apiVersion": "projectcalico.org/v3",
+            "kind": "IPAMHandle",
+            "metadata": {"name": "pods.c1"},
+            "spec": {"block": {"10.65.0.0/26": 1}},
+        }
+    )
+    store = FolderStore(str(tmp_path))
+    asyncio.run(store.write(handle.key, handle, None))
+    (path,) = tmp_path.glob("*.json")
+    assert path.read_text().count("\n") == 1
+    assert load_folder(tmp_path) == ([handle], [])
+
+
 def test_no_folder(tmp_path: Path) -> None:
     store = FolderStore(str(tmp_path / "none"))
     with pytest.raises(StoreError, match="cannot be read"):
