@@ -162,7 +162,9 @@ class Pods:
         self._mirror: dict[str, dict[ResourceKey, Resource]] = {kind: {} for kind in MIRRORED}
         self._turns: dict[str, _Turns] = {}
         self._allocating = asyncio.Lock()
-        self._teardowns: set[asyncio.Task[None]] = set()
+        self._going: list[int] = []
+        """Interfaces to be removed, by index."""
+        self._teardown: asyncio.Task[None] | None = None
         self.added = 0
         self.removed = 0
         self.failed = 0
@@ -182,8 +184,8 @@ class Pods:
 
     async def close(self) -> None:
         """Let the last interfaces go."""
-        if self._teardowns:
-            await asyncio.wait(self._teardowns, timeout=5)
+        if self._teardown is not None:
+            await asyncio.wait((self._teardown,), timeout=5)
         self._wiring.close()
 
     @property
@@ -565,22 +567,24 @@ class Pods:
 
     def _tear_down(self, interface: str) -> None:
         """Remove an interface, soon. Which one is settled now: a pod of the same name may have another in a moment."""
-        try:
-            link = self._wiring.find(interface)
-        except KernelError as error:
-            self._log(Level.WARNING, "cni", str(error))
+        index = self._wiring.index_of(interface)
+        if index is None:
             return
-        if link is None:
-            return
-        task = asyncio.get_running_loop().create_task(self._detach(link.index))
-        self._teardowns.add(task)
-        task.add_done_callback(self._teardowns.discard)
+        self._going.append(index)
+        if self._teardown is None:
+            self._teardown = asyncio.get_running_loop().create_task(self._detach())
 
-    async def _detach(self, index: int) -> None:
+    async def _detach(self) -> None:
+        """The kernel takes long for each time, not for each interface: those that come meanwhile go together."""
         try:
-            await asyncio.to_thread(self._wiring.detach, index)
-        except KernelError as error:
-            self._log(Level.WARNING, "cni", str(error))
+            while self._going:
+                going, self._going = self._going, []
+                try:
+                    await asyncio.to_thread(self._wiring.detach_all, going)
+                except KernelError as error:
+                    self._log(Level.WARNING, "cni", str(error))
+        finally:
+            self._teardown = None
 
     # ---- whether anything can be done
 

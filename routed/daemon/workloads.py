@@ -180,8 +180,7 @@ class Workloads:
             ),
             "",
         )
-        link = self._wiring.find(uplink) if uplink else None
-        mtu = link.mtu if link is not None and link.mtu else DEFAULT_MTU
+        mtu = (self._wiring.mtu_of(uplink) if uplink else 0) or DEFAULT_MTU
         said = {(tunnel.kind, tunnel.family): tunnel.mtu for tunnel in self._core.plan.tunnels or ()}
         return min((_mtu_within(pool, mtu, said) for pool in self.pods.pools() if not pool.disabled), default=mtu)
 

@@ -54,8 +54,11 @@ class FirewallKernel:
         self._problem = ""
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="firewall")
         self._waiting: list[PolicyBatch] = []
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._applied = 0
+        """Batches so far."""
+        self._in_force = 0
+        """How many of them are in force; none while the table must be made anew."""
+        self._settled: list[asyncio.Future[None]] = []
         self._running: asyncio.Task[None] | None = None
         self._rebuild = True
         self._pause = RETRY
@@ -92,11 +95,19 @@ class FirewallKernel:
     def apply(self, batch: PolicyBatch) -> None:
         """Have a change made; what is applied in one turn of the loop comes into force in order."""
         self._waiting.append(batch)
+        self._applied += 1
         self._wake()
 
     async def settled(self) -> None:
-        """Until all that was applied so far is in force. Waits for as long as the kernel refuses it."""
-        await self._idle.wait()
+        """Until all that was applied so far is in force. Waits for as long as the kernel refuses it.
+
+        What is applied later is not waited for: where pods come and go all the time, there is no end to it.
+        """
+        wanted = self._applied
+        while self._in_force < wanted:
+            waiter: asyncio.Future[None] = self._loop.create_future()
+            self._settled.append(waiter)
+            await waiter
 
     async def rules(self) -> list[RuleFound]:
         """The table's rules with what they counted, as the kernel has them. Raises OSError."""
@@ -105,7 +116,6 @@ class FirewallKernel:
     # ---- inside
 
     def _wake(self) -> None:
-        self._idle.clear()
         if self._running is None and not self._closed:
             self._running = self._loop.create_task(self._work())
 
@@ -113,6 +123,7 @@ class FirewallKernel:
         try:
             while self._waiting or self._rebuild:
                 waiting, self._waiting = self._waiting, []
+                taken = self._applied
                 batches = [self._firewall.change(batch) for batch in waiting]
                 if self._rebuild:
                     self._rebuild = False
@@ -124,12 +135,18 @@ class FirewallKernel:
                 if refusal:
                     self.refusals += 1
                     self._rebuild = True
+                    self._in_force = -1
                     if batches[0].is_rebuild:
                         await asyncio.sleep(self._pause)
                         self._pause = min(RETRY_MAX, self._pause * 2)
                 else:
                     self._pause = RETRY
-            self._idle.set()
+                    if not self._rebuild:
+                        self._in_force = taken
+                    waiters, self._settled = self._settled, []
+                    for waiter in waiters:
+                        if not waiter.done():
+                            waiter.set_result(None)
         finally:
             self._running = None
 
@@ -213,4 +230,5 @@ class FirewallKernel:
     def _undo(self) -> None:
         if self.commits:  # else the table is one of before, and nobody's yet
             self._rebuild = True
+            self._in_force = -1
             self._wake()

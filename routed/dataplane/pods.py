@@ -5,8 +5,8 @@ the link-local address that follows from the MAC. Both ends know each other as p
 the wire, so neither proxy ARP nor duplicate address detection is in the way, also on a node without a default route.
 
 Invariants: this process never enters a namespace. What is inside is done through the netlink socket the plugin opened
-there. `attach` either does all or leaves nothing behind. Calls block for well under a millisecond, but for `detach`:
-the kernel takes tens of milliseconds to delete a pair, so it belongs into a thread.
+there. `attach` either does all or leaves nothing behind. The kernel takes tens of milliseconds to delete a pair, and lets
+nobody change or look at links meanwhile: so all but `index_of` and `mtu_of` belongs into threads, any number of them.
 
 Not here: the pod's routes on the node (they go with all others, through `routes`), addresses (`ipam`), policy.
 """
@@ -15,10 +15,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import re
+import secrets
 import socket
-from collections.abc import Iterable
+import struct
+import threading
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from routed.dataplane.exchange import Exchange, open_exchange
@@ -30,12 +34,16 @@ from routed.netlink.veth import (
     add_default_route,
     add_host_address,
     add_link_route,
+    delete_group,
     delete_link,
     get_link,
     make_veth,
+    set_link_group,
     set_link_up,
     set_neighbour,
 )
+
+_SIOCGIFMTU, _SIOCGIFINDEX = 0x8921, 0x8933
 
 #: The node's end of every pair, as Calico has it.
 NODE_MAC = bytes.fromhex("eeeeeeeeeeee")
@@ -98,10 +106,14 @@ class PodWiring:
     def __init__(self, sysctl_root: str = "/proc/sys/net") -> None:
         """Raises OSError where there is no netlink."""
         self._node = open_exchange()
+        self._turn = threading.Lock()
+        """Who may ask on it: pods are made by several threads."""
+        self._names = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         self._sysctl_root = sysctl_root
 
     def close(self) -> None:
         self._node.close()
+        self._names.close()
 
     def attach(self, port: PodPort, namespace: int, inside: socket.socket) -> int:
         """Make a pod's interface; the index of the node's end. `inside` is a netlink socket in the pod.
@@ -114,36 +126,58 @@ class PodWiring:
         leftover = self.find(port.interface)
         if leftover is not None:
             self.detach(leftover.index)
-        self._node.ask(
-            make_veth(
-                self._node.next(),
-                name=port.interface,
-                mac=NODE_MAC,
-                peer_name=port.pod_interface,
-                peer_mac=port.mac,
-                peer_namespace=namespace,
-                mtu=port.mtu,
-            ),
-            what,
-        )
+        with self._turn:
+            self._node.ask(
+                make_veth(
+                    self._node.next(),
+                    name=port.interface,
+                    mac=NODE_MAC,
+                    peer_name=port.pod_interface,
+                    peer_mac=port.mac,
+                    peer_namespace=namespace,
+                    mtu=port.mtu,
+                ),
+                what,
+            )
         try:
-            index = self._link(self._node, port.interface).index
+            with self._turn:
+                index = self._link(self._node, port.interface).index
             self._configure_node(port, index, what)
             self._configure_pod(port, Exchange(inside))
             return index
         except BaseException:
-            with contextlib.suppress(KernelError):
-                self.detach(self._link(self._node, port.interface).index)
+            made = self.index_of(port.interface)
+            if made is not None:
+                with contextlib.suppress(KernelError):
+                    self.detach(made)
             raise
 
     def find(self, interface: str) -> Link | None:
-        """The link of that name on the node."""
+        """The link of that name on the node. Waits while the kernel changes others."""
         try:
-            return self._link(self._node, interface)
+            with self._turn:
+                return self._link(self._node, interface)
         except KernelError as error:
             if error.errno == errno.ENODEV:
                 return None
             raise
+
+    def index_of(self, interface: str) -> int | None:
+        """The index of a link on the node, at once: by the one question that waits for no change of others."""
+        return self._ask_by_name(_SIOCGIFINDEX, interface)
+
+    def mtu_of(self, interface: str) -> int:
+        """The MTU of a link on the node, at once; 0 where there is none."""
+        return self._ask_by_name(_SIOCGIFMTU, interface) or 0
+
+    def _ask_by_name(self, question: int, interface: str) -> int | None:
+        request = struct.pack("16si12x", interface.encode()[:15], 0)
+        try:
+            answer = fcntl.ioctl(self._names, question, request)
+        except OSError:
+            return None
+        value: int = struct.unpack_from("i", answer, 16)[0]
+        return value
 
     def inside(self, interface: str, inside: socket.socket) -> Link | None:
         """The link of that name in a pod."""
@@ -164,6 +198,21 @@ class PodWiring:
                 if error.errno != errno.ENODEV:
                     raise
 
+    def detach_all(self, indexes: Sequence[int]) -> None:
+        """Delete pairs by the node's ends, together: for many the kernel waits hardly longer than for one."""
+        if len(indexes) == 1:
+            self.detach(indexes[0])
+            return
+        group = secrets.randbelow(1 << 30) | 1 << 30  # nobody else's links are in it
+        with contextlib.closing(open_exchange()) as exchange:
+            into_group = [set_link_group(exchange.next(), each, group) for each in indexes]
+            for requests in (into_group, [delete_group(exchange.next(), group)]):
+                try:
+                    exchange.ask_all(requests, f"removing {len(indexes)} interfaces")
+                except KernelError as error:
+                    if error.errno != errno.ENODEV:  # some are gone already, or all
+                        raise
+
     def configure(self, port: PodPort, index: int) -> None:
         """Set the node's end again, as after somebody else changed it. Raises KernelError."""
         self._configure_node(port, index, f"interface {port.interface} of a pod")
@@ -173,13 +222,17 @@ class PodWiring:
     def _configure_node(self, port: PodPort, index: int, what: str) -> None:
         self._write_sysctls(port.interface, NODE_SYSCTLS + (PROXY_SYSCTLS if port.proxy_arp else ()))
         node = self._node
-        node.ask_all(
-            [
-                set_link_up(node.next(), index),
-                *(set_neighbour(node.next(), index, family, address, port.mac) for family, address in port.addresses),
-            ],
-            what,
-        )
+        with self._turn:
+            node.ask_all(
+                [
+                    set_link_up(node.next(), index),
+                    *(
+                        set_neighbour(node.next(), index, family, address, port.mac)
+                        for family, address in port.addresses
+                    ),
+                ],
+                what,
+            )
 
     def _configure_pod(self, port: PodPort, inside: Exchange) -> None:
         index = self._link(inside, port.pod_interface).index

@@ -21,6 +21,7 @@ from routed.netlink.numbers import (
     IFA_LOCAL,
     IFF_UP,
     IFLA_ADDRESS,
+    IFLA_GROUP,
     IFLA_IFNAME,
     IFLA_INFO_DATA,
     IFLA_INFO_KIND,
@@ -95,6 +96,18 @@ def set_link_up(sequence: int, index: int) -> bytes:
 def delete_link(sequence: int, index: int) -> bytes:
     """Of a pair, both ends. The kernel takes tens of milliseconds."""
     return request(RTM_DELLINK, NLM_F_ACK, sequence, _IFINFOMSG.pack(AF_UNSPEC, 0, 0, index, 0, 0))
+
+
+def set_link_group(sequence: int, index: int, group: int) -> bytes:
+    """Links of a group can be deleted at once."""
+    body = _IFINFOMSG.pack(AF_UNSPEC, 0, 0, index, 0, 0) + attribute(IFLA_GROUP, _U32.pack(group))
+    return request(RTM_NEWLINK, NLM_F_ACK, sequence, body)
+
+
+def delete_group(sequence: int, group: int) -> bytes:
+    """All links of a group (never 0, which every link is in from the start), in hardly more time than one takes."""
+    body = _IFINFOMSG.pack(AF_UNSPEC, 0, 0, 0, 0, 0) + attribute(IFLA_GROUP, _U32.pack(group))
+    return request(RTM_DELLINK, NLM_F_ACK, sequence, body)
 
 
 def add_host_address(sequence: int, index: int, family: Family, address: bytes) -> bytes:

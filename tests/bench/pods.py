@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import queue
+import re
 import statistics
 import subprocess
 import sys
@@ -36,7 +37,7 @@ URL, PEER = "http://127.0.0.1:2379", "http://127.0.0.1:2380"  # inside the node'
 COUNT, RATE, SECONDS = 100, 100, 30
 #: Seconds a pod of the flood lives.
 LIFETIME = 1.0
-#: Namespaces the flood goes round; one is used again after ROOMS / RATE seconds.
+#: Namespaces the flood goes round. One is used again seconds after its pod went, when the kernel is done with it.
 ROOMS = 400
 WORKERS = 24
 
@@ -137,7 +138,7 @@ class Site:
         found = [line.split("@")[0] for line in self.node.run("ip", "-br", "link").splitlines() if line[:4] == "cali"]
         found += [prefix for prefix, way in self.node.routes(protocol=120).items() if "blackhole" not in way]
         listed = self.node.run("nft", "list", "table", "inet", "routed")
-        found += [line.strip() for line in listed.splitlines() if "cali" in line]
+        found += re.findall(r'"cali[0-9a-f]{11}"', listed)
         for pool in json.loads(self.routedctl("ipam", "show", "--json")):
             found += [f"{pool['inUse']} addresses in use"] if pool["inUse"] else []
         return found
@@ -202,6 +203,10 @@ def flood(made: Site, rate: int, seconds: float) -> Flood:
     began = time.perf_counter() + 0.5
     for number in range(total):
         due.put((began + number / rate, number, "ADD"))
+    free: queue.Queue[str] = queue.Queue()
+    for room in made.rooms:
+        free.put(room)
+    rooms: dict[int, str] = {}
     adds: list[float] = []
     ends: list[float] = []
     late: list[float] = []
@@ -222,14 +227,22 @@ def flood(made: Site, rate: int, seconds: float) -> Flood:
                     due.put((when, number, command))
                     time.sleep(min(when - now, 0.002))
                     continue
-                room = made.rooms[number % len(made.rooms)]
+                if command == "ADD":
+                    try:
+                        rooms[number] = free.get_nowait()
+                    except queue.Empty:  # deletions are late, and first of all that
+                        due.put((now + 0.01, number, command))
+                        continue
+                room = rooms[number]
                 try:
                     took = contender.call(command, f"flood-{number}", room)
                 except Failed as failed:
                     errors.append(str(failed))
                     return
                 after = time.perf_counter()
-                if command == "ADD":
+                if command == "DEL":
+                    free.put(room)
+                else:
                     adds.append(took)
                     ends.append(after)
                     late.append(after - when)

@@ -93,12 +93,15 @@ class Wiring:
     def find(self, name: str) -> Link | None:
         return Link(self.interfaces[name], name, True, True) if name in self.interfaces else None
 
+    def index_of(self, name: str) -> int | None:
+        return self.interfaces.get(name)
+
     def inside(self, name: str, _: socket.socket) -> Link | None:
         return Link(2, name, True, True) if self.interfaces else None
 
-    def detach(self, index: int) -> None:
+    def detach_all(self, indexes: list[int]) -> None:
         assert self.slow.wait(20)
-        self.interfaces = {name: each for name, each in self.interfaces.items() if each != index}
+        self.interfaces = {name: each for name, each in self.interfaces.items() if each not in indexes}
 
     def close(self) -> None:
         pass

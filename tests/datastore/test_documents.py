@@ -213,7 +213,6 @@ def test_json_on_one_line_is_read_as_by_the_reader_for_people(value: JsonValue, 
         '{"a": 1e999}',
         '{"<<": 1}',
         '{"a": 123456789012345678901234}',
-        "{" * 3,
         "{a: 1}",
     ],
 )

@@ -156,6 +156,55 @@ def test_names_that_are_none(node: Node, name: str):
         node.wiring.attach(pod.port, pod.descriptor, pod.inside)
 
 
+def test_many_at_once(node: Node):
+    """Calls come from several threads; none takes the kernel's answer to another."""
+    pods = [node.pod(number, f"10.65.0.{number}") for number in range(1, 13)]
+    failures: list[Exception] = []
+
+    def attach(pod: Pod) -> None:
+        with node.namespace.entered():
+            try:
+                for _ in range(3):
+                    node.wiring.attach(pod.port, pod.descriptor, pod.inside)
+                    assert node.wiring.find(pod.port.interface) is not None
+                    assert node.wiring.index_of(pod.port.interface) is not None
+            except Exception as failure:
+                failures.append(failure)
+
+    threads = [threading.Thread(target=attach, args=(pod,)) for pod in pods]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert failures == []
+    assert all(node.wiring.inside("eth0", pod.inside) is not None for pod in pods)
+
+
+def test_what_is_asked_without_waiting_for_the_kernel_s_changes(node: Node):
+    with node.namespace.entered():
+        assert node.wiring.index_of("lo") == 1 and node.wiring.mtu_of("lo") == 65536
+        assert node.wiring.index_of("nobody") is None and node.wiring.mtu_of("nobody") == 0
+
+
+def test_many_are_detached_at_once_and_nothing_else(node: Node):
+    pods = [node.pod(number, f"10.65.0.{number}") for number in range(1, 6)]
+    indexes = [node.attach(pod) for pod in pods]
+    node.namespace.ip("link add other type bridge", "link set other group 5")
+
+    def detach() -> None:
+        with node.namespace.entered():
+            node.wiring.detach(indexes[0])
+            node.wiring.detach_all(indexes[:4])  # one is gone already
+            node.wiring.detach_all(indexes[:4])
+
+    thread = threading.Thread(target=detach)
+    thread.start()
+    thread.join(30)
+    assert [node.wiring.find(pod.port.interface) is not None for pod in pods] == [False] * 4 + [True]
+    assert node.wiring.find("other") is not None
+    assert node.wiring.inside("eth0", pods[1].inside) is None
+
+
 def test_detaching_twice(node: Node):
     pod = node.pod(1, "10.65.0.1")
     index = node.attach(pod)
