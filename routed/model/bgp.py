@@ -173,8 +173,7 @@ def _parse_bgp_configuration(head: Head) -> BGPConfiguration:
         ),
         local_workload_peering_ipv4=spec.address("localWorkloadPeeringIPV4", Family.IPV4_UNICAST),
         local_workload_peering_ipv6=spec.address("localWorkloadPeeringIPV6", Family.IPV6_UNICAST),
-        program_cluster_routes=spec.choice("programClusterRoutes", ProgramClusterRoutes)
-        or ProgramClusterRoutes.ENABLED,
+        program_cluster_routes=spec.choice("programClusterRoutes", ProgramClusterRoutes),
         ipv4_normal_route_priority=spec.integer("ipv4NormalRoutePriority", 1, MAX_PRIORITY) or DEFAULT_ROUTE_PRIORITY,
         ipv6_normal_route_priority=spec.integer("ipv6NormalRoutePriority", 1, MAX_PRIORITY) or DEFAULT_ROUTE_PRIORITY,
     )
@@ -204,7 +203,8 @@ def _parse_cidr_blocks(spec: Fields, name: str) -> tuple[Cidr, ...]:
     found: list[Cidr] = []
     for path, value in spec.array(name):
         entry = Fields(value, path)
-        found.append(as_cidr(entry.required_text("cidr"), entry.at("cidr")))
+        if entry.has("cidr"):  # an entry without one says nothing, for Calico too
+            found.append(as_cidr(entry.required_text("cidr"), entry.at("cidr")))
     return tuple(found)
 
 

@@ -305,7 +305,8 @@ class BGPConfiguration(Resource):
     """Interface names, `*` matches any run of characters."""
     local_workload_peering_ipv4: bytes | None = None
     local_workload_peering_ipv6: bytes | None = None
-    program_cluster_routes: ProgramClusterRoutes = ProgramClusterRoutes.ENABLED
+    program_cluster_routes: ProgramClusterRoutes | None = None
+    """None: as the cluster's Calico has it."""
     ipv4_normal_route_priority: int = DEFAULT_ROUTE_PRIORITY
     ipv6_normal_route_priority: int = DEFAULT_ROUTE_PRIORITY
 

@@ -75,7 +75,16 @@ def calico_version(cluster: Cluster, settings: PlanSettings) -> CalicoVersion:
 
 
 def felix_owns_ipip(cluster: Cluster) -> bool:
-    return "IPIP" in _LEFT_TO_FELIX[cluster.default_configuration.program_cluster_routes]
+    return "IPIP" in _LEFT_TO_FELIX[_program_cluster_routes(cluster)]
+
+
+def _program_cluster_routes(cluster: Cluster) -> ProgramClusterRoutes:
+    """What is said, else what the cluster's Calico leaves to BGP: without IPIP since v3.33, where Felix has it."""
+    said = cluster.default_configuration.program_cluster_routes
+    if said is not None:
+        return said
+    newer = (cluster.calico_release or (0, 0)) >= (3, 33)
+    return ProgramClusterRoutes.ENABLED_NO_ENCAP_ONLY if newer else ProgramClusterRoutes.ENABLED
 
 
 def _policy(cluster: Cluster, family: Family, settings: PlanSettings) -> ProgramPolicy:
@@ -84,7 +93,7 @@ def _policy(cluster: Cluster, family: Family, settings: PlanSettings) -> Program
         for name, cidr in service_ranges(cluster)
         if cidr.family is family
     ]
-    setting = cluster.default_configuration.program_cluster_routes
+    setting = _program_cluster_routes(cluster)
     for name, pool in sorted(cluster.pools.items()):
         if pool.cidr.family is family:
             rule = _pool_rule(name, pool, None if settings.own_workloads else setting)
