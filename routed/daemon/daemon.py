@@ -77,6 +77,8 @@ STORE_RETRY = 2.0
 
 #: Allocations between two looks of the garbage collector: there are few cycles, and a look at a large table is long.
 COLLECT_AFTER = 50_000
+#: The same before the datastore was read: a large cluster is a million objects, and all of them stay.
+COLLECT_AFTER_WHILE_READING = 1_000_000
 
 
 class Daemon:
@@ -237,7 +239,7 @@ class Daemon:
                 tasks.append(loop.create_task(self._tick(answers, health, metrics)))
                 if self._workloads is not None:
                     tasks.append(loop.create_task(self._workloads.policy.counting(lambda: self._config.metrics.listen)))
-                _tell_collector()
+                tell_collector()
                 self._notifier.ready(self._summary())
                 await self._stopped.wait()
                 await self._farewell(driver)
@@ -436,7 +438,7 @@ class Daemon:
             access = load_kubeconfig(config.kubeconfig)
             self._kubernetes = KubernetesSource(access, kinds, parse_manifest, self._kubernetes_told)
         if not config.cni.enabled:
-            return Relay(driver, (node_status.update,), (gc.freeze,), driver.clock)
+            return Relay(driver, (node_status.update,), (tell_collector_of_the_cluster,), driver.clock)
         written = followed if isinstance(followed, EtcdStore) else FolderStore(config.datastore_path)
         named = lambda: self._config.metrics.policies  # noqa: E731  (what a reload changes)
         workloads = Workloads(config, core, kernel, written, self._log.write, driver.bug, self._kubernetes, named)
@@ -445,7 +447,7 @@ class Daemon:
         relay = self._relay = Relay(
             driver,
             (workloads.policy.update, workloads.pods.update, workloads.tunnel_addresses.update, node_status.update),
-            (workloads.policy.in_sync, workloads.tunnel_addresses.in_sync, gc.freeze),
+            (workloads.policy.in_sync, workloads.tunnel_addresses.in_sync, tell_collector_of_the_cluster),
             driver.clock,
             (workloads.policy.unreadable,),
         )
@@ -571,9 +573,15 @@ def _watch(core: Core, events: Events) -> None:
     events.routes_wanted = routes_wanted
 
 
-def _tell_collector() -> None:
-    """What exists now stays: the collector need not look at it again. What the datastore held is added when it was read."""
+def tell_collector() -> None:
+    """What exists now stays: the collector need not look at it again, nor at what is being read from the datastore."""
     gc.collect()
+    gc.freeze()
+    gc.set_threshold(COLLECT_AFTER_WHILE_READING, 20, 100)
+
+
+def tell_collector_of_the_cluster() -> None:
+    """What the datastore held was read, and stays too."""
     gc.freeze()
     gc.set_threshold(COLLECT_AFTER, 20, 100)
 

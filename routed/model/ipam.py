@@ -34,6 +34,7 @@ _LINK_LOCAL = (parse_prefix("169.254.0.0/16"), parse_prefix("fe80::/10"))
 _MAX_SEQUENCE = (1 << 64) - 1
 #: The largest block that anybody allocates from; a value with more entries is no block.
 _MAX_BLOCK_SIZE = 1 << 16
+_AFFINITY_TYPES = frozenset(map(str, AffinityType))
 _ORDINAL = frozenset((int,))
 _ORDINAL_OR_FREE = frozenset((int, type(None)))
 _FREE = frozenset((None,))
@@ -200,7 +201,7 @@ def _parse_block(head: Head) -> IPAMBlock:
     affinity = spec.text("affinity") or None
     if affinity is None and (legacy := spec.text("hostAffinity")):
         affinity = f"{AffinityType.HOST}:{legacy}"
-    if affinity is not None and affinity.partition(":")[0] not in tuple(AffinityType):
+    if affinity is not None and affinity.partition(":")[0] not in _AFFINITY_TYPES:
         raise spec.error("affinity", f'must be "host:" or "virtual:" and a name, not {shown(affinity)}')
     return IPAMBlock(
         **head.common,
@@ -233,8 +234,8 @@ def _parse_unallocated(spec: Fields, allocations: tuple[int | None, ...]) -> tup
     values, size = spec.elements("unallocated"), len(allocations)
     if values and _ORDINAL.issuperset(map(type, values)):
         ordinals = cast("set[int]", set(values))
-        once = len(ordinals) == len(values) and min(ordinals) >= 0 and max(ordinals) < size
-        if once and _FREE.issuperset(map(allocations.__getitem__, ordinals)):
+        free = {ordinal for ordinal, index in enumerate(allocations) if index is None}
+        if len(ordinals) == len(values) and ordinals <= free:
             return tuple(cast("list[int]", values))
     unallocated: dict[int, None] = {}
     for path, each in spec.array("unallocated"):

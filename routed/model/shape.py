@@ -97,8 +97,9 @@ def _all_known(value: JsonValue, of: Shape) -> bool:
             if inner and not _all_known(inner, deeper):
                 return False
     elif isinstance(value, list):
+        flat, names = not of.deeper, of.members.keys()
         for element in value:
-            if not _all_known(element, of):
+            if not (element.keys() <= names if flat and isinstance(element, dict) else _all_known(element, of)):
                 return False
     return True
 

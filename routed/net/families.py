@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import enum
 
+#: A plain number, since looking up a member of an enumeration takes a call of its own and these are asked for each prefix.
+_IPV4 = 0x0101
+
 
 class Family(enum.IntEnum):
     """AFI * 256 + SAFI of the families routed routes."""
@@ -22,12 +25,12 @@ class Family(enum.IntEnum):
     @property
     def address_length(self) -> int:
         """Octets of one address: 4 or 16."""
-        return 4 if self is Family.IPV4_UNICAST else 16
+        return 4 if self == _IPV4 else 16
 
     @property
     def max_length(self) -> int:
         """Bits of the longest prefix: 32 or 128."""
-        return 32 if self is Family.IPV4_UNICAST else 128
+        return 32 if self == _IPV4 else 128
 
     @property
     def label(self) -> str:

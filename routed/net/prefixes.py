@@ -11,6 +11,10 @@ from routed.net.families import Family
 #: For a prefix length modulo 8, the mask of the bits that count in its last octet.
 _LAST_OCTET_MASK = bytes([0xFF, 0x80, 0xC0, 0xE0, 0xF0, 0xF8, 0xFC, 0xFE])
 
+#: A family and the socket library's number of it.
+_IPV4 = (Family.IPV4_UNICAST, socket.AF_INET)
+_IPV6 = (Family.IPV6_UNICAST, socket.AF_INET6)
+
 DEFAULT_ROUTE = b"\x00"
 """The wire prefix of 0.0.0.0/0 and ::/0."""
 
@@ -36,9 +40,9 @@ def plain_prefix(text: str) -> tuple[Family, bytes, bytes] | None:
     For tens of thousands at a time: `ipaddress` takes ten times as long.
     """
     address, slash, digits = text.partition("/")
-    family = Family.IPV6_UNICAST if ":" in address else Family.IPV4_UNICAST
+    family, number = _IPV6 if ":" in address else _IPV4
     try:
-        packed = socket.inet_pton(socket.AF_INET6 if family is Family.IPV6_UNICAST else socket.AF_INET, address)
+        packed = socket.inet_pton(number, address)
     except (OSError, ValueError):
         return None
     length = len(packed) * 8

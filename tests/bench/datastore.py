@@ -27,7 +27,7 @@ from pathlib import Path
 import uvloop
 
 from routed.core.core import Core, CoreSettings
-from routed.daemon.daemon import COLLECT_AFTER
+from routed.daemon.daemon import tell_collector, tell_collector_of_the_cluster
 from routed.datastore.etcd import EtcdStore
 from routed.datastore.etcd_client import Client
 from routed.datastore.etcd_settings import EtcdConfig
@@ -135,6 +135,7 @@ class Follower:
 
     def in_sync(self) -> None:
         self.core.in_sync(time.monotonic())
+        tell_collector_of_the_cluster()
         self.synced.set()
 
     def problems(self, problems: tuple[Problem, ...]) -> None:
@@ -240,9 +241,7 @@ def main() -> None:
         asyncio.run(write(arguments.write, *size))
         return
     if arguments.follow:
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(COLLECT_AFTER, 20, 100)  # as the daemon
+        tell_collector()  # as the daemon
         with tempfile.TemporaryDirectory() as folder, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             found = runner.run(follow(arguments.follow, *size, folder, everything=arguments.everything))
         json.dump(found, sys.stdout)
