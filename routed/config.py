@@ -459,7 +459,7 @@ class _Mapping:
 
     def fail(self, name: str, message: str) -> None:
         """Refuse a value for what it means together with another."""
-        self._fail(self._values.get(name), f"{self._key}.{name}", message)
+        self._fail(self._values.get(name, self._node), f"{self._key}.{name}", message)
 
     def is_list(self, name: str) -> bool:
         return isinstance(self._values.get(name), yaml.SequenceNode)

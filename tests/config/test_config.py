@@ -162,6 +162,30 @@ def test_table_names_are_those_of_iproute2(tmp_path: Path, monkeypatch: pytest.M
         (DATASTORE + "kernel: {metric: -1}", ":2", "kernel.metric: must be a number from 0 to 2147483647, not -1"),
         (DATASTORE + "log: {level: loud}", ":2", "log.level: must be debug or info or warning or error, not 'loud'"),
         (DATASTORE + "log: {format: xml}", ":2", "log.format: must be text or json, not 'xml'"),
+        (DATASTORE + "node: {ipv4: nearest}", ":2", "node.ipv4: 'nearest' is no way to find an address; known are"),
+        (DATASTORE + "node: {ipv4: can-reach=host}", ":2", "node.ipv4: 'can-reach=host': 'host' is not an address"),
+        (DATASTORE + "node: {ipv4: 10.0.0.1/33}", ":2", "node.ipv4: must be an IPv4 address with its subnet's length"),
+        (DATASTORE + "node: {ipv6: 10.0.0.1/24}", ":2", "node.ipv6: must be an IPv6 address with its subnet's length"),
+        (DATASTORE + "node: {asNumber: 0}", ":2", "node.asNumber: must not be AS 0"),
+        (DATASTORE + "node: {routeReflectorClusterID: 1}", ":2", "node.routeReflectorClusterID: must be text"),
+        (DATASTORE + "node: {labels: [a]}", ":2", "node.labels: must be a mapping"),
+        (DATASTORE + "node:\n  labels:\n    rack: [a]", ":4", "node.labels.rack: must be one value"),
+        (DATASTORE + "clusterDefaults: {ipv4Pool: 10.65.0.1/16}", ":2", "clusterDefaults.ipv4Pool: "),
+        (
+            DATASTORE + "clusterDefaults: {ipv6Pool: 10.65.0.0/16}",
+            ":2",
+            "clusterDefaults.ipv6Pool: must be an IPv6 prefix",
+        ),
+        (
+            DATASTORE + "clusterDefaults: {ipv4Pool: 10.65.0.0/28}",
+            ":2",
+            "clusterDefaults.ipv4BlockSize: must be at least the pool's length: 10.65.0.0/28 is smaller than a /26",
+        ),
+        (
+            DATASTORE + "clusterDefaults: {ipv6Pool: 'fd00::/64', encapsulation: IPIP}",
+            ":2",
+            "clusterDefaults.encapsulation: cannot be IPIP with an ipv6Pool: IPIP carries IPv4 only",
+        ),
         (DATASTORE + "onStop: never", ":2", "onStop: must be restart or shutdown, not 'never'"),
         ("- a\n- b", ":1", "must be a mapping with the keys nodeName, routerId"),
         ("nodeName: [", ":1", "is not YAML: "),
@@ -280,3 +304,29 @@ def test_calicos_environment_says_what_the_file_does_not(monkeypatch: pytest.Mon
     assert "hidden" not in repr(etcd)
     assert (etcd.mass_delete.timeout, etcd.mass_delete.share) == (None, 0.5)
     assert parse("datastore: {type: file, path: /r}").etcd is None
+
+
+def test_how_a_node_is_registered() -> None:
+    given = parse(
+        f"""{DATASTORE}nodeName: n1
+cni: {{enabled: true}}
+kubernetes: {{kubeconfig: k}}
+node: {{register: true, ipv4: 'interface=eth.*,bond', ipv6: fd00::1/64, asNumber: "1.10", labels: {{rack: 7, rr: true}},
+        routeReflectorClusterID: 244.0.0.1}}
+clusterDefaults: {{asNumber: 64999, ipv4Pool: none, ipv6Pool: 'fd65::/64', encapsulation: VXLAN, ipv6BlockSize: 120}}
+"""
+    )
+    wanted = config.registration(given)
+    assert given.node.register and (wanted.name, wanted.as_number, wanted.orchestrator) == ("n1", 65546, "k8s")
+    assert wanted.cluster_id == 0xF4000001 and wanted.labels == {"rack": "7", "rr": "true"}
+    method, address = wanted.ways.values()
+    assert getattr(method, "text", "") == "interface=eth.*,bond" and getattr(address, "subnet", b"")[:1] == bytes([64])
+    assert [str(pool) for pool in wanted.cluster.pools.values()] == ["fd65::/64"]
+    assert (wanted.cluster.as_number, wanted.cluster.encapsulation, wanted.cluster.nat_outgoing) == (
+        64999,
+        "VXLAN",
+        True,
+    )
+    usual = config.registration(parse(DATASTORE))
+    assert [str(pool) for pool in usual.cluster.pools.values()] == ["192.168.0.0/16"] and not usual.cluster.nat_outgoing
+    assert [getattr(way, "text", way) for way in usual.ways.values()] == ["first-found", None]

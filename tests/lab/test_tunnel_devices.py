@@ -14,7 +14,7 @@ from routed.dataplane.tunnels import TunnelKernel
 from routed.desired import Tunnel, TunnelKind, TunnelPeer
 from routed.net.addresses import format_address, parse_address
 from routed.net.families import Family
-from routed.testing.lab import Lab, Namespace
+from routed.testing.lab import Lab, Namespace, wait_for
 
 pytestmark = pytest.mark.lab
 
@@ -106,10 +106,15 @@ def test_what_is_right_is_left_alone(machine: Machine) -> None:
     wanted = tunnel(2, 3)
     assert machine.make(wanted) == []
     watched = machine.node.start("monitor", "ip", "-o", "monitor", "link", "address", "neigh")
+    machine.node.ip("link set eth1 mtu 7000")
+    wait_for(
+        lambda: "eth1" in watched.text() or not machine.node.ip("link set eth1 mtu 7001", "link set eth1 mtu 7000"),
+        10,
+        "it watches",
+    )
     assert machine.make(wanted) == machine.make(wanted) == []
-    machine.node.ip("link set eth1 alias marker")
-    while "marker" not in watched.text() and watched.alive and "eth1" not in watched.text():
-        pass
+    machine.node.ip("link set eth1 mtu 8000")
+    wait_for(lambda: "mtu 8000" in watched.text(), 10, "what came later is seen", state=watched.text)
     assert "vxlan.calico" not in watched.text()
 
 

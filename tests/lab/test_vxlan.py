@@ -68,8 +68,9 @@ class Site:
         assert self.etcdctl("put", f"{P}{folder}/{name}", "--", json.dumps(manifest)).strip() == "OK"
 
     def pools(self, mode: str) -> None:
-        self.put("ippools", resource("IPPool", "v4", {"cidr": "10.65.0.0/16", "vxlanMode": mode}))
-        self.put("ippools", resource("IPPool", "v6", {"cidr": "fd00:65::/64", "vxlanMode": mode}))
+        shared = {"vxlanMode": mode, "natOutgoing": True}
+        self.put("ippools", resource("IPPool", "v4", {"cidr": "10.65.0.0/16", **shared}))
+        self.put("ippools", resource("IPPool", "v6", {"cidr": "fd00:65::/64", **shared}))
 
     def node(self, number: int) -> Json:
         found: Json = json.loads(self.etcdctl("get", "--print-value-only", f"{P}nodes/n{number}"))
@@ -113,7 +114,7 @@ def site() -> Iterator[Site]:
         made = Site(lab)
         for number in SUBNET:
             made.add(number)
-        wait_for(lambda: not made.unreachable(), 30, "every pod reaches every other", state=made.unreachable)
+        wait_for(lambda: not made.unreachable(), 90, "every pod reaches every other", state=made.unreachable)
         yield made
 
 
@@ -143,6 +144,16 @@ def test_what_stays_in_the_subnet_goes_bare(site: Site) -> None:
     direct = [route for route in site.nodes[1].namespace.routes(protocol=120).values() if "via 10.1.0.2 " in route]
     assert direct and not [route for route in direct if "vxlan" in route]
     assert not site.router.routes(protocol=120) and "10.65" not in str(site.router.routes())
+
+
+def test_what_leaves_the_pools_is_translated_and_nodes_reach_pods(site: Site) -> None:
+    server = site.router.start("server", sys.executable, "-c", TCP_SERVER)
+    wait_for(lambda: "listening" in server.text(), 20, "the outside server listens", state=site.lab.report)
+    pod = site.pods[1][0]
+    assert tcp(pod, "10.2.0.254") == "10.1.0.1" and tcp(pod, "fd02::254") == "fd01::1"
+    for number, other in permutations(SUBNET, 2):
+        for address in site.pods[other][1]:
+            assert site.nodes[number].namespace.pings(address), (number, address)
 
 
 def test_devices_are_as_felix_makes_them(site: Site) -> None:
@@ -241,9 +252,12 @@ def test_only_nodes_may_send_into_the_tunnel(site: Site) -> None:
 
 
 def test_a_pool_changes_its_mind(site: Site) -> None:
+    into = site.pods[1][0].start("into", "ping", "-n", "-i", "0.01", "-c", "300", site.pods[2][1][0])
     site.pools("Always")
     wait_for(lambda: count(site, 1, 2) >= 28, 20, "the subnet's packets are in the tunnel too", state=site.lab.report)
     assert not site.unreachable()
+    into.wait(60)
+    assert " 0% packet loss" in into.text(), into.text()
     ping = site.pods[1][0].start("through", "ping", "-n", "-i", "0.01", "-c", "900", site.pods[2][1][0])
     site.pools("Never")
     for number in SUBNET:
@@ -266,6 +280,11 @@ def test_a_node_that_goes_is_forgotten(site: Site) -> None:
     )
     neighbours = site.nodes[1].namespace.run("ip", "neigh", "show", "dev", "vxlan.calico", "nud", "permanent")
     assert len(neighbours.splitlines()) == 1
+    assert [key for key in site.keys("/calico/ipam/v2/handle/") if key.endswith("tunnel-addr-n3")]
+    argv = (sys.executable, "-m", "routed.cli.main", "--config", str(site.nodes[1].routed.config))
+    site.nodes[1].namespace.run(*argv, "ipam", "release", "--node", "n3")
+    assert not [key for key in site.keys("/calico/ipam/v2/handle/") if key.endswith("tunnel-addr-n3")]
+    assert "add up" in site.nodes[1].namespace.run(*argv, "ipam", "check")
 
 
 def test_ipip_or_why_not() -> None:
