@@ -114,7 +114,7 @@ class PolicyKeeper:
             self.engine.update(Update(key, self._readable.get(key)))
         for key, refusal in refused.items():
             if before.get(key) != refusal:
-                self.engine.refuse(key, refusal.reason, refusal.selector, refusal.types)
+                self._refuse(refusal)
         self._wake()
 
     def tunnels(self, tunnels: tuple[Tunnel, ...]) -> None:
@@ -146,9 +146,13 @@ class PolicyKeeper:
         """To the engine; a policy that is refused stays so until the datastore says it can be read."""
         if update.key.kind in _POLICIES:
             _put(self._readable, update.key, update.value if isinstance(update.value, Policy) else None)
-            if update.key in self._refused:
-                return
         self.engine.update(update)
+        refusal = self._refused.get(update.key)
+        if refusal is not None:  # which may keep what was just told in force
+            self._refuse(refusal)
+
+    def _refuse(self, refusal: Refusal) -> None:
+        self.engine.refuse(refusal.key, refusal.reason, refusal.selector, refusal.types)
 
     async def count(self) -> None:
         """Read the kernel's counters into the tally."""

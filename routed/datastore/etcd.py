@@ -27,7 +27,7 @@ from routed.datastore.store import Conflict, Contents, Stored
 from routed.errors import Compacted, ConfigError, StoreError
 from routed.model.head import API_VERSION
 from routed.model.paths import TIERED_KINDS, Layout, Place, decode_at, encode
-from routed.model.policies import Profile
+from routed.model.policies import GlobalNetworkPolicy, NetworkPolicy, Profile
 from routed.model.resources import BGPPeer, BlockAffinity, Resource, ResourceKey, Update
 from routed.model.schema import KINDS
 from routed.model.settings import CalicoNodeStatus, ClusterInformation
@@ -51,6 +51,9 @@ _SLICE = 0.005
 #: Seconds between two looks at what is held, and between two marks of the time in the saved state.
 _TICK = 1.0
 _MARK = 30.0
+
+#: Kinds of which nothing broken stays in force as it was: whoever enforces policies says what becomes of it.
+_CLOSING = (NetworkPolicy.kind, GlobalNetworkPolicy.kind)
 
 
 class EtcdSink(Protocol):
@@ -355,8 +358,9 @@ class EtcdStore:
             text = "ClusterInformation says that the datastore is not ready, so what it last said stays"
             said.append(Problem(self._ready_path, 0, "spec.datastoreReady", text))
         for key, text in self.guard.garbage.items():
-            kept = "its last good value stays" if key in self.guard.good else "it has no effect"
-            said.append(Problem(self._paths.get(key, str(key)), 0, "", f"{text}; {kept}", self._broken.get(key, "")))
+            if key.kind not in _CLOSING:
+                text += "; its last good value stays" if key in self.guard.good else "; it has no effect"
+            said.append(Problem(self._paths.get(key, str(key)), 0, "", text, self._broken.get(key, "")))
         for key, twins in self._twins.items():
             text = f"{key} is stored under two names, {' and '.join(sorted(twins))}; what was written last counts"
             said.append(Problem(self._paths.get(key, str(key)), 0, "metadata.name", text))

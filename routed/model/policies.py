@@ -277,6 +277,8 @@ def as_port(value: JsonValue, path: str) -> Port:
             first, last = int(low[:6]), int((high if colon else low)[:6])
             if first <= last <= 65535:
                 return PortRange(first, last)
+            if last < first <= 65535:
+                raise ConfigError(path, f"must go from the lower port to the higher, not {shown(value)}")
         elif not colon and len(value) <= 63 and all(one.isascii() and (one.isalnum() or one in "-_.") for one in value):
             return NamedPort(value)
     raise ConfigError(path, f'must be a port: 0 to 65535, "8000:9000", or a name, not {shown(value)}')

@@ -20,7 +20,7 @@ from routed.policy.scope import subjects
 
 _CALICO = (NetworkPolicy.kind, GlobalNetworkPolicy.kind)
 _KUBERNETES_VERSION = "networking.k8s.io/"
-_SCOPE = ("selector", "namespaceSelector", "serviceAccountSelector", "types", "tier", "order")
+_SCOPE = ("selector", "namespaceSelector", "serviceAccountSelector", "types", "tier")
 _KUBERNETES_SCOPE = ("podSelector", "policyTypes")
 
 
@@ -65,6 +65,8 @@ def read_refusal(text: str, reason: str) -> Refusal | None:
     if not readable:
         return Refusal(key, reason, None, frozenset())
     scope: JsonObject = {field: spec[field] for field in fields if field in spec}
+    if not isinstance(scope.get("tier"), str):
+        scope.pop("tier", None)  # when it is asked matters no more
     types = "policyTypes" if fields is _KUBERNETES_SCOPE else "types"
     for tried, sure in ((scope, True), ({field: value for field, value in scope.items() if field != types}, False)):
         read = _read({**manifest, "metadata": {"name": name, "namespace": key.namespace}, "spec": {**tried, **rules}})
