@@ -1,21 +1,30 @@
 """Why a packet passes this node's policy or does not: what was computed, and what the kernel has of it.
 
 The answer to the control socket's request `policy` (source, destination, protocol, port; a packet in numbers). A judge
-walks the program that was given to the kernel; the chains it went through are then read back with their counters, and a
-chain that is not what it was made is named.
+walks the program that was given to the kernel; the chains it went through are then read back with their counters, and the
+sets they name. What is not as it was made is named: a chain with other rules (they are told by their comments, which are
+the policies'), a set with other members, an interface without its way to a chain.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
+
 from routed.control.protocol import Request
 from routed.core.core import Core
 from routed.daemon.policy import PolicyKeeper
+from routed.dataplane.firewall import Firewall
 from routed.errors import ControlError
 from routed.net.addresses import format_address, parse_address
+from routed.netlink.nftables import RuleFound
 from routed.policy.judge import FirewallModel, Packet, described
 from routed.policy.verdicts import UPLINK
 
 Row = dict[str, object]
+
+#: Elements of one set that are named at most.
+_SHOWN = 5
 
 
 class Explanations:
@@ -33,10 +42,17 @@ class Explanations:
         model = FirewallModel()
         model.apply(firewall.program)
         judgement = model.judge(packet)
-        found = await self._keeper.kernel.rules()
+        asked = list(dict.fromkeys(chain for step in judgement.steps for chain in step.asked))
+        ways = {firewall.dispatch_map(step.place, step.direction) for step in judgement.steps}
+        sets = sorted({name for chain in asked for name in firewall.sets_of(chain)} | ways)
+        found, elements = await self._keeper.kernel.look(sets)
         chains: list[Row] = []
-        differences: list[str] = []
-        for name in dict.fromkeys(step.chain for step in judgement.steps if step.chain):
+        differences = [
+            *_base(firewall, found),
+            *(each for name in sets for each in _set(firewall, name, elements[name])),
+        ]
+        deciding = {step.chain for step in judgement.steps}
+        for name in asked:
             chain, expected = firewall.rules_of(name)
             rules = [rule for rule in found if rule.chain == chain]
             comments = [rule.comment for rule in rules]
@@ -44,12 +60,15 @@ class Explanations:
                 differences.append(
                     f"chain {chain}: the kernel has the rules {comments}, and these were made: {expected}"
                 )
-            chains.append(
-                {
-                    "chain": chain,
-                    "rules": [{"rule": rule.comment, "packets": rule.packets, "bytes": rule.octets} for rule in rules],
-                }
-            )
+            if name in deciding:
+                chains.append(
+                    {
+                        "chain": chain,
+                        "rules": [
+                            {"rule": rule.comment, "packets": rule.packets, "bytes": rule.octets} for rule in rules
+                        ],
+                    }
+                )
         return {
             "node": self._node_name,
             "source": format_address(packet.source),
@@ -83,3 +102,29 @@ class Explanations:
             return found
         own = any(address == each for interface in self._core.interfaces.values() for each, _ in interface.addresses)
         return "" if own else UPLINK
+
+
+def _base(firewall: Firewall, found: list[RuleFound]) -> Iterator[str]:
+    counted = Counter(rule.chain for rule in found)
+    for chain, expected in firewall.base_rules.items():
+        if counted[chain] != expected:
+            yield f"chain {chain}: the kernel has {counted[chain]} rules, and {expected} were made"
+
+
+def _set(firewall: Firewall, name: str, found: set[tuple[bytes, bool]]) -> Iterator[str]:
+    expected = firewall.elements_of(name)
+    for what, keys in (("lacks", expected - found), ("has, and nobody put there,", found - expected)):
+        if keys:
+            shown = sorted(_shown(name, key) + (" (end)" if end else "") for key, end in keys)
+            more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+            yield f"set {name}: the kernel {what} {', '.join(shown[:_SHOWN])}{more}"
+
+
+def _shown(name: str, key: bytes) -> str:
+    """An element as people know it: an interface, an address, or an address with protocol and port."""
+    if name.startswith("by_"):
+        return key.rstrip(b"\x00").decode("ascii", "replace")
+    if len(key) in (4, 16):
+        return format_address(key)
+    address, protocol, port = key[:-8], key[-8], int.from_bytes(key[-4:-2], "big")
+    return f"{format_address(address)} protocol {protocol} port {port}"

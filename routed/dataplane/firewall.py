@@ -233,6 +233,34 @@ class Firewall:
         """The kernel's name of a policy's chain, and the comments its rules must have there, in order."""
         return _policy_chain(chain), [rule.origin for rule in self._chains[chain].rules for _ in self._render(rule)]
 
+    def sets_of(self, chain: str) -> set[str]:
+        """The sets that a policy's rules name."""
+        sides = [side for rule in self._chains[chain].rules for side in (rule.source, rule.destination)]
+        return {name for side in sides for name in (*side.sets, *side.not_sets, *side.port_sets, *side.not_port_sets)}
+
+    def dispatch_map(self, place: Place, direction: str) -> str:
+        """The map by which packets find the walk of an interface."""
+        return f"by_{_DISPATCH[place, direction]}"
+
+    def elements_of(self, name: str) -> set[tuple[bytes, bool]]:
+        """What the kernel must list of a set or a dispatch map: keys, and whether each is the end of a range."""
+        if name in self._sets:
+            made = list(_members(*self._sets[name]))
+            return {(each.key, False) for each in made} | {(each.end, True) for each in made if each.end}
+        return {
+            (_element(interface, target).key, False)
+            for (place, interface), policy in self._endpoints.items()
+            for direction in ("ingress", "egress")
+            if interface != WILDCARD
+            and _DISPATCH.get((place, direction)) == name.removeprefix("by_")
+            and (target := self._target(policy, direction)) is not None
+        }
+
+    @property
+    def base_rules(self) -> dict[str, int]:
+        """How many rules base and dispatch chains must have."""
+        return {chain: len(rules) for chain, rules in self._base.items()}
+
     def decisions(self) -> dict[str, dict[str, tuple[str, Action]]]:
         """By the kernel's chain and a rule's comment there: whose rule it is, and what it does."""
         found = {

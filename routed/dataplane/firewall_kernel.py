@@ -14,7 +14,7 @@ import asyncio
 import errno
 import os
 import select
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 
 from routed.dataplane.firewall import Firewall
@@ -25,7 +25,9 @@ from routed.netlink.nftables import (
     Batch,
     CounterFound,
     RuleFound,
+    decode_elements,
     decode_rule,
+    dump_elements,
     dump_rules,
     table_of_event,
 )
@@ -112,6 +114,14 @@ class FirewallKernel:
     async def rules(self) -> list[RuleFound]:
         """The table's rules with what they counted, as the kernel has them. Raises OSError."""
         return await self._loop.run_in_executor(self._thread, self._read_rules)
+
+    async def look(self, sets: Collection[str]) -> tuple[list[RuleFound], dict[str, set[tuple[bytes, bool]]]]:
+        """The rules, and what is in these sets (see `Firewall.elements_of`), at one time. Raises OSError."""
+
+        def read() -> tuple[list[RuleFound], dict[str, set[tuple[bytes, bool]]]]:
+            return self._read_rules(), {name: self._read_elements(name) for name in sets}
+
+        return await self._loop.run_in_executor(self._thread, read)
 
     # ---- inside
 
@@ -212,6 +222,16 @@ class FirewallKernel:
                 rule = decode_rule(message, self._firewall.table)
                 if rule is not None:
                     found.append(rule)
+
+    def _read_elements(self, name: str) -> set[tuple[bytes, bool]]:
+        self._drain(self._asker)
+        self._asker.send(dump_elements(self._firewall.table, name, 1))
+        found: set[tuple[bytes, bool]] = set()
+        while True:
+            for message in messages(self._wait(self._asker)):
+                if message.type in (NLMSG_DONE, NLMSG_ERROR):
+                    return found
+                found |= set(decode_elements(message))
 
     def _look(self) -> None:
         """Somebody changed some table: ours, and not by us?"""

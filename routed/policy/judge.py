@@ -69,6 +69,8 @@ class Step:
     """The rule that decided, or "end of TIER"."""
     chain: str = ""
     """The chain with that rule; empty where none had one."""
+    asked: tuple[str, ...] = ()
+    """The chains that could have had one."""
 
 
 def described(step: Step) -> dict[str, object]:
@@ -261,14 +263,15 @@ class FirewallModel:
             action, origin, chain = self._chains(tier.chains, packet)
             if action is None:
                 action, origin = tier.end, f"end of {tier.name}"
-            self._steps.append(Step(*self._at, tier.name, action, origin, chain))
+            self._steps.append(Step(*self._at, tier.name, action, origin, chain, tier.chains))
             if action is not Action.PASS:
                 return Judgement(action is Action.ALLOW, origin)
         return None
 
     def _profiles(self, walk: Walk, packet: Packet) -> Judgement:
         action, origin, chain = self._chains(walk.profiles, packet)
-        self._steps.append(Step(*self._at, "profiles", action or Action.DENY, origin or "end of profiles", chain))
+        made = Step(*self._at, "profiles", action or Action.DENY, origin or "end of profiles", chain, walk.profiles)
+        self._steps.append(made)
         if action is None or action is Action.PASS:
             return Judgement(False, "end of profiles" if action is None else "end of the last tier")
         return Judgement(action is Action.ALLOW, origin)

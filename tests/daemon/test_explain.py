@@ -30,7 +30,7 @@ class Core:
     interfaces: dict[int, Any] = {}
 
 
-def explained(rules: list[str], **values: str) -> dict[str, Any]:
+def explained(rules: list[str], strange: frozenset[tuple[bytes, bool]] = frozenset(), **values: str) -> dict[str, Any]:
     keeper = PolicyKeeper("n1", lambda _: None, lambda *_: None)
     for value in (workload(WEB), workload(API), profile("red", {}), policy(POLICY)):
         keeper.engine.update(Update(value.key, value))
@@ -38,11 +38,12 @@ def explained(rules: list[str], **values: str) -> dict[str, Any]:
     assert batch is not None
     keeper.firewall.change(batch)
 
-    async def found() -> list[RuleFound]:
+    async def found(sets: list[str]) -> tuple[list[RuleFound], dict[str, set[tuple[bytes, bool]]]]:
         chain = next(chain for chain in keeper.firewall.program.chains if chain.name.startswith("red_knp_default_web"))
-        return [RuleFound(f"p_{chain.name}", number, rule, 7, 700) for number, rule in enumerate(rules)]
+        listed = [RuleFound(f"p_{chain.name}", number, rule, 7, 700) for number, rule in enumerate(rules)]
+        return listed, {name: keeper.firewall.elements_of(name) ^ strange for name in sets}
 
-    keeper.kernel.rules = found  # type: ignore[method-assign]
+    keeper.kernel.look = found  # type: ignore[method-assign, assignment]
     asked = {"source": "10.65.0.1", "destination": "10.65.0.2", "protocol": "6", "port": "80"} | values
     answer = asyncio.run(Explanations(cast("Any", Core()), keeper, "n1").answer(Request("policy", dict(asked))))
     return cast("dict[str, Any]", answer)
@@ -64,6 +65,14 @@ def test_a_packet_between_two_pods_of_the_node():
 def test_a_kernel_with_other_rules_disagrees():
     (difference, *_) = [each for each in explained([])["differences"] if "knp_default_web" in each]
     assert RULE in difference and "the kernel has the rules []" in difference
+
+
+def test_sets_with_other_members_disagree():
+    api = interface_of(API).encode().ljust(16, b"\x00")
+    said = explained([RULE], frozenset({(api, False)}))["differences"]
+    assert any("set by_to_workload: the kernel lacks " + interface_of(API) in each for each in said)
+    said = explained([RULE], frozenset({(b"cali0".ljust(16, b"\x00"), False)}))["differences"]
+    assert any("the kernel has, and nobody put there, cali0" in each for each in said)
 
 
 @pytest.mark.parametrize(
