@@ -39,6 +39,7 @@ from routed.cni.call import (
 )
 from routed.core.effects import Level
 from routed.daemon.cni import Conversation, Inside
+from routed.dataplane.conntrack import forget
 from routed.dataplane.pods import NODE_MAC, POD_SYSCTLS, PodPort, PodWiring
 from routed.datastore.allocating import carry_out, clock, cluster_of
 from routed.datastore.remembered import RememberingStore
@@ -165,6 +166,8 @@ class Pods:
         self._going: list[int] = []
         """Interfaces to be removed, by index."""
         self._teardown: asyncio.Task[None] | None = None
+        self._said = ""
+        """What was wrong with the last pod's connections, if anything ever was."""
         self.added = 0
         self.removed = 0
         self.failed = 0
@@ -251,6 +254,7 @@ class Pods:
             mtu = request.mtu or self._dataplane.mtu
             port = PodPort(identity.interface, request.interface, mac, families, mtu, self._proxy_arp)
             await conversation.write_sysctls(POD_SYSCTLS)
+            self._say_once(await asyncio.to_thread(forget, addresses))
             try:
                 await asyncio.to_thread(self._wiring.attach, port, inside.namespace, inside.netlink)
             except KernelError as error:
@@ -585,6 +589,11 @@ class Pods:
                     self._log(Level.WARNING, "cni", str(error))
         finally:
             self._teardown = None
+
+    def _say_once(self, problem: str) -> None:
+        if problem and problem != self._said:
+            self._log(Level.WARNING, "cni", problem)
+        self._said = problem or self._said
 
     # ---- whether anything can be done
 

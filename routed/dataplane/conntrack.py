@@ -1,4 +1,4 @@
-"""The connection tracking table: how large it is, how long entries stay, how full it is.
+"""The connection tracking table: how large it is, how long entries stay, how full it is, whose entries go with an address.
 
 Sizes (`nf_conntrack_max`, `nf_conntrack_buckets`) are of the whole machine and can only be written in the initial network
 namespace; elsewhere that is said, and the rest goes on. Timeouts are of the namespace. Nothing is restored at the end:
@@ -9,10 +9,16 @@ Invariant: nothing here raises where the kernel says no; what could not be done 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+
+from routed.dataplane.exchange import open_exchange
+from routed.errors import KernelError
+from routed.netlink.conntrack import Part, delete_entries
+from routed.netlink.nftables import NETLINK_NETFILTER
 
 ROOT = "/proc/sys/net/netfilter"
 STATISTICS = "/proc/net/stat/nf_conntrack"
@@ -127,6 +133,22 @@ def use(root: str = ROOT, statistics: str = STATISTICS) -> ConntrackUse | None:
 def _read(path: str) -> int:
     with open(path, encoding="ascii") as file:
         return int(file.read())
+
+
+def forget(addresses: Iterable[bytes]) -> str:
+    """Remove the entries of connections that these addresses take part in; why that cannot be done, or empty.
+
+    Who has an address next would have the connections of who had it before: translated, and let through, as theirs were.
+    """
+    try:
+        with contextlib.closing(open_exchange(NETLINK_NETFILTER)) as exchange:
+            requests = [delete_entries(exchange.next(), part, each) for each in addresses for part in Part]
+            exchange.ask_all(requests, "removing a former pod's connections")
+    except KernelError as error:
+        return "" if error.errno == errno.ENOENT else f"conntrack: {error}"
+    except OSError as error:
+        return f"conntrack: removing a former pod's connections: {error.strerror}"
+    return ""
 
 
 class FullnessWatch:

@@ -104,9 +104,9 @@ class Exchange:
         return messages(self._socket.recv(_RECEIVE))
 
 
-def open_exchange() -> Exchange:
+def open_exchange(protocol: int = NETLINK_ROUTE) -> Exchange:
     """In the network namespace of this thread. Raises OSError."""
-    return Exchange(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_ROUTE))
+    return Exchange(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol))
 
 
 def _sequence_of(request: bytes) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -209,3 +211,47 @@ def test_an_address_by_name_and_one_that_is_taken(node: Node):
     taken = node.runtime.call("ADD", node.lab.namespace("two"), runtimeConfig={"ips": ["10.65.3.7"]})
     assert taken.status == 1 and taken.output["code"] == 100 and "somebody has it" in taken.output["msg"]
     assert len(node.interfaces()) == 1
+
+
+SERVER = """
+import socket
+server = socket.create_server(("", 80))
+print("listening", flush=True)
+kept = []
+while True:
+    kept.append(server.accept())
+"""
+CLIENT = """
+import socket, sys, time
+connections = [socket.create_connection((address, 80), 5) for address in sys.argv[1:]]
+print("connected", flush=True)
+time.sleep(600)
+"""
+
+
+def test_who_gets_an_address_gets_none_of_its_connections(node: Node):
+    if shutil.which("conntrack") is None:
+        pytest.skip("conntrack is not installed")
+    old, other, client = (node.lab.namespace(name) for name in ("old", "other", "client"))
+    dual = {"ips": ["10.65.3.7", "fd00:65::7"]}
+    node.runtime.add(old, runtimeConfig=dual)
+    addresses = ["10.65.3.7", "fd00:65::7", node.runtime.add(other).addresses[0]]
+    node.runtime.add(client, **DUAL)
+    for pod in (old, other):
+        server = pod.start(
+            "server", sys.executable, "-c", SERVER.replace('("", 80)', '("::", 80), family=10, dualstack_ipv6=True')
+        )
+        wait_for(lambda server=server: "listening" in server.text(), 20, "a server listens", state=node.lab.report)
+    calls = client.start("client", sys.executable, "-c", CLIENT, *addresses)
+    wait_for(lambda: "connected" in calls.text(), 20, "connections are there", state=node.lab.report)
+
+    def tracked() -> list[str]:
+        told = node.namespace.run("conntrack", "-L") + node.namespace.run("conntrack", "-L", "-f", "ipv6")
+        return [address for address in addresses if f"dst={address} " in told and "ESTABLISHED" in told]
+
+    assert tracked() == addresses
+    assert node.runtime.call("DEL", old).status == 0
+    assert tracked() == addresses  # nobody closed them
+    new = node.runtime.add(node.lab.namespace("new"), runtimeConfig=dual)
+    assert new.addresses == addresses[:2]
+    assert tracked() == addresses[2:]
