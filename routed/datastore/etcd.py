@@ -459,8 +459,13 @@ class EtcdStore:
                 return Stored(decoded.resource, f"{pair.revision} {path}", path)
         return None
 
-    async def write(self, key: ResourceKey, resource: Resource | None, revision: str | None) -> str:
-        """Make `resource` (None: nothing) what is stored at `key`, where that is still at `revision` (None: absent)."""
+    async def write(
+        self, key: ResourceKey, resource: Resource | None, revision: str | None, *, ttl: float | None = None
+    ) -> str:
+        """Make `resource` (None: nothing) what is stored at `key`, where that is still at `revision` (None: absent).
+
+        With `ttl`, etcd deletes it again after that many seconds (at least one), unless it is written anew before.
+        """
         number, path = 0, ""
         if revision:
             text, _, path = revision.partition(" ")
@@ -470,7 +475,7 @@ class EtcdStore:
         else:
             raise Conflict(f"{key} is not there, so it cannot be deleted")
         value = None if resource is None else encode(resource, path)
-        written = await self.client.swap([(path, number)], [(path, value)])
+        written = await self.client.swap([(path, number)], [(path, value)], None if value is None else ttl)
         if written is None:
             raise Conflict(f"{path} is not what it was: somebody else has written it; read it again")
         if resource is not None and value is not None and self._sink is not None:

@@ -252,6 +252,10 @@ class Client:
                 ],
             )
             answer = await rpc.KVStub(member.channel).Txn(request, timeout=CALL, metadata=member.metadata)
+            if lease and not answer.succeeded:
+                await rpc.LeaseStub(member.channel).LeaseRevoke(
+                    rpc.LeaseRevokeRequest(ID=lease), timeout=CALL, metadata=member.metadata
+                )
         except asyncio.CancelledError:
             if _is_cancelled():
                 raise

@@ -343,6 +343,16 @@ def test_a_lease_takes_its_keys_with_it(server: Cluster) -> None:
         assert await store.client.swap([], [("/calico/felix/v2/status", b"{}")], ttl=1.0)
         assert await store.client.get("/calico/felix/v2/status") is not None
         await until(lambda: not server.ctl("get", "/calico/felix/v2/status"), "the lease is over")
+        short, long = parse_manifest(node(1), "", []), parse_manifest(node(2), "", [])
+        first = await store.write(short.key, short, None, ttl=1.0)
+        second = await store.write(long.key, long, None, ttl=1.0)
+        await store.write(long.key, long, second)  # written anew, without one
+        with pytest.raises(Conflict):
+            await store.write(short.key, short, second, ttl=60.0)
+        await until(lambda: not server.ctl("get", first.partition(" ")[2]), "the lease is over")
+        assert await store.get(long.key) is not None
+        leases = server.ctl("lease", "list").split()
+        assert int(leases[1]) == 0, "what was refused leaves none behind"
         await store.close()
 
     asyncio.run(main())
