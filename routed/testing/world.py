@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 from routed.core.core import Core, CoreSettings
-from routed.core.effects import Close, Connect, Guard, Guards, Listen, Log, Routes, Sweep
-from routed.desired import Gateway, KernelRoute, RouteBatch
+from routed.core.effects import Close, Connect, Guard, Guards, Listen, Log, Routes, Sweep, Tunnels
+from routed.desired import Gateway, KernelRoute, RouteBatch, Tunnel
 from routed.model.resources import JsonObject, ResourceKey, Update
 from routed.model.schema import parse_manifest
 from routed.net.addresses import format_address, parse_address
@@ -45,6 +45,8 @@ class Node:
         self.guards: dict[bytes, Guard] = {}
         """What connections from an address must have."""
         self.secrets: dict[str, int] = {}
+        self.tunnels: tuple[Tunnel, ...] | None = None
+        """The devices there should be; None: nobody said."""
         self.alive = True
         self.more = True
 
@@ -76,6 +78,13 @@ class Node:
             change = KernelChange(interfaces=(interface,), routes_added=routes)
         else:
             change = KernelChange(interfaces=(interface,), routes_removed=routes)
+        self.engine.kernel(change, self.world.now)
+        self.more = True
+
+    def device(self, name: str, index: int, *, up: bool = True) -> None:
+        """An interface beside the one that leads to all others comes or changes; `up` false: it goes."""
+        found = Interface(index, name, True)
+        change = KernelChange(interfaces=(found,)) if up else KernelChange(interfaces_removed=(index,))
         self.engine.kernel(change, self.world.now)
         self.more = True
 
@@ -123,11 +132,18 @@ class World:
         *,
         routes_found: frozenset[Family] = frozenset(),
         kernel: Mapping[tuple[Family, bytes], KernelRoute] | None = None,
+        own_workloads: bool = False,
     ) -> Node:
         """A node starts: its link is up, its datastore holds `manifests`."""
         self._started += 1
         header = Header(
-            CoreSettings(node_name=name, routes_found=routes_found, calico_version=self._version), seed=self._started
+            CoreSettings(
+                node_name=name,
+                routes_found=routes_found,
+                calico_version=self._version,
+                own_workloads=own_workloads,
+            ),
+            seed=self._started,
         )
         core = Core(header.settings, header.seed)
         engine = core if self._record is None else self._record(name, core, header)
@@ -231,6 +247,8 @@ class World:
                         node.found.discard(key)
                         node.swept.add(key)
                         del node.kernel[key]
+                case Tunnels():
+                    node.tunnels = effect.tunnels
                 case Log():
                     node.log.append(f"{effect.subject}: {effect.text}")
         if node.engine.effects:

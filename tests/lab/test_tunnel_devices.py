@@ -135,6 +135,21 @@ def test_mtu_and_mac_change_in_place_and_the_rest_anew(machine: Machine) -> None
         assert "UP" in machine.link()["flags"] and len(machine.forwarding()) == len(machine.neighbours()) == 1
 
 
+def test_felix_s_own_device_is_taken_over(machine: Machine) -> None:
+    machine.node.ip(
+        "link add vxlan.calico address 66:00:00:00:00:01 mtu 1450 type vxlan id 4096 dstport 4789 local 10.1.0.1 dev eth0"
+        " nolearning",
+        "link set vxlan.calico up",
+        "addr add 10.65.0.1/32 dev vxlan.calico",
+        "neigh add 10.65.0.2 lladdr 66:00:00:00:00:02 dev vxlan.calico nud permanent",
+    )
+    machine.node.run("bridge", "fdb", "add", "66:00:00:00:00:02", "dev", "vxlan.calico", "dst", "10.1.0.2", "self")
+    before = machine.link()
+    assert machine.make(replace(tunnel(2, 3), mtu=1450)) == []
+    assert machine.link() == before and set(machine.neighbours()) == {"10.65.0.2", "10.65.0.3"}
+    assert machine.forwarding() == {"66:00:00:00:00:02": "10.1.0.2", "66:00:00:00:00:03": "10.1.0.3"}
+
+
 def test_what_others_did_is_put_right(machine: Machine) -> None:
     assert machine.make(tunnel(2, 3)) == []
     machine.node.ip("link set vxlan.calico down", "addr add 10.65.9.9/32 dev vxlan.calico")
