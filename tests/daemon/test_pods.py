@@ -339,3 +339,75 @@ def test_gc(store: Store, runner: asyncio.Runner):
         await node.close()
 
     runner.run(main())
+
+
+class Api:
+    """The Kubernetes API, which knows one pod."""
+
+    def __init__(self, answer: JsonObject | StoreError | None) -> None:
+        self.answer = answer
+        self.asked = 0
+
+    async def pod(self, namespace: str, name: str) -> JsonObject | None:
+        assert (namespace, name) == ("shop", "web")
+        self.asked += 1
+        if isinstance(self.answer, StoreError):
+            raise self.answer
+        return self.answer
+
+
+def pod_of(app: str) -> JsonObject:
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "web", "namespace": "shop", "labels": {"app": app}},
+        "spec": {"serviceAccountName": "robot"},
+    }
+
+
+NETCONF = {"args": {"cni": {"labels": [{"key": "app", "value": "netconf"}]}}}
+
+
+@pytest.mark.parametrize(
+    ("applied", "netconf", "api", "label", "asked"),
+    [
+        (True, True, True, "applied", 0),
+        (True, False, True, "applied", 0),
+        (False, True, True, "netconf", 0),
+        (False, False, True, "api", 1),
+        (False, False, False, None, 1),
+    ],
+)
+def test_whose_labels_count(
+    store: Store, runner: asyncio.Runner, applied: bool, netconf: bool, api: bool, label: str | None, asked: int
+):
+    """A manifest that was applied, then the network configuration, then the Kubernetes API."""
+
+    async def main() -> None:
+        if applied:
+            value = parse_manifest(pod_of("applied"))
+            store.items[value.key] = (value, "0")
+        node = Node(store)
+        source = Api(pod_of("api") if api else None)
+        node.pods._labels = source
+        await node.call("ADD", **(NETCONF if netconf else {}))
+        (endpoint,) = store.of(WorkloadEndpoint)
+        assert endpoint.labels.get("app") == label
+        assert source.asked == asked
+        assert endpoint.service_account_name == ("robot" if label in ("applied", "api") else "")
+        await node.close()
+
+    runner.run(main())
+
+
+def test_an_api_that_does_not_answer_is_tried_again(store: Store, runner: asyncio.Runner):
+    async def main() -> None:
+        node = Node(store)
+        node.pods._labels = Api(StoreError("the Kubernetes API does not answer"))
+        with pytest.raises(CniError, match="does not answer") as raised:
+            await node.call("ADD")
+        assert raised.value.code == 11
+        nothing_left(node)
+        await node.close()
+
+    runner.run(main())

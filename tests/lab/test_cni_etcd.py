@@ -48,13 +48,16 @@ class Site:
         self.nodes: dict[int, Node] = {}
         self.pods: dict[str, tuple[Namespace, list[str]]] = {}
 
-    def start(self) -> None:
-        self.outside.start(
+    def start_etcd(self) -> None:
+        self.etcd = self.outside.start(
             "etcd", "etcd", "--data-dir", str(self.outside.folder / "etcd"), "--listen-client-urls", URL,
             "--advertise-client-urls", URL, "--listen-peer-urls", PEER, "--initial-advertise-peer-urls", PEER,
             "--initial-cluster", f"default={PEER}",
         )  # fmt: skip
         wait_for(lambda: self.etcdctl("put", "/up", "1").strip() == "OK", 30, "etcd is up", state=self.lab.report)
+
+    def start(self) -> None:
+        self.start_etcd()
         self.put("bgpconfigurations", resource("BGPConfiguration", "default", {"asNumber": 64512}))
         self.put("ippools", resource("IPPool", "v4", {"cidr": "10.65.0.0/16", "natOutgoing": True}))
         self.put("ippools", resource("IPPool", "v6", {"cidr": "fd00:65::/64", "natOutgoing": True}))
@@ -156,6 +159,20 @@ def test_pods_on_three_nodes_and_one_etcd(site: Site) -> None:
     site.add(1, "p1c")
     assert not set(site.pods["p1c"][1]) & set(given)
     wait_for(lambda: not site.unreachable(), 30, "the new pod is reached too", state=site.unreachable)
+
+    # etcd dies: a call says that it should be tried again, and nothing is half made; what is there works on
+    site.etcd.kill()
+    unlucky = site.lab.namespace("p1d")
+    answer = first.runtime.call("ADD", unlucky, **DUAL)
+    assert answer.status == 1 and answer.output["code"] == 11, answer.output
+    wait_for(lambda: len(first.interfaces()) == 3, 10, "no interface is left of it", state=site.lab.report)
+    assert not site.unreachable()
+    site.start_etcd()
+    wait_for(
+        lambda: first.runtime.call("ADD", unlucky, **DUAL).status == 0, 60, "it works again", state=site.lab.report
+    )
+    assert first.runtime.call("DEL", unlucky).status == 0
+    wait_for(lambda: "add up" in site.routedctl("ipam", "check", check=False), 10, "nothing leaked")
 
     # all pods of a node go, and so does what etcd has of them
     for name in ("p2a", "p2b"):
