@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 
+from routed.model.ipam import IPAMBlock
+from routed.model.paths import Layout
 from routed.testing.lab import Lab
 from routed.testing.routers import missing
-from tests.bench import packets
+from tests.bench import datastore, packets
 from tests.bench.__main__ import BEGIN, DOCUMENT, END, QUICK, STANDARD, main
 from tests.bench.contenders import CONTENDERS, peer_address
 from tests.bench.scenarios import KINDS, Scenario, Wrong, build, measure, verify
@@ -50,6 +53,18 @@ def test_the_table_has_its_place_in_the_documentation() -> None:
     text = Path(DOCUMENT).read_text()
     assert text.count(BEGIN) == text.count(END) == 1
     assert text.index(BEGIN) < text.index(END)
+
+
+def test_the_large_cluster_holds_what_calico_would_write() -> None:
+    written = {path: json.dumps(value).encode() for path, value in datastore.keys(5, 20, 2)}
+    decoded = [Layout().decode(path, value) for path, value in written.items()]
+    assert all(one is not None and not one.unknown for one in decoded)
+    resources = [one.resource for one in decoded if one is not None]
+    assert len({one.key for one in resources}) == len(resources) == 5 + 2 * 20 + 3
+    blocks = [one for one in resources if isinstance(one, IPAMBlock)]
+    assert {len(block.unallocated) for block in blocks} == {62} and {block.host for block in blocks} == {
+        f"node-{number}" for number in range(5)
+    }
 
 
 class TestInSmall:
