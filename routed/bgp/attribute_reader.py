@@ -34,7 +34,17 @@ _WITHDRAW = Severity.TREAT_AS_WITHDRAW
 class _Reading:
     """The attribute values of one block while they are read."""
 
-    __slots__ = ("as4_aggregator", "as4_path", "external", "fields", "findings", "four_octet_as", "repeated", "unknown")
+    __slots__ = (
+        "as4_aggregator",
+        "as4_path",
+        "external",
+        "fields",
+        "findings",
+        "four_octet_as",
+        "partial",
+        "repeated",
+        "unknown",
+    )
 
     def __init__(self, *, four_octet_as: bool, external: bool) -> None:
         self.four_octet_as = four_octet_as
@@ -42,6 +52,7 @@ class _Reading:
         self.fields: AttributeFields = {}
         self.findings: list[Finding] = []
         self.unknown: list[Unknown] = []
+        self.partial: list[int] = []
         self.repeated: set[int] = set()
         self.as4_path = b""
         self.as4_aggregator: tuple[int, bytes] | None = None
@@ -424,6 +435,8 @@ def read_attributes(block: bytes, *, four_octet_as: bool, external: bool) -> Att
         at = stop
     if not four_octet_as:
         _merge_as4(reading)
+    if reading.partial:
+        reading.fields["partial"] = tuple(sorted(reading.partial))
     if reading.unknown:
         reading.fields["unknown"] = tuple(sorted(reading.unknown, key=lambda unknown: unknown[1]))
     return AttributeBlock(reading.fields, codes, tuple(reading.findings))
@@ -441,16 +454,18 @@ def _read_special(reading: _Reading, code: int, spec: AttributeSpec, flags: int,
             reading.found(spec.malformed, code, problem)
         elif spec.use is Use.CARRY:
             reading.unknown.append((flags & _CARRIED_FLAGS, code, value))
+        elif flags & _PARTIAL and spec.flags & _TRANSITIVE:
+            reading.partial.append(code)
 
 
 def _merge_as4(reading: _Reading) -> None:
     """Put AS4_PATH and AS4_AGGREGATOR where they belong (RFC 6793 4.2.3)."""
     fields = reading.fields
     aggregator = fields.get("aggregator")
-    if aggregator is not None and aggregator[0] != AS_TRANS:
-        # the last aggregator spoke two octets and left AS4_* of the routes it aggregated behind
-        return
     if aggregator is not None and reading.as4_aggregator is not None:
+        if aggregator[0] != AS_TRANS:
+            # the last aggregator spoke two octets and left AS4_* of the routes it aggregated behind
+            return
         fields["aggregator"] = reading.as4_aggregator
     if reading.as4_path and "as_path" in fields:
         fields["as_path"] = merge_as4_path(fields["as_path"], reading.as4_path)

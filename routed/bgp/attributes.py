@@ -92,6 +92,7 @@ class AttributeFields(TypedDict, total=False):
     originator_id: int | None
     cluster_list: bytes
     unknown: tuple[Unknown, ...]
+    partial: tuple[int, ...]
 
 
 class AttributeSet:
@@ -118,6 +119,7 @@ class AttributeSet:
         "next_hop",
         "origin",
         "originator_id",
+        "partial",
         "unknown",
     )
 
@@ -138,6 +140,7 @@ class AttributeSet:
         originator_id: int | None = None,
         cluster_list: bytes = b"",
         unknown: tuple[Unknown, ...] = (),
+        partial: tuple[int, ...] = (),
     ) -> None:
         self.origin = origin
         self.as_path = as_path
@@ -164,6 +167,9 @@ class AttributeSet:
         self.unknown = unknown
         """(flags, type code, value) of optional transitive attributes not handled above, in code order; passed on with
         the Partial bit. The flags keep Optional, Transitive and Partial only."""
+        self.partial = partial
+        """Type codes of those handled above that came with the Partial bit, in order: nobody takes it away again (RFC
+        4271 5)."""
         # derived from as_path, once
         self.as_path_length, self.neighbor_as, self.as_numbers = summarise(as_path)
 
@@ -184,6 +190,7 @@ class AttributeSet:
             "originator_id": self.originator_id,
             "cluster_list": self.cluster_list,
             "unknown": self.unknown,
+            "partial": self.partial,
         }
 
     def replace(self, **changes: Unpack[AttributeFields]) -> AttributeSet:
@@ -209,6 +216,7 @@ class AttributeSet:
             self.originator_id,
             self.cluster_list,
             self.unknown,
+            self.partial,
         )
 
 
@@ -232,7 +240,8 @@ def encode_attributes(attrs: AttributeSet, *, four_octet_as: bool, family: Famil
     out: list[tuple[int, bytes]] = []
 
     def add(code: AttributeCode, value: bytes) -> None:
-        out.append((code, encode_attribute(ATTRIBUTE_FLAGS[code], code, value)))
+        flags = ATTRIBUTE_FLAGS[code]
+        out.append((code, encode_attribute(flags | _PARTIAL if code in attrs.partial else flags, code, value)))
 
     add(AttributeCode.ORIGIN, bytes((attrs.origin,)))
     as_path, as4_path = (attrs.as_path, b"") if four_octet_as else narrow_as_path(attrs.as_path)
