@@ -1,4 +1,4 @@
-"""Real routers for a laboratory: routed itself, and BIRD, FRR, GoBGP and ExaBGP, each in a namespace.
+"""Real routers for a laboratory: routed itself, and BIRD, FRR, GoBGP, OpenBGPD and ExaBGP, each in a namespace.
 
 Each is made for a namespace with its configuration in its own language, started with `start()`, asked with `sessions()`
 (which neighbours are up) and `routes()` (what it holds, by prefix), and ended with `stop()` (SIGTERM) or `kill()`.
@@ -31,7 +31,7 @@ from routed.testing.told import Told
 API = "projectcalico.org/v3"
 
 #: Seconds a router may take until it answers questions.
-START = 15.0
+START = 60.0
 
 Json = dict[str, Any]
 
@@ -39,6 +39,7 @@ PROGRAMS = {
     "bird": ("bird", "birdc"),
     "frr": ("/usr/lib/frr/bgpd", "/usr/lib/frr/zebra", "vtysh"),
     "gobgp": ("gobgpd", "gobgp"),
+    "openbgpd": ("/usr/sbin/bgpd", "bgpctl"),
     "exabgp": (os.path.join(os.path.dirname(sys.executable), "exabgp"),),
 }
 
@@ -421,6 +422,53 @@ class GoBgp(Router):
     def received(self, address: str) -> int:
         found: Json = _json(self.ctl("neighbor", address, "-j"))
         return sum(family.get("state", {}).get("accepted", 0) for family in found.get("afi_safis", ()))
+
+
+class OpenBgpd(Router):
+    """OpenBGPD, which has no part in the kernel here. `config` is its configuration but for the socket."""
+
+    name = "openbgpd"
+
+    def __init__(self, namespace: Namespace, config: str) -> None:
+        super().__init__(namespace)
+        self.config = config
+        self.socket = self.folder / "bgpd.sock"
+
+    def launch(self) -> None:
+        Path("/run/openbgpd").mkdir(exist_ok=True)  # it locks itself in there
+        file = self.folder / "bgpd.conf"
+        file.write_text(f'fib-update no\nsocket "{self.socket}"\n{self.config}')
+        file.chmod(0o600)
+        self.processes = [self.namespace.start("bgpd", "/usr/sbin/bgpd", "-d", "-f", str(file))]
+
+    def ctl(self, *words: str) -> str:
+        return run("bgpctl", "-s", str(self.socket), *words, check=False)
+
+    def answers(self) -> bool:
+        return "neighbors" in self.ctl("-j", "show", "neighbor")
+
+    def _neighbors(self) -> dict[str, Json]:
+        found: Json = _json(self.ctl("-j", "show", "neighbor"))
+        return {row["remote_addr"]: row for row in found.get("neighbors", ())}
+
+    def sessions(self) -> dict[str, str]:
+        return {address: row["state"] for address, row in self._neighbors().items()}
+
+    def routes(self, *, ipv6: bool = False) -> dict[str, str]:
+        return {row["prefix"]: json.dumps(row) for row in self._rib(ipv6)}
+
+    def tells(self, *, ipv6: bool = False) -> dict[str, Told]:
+        return {row["prefix"]: told.of_openbgpd(row) for row in self._rib(ipv6)}
+
+    def received(self, address: str) -> int:
+        row = self._neighbors().get(address, {})
+        count: int = row.get("stats", {}).get("prefixes", {}).get("received", 0)
+        return count
+
+    def _rib(self, ipv6: bool) -> list[Json]:
+        found: Json = _json(self.ctl("-j", "show", "rib", "inet6" if ipv6 else "inet", "best", "detail"))
+        rows: list[Json] = found.get("rib", [])
+        return rows
 
 
 class ExaBgp(Router):

@@ -174,6 +174,31 @@ def of_gobgp(path: Json) -> Told:
     )
 
 
+def of_openbgpd(path: Json) -> Told:
+    """Of one row of `bgpctl -j show rib detail`, which shows a MED that is absent as 0."""
+    found: dict[str, Json] = {attribute["type"]: attribute for attribute in path.get("attributes", ())}
+    aggregator = found.get("Aggregator")
+    return Told(
+        origin=path["origin"].lower(),
+        as_path=_sorted(path["aspath"]),
+        next_hop=path["exit_nexthop"],
+        med=path["metric"] or None,
+        local_pref=path["localpref"],
+        atomic_aggregate="Atomic Aggregate" in found,
+        aggregator=f"{aggregator['AS']} {aggregator['router_id']}" if aggregator else "",
+        communities=tuple(path.get("communities", ())),
+        large_communities=tuple(path.get("large_communities", ())),
+        extended_communities=tuple(each.replace(" ", ":") for each in path.get("extended_communities", ())),
+        originator_id=found.get("Originator Id", {}).get("originator", ""),
+        cluster_list=tuple(found.get("Cluster Id List", {}).get("cluster_list", ())),
+        unknown={
+            int(name.rpartition("#")[2]): attribute["data"]
+            for name, attribute in found.items()
+            if name.startswith("Unknown Attribute")
+        },
+    )
+
+
 def of_exabgp(next_hop: str, found: Json) -> Told:
     """Of the attributes ExaBGP tells its process, which are those of the message: no defaults, nothing resolved."""
 

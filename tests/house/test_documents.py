@@ -243,7 +243,7 @@ def plain(pattern: re.Pattern[str]) -> str:
 
 # ---- docs/interop.md
 
-ROUTERS = ("BIRD", "FRR", "GoBGP", "ExaBGP")
+ROUTERS = ("BIRD", "FRR", "GoBGP", "OpenBGPD", "ExaBGP")
 
 
 def functions_of(path: Path) -> set[str]:

@@ -29,7 +29,7 @@ from routed.testing.peer import (
     packed,
     update,
 )
-from routed.testing.routers import Bird, ExaBgp, Frr, GoBgp, Routed, Router, resource
+from routed.testing.routers import Bird, ExaBgp, Frr, GoBgp, OpenBgpd, Routed, Router, resource
 from routed.testing.told import Told, of_octets
 from tests.interop.tors import NODE4, NODE6, NODE_AS, TOR4, TOR6, TOR_AS, Wire
 
@@ -175,6 +175,23 @@ def gobgp(namespace: Namespace, asn: int, lines: tuple[Line, ...], *, old: bool)
     return GoBgp(namespace, config)
 
 
+def openbgpd(namespace: Namespace, asn: int, lines: tuple[Line, ...], *, old: bool) -> OpenBgpd:
+    config = f"AS {asn}\nrouter-id {TOR4}\n"
+    for line in lines:
+        for peer, peer_as in ((line.node, NODE_AS), (line.source, SOURCE_AS)):
+            config += (
+                f"neighbor {peer} {{\n remote-as {peer_as}\n local-address {line.tor}\n passive\n"
+                f" announce IPv{line.version} unicast\n announce IPv{10 - line.version} none\n"
+                + (" announce as-4byte no\n" if old and peer == line.node else "")
+                + "}\n"
+            )
+    config += "allow from any\nallow to any\n"
+    return OpenBgpd(
+        namespace,
+        config + "".join(f"match to {line.node} set {{ metric {MED} localpref {LOCAL_PREF} }}\n" for line in lines),
+    )
+
+
 def exabgp(namespace: Namespace, asn: int, lines: tuple[Line, ...], *, old: bool) -> ExaBgp:
     config = ""
     for line in lines:
@@ -194,7 +211,13 @@ def exabgp(namespace: Namespace, asn: int, lines: tuple[Line, ...], *, old: bool
     return ExaBgp(namespace, config)
 
 
-MAKES: dict[str, Callable[..., Router]] = {"bird": bird, "frr": frr, "gobgp": gobgp, "exabgp": exabgp}
+MAKES: dict[str, Callable[..., Router]] = {
+    "bird": bird,
+    "frr": frr,
+    "gobgp": gobgp,
+    "openbgpd": openbgpd,
+    "exabgp": exabgp,
+}
 
 #: external; internal, with the node as reflector between tor and sink; external, without four-octet AS numbers.
 CASES = [(make, kind) for make in MAKES for kind in ("ebgp", "ibgp", "as2") if (make, kind) != ("gobgp", "as2")]
@@ -237,7 +260,7 @@ def test_all_attributes_both_ways(lab: Lab, on_the_wire: Wire, make: str, kind: 
             peers[line.source] = ScriptedPeer(
                 spaces["source"], line.source, line.tor, asn=SOURCE_AS, router_id=FOUR.source
             )
-            peers[line.source].establish()
+            peers[line.source].establish(hold_time=0)  # it sends no KEEPALIVEs
             announce(peers[line.source], line.inbound, SOURCE_AS, line.aggregator, old=False, local_pref=None)
         preference = 222 if internal else None
         announce(peers[line.sink], line.outbound, SINK_AS, line.aggregator, old=old, local_pref=preference)
@@ -256,8 +279,8 @@ def test_all_attributes_both_ways(lab: Lab, on_the_wire: Wire, make: str, kind: 
                 originator_id=FOUR.sink,
                 cluster_list=(CLUSTER,),
             )
-        elif make == "bird":
-            wanted = replace(wanted, local_pref=100)  # which it assumes
+        elif make in ("bird", "openbgpd"):
+            wanted = replace(wanted, local_pref=100)  # which they assume
         heard = wait_for(
             lambda line=line: tor.told(line.outbound), 20, "the tor has the sink's route", state=lab.report
         )

@@ -168,7 +168,7 @@ def test_each_way_between_gobgp_and_exabgp(lab: Lab, on_the_wire: Wire) -> None:
     exabgp.launch()
     routed.start()
     with ScriptedPeer(source, "10.0.1.3", "10.0.1.2", asn=SOURCE_AS, router_id="10.0.1.3") as peer:
-        peer.establish()
+        peer.establish(hold_time=0)  # it sends no KEEPALIVEs, and GoBGP would wait 90 s for them
         said = origin() + as_path(SOURCE_AS) + next_hop(peer.local)
         peer.send(*(update(said, nlri(*some)) for some in batched(from_gobgp, 500)))
         # GoBGP counts while nothing else goes on in it: it is asked last

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from routed.testing.capture import Capture
 from routed.testing.lab import Lab, Namespace, wait_for
-from routed.testing.routers import Bird, ExaBgp, Frr, GoBgp, Routed, Router, resource
+from routed.testing.routers import Bird, ExaBgp, Frr, GoBgp, OpenBgpd, Routed, Router, resource
 
 NODE_AS, TOR_AS = 65001, 65100
 NODE4, NODE6 = "10.0.0.1", "fd00::1"
@@ -88,6 +88,17 @@ def gobgp(
     )
 
 
+def openbgpd(namespace: Namespace, asn: int = TOR_AS, node_as: int = NODE_AS, *, passive: bool = False) -> OpenBgpd:
+    config = f"AS {asn}\nrouter-id {TOR4}\n"
+    for own, prefix, peer, carried, other in ((TOR4, NET4, NODE4, 4, 6), (TOR6, NET6, NODE6, 6, 4)):
+        config += (
+            f"network {prefix} set community 65100:7\n"
+            f"neighbor {peer} {{\n remote-as {node_as}\n local-address {own}\n holdtime 9\n{' passive' if passive else ''}\n"
+            f" announce IPv{carried} unicast\n announce IPv{other} none\n}}\n"
+        )
+    return OpenBgpd(namespace, config + "allow from any\nallow to any\n")
+
+
 def exabgp(
     namespace: Namespace, asn: int = TOR_AS, node_as: int = NODE_AS, *, graceful: bool = False, passive: bool = False
 ) -> ExaBgp:
@@ -113,7 +124,13 @@ def announce(tor: Router) -> None:
 #: The fixture `on_the_wire`: a namespace, its interface, and the addresses to be judged.
 Wire = Callable[..., Capture]
 
-TORS: dict[str, Callable[..., Router]] = {"bird": bird, "frr": frr, "gobgp": gobgp, "exabgp": exabgp}
+TORS: dict[str, Callable[..., Router]] = {
+    "bird": bird,
+    "frr": frr,
+    "gobgp": gobgp,
+    "openbgpd": openbgpd,
+    "exabgp": exabgp,
+}
 
 
 def node_and_tor(lab: Lab, node_as: int = NODE_AS, tor_as: int = TOR_AS) -> tuple[Routed, Namespace]:
