@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -192,6 +193,21 @@ def test_policy_is_in_force_when_the_pod_starts(node: Node):
     )
     assert blue.pings(database.addresses[0]) and not red.pings(database.addresses[0], timeout=0.3)
     assert node.namespace.pings(database.addresses[0])  # its own node always may
+
+
+def test_the_mtu_is_the_uplink_s_less_what_tunnels_need(node: Node):
+    def mtu_of(name: str, **values: Any) -> int:
+        pod = node.lab.namespace(name)
+        told = node.runtime.add(pod, cniVersion="1.1.0", **values).output["interfaces"][1]["mtu"]
+        assert f"mtu {told} " in pod.run("ip", "link", "show", "eth0")
+        return int(told)
+
+    node.namespace.ip("link set eth0 mtu 1400")
+    assert mtu_of("plain") == 1400
+    assert mtu_of("told", mtu=1280) == 1280
+    node.routed.put(resource("IPPool", "tunnels", {"cidr": "10.99.0.0/16", "vxlanMode": "CrossSubnet"}))
+    numbers = itertools.count()
+    wait_for(lambda: mtu_of(f"inside-{next(numbers)}") == 1350, 20, "room is left for VXLAN", state=node.lab.report)
 
 
 def test_gc_removes_what_the_runtime_forgot(node: Node):
