@@ -78,7 +78,7 @@ def build(target: Path) -> Path:
         tree.mkdir(mode=0o755)
         _unpack(wheel.build(Path(name) / "wheel"), tree)
         for distribution in dependencies("routed"):
-            _copy(distribution, tree / PRIVATE)
+            copy(distribution, tree / PRIVATE)
         _compile(tree / PRIVATE)
         _programs(tree)
         _plugin(tree)
@@ -148,7 +148,7 @@ def _unpack(file: Path, tree: Path) -> None:
             _write(place, archive.read(name))
 
 
-def _copy(distribution: importlib.metadata.Distribution, target: Path) -> None:
+def copy(distribution: importlib.metadata.Distribution, target: Path) -> None:
     """A distribution's modules and its own record of itself; no programs, nothing compiled for here."""
     for file in distribution.files or ():
         if ".." in file.parts or "__pycache__" in file.parts:

@@ -8,6 +8,7 @@ The node has a real neighbour (BIRD as the switch) and a real pod behind it, who
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import json
 import os
 import re
@@ -16,7 +17,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -350,9 +350,10 @@ def test_without_the_package_as_the_pages_say(lab: Lab) -> None:
     assert [line.split()[0].rpartition("/")[2] for line in (make, *install)] == ["python3", "pip", "ln"]
     types(make)
     (packages,) = root.host_path("/opt/routed/lib").glob("python3.*/site-packages")
-    (packages / "fetched.pth").write_text(sysconfig.get_path("purelib") + "\n")
     for old in packages.glob("setuptools*"):  # some Pythons bring one, and pip would fetch another to build with
         shutil.rmtree(old)
+    for fetched in (*deb.dependencies("routed"), importlib.metadata.distribution("setuptools")):
+        deb.copy(fetched, packages)
     for line in install:
         types(line)
     unit = typed("docs/systemd.md", "cp", "mkdir", "systemd-sysusers")
