@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from routed.testing.lab import Lab, wait_for
+from routed.testing.routers import Routed, resource
 from tests.interop.tors import (
     NODE4,
     NODE6,
@@ -19,6 +20,8 @@ from tests.interop.tors import (
 )
 
 pytestmark = pytest.mark.lab
+
+NEW4, NEW6 = "10.244.7.0/26", "fd00:244:7::/122"
 
 
 @pytest.mark.parametrize("make", TORS)
@@ -43,6 +46,8 @@ def test_either_side_comes_back(lab: Lab, on_the_wire: Wire, make: str) -> None:
     wait_for_sessions(routed, tor, 40)
     announce(tor)
     wait_for_routes(routed, tor)
+    # what was kept while it was away would be there, too: it must have been said again
+    wait_for(lambda: fresh(routed, TOR4) and fresh(routed, TOR6), 20, "the switch's routes are no stale ones")
 
     routed.stop()
     wait_for(
@@ -51,7 +56,22 @@ def test_either_side_comes_back(lab: Lab, on_the_wire: Wire, make: str) -> None:
         "the switch notices that the node is gone",
         state=tor.sessions,
     )
+    for name, cidr in (("new4", NEW4), ("new6", NEW6)):
+        routed.put(resource("BlockAffinity", name, {"node": "node", "cidr": cidr}))
     routed.start()
     wait_for_sessions(routed, tor, 40)
     wait_for_routes(routed, tor)
+    wait_for(
+        lambda: NEW4 in tor.routes() and NEW6 in tor.routes(ipv6=True),
+        20,
+        "the switch knows what the node has had since",
+        state=lambda: (tor.routes(), tor.routes(ipv6=True)),
+    )
+    wait_for(lambda: fresh(routed, TOR4) and fresh(routed, TOR6), 20, "the switch's routes were said again")
     assert routed.problems() == []
+
+
+def fresh(routed: Routed, address: str) -> bool:
+    """Whether the neighbour has announced something on this session, and nothing of an earlier one is left."""
+    families = routed.neighbors()[address]["families"].values()
+    return any(family["received"] for family in families) and not any(family.get("stale") for family in families)
