@@ -133,6 +133,8 @@ class EtcdStore:
         self._marked_at = 0.0
         self._written: dict[str, tuple[bytes, Resource]] = {}
         """What we wrote, by path, until etcd tells of it."""
+        self._deleted: set[ResourceKey] = set()
+        """What we deleted, until etcd tells of it."""
 
     # ---- following
 
@@ -217,7 +219,10 @@ class EtcdStore:
             self._tell_problems()
             return
         self._follow_workloads()
-        updates = self.guard.listed(present, changes, self._clock())
+        own = {key for key in self._deleted if key not in present}
+        self._deleted -= own
+        updates = self.guard.own(own)
+        updates += self.guard.listed(present, changes, self._clock())
         if self._may_use_saved:  # nobody knows what was saved
             self._may_use_saved = False
             updates = [Update(key, good.resource) for key, good in self.guard.good.items()]
@@ -254,7 +259,11 @@ class EtcdStore:
                 self._paths[key] = pair.key
                 changes += self._change(pair, place)
         self._follow_workloads()
-        updates = self.guard.changes(changes, self._clock())
+        last = {change.key: change for change in changes}
+        own = {key for key in self._deleted & last.keys() if last[key].resource is None and not last[key].garbage}
+        self._deleted -= own
+        updates = self.guard.changes([change for change in changes if change.key not in own], self._clock())
+        updates += self.guard.own(own)
         self.health.changes += len(updates)
         await self._deliver(updates)
         self._save(change.key for change in changes)
@@ -475,8 +484,11 @@ class EtcdStore:
         else:
             raise Conflict(f"{key} is not there, so it cannot be deleted")
         value = None if resource is None else encode(resource, path)
+        if resource is None and self._sink is not None:
+            self._deleted.add(key)  # before: etcd may tell of it before it answers
         written = await self.client.swap([(path, number)], [(path, value)], None if value is None else ttl)
         if written is None:
+            self._deleted.discard(key)
             raise Conflict(f"{path} is not what it was: somebody else has written it; read it again")
         if resource is not None and value is not None and self._sink is not None:
             self._written[path] = value, resource

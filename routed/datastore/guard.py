@@ -102,6 +102,17 @@ class Guard:
         self._gone(gone, now, updates)
         return updates
 
+    def own(self, keys: Iterable[ResourceKey]) -> list[Update]:
+        """Deletions by our own hand: however many, nobody need wonder at them."""
+        updates = []
+        for key in keys:
+            if self.held.pop(key, None) is None and key in self.good:
+                self._count[key.kind] -= 1
+            self.good.pop(key, None)
+            self.garbage.pop(key, None)
+            updates.append(Update(key, None))
+        return updates
+
     def listed(self, present: Collection[ResourceKey], changes: Sequence[Change], now: float) -> list[Update]:
         """A complete listing: the keys that are there, and what those say that are not as they were believed."""
         updates: list[Update] = []

@@ -65,6 +65,17 @@ def test_one_by_one_within_the_window_is_an_accident_too_and_what_went_first_com
     assert len(guard.held) == 5 and len(guard.good) == 10
 
 
+def test_own_deletions_are_followed_however_many_and_count_as_nothing() -> None:
+    guard = full(10)
+    own = [peer(f"p{number}").key for number in range(8)]
+    assert names(guard.own(own)) == [f"p{number}" for number in range(8)]
+    assert guard.held == {} and names(guard.changes([gone("p8")], 0.0)) == ["p8"]
+    assert guard.changes([gone("p9")], 1e6) == []  # the last one, by somebody else, is judged as ever
+    assert [key.name for key in guard.held] == ["p9"]
+    assert names(guard.own([peer("p9").key])) == ["p9"]
+    assert guard.held == {} and guard.good == {} and guard.sentences() == []
+
+
 def test_one_by_one_over_a_day_is_none() -> None:
     guard = full(10)
     for number in range(9):
