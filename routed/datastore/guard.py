@@ -173,13 +173,13 @@ class Guard:
             if key in self.good and key not in self.held:
                 kinds.setdefault(key.kind, []).append(key)
         for kind, keys in kinds.items():
-            followed = [(key, good) for _, key, good in recent if key.kind == kind and key not in self.good]
+            followed = {key: good for _, key, good in recent if key.kind == kind and key not in self.good}
             just_held = sum(key.kind == kind and now - at <= rules.window for key, at in self.held.items())
             lost = len(keys) + len(followed) + just_held
             whole = self._count[kind] + len(followed) + just_held
             suspicious = len(keys) == self._count[kind] or (lost >= rules.minimum and lost > rules.share * whole)
             if rules.enabled and suspicious and kind not in self.harmless:
-                for key, good in followed:
+                for key, good in followed.items():
                     self.good[key] = good
                     self.held[key] = now
                     updates.append(Update(key, good.resource))

@@ -125,6 +125,17 @@ def test_a_key_written_again_in_the_same_moment_was_never_gone() -> None:
     assert not guard.held
 
 
+def test_a_key_that_comes_and_goes_is_one_key() -> None:
+    guard = full(10)
+    for number in range(6):
+        assert names(guard.changes([gone("p0")], number / 10)) == ["p0"]
+        assert not guard.held, "one of ten, however often"
+        assert guard.changes([there("p0", 65100 + number)], number / 10 + 0.05)[0].value == peer("p0", 65100 + number)
+    guard.changes([gone("p0")], 0.7)
+    held = guard.changes([gone(f"p{number}") for number in range(1, 5)], 0.8)
+    assert [(update.key.name, update.value) for update in held] == [("p0", peer("p0", 65105))]
+
+
 _STEPS = st.lists(
     st.tuples(
         st.lists(

@@ -9,8 +9,10 @@ from routed.testing.routers import Routed, resource
 from tests.interop.tors import (
     NODE4,
     NODE6,
+    NODE_AS,
     TOR4,
     TOR6,
+    TOR_AS,
     TORS,
     Wire,
     announce,
@@ -24,11 +26,12 @@ pytestmark = pytest.mark.lab
 NEW4, NEW6 = "10.244.7.0/26", "fd00:244:7::/122"
 
 
+@pytest.mark.parametrize("tor_as", [TOR_AS, NODE_AS], ids=["ebgp", "ibgp"])
 @pytest.mark.parametrize("make", TORS)
-def test_either_side_comes_back(lab: Lab, on_the_wire: Wire, make: str) -> None:
-    routed, namespace = node_and_tor(lab)
+def test_either_side_comes_back(lab: Lab, on_the_wire: Wire, make: str, tor_as: int) -> None:
+    routed, namespace = node_and_tor(lab, tor_as=tor_as)
     on_the_wire(routed.namespace, "eth0", NODE4, NODE6)
-    tor = TORS[make](namespace)
+    tor = TORS[make](namespace, tor_as)
     tor.start()
     routed.start()
     wait_for_sessions(routed, tor)
