@@ -135,7 +135,7 @@ def test_it_is_given_back_after_the_device_is_gone(here: Here) -> None:
         here.put("IPPool", "v4", {"cidr": "10.65.0.0/24"})
         await here.during(lambda: here.gone)
         assert "ipv4VXLANTunnelAddr" not in here.node() and here.gone == [parse_address(address)]
-        handle = here.folder / "ipamhandle-vxlan-tunnel-addr-n1.yaml"
+        handle = here.folder / "ipamhandle-vxlan-tunnel-addr-n1.json"
         await here.during(lambda: not handle.exists())  # also where the one before was cut off in the middle
         assert await here.handles() == {}
 
