@@ -115,10 +115,15 @@ def exabgp(
 
 
 def announce(tor: Router) -> None:
-    """What the others have in their configuration, for GoBGP."""
+    """What the others have in their configuration, for GoBGP; what it is told in its first moments it may lose."""
     if isinstance(tor, GoBgp):
         for family, prefix, hop in (("ipv4", NET4, TOR4), ("ipv6", NET6, TOR6)):
-            tor.ctl("global", "rib", "-a", family, "add", prefix, "nexthop", hop, "community", "65100:7")
+
+            def has_it(family: str = family, prefix: str = prefix, hop: str = hop) -> bool:
+                tor.ctl("global", "rib", "-a", family, "add", prefix, "nexthop", hop, "community", "65100:7")
+                return prefix in tor.routes(ipv6=family == "ipv6")
+
+            wait_for(has_it, 20, f"GoBGP has {prefix}", every=0.2)
 
 
 #: The fixture `on_the_wire`: a namespace, its interface, and the addresses to be judged.
