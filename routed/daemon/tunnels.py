@@ -28,7 +28,6 @@ class TunnelKeeper:
         self._log = log
         self._bug = bug
         self._wanted: tuple[Tunnel, ...] | None = None
-        self._done: tuple[Tunnel, ...] | None = None
         self._there: dict[str, tuple[int, bool]] = {}
         self._due = asyncio.Event()
         self._settled = asyncio.Event()
