@@ -31,9 +31,9 @@ from routed.testing.lab import Lab, LabError, run, wait_for
 from routed.testing.lab.namespaces import NETNS
 from routed.testing.routers import Routed, resource
 from tests.cni.forms import program
+from tests.lab.etcd import Etcd
 
 PLUGINS = "/usr/lib/cni"
-URL, PEER = "http://127.0.0.1:2379", "http://127.0.0.1:2380"  # inside the node's namespace
 COUNT, RATE, SECONDS = 100, 100, 30
 #: Seconds a pod of the flood lives.
 LIFETIME = 1.0
@@ -81,12 +81,12 @@ class Site:
 
     def __init__(self, lab: Lab, *, etcd: bool) -> None:
         self.lab = lab
-        self.etcd = etcd
         self.node = lab.namespace("node", forward=True)
+        self.etcd = Etcd(self.node) if etcd else None
         self.node.ip("link add eth0 type bridge", "link set eth0 up")
         self.node.address("eth0", "10.0.0.1/24")
         self.socket = str(self.node.folder / "cni.sock")
-        datastore: dict[str, Any] = {"datastore": {"type": "etcd", "endpoints": [URL]}} if etcd else {}
+        datastore: dict[str, Any] = {"datastore": {"type": "etcd", "endpoints": [self.etcd.url]}} if self.etcd else {}
         self.routed = Routed(
             self.node, node_name="n1", cni={"enabled": True, "socket": self.socket}, log={"level": "info"}, **datastore
         )
@@ -99,13 +99,7 @@ class Site:
             resource("Node", "n1", {"bgp": {"ipv4Address": "10.0.0.1/24"}}),
         )
         if self.etcd:
-            self.node.start(
-                "etcd", "etcd", "--data-dir", str(self.node.folder / "etcd"), "--listen-client-urls", URL,
-                "--advertise-client-urls", URL, "--listen-peer-urls", PEER, "--initial-advertise-peer-urls", PEER,
-                "--initial-cluster", f"default={PEER}",
-            )  # fmt: skip
-            etcdctl = ("env", "ETCDCTL_API=3", "etcdctl", f"--endpoints={URL}", "put", "/up", "1")
-            wait_for(lambda: "OK" in self.node.run(*etcdctl, check=False), 30, "etcd is up", state=self.lab.report)
+            self.etcd.start()
             given = json.dumps({"apiVersion": "v1", "kind": "List", "items": manifests})
             file = self.node.folder / "all.json"
             file.write_text(given)

@@ -17,6 +17,7 @@ import pytest
 from routed.testing.lab import Lab, LabError, Namespace, wait_for
 from routed.testing.routers import resource
 from tests.datastore.etcd_server import P
+from tests.lab.etcd import Etcd
 from tests.lab.test_cni import Node
 
 pytestmark = [
@@ -24,7 +25,6 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed (Debian: etcd-server)"),
 ]
 
-URL, PEER = "http://127.0.0.1:2379", "http://127.0.0.1:2380"
 PODS = {"web": ("red", "web"), "db": ("red", "db"), "cache": ("red", "cache"), "blue": ("blue", "web")}
 LIVED = "until it is put right, what it selects is closed"
 
@@ -38,18 +38,15 @@ class Site:
         node = self.node.namespace
         node.ip("link add eth0 type bridge", "link set eth0 up")
         node.address("eth0", "10.0.0.1/24")
-        node.start(
-            "etcd", "etcd", "--data-dir", str(node.folder / "etcd"), "--listen-client-urls", URL, "--advertise-client-urls",
-            URL, "--listen-peer-urls", PEER, "--initial-advertise-peer-urls", PEER, "--initial-cluster", f"default={PEER}",
-        )  # fmt: skip
-        wait_for(lambda: self.etcdctl("put", "/up", "1").strip() == "OK", 30, "etcd is up", state=lab.report)
+        self.etcd = Etcd(node)
+        self.etcd.start()
         self.put("bgpconfigurations/default", resource("BGPConfiguration", "default", {"asNumber": 64512}))
         self.put("ippools/v4", resource("IPPool", "v4", {"cidr": "10.65.0.0/16"}))
         self.put("nodes/n1", resource("Node", "n1", {"bgp": {"ipv4Address": "10.0.0.1/24"}}))
         for name in ("red", "blue"):
             allow = [{"action": "Allow"}]
             self.put(f"profiles/kns.{name}", resource("Profile", f"kns.{name}", {"ingress": allow, "egress": allow}))
-        self.node.routed.configure(datastore={"type": "etcd", "endpoints": [URL]})
+        self.node.routed.configure(datastore={"type": "etcd", "endpoints": [self.etcd.url]})
         self.node.start()
         self.pods: dict[str, tuple[Namespace, str]] = {}
         for name, (namespace, app) in PODS.items():
@@ -58,16 +55,12 @@ class Site:
             answer = self.node.runtime.add(made, name=name, namespace=namespace, args={"cni": {"labels": labels}})
             self.pods[name] = (made, answer.addresses[0])
 
-    def etcdctl(self, *words: str) -> str:
-        return self.node.namespace.run("env", "ETCDCTL_API=3", "etcdctl", "--command-timeout=3s", *words, check=False)
-
     def put(self, path: str, value: object) -> None:
-        text = value if isinstance(value, str) else json.dumps(value)
-        assert self.etcdctl("put", f"{P}{path}", "--", text).strip() == "OK"
+        self.etcd.put(f"{P}{path}", value)
         self.written.add(path)
 
     def forget(self, path: str) -> None:
-        assert self.etcdctl("del", f"{P}{path}").strip() == "1"
+        assert self.etcd.ctl("del", f"{P}{path}").strip() == "1"
         self.written.remove(path)
 
     def open(self) -> set[str]:
@@ -127,7 +120,7 @@ GUARD = policy("guard", selector="app == 'cache'", types=["Ingress"], ingress=[]
 def guarded(site: Site) -> Iterator[None]:
     yield
     for path in site.written:  # one at a time: who deletes many is asked whether it is meant
-        site.etcdctl("del", f"{P}{path}")
+        site.etcd.ctl("del", f"{P}{path}")
     site.written.clear()
     site.becomes(ALL - into("cache"), "what was broken is gone")
     assert site.problems() == []
@@ -241,6 +234,6 @@ def test_apply_says_where_and_why_and_writes_nothing(site: Site, spec: str, said
     )
     with pytest.raises(LabError, match=rf"applied\.yaml:[56]: spec.*{said}"):
         site.node.routed.ctl("apply", "-f", str(path))
-    assert site.etcdctl("get", "--keys-only", "--prefix", f"{P}networkpolicies/red/").split() == [
+    assert site.etcd.ctl("get", "--keys-only", "--prefix", f"{P}networkpolicies/red/").split() == [
         f"{P}networkpolicies/red/guard"
     ]

@@ -11,8 +11,9 @@ from itertools import permutations
 import pytest
 
 from routed.testing.lab import Lab, Namespace, wait_for
-from routed.testing.routers import Json, resource
+from routed.testing.routers import resource
 from tests.datastore.etcd_server import P
+from tests.lab.etcd import Etcd
 from tests.lab.test_cni import DUAL, Node
 
 pytestmark = [
@@ -20,8 +21,6 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed (Debian: etcd-server)"),
 ]
 
-URL = "http://10.0.0.100:2379"
-PEER = "http://127.0.0.1:2380"
 NUMBERS = (1, 2, 3)
 OUTSIDE = ("192.0.2.9", "2001:db8::9")
 TCP_CLIENT = "import socket, sys; print(socket.create_connection((sys.argv[1], 8080), 3).recv(100).decode())"
@@ -44,46 +43,27 @@ class Site:
         self.wire = lab.segment("wire")
         self.outside = lab.namespace("outside")
         self.wire.attach(self.outside, "eth0", "10.0.0.100/24", "fd00::100/64")
+        self.etcd = Etcd(self.outside, "10.0.0.100")
         self.outside.address("lo", *(f"{address}/{8 * (16 if ':' in address else 4)}" for address in OUTSIDE))
         self.nodes: dict[int, Node] = {}
         self.pods: dict[str, tuple[Namespace, list[str]]] = {}
 
-    def start_etcd(self) -> None:
-        self.etcd = self.outside.start(
-            "etcd", "etcd", "--data-dir", str(self.outside.folder / "etcd"), "--listen-client-urls", URL,
-            "--advertise-client-urls", URL, "--listen-peer-urls", PEER, "--initial-advertise-peer-urls", PEER,
-            "--initial-cluster", f"default={PEER}",
-        )  # fmt: skip
-        wait_for(lambda: self.etcdctl("put", "/up", "1").strip() == "OK", 30, "etcd is up", state=self.lab.report)
-
     def start(self) -> None:
-        self.start_etcd()
-        self.put("bgpconfigurations", resource("BGPConfiguration", "default", {"asNumber": 64512}))
-        self.put("ippools", resource("IPPool", "v4", {"cidr": "10.65.0.0/16", "natOutgoing": True}))
-        self.put("ippools", resource("IPPool", "v6", {"cidr": "fd00:65::/64", "natOutgoing": True}))
+        self.etcd.start()
+        self.etcd.put_resource("bgpconfigurations", resource("BGPConfiguration", "default", {"asNumber": 64512}))
+        self.etcd.put_resource("ippools", resource("IPPool", "v4", {"cidr": "10.65.0.0/16", "natOutgoing": True}))
+        self.etcd.put_resource("ippools", resource("IPPool", "v6", {"cidr": "fd00:65::/64", "natOutgoing": True}))
         for number in NUMBERS:
             bgp = {"ipv4Address": f"10.0.0.{number}/24", "ipv6Address": f"fd00::{number}/64"}
-            self.put("nodes", resource("Node", f"n{number}", {"bgp": bgp}))
+            self.etcd.put_resource("nodes", resource("Node", f"n{number}", {"bgp": bgp}))
             node = self.nodes[number] = Node(self.lab, number)
             self.wire.attach(node.namespace, "eth0", f"10.0.0.{number}/24", f"fd00::{number}/64")
             node.namespace.ip(
                 *(f"route add {address} via {via}" for address, via in zip(OUTSIDE, GATEWAYS, strict=True))
             )
-            node.routed.configure(datastore={"type": "etcd", "endpoints": [URL]})
+            node.routed.configure(datastore={"type": "etcd", "endpoints": [self.etcd.url]})
         for node in self.nodes.values():
             node.start()
-
-    def etcdctl(self, *words: str) -> str:
-        return self.outside.run(
-            "env", "ETCDCTL_API=3", "etcdctl", f"--endpoints={URL}", "--command-timeout=3s", *words, check=False
-        )
-
-    def put(self, folder: str, manifest: Json) -> None:
-        name = manifest["metadata"]["name"]
-        assert self.etcdctl("put", f"{P}{folder}/{name}", "--", json.dumps(manifest)).strip() == "OK"
-
-    def keys(self, prefix: str) -> list[str]:
-        return self.etcdctl("get", "--prefix", "--keys-only", prefix).split()
 
     def routedctl(self, *words: str, check: bool = True) -> str:
         """What routedctl prints on the first node, which need not have a daemon for it."""
@@ -167,7 +147,7 @@ def test_pods_on_three_nodes_and_one_etcd(site: Site) -> None:
     assert answer.status == 1 and answer.output["code"] == 11, answer.output
     wait_for(lambda: len(first.interfaces()) == 3, 10, "no interface is left of it", state=site.lab.report)
     assert not site.unreachable()
-    site.start_etcd()
+    site.etcd.start()
     wait_for(
         lambda: first.runtime.call("ADD", unlucky, **DUAL).status == 0, 60, "it works again", state=site.lab.report
     )
@@ -177,10 +157,10 @@ def test_pods_on_three_nodes_and_one_etcd(site: Site) -> None:
     # all pods of a node go, and so does what etcd has of them
     for name in ("p2a", "p2b"):
         assert site.nodes[2].runtime.call("DEL", site.pods.pop(name)[0]).status == 0
-    left = site.keys("/calico/ipam/v2/handle/") + site.keys(f"{P}workloadendpoints/")
+    left = site.etcd.keys("/calico/ipam/v2/handle/") + site.etcd.keys(f"{P}workloadendpoints/")
     assert not [key for key in left if "p2a" in key or "p2b" in key]
-    assert len(site.keys("/calico/ipam/v2/handle/")) == len(site.pods)
-    assert len(site.keys(f"{P}workloadendpoints/")) == len(site.pods)
+    assert len(site.etcd.keys("/calico/ipam/v2/handle/")) == len(site.pods)
+    assert len(site.etcd.keys(f"{P}workloadendpoints/")) == len(site.pods)
     assert site.in_use() == 2 * len(site.pods)
     assert "add up" in site.routedctl("ipam", "check")
 
@@ -188,13 +168,13 @@ def test_pods_on_three_nodes_and_one_etcd(site: Site) -> None:
     third = site.nodes[3]
     third.routed.kill()
     lost = [site.pods.pop(name) for name in ("p3a", "p3b")]
-    site.etcdctl("del", f"{P}nodes/n3")
+    site.etcd.ctl("del", f"{P}nodes/n3")
     assert "there is no node n3" in site.routedctl("ipam", "check", check=False)
     said = site.routedctl("ipam", "release", "--node", "n3")
     for _, addresses in lost:
         assert all(f"{address}: released" in said for address in addresses)
     assert "add up" in site.routedctl("ipam", "check")
-    assert not site.keys("/calico/ipam/v2/host/n3/")
+    assert not site.etcd.keys("/calico/ipam/v2/host/n3/")
     for number in (1, 2):
         kernel = site.nodes[number].namespace
         wait_for(

@@ -7,17 +7,15 @@ import shutil
 
 import pytest
 
-from routed.testing.lab import Lab, Process, stays, wait_for
+from routed.testing.lab import Lab, stays, wait_for
 from routed.testing.routers import Routed, resource
 from tests.datastore.etcd_server import P
+from tests.lab.etcd import Etcd
 
 pytestmark = [
     pytest.mark.lab,
     pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed (Debian: etcd-server)"),
 ]
-
-URL = "http://127.0.0.1:2379"
-PEER = "http://127.0.0.1:2380"
 
 NODES = [resource("Node", name, {"bgp": {"ipv4Address": f"10.0.0.{index}/24"}}) for index, name in ((1, "a"), (2, "b"))]
 POOL = resource("IPPool", "v4", {"cidr": "10.244.0.0/16"})
@@ -30,28 +28,14 @@ def test_etcd_comes_and_goes_and_no_route_does(lab: Lab) -> None:
     a, b = lab.namespace("a"), lab.namespace("b")
     lab.link(a.port("eth0", "10.0.0.1/24"), b.port("eth0", "10.0.0.2/24"))
 
-    def etcd() -> Process:
-        started = a.start(
-            "etcd", "etcd", "--data-dir", str(a.folder / "etcd"), "--listen-client-urls", URL, "--advertise-client-urls",
-            URL, "--listen-peer-urls", PEER, "--initial-advertise-peer-urls", PEER, "--initial-cluster",
-            f"default={PEER}",
-        )  # fmt: skip
-        wait_for(lambda: ctl("put", "/up", "1").strip() == "OK", 30, "etcd is up")
-        return started
-
-    def ctl(*words: str) -> str:
-        return a.run("env", "ETCDCTL_API=3", "etcdctl", "--command-timeout=3s", *words, check=False)
-
-    def put(path: str, value: object) -> None:
-        assert ctl("put", path, "--", json.dumps(value)).strip() == "OK"
-
-    server = etcd()
+    etcd = Etcd(a)
+    etcd.start()
     for node in NODES:
-        put(f"{P}nodes/{node['metadata']['name']}", node)
-    put(f"{P}ippools/v4", POOL)
-    put("/calico/ipam/v2/host/a/ipv4/block/10.244.1.0-26", {"state": "confirmed"})
-    put(f"{P}caliconodestatuses/a", STATUS)
-    here = Routed(a, datastore={"type": "etcd", "endpoints": [URL]})
+        etcd.put_resource("nodes", node)
+    etcd.put_resource("ippools", POOL)
+    etcd.put("/calico/ipam/v2/host/a/ipv4/block/10.244.1.0-26", {"state": "confirmed"})
+    etcd.put_resource("caliconodestatuses", STATUS)
+    here = Routed(a, datastore={"type": "etcd", "endpoints": [etcd.url]})
     there = Routed(b)
     there.put(*NODES, POOL, BLOCK_B)
     here.start()
@@ -63,20 +47,20 @@ def test_etcd_comes_and_goes_and_no_route_does(lab: Lab) -> None:
     wait_for(both, 30, "routes both ways", state=lab.report)
 
     def told() -> list[str]:
-        status = json.loads(ctl("get", "--print-value-only", f"{P}caliconodestatuses/a")).get("status", {})
+        status = json.loads(etcd.ctl("get", "--print-value-only", f"{P}caliconodestatuses/a")).get("status", {})
         peers = status.get("bgp", {}).get("peersV4", [])
         routes = status.get("routes", {}).get("routesV4", [])
         return [one["state"] for one in peers] + [f"{one['destination']} {one['gateway']}" for one in routes]
 
     wanted = ["Established", "10.244.1.0/26 N/A", "10.244.2.0/26 10.0.0.2"]
     wait_for(lambda: told() == wanted, 20, "the node writes its status", state=lab.report)
-    put("/calico/ipam/v2/host/a/ipv4/block/10.244.9.0-26", {"state": "confirmed"})
+    etcd.put("/calico/ipam/v2/host/a/ipv4/block/10.244.9.0-26", {"state": "confirmed"})
     wait_for(lambda: "10.244.9.0/26" in b.run("ip", "route"), 10, "a new block is in the neighbour's kernel")
 
-    ctl("del", "--prefix", "/calico/")
+    etcd.ctl("del", "--prefix", "/calico/")
     wait_for(lambda: "routedctl confirm" in here.ctl("status"), 10, "the deletion of everything is held")
     assert both()
-    server.kill()
+    etcd.kill()
     wait_for(lambda: "what it last said stays" in here.ctl("status"), 30, "it is told that etcd is gone")
     assert both()
 
@@ -89,7 +73,7 @@ def test_etcd_comes_and_goes_and_no_route_does(lab: Lab) -> None:
     assert "10.244.9.0/26" in b.run("ip", "route")
     wait_for(lambda: not here.status()["routeSelectionDeferred"], 40, "route selection begins", state=lab.report)
     stays(lambda: "10.99.0.0/24" in a.run("ip", "route"), 1.0, "nothing is removed on the saved state's word")
-    etcd()
+    etcd.start()
     wait_for(lambda: "10.99.0.0/24" not in a.run("ip", "route"), 30, "etcd has spoken: it goes", state=lab.report)
     assert both()
     assert here.status()["store"]["heldDeletions"]

@@ -14,6 +14,7 @@ from routed.model.paths import Layout, encode
 from routed.model.schema import parse_manifest
 from routed.testing.lab import Lab, wait_for
 from routed.testing.routers import Bird, Routed, missing
+from tests.lab.etcd import Etcd
 from tests.lab.test_moving import BIRD_NUMBER, OUR_NUMBER, bird_config, protocols
 from tests.lab.test_restart import nothing_lost
 from tests.lab.topology import RECONNECT, SOON, Rack, address, block, cluster, pod
@@ -28,22 +29,14 @@ pytestmark = [
 def test_a_node_of_a_cluster_on_etcd_moves(lab: Lab) -> None:
     rack = Rack(lab)
     store = rack.machine("store", 9)
-    url, peer = f"http://{address(9)}:2379", f"http://{address(9)}:2380"
-
-    def ctl(*words: str) -> str:
-        return store.run("env", "ETCDCTL_API=3", "etcdctl", f"--endpoints={url}", *words, check=False)
-
-    store.start(
-        "etcd", "etcd", "--data-dir", str(store.folder / "etcd"), "--listen-client-urls", url, "--advertise-client-urls",
-        url, "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}",
-    )  # fmt: skip
-    wait_for(lambda: ctl("put", "/up", "1").strip() == "OK", 30, "etcd is up")
+    etcd = Etcd(store, address(9))
+    etcd.start()
     layout = Layout()
     for manifest in cluster(1, 2):
         found = parse_manifest(manifest)
-        assert ctl("put", layout.path(found), "--", encode(found).decode()).strip() == "OK"
+        etcd.put(layout.path(found), encode(found).decode())
 
-    datastore = {"type": "etcd", "endpoints": [url]}
+    datastore = {"type": "etcd", "endpoints": [etcd.url]}
     first = rack.node(1, datastore=datastore, kernel={"takeOver": ["bird"]})
     second = rack.node(2, datastore=datastore)
     bird = Bird(first.namespace, bird_config(1, 2))
@@ -74,5 +67,5 @@ def test_a_node_of_a_cluster_on_etcd_moves(lab: Lab) -> None:
         assert protocols(first) == {OUR_NUMBER}
         wait_for(lambda: (routes(first), routes(second)) == before, SOON, "the same routes on both", state=lab.report)
         assert first.problems() == []
-    ctl("put", "/calico/ipam/v2/host/node-1/ipv4/block/10.244.77.0-26", '{"state":"confirmed"}')
+    etcd.put("/calico/ipam/v2/host/node-1/ipv4/block/10.244.77.0-26", '{"state":"confirmed"}')
     wait_for(lambda: "10.244.77.0/26" in second.namespace.routes(), SOON, "and a new block in etcd is followed")

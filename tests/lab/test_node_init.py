@@ -10,9 +10,10 @@ from collections.abc import Iterator
 import pytest
 import yaml
 
-from routed.testing.lab import Lab, LabError, Namespace, wait_for
+from routed.testing.lab import Lab, LabError, wait_for
 from routed.testing.routers import Routed
 from tests.datastore.etcd_server import P
+from tests.lab.etcd import Etcd
 
 pytestmark = pytest.mark.lab
 
@@ -123,26 +124,16 @@ def test_what_cannot_be_is_refused(machine: Machine) -> None:
         init(routed)
 
 
-def etcdctl(namespace: Namespace, *words: str) -> str:
-    return namespace.run("env", "ETCDCTL_API=3", "etcdctl", "--command-timeout=3s", *words, check=False)
-
-
 @pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed (Debian: etcd-server)")
 def test_on_etcd(machine: Machine) -> None:
-    here = machine.namespace
-    url = "http://127.0.0.1:2379"
-    here.start("etcd", "etcd", "--data-dir", str(here.folder / "etcd-data"), "--listen-client-urls", url,
-               "--advertise-client-urls", url, "--listen-peer-urls", "http://127.0.0.1:2380",
-               "--initial-advertise-peer-urls", "http://127.0.0.1:2380",
-               "--initial-cluster", "default=http://127.0.0.1:2380")  # fmt: skip
-    wait_for(lambda: etcdctl(here, "put", "/up", "1").strip() == "OK", 30, "etcd is up", state=machine.lab.report)
+    etcd = Etcd(machine.namespace)
+    etcd.start()
     routed = machine.routed("etcd")
-    routed.configure(datastore={"type": "etcd", "endpoints": [url]}, clusterDefaults={"ipv4Pool": "none"})
+    routed.configure(datastore={"type": "etcd", "endpoints": [etcd.url]}, clusterDefaults={"ipv4Pool": "none"})
     said = init(routed)
     assert said.count(" was written: ") == 2 and f"{P}nodes/n1" in said
     assert "nothing was written" in init(routed)
-    keys = etcdctl(here, "get", "--prefix", "--keys-only", P).split()
-    assert sorted(keys) == [f"{P}bgpconfigurations/default", f"{P}nodes/n1"]
+    assert sorted(etcd.keys(P)) == [f"{P}bgpconfigurations/default", f"{P}nodes/n1"]
     routed.configure(nodeName="n2")
     with pytest.raises(LabError, match=r"Node n1 has the address 10\.0\.0\.1 of this node, n2"):
         init(routed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -10,18 +9,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from routed.testing.lab import Lab, Process, wait_for
+from routed.testing.lab import Lab, wait_for
 from routed.testing.routers import Bird, Routed, resource
-from tests.datastore.etcd_server import P
 from tests.datastore.kubernetes_api import make_certificates
+from tests.lab.etcd import Etcd
 
 pytestmark = [
     pytest.mark.lab,
     pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed (Debian: etcd-server)"),
 ]
-
-URL = "http://127.0.0.1:2379"
-PEER = "http://127.0.0.1:2380"
 
 SESSION, STORE, TOKEN, WRONG = "Tu-qui-session", "Tu-qui-store", "Tu-qui-token", "Tu-qui-wrong"
 
@@ -35,20 +31,8 @@ def test_no_secret_is_written_or_answered(lab: Lab) -> None:
     here, there = lab.namespace("here"), lab.namespace("there")
     lab.link(here.port("eth0", "10.0.0.1/24"), there.port("eth0", "10.0.0.2/24"))
 
-    def ctl(*words: str, user: str = "") -> str:
-        login = (f"--user={user}",) if user else ()
-        return here.run("env", "ETCDCTL_API=3", "etcdctl", "--command-timeout=3s", *login, *words, check=False)
-
-    def etcd() -> Process:
-        started = here.start(
-            "etcd", "etcd", "--data-dir", str(here.folder / "etcd"), "--listen-client-urls", URL,
-            "--advertise-client-urls", URL, "--listen-peer-urls", PEER, "--initial-advertise-peer-urls", PEER,
-            "--initial-cluster", f"default={PEER}",
-        )  # fmt: skip
-        wait_for(lambda: "true" in here.run("curl", "-s", f"{URL}/health", check=False), 30, "etcd is up")
-        return started
-
-    server = etcd()
+    etcd = Etcd(here)
+    etcd.start()
     password = {"secretKeyRef": {"name": "bgp", "key": "tor"}}
     for folder, manifest in (
         (
@@ -58,9 +42,9 @@ def test_no_secret_is_written_or_answered(lab: Lab) -> None:
         ("nodes", resource("Node", "here", {"bgp": {"ipv4Address": "10.0.0.1/24"}})),
         ("bgppeers", resource("BGPPeer", "tor", {"peerIP": "10.0.0.2", "asNumber": 65001, "password": password})),
     ):
-        assert "OK" in ctl("put", f"{P}{folder}/{manifest['metadata']['name']}", "--", json.dumps(manifest))
+        etcd.put_resource(folder, manifest)
     for words in (f"user add root:{STORE}", "user grant-role root root", "auth enable"):
-        ctl(*words.split())
+        etcd.ctl(*words.split())
 
     files = here.folder / "secret"
     (files / "bgp").mkdir(parents=True)
@@ -80,7 +64,7 @@ def test_no_secret_is_written_or_answered(lab: Lab) -> None:
     )
     routed = Routed(
         here,
-        datastore={"type": "etcd", "endpoints": [URL], "username": "root", "passwordFile": str(files / "etcd")},
+        datastore={"type": "etcd", "endpoints": [etcd.url], "username": "root", "passwordFile": str(files / "etcd")},
         secrets={"dir": str(files)},
         kubernetes={"kubeconfig": str(files / "kubeconfig")},
         metrics={"listen": "127.0.0.1:9971"},
@@ -115,13 +99,13 @@ def test_no_secret_is_written_or_answered(lab: Lab) -> None:
     (files / "bgp" / "tor").write_text(WRONG)
     wait_for(lambda: not bird.established("10.0.0.1"), 30, "the other password ended the session", state=lab.report)
     (files / "etcd").write_text(WRONG)
-    ctl("auth", "disable", user=f"root:{STORE}")
-    ctl("user", "delete", "root")
-    ctl("user", "add", f"root:{TOKEN}")
-    ctl("user", "grant-role", "root", "root")
-    ctl("auth", "enable")
-    server.kill()
-    etcd()
+    etcd.ctl("auth", "disable", user=f"root:{STORE}")
+    etcd.ctl("user", "delete", "root")
+    etcd.ctl("user", "add", f"root:{TOKEN}")
+    etcd.ctl("user", "grant-role", "root", "root")
+    etcd.ctl("auth", "enable")
+    etcd.kill()
+    etcd.start()
     wait_for(lambda: "etcd" in " ".join(routed.problems()), 30, "etcd refuses the password", state=routed.problems)
     wait_for(lambda: "kubernetes: " in routed.log(), 30, "the API is away", state=lab.report)
     ask("--json")

@@ -15,6 +15,7 @@ import yaml
 from routed.testing.lab import Lab, Namespace, wait_for
 from routed.testing.routers import Json, resource
 from tests.datastore.etcd_server import P
+from tests.lab.etcd import Etcd
 from tests.lab.test_cni import DUAL, Node
 from tests.lab.test_cni_etcd import TCP_SERVER, tcp
 
@@ -23,8 +24,6 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed (Debian: etcd-server)"),
 ]
 
-URL = "http://10.1.0.254:2379"
-PEER = "http://127.0.0.1:2380"
 SUBNET = {1: 1, 2: 1, 3: 2}
 DEVICES = ("vxlan.calico", "vxlan-v6.calico")
 
@@ -38,46 +37,30 @@ class Site:
         wires = {subnet: lab.segment(f"wire{subnet}") for subnet in (1, 2)}
         for subnet, wire in wires.items():
             wire.attach(self.router, f"eth{subnet}", f"10.{subnet}.0.254/24", f"fd0{subnet}::254/64")
-        self.router.start(
-            "etcd", "etcd", "--data-dir", str(self.router.folder / "etcd"), "--listen-client-urls", URL,
-            "--advertise-client-urls", URL, "--listen-peer-urls", PEER, "--initial-advertise-peer-urls", PEER,
-            "--initial-cluster", f"default={PEER}",
-        )  # fmt: skip
-        wait_for(lambda: self.etcdctl("put", "/up", "1").strip() == "OK", 30, "etcd is up", state=lab.report)
-        self.put("bgpconfigurations", resource("BGPConfiguration", "default", {"asNumber": 64512}))
+        self.etcd = Etcd(self.router, "10.1.0.254")
+        self.etcd.start()
+        self.etcd.put_resource("bgpconfigurations", resource("BGPConfiguration", "default", {"asNumber": 64512}))
         self.pools("CrossSubnet")
         self.nodes: dict[int, Node] = {}
         self.pods: dict[int, tuple[Namespace, list[str]]] = {}
         for number, subnet in SUBNET.items():
             bgp = {"ipv4Address": f"10.{subnet}.0.{number}/24", "ipv6Address": f"fd0{subnet}::{number}/64"}
-            self.put("nodes", resource("Node", f"n{number}", {"bgp": bgp}))
+            self.etcd.put_resource("nodes", resource("Node", f"n{number}", {"bgp": bgp}))
             node = self.nodes[number] = Node(lab, number)
             wires[subnet].attach(node.namespace, "eth0", *bgp.values())
             node.namespace.ip(f"route add default via 10.{subnet}.0.254", f"route add default via fd0{subnet}::254")
-            node.routed.configure(datastore={"type": "etcd", "endpoints": [URL]})
+            node.routed.configure(datastore={"type": "etcd", "endpoints": [self.etcd.url]})
         for node in self.nodes.values():
             node.start()
 
-    def etcdctl(self, *words: str) -> str:
-        return self.router.run(
-            "env", "ETCDCTL_API=3", "etcdctl", f"--endpoints={URL}", "--command-timeout=3s", *words, check=False
-        )
-
-    def put(self, folder: str, manifest: Json) -> None:
-        name = manifest["metadata"]["name"]
-        assert self.etcdctl("put", f"{P}{folder}/{name}", "--", json.dumps(manifest)).strip() == "OK"
-
     def pools(self, mode: str) -> None:
         shared = {"vxlanMode": mode, "natOutgoing": True}
-        self.put("ippools", resource("IPPool", "v4", {"cidr": "10.65.0.0/16", **shared}))
-        self.put("ippools", resource("IPPool", "v6", {"cidr": "fd00:65::/64", **shared}))
+        self.etcd.put_resource("ippools", resource("IPPool", "v4", {"cidr": "10.65.0.0/16", **shared}))
+        self.etcd.put_resource("ippools", resource("IPPool", "v6", {"cidr": "fd00:65::/64", **shared}))
 
     def node(self, number: int) -> Json:
-        found: Json = json.loads(self.etcdctl("get", "--print-value-only", f"{P}nodes/n{number}"))
+        found: Json = json.loads(self.etcd.ctl("get", "--print-value-only", f"{P}nodes/n{number}"))
         return found
-
-    def keys(self, prefix: str) -> list[str]:
-        return self.etcdctl("get", "--prefix", "--keys-only", prefix).split()
 
     def add(self, number: int) -> None:
         pod = self.lab.namespace(f"p{number}")
@@ -169,7 +152,7 @@ def test_devices_are_as_felix_makes_them(site: Site) -> None:
     (link,) = json.loads(node.run("ip", "-j", "-d", "addr", "show", "vxlan-v6.calico"))
     assert link["mtu"] == 1430 and link["linkinfo"]["info_data"]["local6"] == "fd01::1"
     assert spec["ipv6VXLANTunnelAddr"] in [each["local"] for each in link["addr_info"]]
-    handle = site.etcdctl("get", "--print-value-only", "/calico/ipam/v2/handle/vxlan-tunnel-addr-n1")
+    handle = site.etcd.ctl("get", "--print-value-only", "/calico/ipam/v2/handle/vxlan-tunnel-addr-n1")
     assert sum(json.loads(handle)["block"].values()) == 1
     assert len(site.entries(1)) == 4  # two nodes in two families
     assert {address for _, address in site.entries(1)} == {"10.1.0.2", "10.2.0.3", "fd01::2", "fd02::3"}
@@ -231,9 +214,9 @@ def test_only_nodes_may_send_into_the_tunnel(site: Site) -> None:
     before, lost = received(), dropped()
     assert not router.pings(site.pods[1][1][0], timeout=0.3)
     assert dropped() > lost and received() == before
-    site.put("hostendpoints", resource("HostEndpoint", "n1-all", {"node": "n1", "interfaceName": "*"}))
+    site.etcd.put_resource("hostendpoints", resource("HostEndpoint", "n1-all", {"node": "n1", "interfaceName": "*"}))
     failsafe = [{"protocol": "TCP", "port": port} for port in (179, 2379)]
-    site.put(
+    site.etcd.put_resource(
         "felixconfigurations",
         resource(
             "FelixConfiguration",
@@ -246,7 +229,7 @@ def test_only_nodes_may_send_into_the_tunnel(site: Site) -> None:
     )
     assert site.pods[1][0].pings(site.pods[3][1][0]) and site.pods[3][0].pings(site.pods[1][1][1])
     assert not router.pings(site.pods[1][1][0], timeout=0.3) and received() > before
-    site.put("hostendpoints", resource("HostEndpoint", "n1-all", {"node": "n9", "interfaceName": "*"}))
+    site.etcd.put_resource("hostendpoints", resource("HostEndpoint", "n1-all", {"node": "n9", "interfaceName": "*"}))
     wait_for(lambda: node.pings("10.1.0.254"), 20, "the node is open again", state=site.lab.report)
     router.ip("link del vx")
 
@@ -263,7 +246,7 @@ def test_a_pool_changes_its_mind(site: Site) -> None:
     for number in SUBNET:
         wait_for(lambda number=number: not site.devices(number), 30, "the devices go", state=site.lab.report)
         assert "ipv4VXLANTunnelAddr" not in site.node(number)["spec"]
-    assert not [key for key in site.keys("/calico/ipam/v2/handle/") if "vxlan" in key]
+    assert not [key for key in site.etcd.keys("/calico/ipam/v2/handle/") if "vxlan" in key]
     ping.wait(60)
     assert " 0% packet loss" in ping.text(), ping.text()
     assert site.pods[1][0].pings(site.pods[2][1][0]) and not site.pods[1][0].pings(site.pods[3][1][0])
@@ -273,17 +256,17 @@ def test_a_pool_changes_its_mind(site: Site) -> None:
 
 def test_a_node_that_goes_is_forgotten(site: Site) -> None:
     site.nodes[3].routed.kill()
-    site.etcdctl("del", f"{P}nodes/n3")
+    site.etcd.ctl("del", f"{P}nodes/n3")
     kept = {"10.1.0.2", "fd01::2"}
     wait_for(
         lambda: {address for _, address in site.entries(1)} == kept, 20, "its entries go", state=lambda: site.entries(1)
     )
     neighbours = site.nodes[1].namespace.run("ip", "neigh", "show", "dev", "vxlan.calico", "nud", "permanent")
     assert len(neighbours.splitlines()) == 1
-    assert [key for key in site.keys("/calico/ipam/v2/handle/") if key.endswith("tunnel-addr-n3")]
+    assert [key for key in site.etcd.keys("/calico/ipam/v2/handle/") if key.endswith("tunnel-addr-n3")]
     argv = (sys.executable, "-m", "routed.cli.main", "--config", str(site.nodes[1].routed.config))
     site.nodes[1].namespace.run(*argv, "ipam", "release", "--node", "n3")
-    assert not [key for key in site.keys("/calico/ipam/v2/handle/") if key.endswith("tunnel-addr-n3")]
+    assert not [key for key in site.etcd.keys("/calico/ipam/v2/handle/") if key.endswith("tunnel-addr-n3")]
     assert "add up" in site.nodes[1].namespace.run(*argv, "ipam", "check")
 
 

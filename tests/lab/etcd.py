@@ -1,0 +1,58 @@
+"""One real etcd in a namespace of a laboratory, on the port everybody knows.
+
+Several members, TLS and trouble on the way are in tests/datastore/etcd_server.
+"""
+
+from __future__ import annotations
+
+import json
+
+from routed.testing.lab import Namespace, Process, wait_for
+from routed.testing.routers import Json
+from tests.datastore.etcd_server import P
+
+PEER = "http://127.0.0.1:2380"
+
+
+class Etcd:
+    """`url` is where it is reached, by an `address` of its namespace. It ends with the laboratory, or by `kill`."""
+
+    def __init__(self, namespace: Namespace, address: str = "127.0.0.1") -> None:
+        self.namespace = namespace
+        self.url = f"http://{address}:2379"
+        self._process: Process | None = None
+
+    def start(self) -> None:
+        """Returns once it answers; what an earlier one of the namespace stored is there."""
+        self._process = self.namespace.start(
+            "etcd", "etcd", "--data-dir", str(self.namespace.folder / "etcd-data"), "--listen-client-urls", self.url,
+            "--advertise-client-urls", self.url, "--listen-peer-urls", PEER, "--initial-advertise-peer-urls", PEER,
+            "--initial-cluster", f"default={PEER}",
+        )  # fmt: skip
+        wait_for(self._answers, 30, "etcd is up", state=self.namespace.lab.report)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+
+    def ctl(self, *words: str, user: str = "") -> str:
+        """What etcdctl prints, also where it fails; `user` is `NAME:PASSWORD`."""
+        login = (f"--user={user}",) if user else ()
+        return self.namespace.run(
+            "env", "ETCDCTL_API=3", "etcdctl", f"--endpoints={self.url}", "--command-timeout=3s", *login, *words,
+            check=False,
+        )  # fmt: skip
+
+    def put(self, path: str, value: object) -> None:
+        text = value if isinstance(value, str) else json.dumps(value)
+        assert self.ctl("put", path, "--", text).strip() == "OK"
+
+    def put_resource(self, folder: str, manifest: Json) -> None:
+        """As calicoctl writes it."""
+        self.put(f"{P}{folder}/{manifest['metadata']['name']}", manifest)
+
+    def keys(self, prefix: str) -> list[str]:
+        return self.ctl("get", "--prefix", "--keys-only", prefix).split()
+
+    def _answers(self) -> bool:
+        return "true" in self.namespace.run("curl", "-s", f"{self.url}/health", check=False)
