@@ -1,7 +1,8 @@
 """Link and address messages: dump requests, and what RTM_NEWLINK, RTM_NEWADDR and their like say.
 
 `struct ifinfomsg`: u8 family, pad, u16 type, i32 index, u32 flags, u32 change. `struct ifaddrmsg`: u8 family, prefix
-length, flags, scope, u32 index.
+length, flags, scope, u32 index. `struct ndmsg`, of neighbours and FDB entries: u8 family, pad, u16 pad, i32 index, u16
+state, u8 flags, u8 type.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from routed.netlink.numbers import (
     RTM_GETLINK,
 )
 
-_IFINFOMSG = struct.Struct("=BBHiII")
-_IFADDRMSG = struct.Struct("=BBBBI")
+IFINFOMSG = struct.Struct("=BBHiII")
+IFADDRMSG = struct.Struct("=BBBBI")
+NDMSG = struct.Struct("=BBHiHBB")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,22 +58,22 @@ class Address:
 
 
 def dump_links(sequence: int) -> bytes:
-    return request(RTM_GETLINK, NLM_F_DUMP, sequence, _IFINFOMSG.pack(AF_UNSPEC, 0, 0, 0, 0, 0))
+    return request(RTM_GETLINK, NLM_F_DUMP, sequence, IFINFOMSG.pack(AF_UNSPEC, 0, 0, 0, 0, 0))
 
 
 def dump_addresses(sequence: int) -> bytes:
-    return request(RTM_GETADDR, NLM_F_DUMP, sequence, _IFADDRMSG.pack(AF_UNSPEC, 0, 0, 0, 0))
+    return request(RTM_GETADDR, NLM_F_DUMP, sequence, IFADDRMSG.pack(AF_UNSPEC, 0, 0, 0, 0))
 
 
 def decode_link(data: bytes) -> Link | None:
     """A link message, header included. None for one about a bridge port (AF_BRIDGE) or the like."""
-    if len(data) < HEADER_LENGTH + _IFINFOMSG.size:
+    if len(data) < HEADER_LENGTH + IFINFOMSG.size:
         return None
-    family, _, _, index, flags, _ = _IFINFOMSG.unpack_from(data, HEADER_LENGTH)
+    family, _, _, index, flags, _ = IFINFOMSG.unpack_from(data, HEADER_LENGTH)
     if family != AF_UNSPEC:
         return None
     name, mtu = "", 0
-    for kind, value in attributes(data, HEADER_LENGTH + _IFINFOMSG.size):
+    for kind, value in attributes(data, HEADER_LENGTH + IFINFOMSG.size):
         if kind == IFLA_IFNAME:
             name = value.rstrip(b"\x00").decode("utf-8", "replace")
         elif kind == IFLA_MTU and len(value) == 4:
@@ -83,13 +85,13 @@ def decode_link(data: bytes) -> Link | None:
 
 def decode_address(data: bytes) -> Address | None:
     """An address message, header included. None for a family that is not IP."""
-    if len(data) < HEADER_LENGTH + _IFADDRMSG.size:
+    if len(data) < HEADER_LENGTH + IFADDRMSG.size:
         return None
-    family, length, _, _, index = _IFADDRMSG.unpack_from(data, HEADER_LENGTH)
+    family, length, _, _, index = IFADDRMSG.unpack_from(data, HEADER_LENGTH)
     if family not in (AF_INET, AF_INET6):
         return None
     local = address = b""
-    for kind, value in attributes(data, HEADER_LENGTH + _IFADDRMSG.size):
+    for kind, value in attributes(data, HEADER_LENGTH + IFADDRMSG.size):
         if kind == IFA_LOCAL:
             local = value
         elif kind == IFA_ADDRESS:

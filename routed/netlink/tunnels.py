@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from routed.desired import TunnelKind
 from routed.net.families import Family
+from routed.netlink.links import IFADDRMSG, IFINFOMSG, NDMSG
 from routed.netlink.messages import HEADER_LENGTH, attribute, attributes, request
 from routed.netlink.numbers import (
     AF_BRIDGE,
@@ -49,9 +50,6 @@ from routed.netlink.numbers import (
 )
 from routed.netlink.routes import AF_OF_FAMILY
 
-_IFINFOMSG = struct.Struct("=BBHiII")
-_IFADDRMSG = struct.Struct("=BBBBI")
-_NDMSG = struct.Struct("=BBHiHBB")
 _U32 = struct.Struct("=I")
 
 
@@ -103,7 +101,7 @@ def make_ipip(sequence: int, name: str) -> bytes:
 
 def _make(sequence: int, name: str, kind: TunnelKind, link: bytes, data: bytes) -> bytes:
     info = attribute(IFLA_INFO_KIND, kind.value.encode()) + attribute(IFLA_INFO_DATA, data)
-    body = _IFINFOMSG.pack(AF_UNSPEC, 0, 0, 0, 0, 0) + attribute(IFLA_IFNAME, name.encode() + b"\x00")
+    body = IFINFOMSG.pack(AF_UNSPEC, 0, 0, 0, 0, 0) + attribute(IFLA_IFNAME, name.encode() + b"\x00")
     return request(
         RTM_NEWLINK, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, sequence, body + link + attribute(IFLA_LINKINFO, info)
     )
@@ -112,7 +110,7 @@ def _make(sequence: int, name: str, kind: TunnelKind, link: bytes, data: bytes) 
 def change_link(sequence: int, index: int, *, mtu: int = 0, mac: bytes = b"", up: bool | None = None) -> bytes:
     """What is named changes; the rest stays."""
     flags, change = (IFF_UP if up else 0), (IFF_UP if up is not None else 0)
-    body = _IFINFOMSG.pack(AF_UNSPEC, 0, 0, index, flags, change)
+    body = IFINFOMSG.pack(AF_UNSPEC, 0, 0, index, flags, change)
     if mtu:
         body += attribute(IFLA_MTU, _U32.pack(mtu))
     if mac:
@@ -125,14 +123,14 @@ def remove_address(sequence: int, index: int, family: Family, address: bytes, le
         RTM_DELADDR,
         NLM_F_ACK,
         sequence,
-        _IFADDRMSG.pack(AF_OF_FAMILY[family], length, 0, RT_SCOPE_UNIVERSE, index)
+        IFADDRMSG.pack(AF_OF_FAMILY[family], length, 0, RT_SCOPE_UNIVERSE, index)
         + attribute(IFA_LOCAL, address)
         + attribute(IFA_ADDRESS, address),
     )
 
 
 def remove_neighbour(sequence: int, index: int, family: Family, address: bytes) -> bytes:
-    body = _NDMSG.pack(AF_OF_FAMILY[family], 0, 0, index, 0, 0, 0) + attribute(NDA_DST, address)
+    body = NDMSG.pack(AF_OF_FAMILY[family], 0, 0, index, 0, 0, 0) + attribute(NDA_DST, address)
     return request(RTM_DELNEIGH, NLM_F_ACK, sequence, body)
 
 
@@ -147,7 +145,7 @@ def remove_forwarding(sequence: int, index: int, mac: bytes, address: bytes) -> 
 
 def _forwarding(index: int, mac: bytes, address: bytes) -> bytes:
     return (
-        _NDMSG.pack(AF_BRIDGE, 0, 0, index, NUD_PERMANENT, NTF_SELF, 0)
+        NDMSG.pack(AF_BRIDGE, 0, 0, index, NUD_PERMANENT, NTF_SELF, 0)
         + attribute(NDA_LLADDR, mac)
         + attribute(NDA_DST, address)
     )
@@ -155,17 +153,17 @@ def _forwarding(index: int, mac: bytes, address: bytes) -> bytes:
 
 def dump_neighbours(sequence: int, family: Family | None) -> bytes:
     """All neighbours of a family; None: all FDB entries. Of all links: who asks, picks."""
-    body = _NDMSG.pack(AF_BRIDGE if family is None else AF_OF_FAMILY[family], 0, 0, 0, 0, 0, 0)
+    body = NDMSG.pack(AF_BRIDGE if family is None else AF_OF_FAMILY[family], 0, 0, 0, 0, 0, 0)
     return request(RTM_GETNEIGH, NLM_F_DUMP, sequence, body)
 
 
 def decode_neighbour(data: bytes) -> NeighbourEntry | None:
     """A neighbour message, header included."""
-    if len(data) < HEADER_LENGTH + _NDMSG.size:
+    if len(data) < HEADER_LENGTH + NDMSG.size:
         return None
-    _, _, _, index, state, _, _ = _NDMSG.unpack_from(data, HEADER_LENGTH)
+    _, _, _, index, state, _, _ = NDMSG.unpack_from(data, HEADER_LENGTH)
     mac = address = b""
-    for kind, value in attributes(data, HEADER_LENGTH + _NDMSG.size):
+    for kind, value in attributes(data, HEADER_LENGTH + NDMSG.size):
         if kind == NDA_LLADDR:
             mac = value
         elif kind == NDA_DST:
@@ -175,13 +173,13 @@ def decode_neighbour(data: bytes) -> NeighbourEntry | None:
 
 def decode_tunnel(data: bytes) -> TunnelLink | None:
     """A link message, header included. None for one about a bridge port or the like."""
-    if len(data) < HEADER_LENGTH + _IFINFOMSG.size:
+    if len(data) < HEADER_LENGTH + IFINFOMSG.size:
         return None
-    family, _, _, index, flags, _ = _IFINFOMSG.unpack_from(data, HEADER_LENGTH)
+    family, _, _, index, flags, _ = IFINFOMSG.unpack_from(data, HEADER_LENGTH)
     if family != AF_UNSPEC:
         return None
     kind, mac, mtu, details = "", b"", 0, b""
-    for number, value in attributes(data, HEADER_LENGTH + _IFINFOMSG.size):
+    for number, value in attributes(data, HEADER_LENGTH + IFINFOMSG.size):
         if number == IFLA_ADDRESS:
             mac = value
         elif number == IFLA_MTU:

@@ -3,8 +3,6 @@
 Encoders only, each one request with an ACK. The pod's end is made straight into the pod's network namespace
 (IFLA_NET_NS_FD in VETH_INFO_PEER), and what goes on inside it is sent through a socket opened there, so that whoever
 sends these never enters the namespace.
-
-`struct ndmsg`: u8 family, pad, u16 pad, i32 index, u16 state, u8 flags, u8 type.
 """
 
 from __future__ import annotations
@@ -12,6 +10,7 @@ from __future__ import annotations
 import struct
 
 from routed.net.families import Family
+from routed.netlink.links import IFADDRMSG, IFINFOMSG, NDMSG
 from routed.netlink.messages import attribute, request
 from routed.netlink.numbers import (
     AF_UNSPEC,
@@ -51,9 +50,6 @@ from routed.netlink.numbers import (
 )
 from routed.netlink.routes import AF_OF_FAMILY, RTMSG
 
-_IFINFOMSG = struct.Struct("=BBHiII")
-_IFADDRMSG = struct.Struct("=BBBBI")
-_NDMSG = struct.Struct("=BBHiHBB")
 _U32 = struct.Struct("=I")
 
 _RTPROT_BOOT = 3
@@ -65,7 +61,7 @@ def make_veth(
 ) -> bytes:
     """A pair, both ends down. EEXIST where either name is taken; `peer_namespace` is an open descriptor."""
     peer = b"".join((
-        _IFINFOMSG.pack(AF_UNSPEC, 0, 0, 0, 0, 0),
+        IFINFOMSG.pack(AF_UNSPEC, 0, 0, 0, 0, 0),
         attribute(IFLA_IFNAME, _name(peer_name)),
         attribute(IFLA_ADDRESS, peer_mac),
         attribute(IFLA_MTU, _U32.pack(mtu)),
@@ -73,7 +69,7 @@ def make_veth(
     ))  # fmt: skip
     kind = attribute(IFLA_INFO_KIND, b"veth") + attribute(IFLA_INFO_DATA, attribute(VETH_INFO_PEER, peer))
     body = b"".join((
-        _IFINFOMSG.pack(AF_UNSPEC, 0, 0, 0, 0, 0),
+        IFINFOMSG.pack(AF_UNSPEC, 0, 0, 0, 0, 0),
         attribute(IFLA_IFNAME, _name(name)),
         attribute(IFLA_ADDRESS, mac),
         attribute(IFLA_MTU, _U32.pack(mtu)),
@@ -85,28 +81,28 @@ def make_veth(
 def get_link(sequence: int, name: str) -> bytes:
     """The answer is a link message (`links.decode_link`), or ENODEV."""
     return request(
-        RTM_GETLINK, 0, sequence, _IFINFOMSG.pack(AF_UNSPEC, 0, 0, 0, 0, 0) + attribute(IFLA_IFNAME, _name(name))
+        RTM_GETLINK, 0, sequence, IFINFOMSG.pack(AF_UNSPEC, 0, 0, 0, 0, 0) + attribute(IFLA_IFNAME, _name(name))
     )
 
 
 def set_link_up(sequence: int, index: int) -> bytes:
-    return request(RTM_NEWLINK, NLM_F_ACK, sequence, _IFINFOMSG.pack(AF_UNSPEC, 0, 0, index, IFF_UP, IFF_UP))
+    return request(RTM_NEWLINK, NLM_F_ACK, sequence, IFINFOMSG.pack(AF_UNSPEC, 0, 0, index, IFF_UP, IFF_UP))
 
 
 def delete_link(sequence: int, index: int) -> bytes:
     """Of a pair, both ends. The kernel takes tens of milliseconds."""
-    return request(RTM_DELLINK, NLM_F_ACK, sequence, _IFINFOMSG.pack(AF_UNSPEC, 0, 0, index, 0, 0))
+    return request(RTM_DELLINK, NLM_F_ACK, sequence, IFINFOMSG.pack(AF_UNSPEC, 0, 0, index, 0, 0))
 
 
 def set_link_group(sequence: int, index: int, group: int) -> bytes:
     """Links of a group can be deleted at once."""
-    body = _IFINFOMSG.pack(AF_UNSPEC, 0, 0, index, 0, 0) + attribute(IFLA_GROUP, _U32.pack(group))
+    body = IFINFOMSG.pack(AF_UNSPEC, 0, 0, index, 0, 0) + attribute(IFLA_GROUP, _U32.pack(group))
     return request(RTM_NEWLINK, NLM_F_ACK, sequence, body)
 
 
 def delete_group(sequence: int, group: int) -> bytes:
     """All links of a group (never 0, which every link is in from the start), in hardly more time than one takes."""
-    body = _IFINFOMSG.pack(AF_UNSPEC, 0, 0, 0, 0, 0) + attribute(IFLA_GROUP, _U32.pack(group))
+    body = IFINFOMSG.pack(AF_UNSPEC, 0, 0, 0, 0, 0) + attribute(IFLA_GROUP, _U32.pack(group))
     return request(RTM_DELLINK, NLM_F_ACK, sequence, body)
 
 
@@ -117,7 +113,7 @@ def add_host_address(sequence: int, index: int, family: Family, address: bytes) 
         RTM_NEWADDR,
         NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE,
         sequence,
-        _IFADDRMSG.pack(AF_OF_FAMILY[family], length, 0, RT_SCOPE_UNIVERSE, index)
+        IFADDRMSG.pack(AF_OF_FAMILY[family], length, 0, RT_SCOPE_UNIVERSE, index)
         + attribute(IFA_LOCAL, address)
         + attribute(IFA_ADDRESS, address)
         + attribute(IFA_FLAGS, _U32.pack(IFA_F_NODAD)),
@@ -130,7 +126,7 @@ def set_neighbour(sequence: int, index: int, family: Family, address: bytes, mac
         RTM_NEWNEIGH,
         NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE,
         sequence,
-        _NDMSG.pack(AF_OF_FAMILY[family], 0, 0, index, NUD_PERMANENT, 0, 0)
+        NDMSG.pack(AF_OF_FAMILY[family], 0, 0, index, NUD_PERMANENT, 0, 0)
         + attribute(NDA_DST, address)
         + attribute(NDA_LLADDR, mac),
     )
