@@ -53,6 +53,7 @@ from routed.core.effects import (
     Routes,
     Sweep,
     Tunnels,
+    problem_lines,
 )
 from routed.core.learned import Key, Learned, Learner
 from routed.core.peer import Peer
@@ -1125,13 +1126,8 @@ class Core:
                 self._log(Level.INFO, "plan", f"{what} changed for {', '.join(names[:NAMED])}{more}; sessions stay")
 
     def _tell_problems(self, known: tuple[str, ...], now: tuple[str, ...]) -> None:
-        """A line for each problem that is new, and for each that is gone."""
-        for problem in now:
-            if problem not in known:
-                self._log(Level.WARNING, "plan", problem)
-        for problem in known:
-            if problem not in now:
-                self._log(Level.INFO, "plan", f"put right: {problem}")
+        for level, line in problem_lines(known, now, Level.WARNING):
+            self._log(level, "plan", line)
 
     def _log(self, level: Level, subject: str, text: str) -> None:
         self.effects.append(Log(level, subject, text))

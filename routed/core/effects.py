@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from routed.desired import RouteBatch, Tunnel
@@ -16,6 +17,16 @@ class Level(enum.StrEnum):
     INFO = "info"
     WARNING = "warning"
     ERROR = "error"
+
+
+def problem_lines(known: Collection[str], now: Collection[str], level: Level) -> Iterator[tuple[Level, str]]:
+    """A line for each problem that is new, and for each that is gone."""
+    for problem in now:
+        if problem not in known:
+            yield level, problem
+    for problem in known:
+        if problem not in now:
+            yield Level.INFO, f"put right: {problem}"
 
 
 class Milestone(enum.Enum):

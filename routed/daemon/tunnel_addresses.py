@@ -17,7 +17,7 @@ import copy
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from routed.core.effects import Level
+from routed.core.effects import Level, problem_lines
 from routed.datastore.allocating import carry_out, clock, cluster_of
 from routed.datastore.store import Conflict, Store
 from routed.errors import ConfigError, StoreError
@@ -157,7 +157,9 @@ class TunnelAddresses:
                     problems.append(problem)
                 if wait is not None:
                     pause = wait if pause is None else min(wait, pause)
-            self._report(tuple(problems))
+            for level, line in problem_lines(self.problems, problems, Level.ERROR):
+                self._log(level, "tunnels", line)
+            self.problems = tuple(problems)
 
     async def _look(self, slot: Slot) -> tuple[float | None, str]:
         """Make one address right; seconds until it should be looked at again, and what is wrong."""
@@ -271,15 +273,6 @@ class TunnelAddresses:
 
     def _handle(self, slot: Slot) -> str:
         return slot.handle + self._node_name
-
-    def _report(self, problems: tuple[str, ...]) -> None:
-        for problem in problems:
-            if problem not in self.problems:
-                self._log(Level.ERROR, "tunnels", problem)
-        for problem in self.problems:
-            if problem not in problems:
-                self._log(Level.INFO, "tunnels", f"put right: {problem}")
-        self.problems = problems
 
 
 _KINDS = frozenset(kind.kind for kind in (IPPool, IPAMConfig, IPReservation))

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Mapping
 
-from routed.core.effects import Level
+from routed.core.effects import Level, problem_lines
 from routed.dataplane.tunnels import KINDS, DeviceState, TunnelKernel, tell
 from routed.desired import Tunnel
 from routed.observed import Interface
@@ -93,10 +93,6 @@ class TunnelKeeper:
         if states != self.states:
             self.states = states
             self._log(Level.INFO, "tunnels", tell(states) or "no tunnel device")
-        for problem in problems:
-            if problem not in self.problems:
-                self._log(Level.ERROR, "tunnels", problem)
-        for problem in self.problems:
-            if problem not in problems:
-                self._log(Level.INFO, "tunnels", f"put right: {problem}")
+        for level, line in problem_lines(self.problems, problems, Level.ERROR):
+            self._log(level, "tunnels", line)
         self.problems = problems
