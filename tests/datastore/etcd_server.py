@@ -17,6 +17,9 @@ from routed.testing.lab import wait_for
 
 P = "/calico/resources/v3/projectcalico.org/"
 
+#: Of the user `routed`, where a login is demanded.
+PASSWORD = "secret1"
+
 
 class Member:
     """One etcd process."""
@@ -106,9 +109,15 @@ class Cluster:
     def healthy(self) -> bool:
         return self._run("endpoint", "health").returncode == 0
 
-    def as_user(self, credentials: str) -> None:
-        """`etcdctl` is `USER:PASSWORD` from here on."""
-        self._ctl.append(f"--user={credentials}")
+    def demand_login(self) -> None:
+        """Nobody may read or write without a login from here on: `routed` with `secret1` below /calico/; etcdctl is root."""
+        for words in (
+            "user add root:rootpw", f"user add routed:{PASSWORD}", "role add root", "user grant-role root root",
+            "role add calico", "role grant-permission calico --prefix=true readwrite /calico/",
+            "user grant-role routed calico", "auth enable",
+        ):  # fmt: skip
+            self.ctl(*words.split())
+        self._ctl.append("--user=root:rootpw")
 
     def stop(self) -> None:
         for member in self.members:

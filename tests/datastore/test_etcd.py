@@ -23,7 +23,7 @@ from routed.model.policies import NetworkPolicy
 from routed.model.resources import JsonObject, Resource, ResourceKey, Update
 from routed.model.schema import parse_manifest
 from routed.testing.lab import wait_for
-from tests.datastore.etcd_server import Cluster, P, Proxy, cluster
+from tests.datastore.etcd_server import PASSWORD, Cluster, P, Proxy, cluster
 
 pytestmark = pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed (Debian: etcd-server)")
 
@@ -586,28 +586,21 @@ def test_cut_off_in_the_middle_of_a_listing(server: Cluster, monkeypatch: pytest
 
 def test_user_and_password_and_what_is_revoked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(etcd_module, "BACKOFF", 0.1)
-    root = "--user=root:rootpw"
     with cluster(tmp_path) as server:
         server.put_all(nodes(6))
-        for words in (
-            "user add root:rootpw", "user add routed:secret1", "role add root", "user grant-role root root",
-            "role add calico", "role grant-permission calico --prefix=true readwrite /calico/",
-            "user grant-role routed calico", "auth enable",
-        ):  # fmt: skip
-            server.ctl(*words.split())
-        server._ctl = [root]
+        server.demand_login()
         password = tmp_path / "password"
-        password.write_text("secret1\n")
+        password.write_text(f"{PASSWORD}\n")
         config = EtcdConfig(server.endpoints, username="routed", password_file=str(password))
 
         async def test(store: EtcdStore, sink: Sink) -> None:
             assert len(sink.names()) == 6
-            await ctl(server.ctl, root, "user", "revoke-role", "routed", "calico")
+            await ctl(server.ctl, "user", "revoke-role", "routed", "calico")
             await store.client._drop(store.client._member)
             await until(lambda: sink.says("refuses us"), "the alarm")
             assert len(sink.names()) == 6 and not sink.removed
-            assert "secret1" not in str(sink.open)
-            await ctl(server.ctl, root, "user", "grant-role", "routed", "calico")
+            assert PASSWORD not in str(sink.open)
+            await ctl(server.ctl, "user", "grant-role", "routed", "calico")
             await ctl(server.put, f"{P}nodes/n7", node(7))
             await until(lambda: "n7" in sink.names(), "it goes on", 40)
 
@@ -621,7 +614,7 @@ def test_user_and_password_and_what_is_revoked(tmp_path: Path, monkeypatch: pyte
             await store.close()
 
         asyncio.run(wrong())
-        assert "secret1" not in repr(EtcdConfig(("x",), username="routed", password="secret1"))
+        assert PASSWORD not in repr(EtcdConfig(("x",), username="routed", password=PASSWORD))
 
 
 def test_stopped_for_long_it_stays_and_catches_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from routed.datastore.tls import tls_problem
 from routed.errors import Denied
 from routed.testing.lab import wait_for
 from tests.datastore.certificates import Authority
-from tests.datastore.etcd_server import Cluster, P, cluster
+from tests.datastore.etcd_server import PASSWORD, Cluster, P, cluster
 from tests.datastore.test_etcd import Sink, ctl, follow, node, nodes, until
 
 pytestmark = [
@@ -186,15 +186,9 @@ def test_tokens_that_end_are_renewed_for_reading_writing_and_the_watch(
     monkeypatch.setattr(etcd_module, "BACKOFF", 0.1)
     with cluster(tmp_path, 1, ("--auth-token-ttl", "1")) as server:
         server.put_all(nodes(3))
-        for words in (
-            "user add root:rootpw", "user add routed:secret1", "role add root", "user grant-role root root",
-            "role add calico", "role grant-permission calico --prefix=true readwrite /calico/",
-            "user grant-role routed calico", "auth enable",
-        ):  # fmt: skip
-            server.ctl(*words.split())
-        server.as_user("root:rootpw")
+        server.demand_login()
         password = tmp_path / "password"
-        password.write_text("secret1\n")
+        password.write_text(f"{PASSWORD}\n")
         config = EtcdConfig(server.endpoints, username="routed", password_file=str(password))
 
         async def over(store: EtcdStore) -> None:
@@ -224,6 +218,6 @@ def test_tokens_that_end_are_renewed_for_reading_writing_and_the_watch(
             await ctl(server.put, f"{P}nodes/n7", node(7))
             await until(lambda: "n7" in sink.names(), "a change, by the watch")
             assert not sink.says("refuses us") and store.health.readings == 1
-            assert "secret1" not in str(sink.open)
+            assert PASSWORD not in str(sink.open)
 
         follow(EtcdStore(config, node="n1"), test)

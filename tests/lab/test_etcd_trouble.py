@@ -18,7 +18,7 @@ import pytest
 from routed.testing.lab import Lab, Namespace, stays, wait_for
 from routed.testing.lab.namespaces import NETNS
 from routed.testing.routers import Bird, Routed, missing, resource
-from tests.datastore.etcd_server import Cluster, Member, P
+from tests.datastore.etcd_server import PASSWORD, Cluster, Member, P
 from tests.lab.test_metrics import ask, value
 
 pytestmark = [
@@ -40,11 +40,6 @@ OBJECTS: dict[str, object] = {
     f"{P}ippools/v4": resource("IPPool", "v4", {"cidr": "10.244.0.0/16"}),
     f"{P}bgppeers/bird": resource("BGPPeer", "bird", {"peerIP": "10.0.0.2", "asNumber": 65010}),
 }
-
-AUTHENTICATION = (
-    "user add root:rootpw", "user add routed:secret1", "role add root", "user grant-role root root", "role add calico",
-    "role grant-permission calico --prefix=true readwrite /calico/", "user grant-role routed calico",
-)  # fmt: skip
 
 
 def affinity(number: int) -> str:
@@ -120,12 +115,9 @@ def site(lab: Lab) -> Iterator[Site]:
     etcd = Cluster(store.folder, 3, host="10.1.0.2", inside=("nsenter", f"--net={NETNS}/{store.full_name}", "--"))
     try:
         etcd.start()
-        for words in AUTHENTICATION:
-            etcd.ctl(*words.split())
-        etcd.ctl("auth", "enable")
-        etcd.as_user("root:rootpw")
+        etcd.demand_login()
         password = a.folder / "password"
-        password.write_text("secret1\n")
+        password.write_text(f"{PASSWORD}\n")
         settings = {"endpoints": list(etcd.endpoints), "username": "routed", "passwordFile": str(password)}
         node = Routed(a, datastore={"type": "etcd", **settings})
         made = Site(lab, etcd, node, Bird(bird, BIRD), store, objects=dict(OBJECTS))
@@ -229,5 +221,5 @@ def test_who_may_read_is_revoked(site: Site) -> None:
         member.start()
     wait_for(lambda: "refuses us" in site.ready()[1], NOTICED, "it is said", state=site.ready)
     wait_for(site.is_stale, NOTICED, "the node says how old what it knows is", state=site.ready)
-    assert "secret1" not in str(site.node.problems())
+    assert PASSWORD not in str(site.node.problems())
     site.etcd.ctl("user", "grant-role", "routed", "calico")
