@@ -28,7 +28,7 @@ from routed.core.core import Core, CoreSettings
 from routed.core.effects import Level
 from routed.core.peer import Peer
 from routed.daemon.answers import Answers
-from routed.daemon.datastores import open_followed
+from routed.daemon.datastores import open_followed, to_write
 from routed.daemon.driver import Driver, trace
 from routed.daemon.events import Events
 from routed.daemon.explain import Explanations
@@ -45,7 +45,6 @@ from routed.dataplane.conntrack import FullnessWatch, tune, use
 from routed.dataplane.engine import KernelSettings
 from routed.dataplane.handover import hand_over
 from routed.dataplane.kernel import Kernel
-from routed.datastore.editing import FolderStore
 from routed.datastore.etcd import EtcdStore
 from routed.datastore.file import FileStore
 from routed.datastore.kubeconfig import load_kubeconfig
@@ -230,8 +229,7 @@ class Daemon:
                 tasks.append(loop.create_task(self._follow_secrets(driver)))
                 tasks.append(loop.create_task(self._read_datastore(relay, store)))
                 if config.node.register:
-                    written = store if isinstance(store, EtcdStore) else FolderStore(config.datastore_path)
-                    self._registrar = Registrar(registration(config), written, self._log.write)
+                    self._registrar = Registrar(registration(config), to_write(store, config), self._log.write)
                     tasks.append(loop.create_task(self._registrar.run()))
                 tasks.append(loop.create_task(node_status.run()))
                 if self._kubernetes is not None:
@@ -439,7 +437,7 @@ class Daemon:
             self._kubernetes = KubernetesSource(access, kinds, parse_manifest, self._kubernetes_told)
         if not config.cni.enabled:
             return Relay(driver, (node_status.update,), (tell_collector_of_the_cluster,), driver.clock)
-        written = followed if isinstance(followed, EtcdStore) else FolderStore(config.datastore_path)
+        written = to_write(followed, config)
         named = lambda: self._config.metrics.policies  # noqa: E731  (what a reload changes)
         workloads = Workloads(config, core, kernel, written, self._log.write, driver.bug, self._kubernetes, named)
         workloads.start()

@@ -43,6 +43,11 @@ def open_followed(config: Config) -> FileStore | EtcdStore:
     )
 
 
+def to_write(followed: FileStore | EtcdStore, config: Config) -> EtcdStore | FolderStore:
+    """What is written where `followed` is followed: the same etcd connection, or the folder."""
+    return followed if isinstance(followed, EtcdStore) else FolderStore(config.datastore_path)
+
+
 def writable_datastore(config: Config) -> EtcdStore | FolderStore:
     """The datastore, for who writes it and follows nothing. Raises ConfigError."""
     if config.etcd is None:
