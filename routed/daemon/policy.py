@@ -18,7 +18,7 @@ from routed.desired import Tunnel, TunnelKind
 from routed.desired_policy import Action, Failsafe, HostRules, PolicyBatch, TunnelPackets
 from routed.model.policies import GlobalNetworkPolicy, NetworkPolicy, Policy
 from routed.model.resources import IPPool, ResourceKey, Update
-from routed.model.settings import EndpointToHostAction, FelixConfiguration, ProtoPort
+from routed.model.settings import EndpointToHostAction, FelixConfiguration, ProtoPort, felix_in_force
 from routed.net.families import Family
 from routed.observed import Interface
 from routed.policy.engine import PolicyEngine
@@ -206,8 +206,7 @@ class PolicyKeeper:
             every.setdefault(pool.cidr.family, []).append(pool.cidr.prefix)
             if pool.nat_outgoing:
                 nat.setdefault(pool.cidr.family, []).append(pool.cidr.prefix)
-        own, default = self._felix.get(f"node.{self._node_name}"), self._felix.get("default")
-        configured = [each for each in (own, default) if each is not None]
+        configured = felix_in_force(self._felix, self._node_name)
         to_host = next(
             (each.default_endpoint_to_host_action for each in configured if each.default_endpoint_to_host_action), None
         )

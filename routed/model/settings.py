@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -235,6 +236,11 @@ def _parse_failsafe(spec: Fields, name: str) -> tuple[ProtoPort, ...] | None:
         protocol = as_protocol(entry.values.get("protocol") or "tcp", entry.at("protocol"))
         found.append(ProtoPort(protocol, port, entry.cidr("net")))
     return tuple(found)
+
+
+def felix_in_force(by_name: Mapping[str, FelixConfiguration], node_name: str) -> tuple[FelixConfiguration, ...]:
+    """Those that count for a node: of a field the first that sets it."""
+    return tuple(by_name[name] for name in (f"node.{node_name}", "default") if name in by_name)
 
 
 def set_fields(configuration: FelixConfiguration) -> list[str]:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from routed.desired import Tunnel, TunnelKind, TunnelPeer
 from routed.model.resources import EncapMode, IPPool, Node
-from routed.model.settings import FelixConfiguration
+from routed.model.settings import FelixConfiguration, felix_in_force
 from routed.net.families import Family
 from routed.plan.cluster import Cluster, address_of
 
@@ -138,7 +138,9 @@ def vxlan_mac(node: Node, family: Family) -> bytes:
 
 
 def vxlan_settings(cluster: Cluster) -> VxlanSettings:
-    felix = list(_felix(cluster))
+    others = cluster.others.get(FelixConfiguration.kind, {})
+    found = {key.name: value for key, value in others.items() if isinstance(value, FelixConfiguration)}
+    felix = felix_in_force(found, cluster.node_name)
     return VxlanSettings(
         vni=_first((each.vxlan_vni for each in felix), DEFAULT_VNI),
         port=_first((each.vxlan_port for each in felix), DEFAULT_PORT),
@@ -170,15 +172,6 @@ def _ipip_peers(cluster: Cluster) -> Iterator[TunnelPeer]:
         address = address_of(node, Family.IPV4_UNICAST)
         if name != cluster.node_name and address and node.bgp is not None:
             yield TunnelPeer(name, address, node.bgp.ipv4_ipip_tunnel_addr or b"", address, b"")
-
-
-def _felix(cluster: Cluster) -> Iterator[FelixConfiguration]:
-    """The node's own configuration, then the cluster's."""
-    found = {key.name: value for key, value in cluster.others.get(FelixConfiguration.kind, {}).items()}
-    for name in (f"node.{cluster.node_name}", "default"):
-        value = found.get(name)
-        if isinstance(value, FelixConfiguration):
-            yield value
 
 
 def _first(values: Iterable[int | None], default: int) -> int:
