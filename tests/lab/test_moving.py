@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -54,8 +55,9 @@ def nodes(lab: Lab) -> tuple[Routed, Routed, Bird]:
     return first, second, bird
 
 
-def test_to_routed_and_back_without_a_lost_packet(nodes: tuple[Routed, Routed, Bird]) -> None:
-    first, second, bird = nodes
+@contextlib.contextmanager
+def routed_in_its_place(first: Routed, second: Routed, bird: Bird) -> Iterator[None]:
+    """BIRD ends on the first node and routed starts; nothing that pods send each other is lost, then and within."""
     peers = [address(1, ipv6=six) for six in (False, True)]
     with contextlib.ExitStack() as pings:
         for six in (False, True):
@@ -66,6 +68,13 @@ def test_to_routed_and_back_without_a_lost_packet(nodes: tuple[Routed, Routed, B
         wait_for(lambda: second.established(*peers), RECONNECT, "routed is up in its place", state=second.sessions)
         wait_for(lambda: not first.status()["sweepPending"], RECONNECT, "the start is over", state=first.status)
         assert protocols(first) == {OUR_NUMBER}
+        yield
+
+
+def test_to_routed_and_back_without_a_lost_packet(nodes: tuple[Routed, Routed, Bird]) -> None:
+    first, second, bird = nodes
+    peers = [address(1, ipv6=six) for six in (False, True)]
+    with routed_in_its_place(first, second, bird):
         assert "routes of another routing daemon were taken over" in first.log()
         hand = (sys.executable, "-m", "routed.daemon.main", "hand-over", "bird", "--config", str(first.config))
         assert "stop it first" in first.namespace.run("sh", "-c", f"{' '.join(hand)} 2>&1", check=False)

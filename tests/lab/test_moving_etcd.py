@@ -5,7 +5,6 @@ Nothing is described to routed: the cluster's state is in etcd, at Calico's keys
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 
 import pytest
@@ -15,9 +14,8 @@ from routed.model.schema import parse_manifest
 from routed.testing.lab import Lab, wait_for
 from routed.testing.routers import Bird, Routed, missing
 from tests.lab.etcd import Etcd
-from tests.lab.test_moving import BIRD_NUMBER, OUR_NUMBER, bird_config, protocols
-from tests.lab.test_restart import nothing_lost
-from tests.lab.topology import RECONNECT, SOON, Rack, address, block, cluster, pod
+from tests.lab.test_moving import BIRD_NUMBER, bird_config, protocols, routed_in_its_place
+from tests.lab.topology import RECONNECT, SOON, Rack, address, block, cluster
 
 pytestmark = [
     pytest.mark.lab,
@@ -56,15 +54,7 @@ def test_a_node_of_a_cluster_on_etcd_moves(lab: Lab) -> None:
 
     wait_for(lambda: block(1) in second.namespace.routes(), SOON, "and the other way")
     before = routes(first), routes(second)
-    with contextlib.ExitStack() as pings:
-        for six in (False, True):
-            pings.enter_context(nothing_lost(first.namespace, pod(2, ipv6=six), pod(1, ipv6=six)))
-            pings.enter_context(nothing_lost(second.namespace, pod(1, ipv6=six), pod(2, ipv6=six)))
-        bird.kill()
-        first.start()
-        wait_for(lambda: second.established(*peers), RECONNECT, "routed is up in its place", state=second.sessions)
-        wait_for(lambda: not first.status()["sweepPending"], RECONNECT, "the start is over", state=first.status)
-        assert protocols(first) == {OUR_NUMBER}
+    with routed_in_its_place(first, second, bird):
         wait_for(lambda: (routes(first), routes(second)) == before, SOON, "the same routes on both", state=lab.report)
         assert first.problems() == []
     etcd.put("/calico/ipam/v2/host/node-1/ipv4/block/10.244.77.0-26", '{"state":"confirmed"}')
