@@ -24,6 +24,8 @@ from routed.datastore.applying import (
     apply,
     check_beside,
     delete,
+    in_order_of,
+    kinds_beside,
     kinds_of,
     merged_with,
     read_manifests,
@@ -194,9 +196,9 @@ def run_get(arguments: argparse.Namespace) -> int:
 
 async def _got(arguments: argparse.Namespace, store: Store) -> int:
     kinds = _kinds(arguments.kinds)
-    contents = await store.read(kinds)
+    contents = await store.read(kinds_beside(kinds) if arguments.names else kinds)
     namespace = None if arguments.everywhere else arguments.namespace
-    found = selected(contents, kinds, arguments.names, namespace)
+    found, missing = selected(contents, kinds, arguments.names, namespace)
     output = arguments.output or ("json" if getattr(arguments, "json", False) else "table")
     if output == "name":
         emit(harmless(f"{one.resource.kind}/{one.resource.name}") for one in found)
@@ -208,7 +210,6 @@ async def _got(arguments: argparse.Namespace, store: Store) -> int:
     else:
         emit(_tables(found, wide=output == "wide", everywhere=arguments.everywhere))
     complain(contents.problems)
-    missing = [name for name in arguments.names if all(one.resource.name != name for one in found)]
     complain(f"{' or '.join(kinds)} {name} is not there" for name in missing)
     # where all that was named is there, what else cannot be read is told and no failure
     incomplete = bool(contents.problems) and not arguments.names
@@ -276,10 +277,10 @@ async def _differences(arguments: argparse.Namespace, store: Store) -> int:
         if stored is not None and same(stored.resource, new):
             continue
         different = True
-        before = "" if stored is None else to_yaml(with_namespace(stored.resource))
+        old = None if stored is None else with_namespace(stored.resource)
         lines = difflib.unified_diff(
-            before.splitlines(),
-            to_yaml(with_namespace(new)).splitlines(),
+            [] if old is None else to_yaml(old).splitlines(),
+            to_yaml(in_order_of(with_namespace(new), old)).splitlines(),
             "nothing" if stored is None else stored.where,
             one.where,
             lineterm="",

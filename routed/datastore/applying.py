@@ -21,11 +21,12 @@ from routed.datastore.folder import SUFFIXES, manifests_of
 from routed.datastore.store import Conflict, Contents, Store, Stored
 from routed.errors import ConfigError, StoreError
 from routed.model import kubernetes
-from routed.model.kubernetes import calico_form, calico_key
+from routed.model.bgp import ONLY_IN_DEFAULT
+from routed.model.kubernetes import calico_form, other_keys
 from routed.model.operator import fold, merge, translate
 from routed.model.paths import ALLOCATOR_KINDS, Layout, encode
 from routed.model.policies import DEFAULT_ALLOW
-from routed.model.resources import IPPool, JsonObject, JsonValue, Resource, ResourceKey
+from routed.model.resources import BGPConfiguration, IPPool, JsonObject, JsonValue, Resource, ResourceKey
 from routed.model.schema import KIND_TABLE, parse_manifest
 from routed.model.shape import with_unknown
 from routed.net.prefixes import covers
@@ -195,6 +196,12 @@ def check_beside(wanted: Iterable[Wanted], contents: Contents) -> list[str]:
     pools = {key: one.resource for key, one in contents.resources.items() if isinstance(one.resource, IPPool)}
     for one in wanted:
         new = one.resource
+        if isinstance(new, BGPConfiguration) and new.name != "default":
+            only = [field for field in ONLY_IN_DEFAULT if _spec_of(one).get(field) not in (None, "")]
+            errors.extend(
+                f"{one.where}: spec.{field}: may only be set in the BGPConfiguration named default, not in {new.name}"
+                for field in only
+            )
         if not isinstance(new, IPPool):
             continue
         old = pools.get(new.key)
@@ -286,16 +293,15 @@ async def _apply_one(store: Store, one: Wanted, contents: Contents, exact: bool,
 
 
 async def delete(store: Store, keys: Iterable[ResourceKey], *, dry_run: bool = False) -> list[Outcome]:
-    """Delete each of these."""
+    """Delete each of these, under the other name it may be stored by where nothing is called so."""
     keys = list(keys)
-    contents = await store.read({one.kind for key in keys for one in (key, calico_key(key))})
+    contents = await store.read({one.kind for key in keys for one in (key, *other_keys(key))})
     return [await _delete_one(store, key, contents, dry_run) for key in keys]
 
 
 async def _delete_one(store: Store, key: ResourceKey, contents: Contents, dry_run: bool) -> Outcome:
     missing = Outcome(key, "failed", f"{key} is not there")
-    if store.shared_with_calico and _revision(contents, key) is None:
-        key = calico_key(key)
+    key = next((one for one in (key, *other_keys(key)) if _revision(contents, one) is not None), key)
     for attempt in range(ATTEMPTS):
         revision = _revision(contents, key)
         if revision is None:
@@ -319,18 +325,50 @@ def _revision(contents: Contents, key: ResourceKey) -> str | None:
     return contents.unreadable.get(key) if stored is None else stored.revision
 
 
-def selected(contents: Contents, kinds: Collection[str], names: Collection[str], namespace: str | None) -> list[Stored]:
-    """The resources of these kinds, names (none: all) and namespace (None: all), in order."""
+def selected(
+    contents: Contents, kinds: Collection[str], names: Collection[str], namespace: str | None
+) -> tuple[list[Stored], list[str]]:
+    """The resources of these kinds, names (none: all) and namespace (None: all), in order; and the names not found.
+
+    `contents` has the kinds of `kinds_beside` too, where what is called by a name may be.
+    """
     found = contents.resources
     if "Profile" in kinds and DEFAULT_ALLOW.key not in found:
         found = found | {DEFAULT_ALLOW.key: Stored(DEFAULT_ALLOW, "", "built in")}
-    return [
-        found[key]
-        for key in sorted(found)
-        if key.kind in kinds
-        and (not names or key.name in names)
-        and (namespace is None or not KIND_TABLE[key.kind].namespaced or key.namespace == namespace)
-    ]
+    places = {
+        key for key in found if namespace is None or not KIND_TABLE[key.kind].namespaced or key.namespace == namespace
+    }
+    if not names:
+        return [found[key] for key in sorted(places) if key.kind in kinds], []
+    chosen: set[ResourceKey] = set()
+    missing: list[str] = []
+    for name in names:
+        these = {key for key in places if key.name == name and key.kind in kinds}
+        if not these:
+            spaces = {key.namespace for key in places}
+            meant = {
+                other for kind in kinds for space in spaces for other in other_keys(ResourceKey(kind, name, space))
+            }
+            these = meant & places
+        if not these:
+            missing.append(name)
+        chosen |= these
+    return [found[key] for key in sorted(chosen)], missing
+
+
+def kinds_beside(kinds: Collection[str]) -> set[str]:
+    """These kinds, and those under which the same may be stored."""
+    return {one.kind for kind in kinds for one in (ResourceKey(kind, ""), *other_keys(ResourceKey(kind, "")))}
+
+
+def in_order_of(value: JsonValue, stored: JsonValue) -> JsonValue:
+    """`value` with its fields in the order of what is stored, which means nothing but makes a comparison readable."""
+    if isinstance(value, list) and isinstance(stored, list):
+        return [in_order_of(one, stored[at] if at < len(stored) else None) for at, one in enumerate(value)]
+    if not isinstance(value, dict) or not isinstance(stored, dict):
+        return value
+    names = [*(name for name in stored if name in value), *(name for name in value if name not in stored)]
+    return {name: in_order_of(value[name], stored.get(name)) for name in names}
 
 
 def with_namespace(resource: Resource) -> JsonObject:

@@ -34,6 +34,7 @@ from routed.model.resources import (
     Cidr,
     FilterAction,
     FilterOperation,
+    JsonObject,
     JsonValue,
     LoadBalancerAggregation,
     LogSeverity,
@@ -134,15 +135,17 @@ def _parse_node_interface(entry: Fields) -> NodeInterface:
 
 # --- BGPConfiguration ----------------------------------------------------------------------------------------------
 
-_ONLY_IN_DEFAULT = ("asNumber", "nodeToNodeMeshEnabled", "nodeMeshPassword", "nodeMeshMaxRestartTime")
+#: What counts in the BGPConfiguration of one node, `node.NAME`, as in Calico.
+PER_NODE = frozenset({"listenPort", "prefixAdvertisements", "logSeverityScreen", "communities"})
+#: What nobody may write anywhere but in `default`, as Calico's clients have it.
+ONLY_IN_DEFAULT = ("asNumber", "nodeToNodeMeshEnabled", "nodeMeshPassword", "nodeMeshMaxRestartTime")
 
 
 def _parse_bgp_configuration(head: Head) -> BGPConfiguration:
     spec = head.spec
-    if head.name != "default":
-        for field in _ONLY_IN_DEFAULT:
-            if spec.has(field):
-                raise spec.error(field, f"may only be set in the BGPConfiguration named default, not in {head.name}")
+    if head.name != "default":  # what does not count there is not looked at, and takes nothing else with it
+        counting: JsonObject = {field: value for field, value in spec.values.items() if field in PER_NODE}
+        spec = Fields(counting, head.top, "spec")
     mesh = spec.boolean("nodeToNodeMeshEnabled")
     if mesh is False:
         for field in ("nodeMeshPassword", "nodeMeshMaxRestartTime"):

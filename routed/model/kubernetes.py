@@ -381,6 +381,15 @@ def calico_key(key: ResourceKey) -> ResourceKey:
             return key
 
 
+def other_keys(key: ResourceKey) -> tuple[ResourceKey, ...]:
+    """Where else what a person calls `key` may be: a manifest of Kubernetes says `kind: NetworkPolicy`, too."""
+    if key.kind == NetworkPolicy.kind:
+        own = ResourceKey(KubernetesNetworkPolicy.kind, key.name, key.namespace)
+        return own, calico_key(own)
+    derived = calico_key(key)
+    return () if derived == key else (derived,)
+
+
 def _of_pods(selector: Selector) -> str:
     return _POD if isinstance(selector, All) else f"{_POD} && {selector}"
 

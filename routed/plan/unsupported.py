@@ -5,6 +5,7 @@ What a BGPPeer asks for is judged in `peers`, since it matters only on the nodes
 
 from __future__ import annotations
 
+from routed.model.bgp import PER_NODE
 from routed.model.resources import (
     DEFAULT_ROUTE_PRIORITY,
     BGPConfiguration,
@@ -24,8 +25,6 @@ FELIX_USED = frozenset({"interfacePrefix"})
 FELIX_OF_POLICY = frozenset({"defaultEndpointToHostAction", "failsafeInboundHostPorts", "failsafeOutboundHostPorts"})
 #: And for tunnels.
 FELIX_OF_TUNNELS = frozenset({"ipipMTU", "vxlanMTU", "vxlanMTUV6", "vxlanPort", "vxlanVNI"})
-#: What a `node.<name>` BGPConfiguration may say, as in Calico.
-_PER_NODE = frozenset({"listenPort", "prefixAdvertisements", "logSeverityScreen", "communities"})
 
 
 def unsupported_settings(
@@ -84,7 +83,7 @@ def _of_this_node(configuration: BGPConfiguration) -> list[str]:
     spec = configuration.manifest.get("spec")
     fields = sorted(spec) if isinstance(spec, dict) else []
     ignored = [
-        f"spec.{field}: counts in the BGPConfiguration default only" for field in fields if field not in _PER_NODE
+        f"spec.{field}: counts in the BGPConfiguration default only" for field in fields if field not in PER_NODE
     ]
     return [*ignored, *_log_level(configuration)]
 

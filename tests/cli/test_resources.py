@@ -193,6 +193,38 @@ def test_diff(desk: Desk) -> None:
     assert desk.run("diff", "-f", desk.file("kind: x\n")).status == 65
 
 
+def test_a_difference_is_what_differs_not_the_order_it_is_written_in(desk: Desk) -> None:
+    stored = {"spec": {"asNumber": 65001, "peerIP": "10.0.0.254"}, **yaml.safe_load(peer("a"))}
+    assert next(iter(stored)) == "spec"
+    (desk.resources / "a.json").write_text(json.dumps(stored))
+    ran = desk.run("diff", "-f", desk.file(peer("a", 65002, filters=["x"])))
+    lines = [line for line in ran.out.splitlines() if line[:1] in "+-" and line[:3] not in ("+++", "---")]
+    assert sorted(lines) == ["+    - x", "+  asNumber: 65002", "+  filters:", "-  asNumber: 65001"]
+
+
+def test_what_counts_in_the_default_bgpconfiguration_is_written_nowhere_else(desk: Desk) -> None:
+    def configuration(name: str) -> str:
+        made = {"apiVersion": "projectcalico.org/v3", "kind": "BGPConfiguration", "metadata": {"name": name}}
+        return yaml.safe_dump(made | {"spec": {"asNumber": 65000, "listenPort": 1790}})
+
+    ran = desk.run("apply", "-f", "-", stdin=configuration("node.n"))
+    assert (ran.status, ran.out, desk.names()) == (65, "", [])
+    assert "spec.asNumber: may only be set in the BGPConfiguration named default, not in node.n" in ran.err
+    assert desk.run("apply", "-f", "-", stdin=configuration("default")).status == 0
+
+
+@pytest.mark.parametrize("where", ["files", "etcd"])
+def test_a_policy_of_kubernetes_is_found_by_what_its_manifest_says(request: pytest.FixtureRequest, where: str) -> None:
+    """Its manifest has `kind: NetworkPolicy` and its own name, wherever it is stored."""
+    desk: Desk = request.getfixturevalue("etcd_desk" if where == "etcd" else "desk")
+    key = {"etcd": "NetworkPolicy shop/knp.default.db", "files": "KubernetesNetworkPolicy shop/db"}[where]
+    assert desk.run("apply", "-f", "-", stdin=yaml.safe_dump(EXAMPLES["KubernetesNetworkPolicy"])).status == 0
+    assert desk.run("get", "networkpolicy", "db", "-n", "shop", "-o", "name").out == key.replace(" shop/", "/") + "\n"
+    assert desk.run("get", "networkpolicy", "db").status == 1, "of another namespace"
+    assert desk.run("delete", "networkpolicy", "db", "-n", "shop").out == f"{key}: deleted\n"
+    assert desk.run("get", "networkpolicy", "db", "-n", "shop").err == "NetworkPolicy db is not there\n"
+
+
 def test_export_and_import_are_complete_and_safe_to_repeat(
     desk: Desk, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

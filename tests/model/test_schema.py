@@ -498,7 +498,6 @@ def rule(**changes: JsonValue) -> JsonObject:
         (manifest("Node", {}, status={"podCIDRs": ["10.0.0.0/24", "x"]}), "status.podCIDRs[1]", "prefix"),
         (manifest("Node", {}, status={"podCIDR": "x"}), "status.podCIDR", "did you mean podCIDRs?"),
         # BGPConfiguration
-        (manifest("BGPConfiguration", {"asNumber": 1}, name="node.a"), "spec.asNumber", "named default"),
         (
             manifest("BGPConfiguration", {"nodeToNodeMeshEnabled": False, "nodeMeshMaxRestartTime": "1s"}),
             "spec.nodeMeshMaxRestartTime",

@@ -7,6 +7,7 @@ Each file under `scenarios/` is one case, and says what it is about. Its parts:
     secrets: {NAME/KEY: 1}        Secrets that are there, with the generation of their content; 0: there is none
     expect:                       one of these, or a list of them for several nodes
       node: kube-master
+      port: 179                   where the node takes connections
       neighbours: {NAME: {...}}   all of them; what has its default value is left out, see `neighbour`
       routes: {PREFIX: blackhole | advertised | via ADDRESS}
       withheld: {PREFIX: REASON}  blocks that are not announced
@@ -168,6 +169,8 @@ def programmed(plan: Plan, text: str) -> str:
 def check(expected: Json, before: Plan, plan: Plan, *, first: bool) -> None:
     if "neighbours" in expected:
         assert {name: neighbour(peer, plan) for name, peer in plan.peers.items()} == (expected["neighbours"] or {})
+    if "port" in expected:
+        assert plan.speaker is not None and plan.speaker.listen_port == expected["port"]
     if "routes" in expected:
         found = {format_prefix(*key): route(origin) for key, origin in plan.origins.items()}
         assert found == (expected["routes"] or {})
@@ -201,7 +204,7 @@ def known_keys(scenario: Json) -> Iterator[str]:
     for step in (scenario, *scenario.get("steps", ())):
         for expected in expectations(step):
             yield from set(expected) - {
-                "node", "neighbours", "routes", "withheld", "kernel", "verdicts", "problems", "added", "removed",
+                "node", "port", "neighbours", "routes", "withheld", "kernel", "verdicts", "problems", "added", "removed",
                 "reset", "changed",
             }  # fmt: skip
 
