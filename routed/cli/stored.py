@@ -152,6 +152,7 @@ def _report(arguments: argparse.Namespace, outcomes: Sequence[Outcome]) -> int:
     else:
         emit(harmless(f"{one.key}: {one.result}{note}") for one in outcomes if not one.error)
         complain(f"{one.key}: {one.error}" for one in outcomes if one.error)
+    complain(f"{one.key}: {one.note}" for one in outcomes if one.note)
     if any(one.conflict for one in outcomes):
         return ExitStatus.CONFLICT
     return ExitStatus.ERROR if any(one.error for one in outcomes) else ExitStatus.OK

@@ -22,6 +22,7 @@ from routed.datastore.store import Conflict, Contents, Store, Stored
 from routed.errors import ConfigError, StoreError
 from routed.model import kubernetes
 from routed.model.bgp import ONLY_IN_DEFAULT
+from routed.model.deletion import announced, is_announced
 from routed.model.kubernetes import calico_form, other_keys
 from routed.model.operator import fold, merge, translate
 from routed.model.paths import ALLOCATOR_KINDS, Layout, encode
@@ -70,6 +71,8 @@ class Outcome:
     """created, configured, unchanged, deleted, or failed."""
     error: str = ""
     conflict: bool = False
+    note: str = ""
+    """What else somebody should know."""
 
 
 class Form(enum.Enum):
@@ -241,9 +244,8 @@ def merged_with(one: Wanted, stored: Stored | None, *, exact: bool, stamp: bool)
         whole = with_unknown(made, before, KIND_TABLE[one.resource.kind].shape)
         made = whole if isinstance(whole, dict) else made
     elif stamp:
-        now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         marks.setdefault("uid", str(uuid.uuid4()))
-        marks.setdefault("creationTimestamp", now)
+        marks.setdefault("creationTimestamp", _now())
         made = made | {"metadata": marks}
     return parse_manifest(made, "", [])
 
@@ -307,9 +309,12 @@ async def _delete_one(store: Store, key: ResourceKey, contents: Contents, dry_ru
         if revision is None:
             return missing
         try:
+            note = ""
             if not dry_run:
+                if store.guards_deletions:
+                    revision, note = await _announce(store, key, contents.resources.get(key), revision)
                 await store.write(key, None, revision)
-            return Outcome(key, "deleted")
+            return Outcome(key, "deleted", note=note)
         except Conflict as error:
             if attempt == ATTEMPTS - 1:
                 return Outcome(key, "failed", str(error), conflict=True)
@@ -317,6 +322,23 @@ async def _delete_one(store: Store, key: ResourceKey, contents: Contents, dry_ru
         except StoreError as error:
             return Outcome(key, "failed", str(error))
     raise AssertionError("the loop returns")
+
+
+async def _announce(store: Store, key: ResourceKey, stored: Stored | None, revision: str) -> tuple[str, str]:
+    """Let all who follow the store know that what comes is no accident. The new revision, and what to know where not."""
+    going = None if stored is None else announced(stored.resource, _now())
+    if stored is not None and is_announced(stored.resource):
+        return revision, ""
+    if going is None:
+        return revision, (
+            "routed cannot be told that this is no accident; where it was the last of its kind, nodes hold the deletion "
+            f"until `routedctl confirm {key.kind}` on each of them"
+        )
+    return await store.write(key, going, revision), ""
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _revision(contents: Contents, key: ResourceKey) -> str | None:

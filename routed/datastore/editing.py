@@ -96,6 +96,7 @@ class FolderStore:
     """A folder of resource files that can be written. Implements `store.Store`."""
 
     shared_with_calico = False
+    guards_deletions = False
 
     def __init__(self, path: str) -> None:
         self.path = path

@@ -79,6 +79,7 @@ class EtcdStore:
     """See the module's docstring."""
 
     shared_with_calico = True
+    guards_deletions = True
 
     def __init__(
         self,

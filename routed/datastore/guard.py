@@ -2,7 +2,8 @@
 
 Invariants:
 - A key whose stored value is no resource keeps its last good value, until a valid one or its deletion is believed.
-- Deletions are followed at once, but for what an accident looks like: a kind that has nothing left, or, within
+- Deletions that the resource itself announced (`model.deletion`) are followed, however many, and count as nothing.
+- Other deletions are followed at once, but for what an accident looks like: a kind that has nothing left, or, within
   `window` seconds, `minimum` objects and more than `share` of a kind. Those are held, together with the ones of the
   same window already followed (they come back), until the key is there again, somebody confirms, or `timeout` is over.
 - A complete listing is compared with what is believed; what it does not name counts as deleted now, so what was missed
@@ -18,6 +19,7 @@ from collections import Counter, deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from routed.model.deletion import is_announced
 from routed.model.resources import Resource, ResourceKey, Update
 from routed.model.settings import CalicoNodeStatus
 
@@ -103,7 +105,7 @@ class Guard:
         return updates
 
     def own(self, keys: Iterable[ResourceKey]) -> list[Update]:
-        """Deletions by our own hand: however many, nobody need wonder at them."""
+        """Deletions by our own hand, or announced: however many, nobody need wonder at them."""
         updates = []
         for key in keys:
             if self.held.pop(key, None) is None and key in self.good:
@@ -165,6 +167,8 @@ class Guard:
 
     def _gone(self, gone: Collection[ResourceKey], now: float, updates: list[Update]) -> None:
         rules, recent = self.rules, self._recent
+        on_purpose = [key for key in gone if key in self.good and is_announced(self.good[key].resource)]
+        updates += self.own(on_purpose)
         while recent and now - recent[0][0] > rules.window:
             recent.popleft()
         kinds: dict[str, list[ResourceKey]] = {}

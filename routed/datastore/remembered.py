@@ -35,6 +35,10 @@ class RememberingStore:
     def shared_with_calico(self) -> bool:
         return self._store.shared_with_calico
 
+    @property
+    def guards_deletions(self) -> bool:
+        return self._store.guards_deletions
+
     async def read(self, kinds: Collection[str] | None = None) -> Contents:
         return await self._store.read(kinds)
 

@@ -47,6 +47,10 @@ class Store(Protocol):
     def shared_with_calico(self) -> bool:
         """Calico's own components read it too, so policies go there in the form they read."""
 
+    @property
+    def guards_deletions(self) -> bool:
+        """Who follows it holds deletions that look like an accident, unless they were announced (`model.deletion`)."""
+
     async def read(self, kinds: Collection[str] | None = None) -> Contents:
         """Everything, or these kinds."""
 

@@ -33,6 +33,7 @@ class Store:
     """A store in memory; `broken` fails the n-th write from now."""
 
     shared_with_calico = False
+    guards_deletions = False
 
     def __init__(self) -> None:
         self.items: dict[ResourceKey, tuple[Resource, str]] = {}

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from routed.datastore import etcd as etcd_module
+from routed.datastore.applying import delete
 from routed.datastore.etcd import EtcdStore
 from routed.datastore.etcd_settings import EtcdConfig
 from routed.datastore.folder import Problem
@@ -421,6 +422,34 @@ def test_an_emptied_prefix_is_held_until_somebody_confirms(server: Cluster) -> N
         assert sink.names() == {"n0"} and sink.names("BlockAffinity")
         assert store.confirm() == 1
         assert not sink.says("vanished")
+
+    follow(store_of(server), test)
+
+
+def test_what_is_deleted_on_purpose_is_held_by_nobody(server: Cluster) -> None:
+    """`routedctl delete` of all there is, block and affinity included; the same by another hand is held."""
+    block = {
+        "cidr": "10.244.1.0/26",
+        "affinity": "host:n1",
+        "allocations": [None] * 64,
+        "unallocated": [],
+        "attributes": [],
+    }
+    server.put_all(nodes(10) | {AFFINITY: "{}", "/calico/ipam/v2/assignment/ipv4/block/10.244.1.0-26": block})
+
+    async def test(store: EtcdStore, sink: Sink) -> None:
+        away = store_of(server)
+        keys = sorted(sink.resources)
+        assert {key.kind for key in keys} == {"Node", "BlockAffinity", "IPAMBlock"}
+        outcomes = await delete(away, keys)
+        assert [(one.result, one.error, one.note) for one in outcomes] == [("deleted", "", "")] * len(keys)
+        await until(lambda: not sink.resources, "all are gone")
+        assert store.health.held == 0 and not sink.says("vanished")
+        await ctl(server.put_all, nodes(2))
+        await until(lambda: len(sink.resources) == 2, "new ones")
+        await ctl(server.delete, "--prefix", "/calico/")
+        await until(lambda: store.health.held == 2, "all are held")
+        await away.close()
 
     follow(store_of(server), test)
 

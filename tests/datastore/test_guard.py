@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routed.datastore.guard import Change, Guard, MassDelete
+from routed.model.deletion import announced
 from routed.model.resources import Resource, ResourceKey, Update
 from routed.model.schema import parse_manifest
 
@@ -74,6 +75,21 @@ def test_own_deletions_are_followed_however_many_and_count_as_nothing() -> None:
     assert [key.name for key in guard.held] == ["p9"]
     assert names(guard.own([peer("p9").key])) == ["p9"]
     assert guard.held == {} and guard.good == {} and guard.sentences() == []
+
+
+def test_what_announced_its_deletion_goes_however_much_and_counts_as_nothing() -> None:
+    guard = full(10)
+    going = [announced(peer(f"p{number}"), "2026-05-01T10:00:00Z") for number in range(8)]
+    changes = [Change(one.key, one, 2) for one in going if one is not None]
+    assert names(guard.changes([*changes, *(gone(f"p{number}") for number in range(8))], 0.0)) == [
+        f"p{number}" for number in range(8)
+    ]
+    assert guard.changes([gone("p8"), gone("p9")], 1.0) == [], "nobody announced these, and they are all there is"
+    assert [key.name for key in guard.held] == ["p8", "p9"]
+    # and also where nobody saw it vanish
+    guard = full(1)
+    guard.changes(changes[:1], 0.0)
+    assert names(guard.listed(set(), [], 1.0)) == ["p0"] and not guard.held
 
 
 def test_one_by_one_over_a_day_is_none() -> None:

@@ -29,6 +29,7 @@ class Backend:
     """A store that counts what it is asked."""
 
     shared_with_calico = False
+    guards_deletions = False
 
     def __init__(self) -> None:
         self.items: dict[ResourceKey, tuple[Resource, int]] = {}
