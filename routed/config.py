@@ -11,6 +11,7 @@
     metrics: {listen: "127.0.0.1:9971", peers: 100}   # or a list of addresses, or off
     cni: {enabled: false, socket: /run/routed/cni.sock, proxyARP: false}   # whether this node's pods are routed's
     policy: {logGroup: 0}         # NFLOG group of denied packets; default: they are not logged
+    ipam: {leakGracePeriod: 15m}  # lost addresses are taken back after it; 0: never
     conntrack: {max: 65536, buckets: 8192, timeouts: {udp_timeout: 30}}    # default: as the kernel has them
     kubernetes: {kubeconfig: /etc/routed/kubeconfig}       # services and pods' labels; default: none
     node: {register: false, ipv4: first-found, ipv6: none}   # how this node's Node is written: `routed node init`
@@ -43,9 +44,10 @@ from routed.core.effects import Level
 from routed.dataplane.conntrack import AS_IT_IS, MAX_CHAIN, TIMEOUTS, ConntrackSettings
 from routed.datastore.etcd_settings import ETCD_KEYS, EtcdConfig, EtcdDatastore, etcd_settings
 from routed.errors import ConfigError
-from routed.model.fields import as_as_number, as_cidr, as_node_address
+from routed.model.fields import as_as_number, as_cidr, as_node_address, go_duration
 from routed.model.operator import ENCAPSULATIONS
 from routed.model.resources import Cidr
+from routed.model.settings import MAX_LEAK_GRACE
 from routed.net.addresses import parse_router_id
 from routed.net.families import Family
 from routed.net.prefixes import parse_prefix
@@ -156,6 +158,8 @@ class Config:
     """None: what the datastore says."""
     use_pod_cidr: bool | None = None
     """ipam.usePodCIDR; None: where nothing else says what the node's blocks are."""
+    leak_grace_period: float | None = None
+    """Seconds lost addresses are left before they are taken back; 0: for ever; None: what the datastore says."""
     interface_prefixes: tuple[str, ...] = ()
     """Empty: what the datastore says."""
     cni: CniConfig = CniConfig()
@@ -190,6 +194,7 @@ KEYS = {
     "router_id_from_name": ("routerId", False),
     "calico_version": ("calicoVersion", False),
     "use_pod_cidr": ("ipam.usePodCIDR", False),
+    "leak_grace_period": ("ipam.leakGracePeriod", False),
     "interface_prefixes": ("interfacePrefix", False),
     "cni": ("cni", False),
     "policy_log_group": ("policy.logGroup", False),
@@ -289,7 +294,7 @@ def check_config(data: bytes, path: str) -> tuple[Config, list[ConfigError]]:
     etcd = _etcd(datastore, base)
     kernel = top.mapping("kernel", ("programRoutes", "table", "routeProtocol", "metric", "takeOver"))
     log = top.mapping("log", ("level", "format"))
-    ipam = top.mapping("ipam", ("usePodCIDR",))
+    ipam = top.mapping("ipam", ("usePodCIDR", "leakGracePeriod"))
     metrics = top.mapping("metrics", ("listen", "peers", "policies"))
     secrets = top.mapping("secrets", ("dir",))
     secrets_dir = secrets.get("dir", _folder, "")
@@ -339,6 +344,7 @@ def check_config(data: bytes, path: str) -> tuple[Config, list[ConfigError]]:
         if (version := top.get("calicoVersion", _choice(*CalicoVersion), ""))
         else None,
         use_pod_cidr=ipam.get("usePodCIDR", _flag, None),
+        leak_grace_period=ipam.get("leakGracePeriod", _grace_period, None),
         interface_prefixes=top.get("interfacePrefix", _interface_prefixes, ()),
         cni=CniConfig(
             enabled=pods_are_ours,
@@ -388,6 +394,14 @@ def _cluster_defaults(given: _Mapping, *, nat_outgoing: bool) -> ClusterDefaults
         encapsulation=encapsulation,
         nat_outgoing=given.get("natOutgoing", _flag, nat_outgoing),
     )
+
+
+def _grace_period(value: object) -> float:
+    """A duration as Calico writes it; 0 is one."""
+    seconds = 0.0 if value == 0 and value is not False else go_duration(value) if isinstance(value, str) else None
+    if seconds is None or not 0 <= seconds <= MAX_LEAK_GRACE:
+        raise ValueError(f'must be a duration such as "15m", at most a year, or 0 for never, not {_shown(value)}')
+    return seconds
 
 
 def _conntrack(given: _Mapping) -> ConntrackSettings:

@@ -16,15 +16,13 @@ from typing import Any
 from routed.cli.command import ExitStatus, UsageError, emit, show_list
 from routed.cli.stored import complain, with_store
 from routed.cli.tables import table
-from routed.datastore.allocating import carry_out, clock, cluster_of
-from routed.datastore.store import Conflict, Contents, Store
-from routed.ipam.allocator import claim, recount_handle, release_affinity, release_allocation, release_node
+from routed.datastore.allocating import cluster_of
+from routed.datastore.mending import give_back, put_right, remove_endpoints
+from routed.datastore.store import Contents, Store
 from routed.ipam.blocks import address_at, allocations
 from routed.ipam.check import CHECKED, Finding, Problem, State, check, covers_address, holders, state_of, unchanged
 from routed.model.ipam import IPAMConfig, IPReservation
-from routed.model.resources import Cidr
 from routed.net.addresses import format_address, parse_address
-from routed.net.prefixes import parse_prefix
 from routed.observe.logs import harmless
 
 _READ = CHECKED | {IPAMConfig.kind, IPReservation.kind}
@@ -78,23 +76,8 @@ _DONE, _WOULD, _LEFT, _CHANGED = "put right", "would be put right", "left: this 
 
 async def _put_right(store: Store, contents: Contents, state: State, finding: Finding) -> str:
     cluster = cluster_of(each.resource for each in contents.resources.values())
-    cidr = Cidr(*parse_prefix(finding.cidr)) if finding.cidr else None
-    match finding.problem:
-        case Problem.LEAKED if cidr is not None:
-            address = parse_address(finding.address)
-            handle, sequence = finding.handle or None, finding.sequence if finding.sequence >= 0 else None
-            done = await carry_out(
-                store, release_allocation(cluster, cidr, address, clock(), handle=handle, sequence=sequence)
-            )
-        case Problem.HANDLE:
-            done = await carry_out(store, recount_handle(finding.handle, cidr, finding.count))
-        case Problem.NO_BLOCK | Problem.STALE_AFFINITY if cidr is not None:
-            done = await carry_out(store, release_affinity(finding.node, cidr))
-        case Problem.NO_AFFINITY if cidr is not None and finding.node in state.nodes:
-            done = await carry_out(store, claim(cidr, finding.node, clock()))
-        case _:
-            return _LEFT
-    return _DONE if done else _CHANGED
+    done = await put_right(store, cluster, state.nodes, finding)
+    return _LEFT if done is None else _DONE if done else _CHANGED
 
 
 async def _release_node(arguments: argparse.Namespace, store: Store, contents: Contents, state: State) -> int:
@@ -102,27 +85,17 @@ async def _release_node(arguments: argparse.Namespace, store: Store, contents: C
     node = arguments.node
     if node in state.nodes:
         raise UsageError(f"--node: node {node} is there; delete it first: routedctl delete node {node}")
-    for endpoint in state.endpoints:
-        if endpoint.node == node:
-            if not arguments.dry_run:
-                await _delete(store, contents.resources[endpoint.key].revision, endpoint)
-            emit((f"{harmless(str(endpoint.key))}: {'would be deleted' if arguments.dry_run else 'deleted'}",))
     if arguments.dry_run:
+        emit(f"{harmless(str(each.key))}: would be deleted" for each in state.endpoints if each.node == node)
         about = [each for each in check(state) if each.node == node]
         emit(f"{harmless(each.text)}: would be put right" for each in about)
         return ExitStatus.OK
-    cluster = cluster_of(each.resource for each in contents.resources.values())
-    released = await carry_out(store, release_node(cluster, node, clock()))
+    removed = await remove_endpoints(store, contents.resources.values(), node)
+    emit(f"{harmless(str(endpoint.key))}: deleted" for endpoint in removed)
+    released = await give_back(store, cluster_of(each.resource for each in contents.resources.values()), node)
     emit(f"{format_address(address)}: released" for address in released)
     emit((f"node {harmless(node)} holds no addresses and no blocks",))
     return ExitStatus.OK
-
-
-async def _delete(store: Store, revision: str, endpoint: Any) -> None:
-    try:
-        await store.write(endpoint.key, None, revision)
-    except Conflict:
-        raise Conflict(f"{endpoint.key} is changed by others: is its node still running?") from None
 
 
 def _complete(contents: Contents) -> State:

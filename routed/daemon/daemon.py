@@ -350,6 +350,7 @@ class Daemon:
             kubernetes_problems=len(self._kubernetes.problems) if self._kubernetes is not None else 0,
             pod_problems=len(self._workloads.problems) if self._workloads is not None else 0,
             pods=self._workloads.pods.outcomes if self._workloads is not None else (),
+            collector=self._workloads.collector.state if self._workloads is not None else None,
             firewall=self._workloads.policy.kernel.counts if self._workloads is not None else None,
             policies=self._workloads.policy.tally if self._workloads is not None else None,
             tunnels=self._workloads.tunnels.reached if self._workloads is not None else (),

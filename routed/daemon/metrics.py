@@ -87,6 +87,8 @@ class DaemonState:
     pod_problems: int = 0
     pods: tuple[tuple[str, int], ...] = ()
     """CNI calls by outcome; empty where the node's pods are not ours."""
+    collector: tuple[bool, int, tuple[tuple[str, int], ...]] | None = None
+    """Of lost addresses: whether it is this node, what it waits for, what it took back."""
     firewall: tuple[int, int, int] | None = None
     """Batches of changes, whole tables, refusals."""
     policies: RuleTally | None = None
@@ -218,6 +220,12 @@ class Metrics:
                 ]
             case "cni_pods_total":
                 return [((outcome,), count) for outcome, count in state.pods]
+            case "ipam_collector":
+                return [] if state.collector is None else [((), state.collector[0])]
+            case "ipam_suspects":
+                return [] if state.collector is None else [((), state.collector[1])]
+            case "ipam_taken_back_total":
+                return [] if state.collector is None else [((what,), count) for what, count in state.collector[2]]
             case "tunnel_nodes":
                 return [((device,), count) for device, count in state.tunnels]
             case "firewall_commits_total":

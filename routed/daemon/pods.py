@@ -69,7 +69,7 @@ from routed.model.kubernetes import (
 from routed.model.policies import Profile
 from routed.model.resources import BlockAffinity, IPPool, JsonObject, JsonValue, Node, Resource, ResourceKey, Update
 from routed.model.schema import parse_manifest
-from routed.model.settings import ClusterInformation
+from routed.model.settings import ClusterInformation, KubeControllersConfiguration
 from routed.model.workloads import WorkloadEndpoint, workload_endpoint_name
 from routed.net.addresses import format_address
 from routed.net.families import Family
@@ -82,7 +82,7 @@ MIRRORED = frozenset(
     kind.kind
     for kind in (
         IPPool, IPReservation, IPAMConfig, IPAMBlock, BlockAffinity, IPAMHandle, Node, WorkloadEndpoint, Profile, Pod,
-        Namespace, ClusterInformation,
+        Namespace, ClusterInformation, KubeControllersConfiguration,
     )
 )  # fmt: skip
 
@@ -422,6 +422,10 @@ class Pods:
     def _tell(self, update: Update) -> None:
         self.update(update)
         self._dataplane.publish(update)
+
+    def known(self, kinds: Iterable[str]) -> list[Resource]:
+        """The resources of some of the kinds in MIRRORED."""
+        return [one for kind in kinds for one in self._mirror.get(kind, {}).values()]
 
     def pools(self) -> Iterable[IPPool]:
         """The cluster's."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from routed.config import Config
 from routed.core.core import Core
 from routed.core.effects import Level
+from routed.daemon.address_collector import AddressCollector
 from routed.daemon.cni import CniServer
 from routed.daemon.pods import SETTLE, Pods
 from routed.daemon.policy import PolicyKeeper
@@ -77,6 +78,17 @@ class Workloads:
         self._server = CniServer(self.pods.handle, bug)
         self.tunnels = TunnelKeeper(log, bug)
         self.tunnel_addresses = TunnelAddresses(config.node_name, store, self.publish, self._tunnel_gone, log, bug)
+        self.collector = AddressCollector(
+            config.node_name,
+            store,
+            self.pods.known,
+            lambda: not self.ready,
+            self.publish,
+            log,
+            bug,
+            self.pod if kubernetes is not None else None,
+            config.leak_grace_period,
+        )
         self._relay: Relay | None = None
         self._store = store
 
@@ -101,6 +113,7 @@ class Workloads:
             raise ConfigError("", f"cni.socket: cannot listen at {path}: {error.strerror}") from None
         self.tunnels.start()
         self.tunnel_addresses.start()
+        self.collector.start()
 
     def follow(self, relay: Relay) -> None:
         """Where our own writes go."""
@@ -109,6 +122,7 @@ class Workloads:
     async def stop(self) -> None:
         """No more calls. Interfaces, routes and rules stay."""
         await self._server.stop()
+        await self.collector.stop()
         await self.tunnel_addresses.stop()
         await self.tunnels.stop()
         await self.pods.close()
@@ -121,6 +135,7 @@ class Workloads:
             *self.policy.problems,
             *self.tunnels.problems,
             *self.tunnel_addresses.problems,
+            *self.collector.problems,
         )
 
     def interfaces_changed(self) -> None:

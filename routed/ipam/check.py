@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 from routed.ipam.blocks import address_at, allocations
 from routed.model.ipam import AllocationAttribute, IPAMBlock, IPAMHandle
-from routed.model.resources import BlockAffinity, Cidr, IPPool, Node, Resource
+from routed.model.resources import AffinityType, BlockAffinity, Cidr, IPPool, Node, Resource
 from routed.model.workloads import WorkloadEndpoint
 from routed.net.addresses import format_address
 from routed.net.prefixes import covers
@@ -53,6 +53,8 @@ class Problem(enum.StrEnum):
     """A block says that a node holds it, and the node does not claim it."""
     NO_NODE = "no node"
     """Addresses or blocks are held for a node that is not there."""
+    SPARE = "spare block"
+    """Nothing wrong, and never found by `check`: a node holds an empty block it does not need."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -71,6 +73,10 @@ class Finding:
     """Of an allocation: the number it was given out at, so that a later one of the same address is another; -1: none."""
     count: int = 0
     """What a handle counts in the block."""
+    pod: str = ""
+    """Of an allocation: whose it is, `namespace/name`."""
+    use: str = ""
+    """Of an allocation that is no pod's: what for, as a tunnel."""
 
 
 @dataclass(slots=True)
@@ -96,7 +102,7 @@ def state_of(resources: Iterable[Resource]) -> State:
                 state.blocks.append(one)
             case IPAMHandle() if not one.deleted:
                 state.handles.append(one)
-            case BlockAffinity() if not one.deleted:
+            case BlockAffinity(type=AffinityType.HOST) if not one.deleted:
                 state.affinities.append(one)
             case Node():
                 state.nodes[one.name] = one
@@ -161,6 +167,8 @@ def _addresses(state: State) -> Iterator[Finding]:
                 handle=owner.handle_id or "",
                 node=owner.secondary.get("node", ""),
                 sequence=block.sequence_number_for_allocation.get(ordinal, -1),
+                pod=_pod(owner),
+                use=owner.secondary.get("type", ""),
             )
     for address, holding in blocks.items():
         if len(holding) > 1:
@@ -183,10 +191,15 @@ def covers_address(cidr: Cidr, address: bytes) -> bool:
     return len(address) == family.address_length and covers(cidr.prefix, bytes((family.max_length,)) + address)
 
 
+def _pod(owner: AllocationAttribute) -> str:
+    about = owner.secondary
+    return f"{about.get('namespace', 'default')}/{about['pod']}" if about.get("pod") else ""
+
+
 def _to(owner: AllocationAttribute) -> str:
     about = owner.secondary
     if about.get("pod"):
-        return f"to pod {about.get('namespace', 'default')}/{about['pod']} on node {about.get('node', '?')}"
+        return f"to pod {_pod(owner)} on node {about.get('node', '?')}"
     if about.get("type"):
         return f"as {about['type']} of node {about.get('node', '?')}"
     return f"under handle {owner.handle_id}" if owner.handle_id else "without a handle"

@@ -203,7 +203,7 @@ class Fields:
         if not self.has(name):
             return None
         value = self.values[name]
-        seconds = _duration(value) if isinstance(value, str) else None
+        seconds = go_duration(value) if isinstance(value, str) else None
         if seconds is None:
             raise self.error(name, f'must be a duration such as "120s" or "2m0s", not {shown(value)}')
         if not low <= seconds <= high:
@@ -410,7 +410,7 @@ def _is_usable(address: bytes) -> bool:
     return not multicast and any(address) and address != b"\xff\xff\xff\xff"
 
 
-def _duration(text: str) -> float | None:
+def go_duration(text: str) -> float | None:
     """Seconds of a Go duration; None where it is none."""
     if text in ("0", "+0", "-0"):
         return 0.0

@@ -20,6 +20,9 @@ from routed.model.policies import PortRange, as_port, as_protocol
 from routed.model.resources import DEFAULT_ROUTE_PRIORITY, Cidr, ProgramClusterRoutes, Resource
 from routed.net.families import Family
 
+#: Seconds: the longest leakGracePeriod, a year.
+MAX_LEAK_GRACE = 366 * 86400.0
+
 
 class EndpointToHostAction(enum.StrEnum):
     """What becomes of packets from a workload to its own node, after its egress policy."""
@@ -112,9 +115,12 @@ class CalicoNodeStatus(Resource):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KubeControllersConfiguration(Resource):
-    """Settings of Calico's own controllers: recognised, and not for us."""
+    """Settings of Calico's own controllers, of which those about garbage are for us too."""
 
     kind: ClassVar[str] = "KubeControllersConfiguration"
+
+    leak_grace_period: float | None = None
+    """Seconds an address is without an owner before it is taken back; 0: it never is; None: nothing is said."""
 
 
 _FELIX_FIELDS = frozenset(
@@ -264,7 +270,10 @@ def _parse_node_status(head: Head) -> CalicoNodeStatus:
 
 
 def _parse_kube_controllers(head: Head) -> KubeControllersConfiguration:
-    return KubeControllersConfiguration(**head.common)
+    controllers = head.spec.object("controllers")
+    node = controllers.object("node") if controllers is not None else None
+    grace = node.duration("leakGracePeriod", 0, MAX_LEAK_GRACE) if node is not None else None
+    return KubeControllersConfiguration(**head.common, leak_grace_period=grace)
 
 
 _BGP_DAEMON = "{ lastBootTime lastReconfigurationTime routerID state version }"

@@ -118,6 +118,9 @@ METRICS: dict[str, Metric] = {
         _counter("fib_overflows", "Times news of the kernel were lost, and read back."),
         # pods and connections
         _counter("cni_pods", "Pods added, removed, and not added since a step failed.", "outcome"),
+        _gauge("ipam_collector", "1 on the node that takes back lost addresses for the cluster."),
+        _gauge("ipam_suspects", "What the collector takes back if it stays as it is for the grace period."),
+        _counter("ipam_taken_back", "What this node took back: addresses, handles, affinities, blocks, nodes.", "what"),
         _gauge("tunnel_nodes", "Other nodes a tunnel device reaches; none where there is no such device.", "device"),
         _counter("firewall_commits", "Batches of policy rules the kernel took.", "kind"),
         _counter("firewall_refusals", "Batches of policy rules the kernel refused."),

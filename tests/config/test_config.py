@@ -238,7 +238,21 @@ def test_what_decides_about_routes() -> None:
     text = b"nodeName: a\ndatastore: {path: /r}\ncalicoVersion: v3.32\ninterfacePrefix: cali, tap\n"
     config = parse_config(text + b"ipam: {usePodCIDR: true}\n", "/etc/routed.yaml")
     assert (config.calico_version, config.interface_prefixes, config.use_pod_cidr) == ("v3.32", ("cali", "tap"), True)
-    for wrong in (b"calicoVersion: v3.30", b"interfacePrefix: 'a b'", b"interfacePrefix: ''", b"ipam: {usePodCIDR: 1}"):
+    assert config.leak_grace_period is None
+    for said, seconds in ((b"15m", 900), (b"0", 0), (b"1m30s", 90), (b"'0'", 0)):
+        assert (
+            parse_config(b"ipam: {leakGracePeriod: %b}\n" % said + text, "/etc/routed.yaml").leak_grace_period
+            == seconds
+        )
+    for wrong in (
+        b"ipam: {leakGracePeriod: 15}",
+        b"ipam: {leakGracePeriod: -1s}",
+        b"ipam: {leakGracePeriod: false}",
+        b"calicoVersion: v3.30",
+        b"interfacePrefix: 'a b'",
+        b"interfacePrefix: ''",
+        b"ipam: {usePodCIDR: 1}",
+    ):
         with pytest.raises(ConfigError, match=r"yaml:3: "):
             parse_config(b"nodeName: a\ndatastore: {path: /r}\n" + wrong, "/etc/routed.yaml")
 

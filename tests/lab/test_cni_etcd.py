@@ -38,8 +38,10 @@ while True:
 class Site:
     """The nodes, their datastore, and a host that knows no route to pods."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, **settings: object) -> None:
+        """`settings` are more of the nodes' routed.yaml."""
         self.lab = lab
+        self.settings = settings
         self.wire = lab.segment("wire")
         self.outside = lab.namespace("outside")
         self.wire.attach(self.outside, "eth0", "10.0.0.100/24", "fd00::100/64")
@@ -61,7 +63,7 @@ class Site:
             node.namespace.ip(
                 *(f"route add {address} via {via}" for address, via in zip(OUTSIDE, GATEWAYS, strict=True))
             )
-            node.routed.configure(datastore={"type": "etcd", "endpoints": [self.etcd.url]})
+            node.routed.configure(datastore={"type": "etcd", "endpoints": [self.etcd.url]}, **self.settings)
         for node in self.nodes.values():
             node.start()
 
