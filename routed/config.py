@@ -224,6 +224,7 @@ def registration(config: Config) -> Registration:
         cluster_id=config.node.cluster_id,
         labels=dict(config.node.labels),
         orchestrator="k8s" if config.kubeconfig else "",
+        calico_version=config.calico_version.value if config.calico_version is not None else "",
         cluster=config.cluster_defaults,
     )
 

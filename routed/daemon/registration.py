@@ -7,15 +7,19 @@ address yet or the datastore does not answer.
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from routed.core.effects import Level
 from routed.dataplane.interfaces import read_interfaces, source_towards
+from routed.datastore.applying import stamped
 from routed.datastore.store import Conflict, Store
 from routed.errors import ConfigError, KernelError, StoreError
+from routed.model.policies import Tier
 from routed.model.resources import BGPConfiguration, IPPool, JsonObject, Node, NodeAddress, ResourceKey
 from routed.model.schema import parse_manifest
+from routed.model.settings import ClusterInformation
 from routed.net.families import Family
 from routed.observed import Interface
 from routed.plan.autodetect import Detected, detect
@@ -24,7 +28,7 @@ from routed.plan.registration import Registration, wanted_resources
 #: Seconds between two attempts of the daemon.
 RETRY = 5.0
 _ATTEMPTS = 5
-_KINDS = (Node.kind, BGPConfiguration.kind, IPPool.kind)
+_KINDS = (Node.kind, BGPConfiguration.kind, IPPool.kind, ClusterInformation.kind, Tier.kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +46,16 @@ async def register(registration: Registration, store: Store) -> list[Written]:
     """
     addresses = await asyncio.to_thread(find_addresses, registration)
     written: list[Written] = []
+    guid = _guid(store)
     for _ in range(_ATTEMPTS):
         there = (await store.read(_KINDS)).resources
-        manifests = wanted_resources(registration, addresses, (each.resource for each in there.values()))
+        manifests = wanted_resources(registration, addresses, (each.resource for each in there.values()), guid)
         try:
             for manifest in manifests:
                 resource = parse_manifest(manifest)
                 stored = there.get(resource.key)
+                if stored is None and store.shared_with_calico:
+                    resource = parse_manifest(stamped(manifest))
                 await store.write(resource.key, resource, None if stored is None else stored.revision)
                 stored = await store.get(resource.key)
                 written.append(Written(resource.key, "" if stored is None else stored.where, manifest))
@@ -62,8 +69,14 @@ async def would_write(registration: Registration, store: Store | None) -> list[W
     """What `register` would write; without a store: into an empty one. Raises ConfigError, StoreError."""
     addresses = await asyncio.to_thread(find_addresses, registration)
     there = (await store.read(_KINDS)).resources if store is not None else {}
-    manifests = wanted_resources(registration, addresses, (each.resource for each in there.values()))
+    guid = _guid(store) if store is not None else ""
+    manifests = wanted_resources(registration, addresses, (each.resource for each in there.values()), guid)
     return [Written(parse_manifest(manifest).key, "", manifest) for manifest in manifests]
+
+
+def _guid(store: Store) -> str:
+    """For a cluster that has none yet, as 32 digits; empty where a node's folder is no cluster's datastore."""
+    return secrets.token_hex(16) if store.shared_with_calico else ""
 
 
 def find_addresses(registration: Registration) -> dict[Family, Detected]:

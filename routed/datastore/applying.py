@@ -244,10 +244,17 @@ def merged_with(one: Wanted, stored: Stored | None, *, exact: bool, stamp: bool)
         whole = with_unknown(made, before, KIND_TABLE[one.resource.kind].shape)
         made = whole if isinstance(whole, dict) else made
     elif stamp:
-        marks.setdefault("uid", str(uuid.uuid4()))
-        marks.setdefault("creationTimestamp", _now())
-        made = made | {"metadata": marks}
+        made = stamped(made)
     return parse_manifest(made, "", [])
+
+
+def stamped(manifest: JsonObject) -> JsonObject:
+    """A new resource's manifest with the marks Calico's clients give it."""
+    metadata = manifest.get("metadata")
+    marks = dict(metadata) if isinstance(metadata, dict) else {}
+    marks.setdefault("uid", str(uuid.uuid4()))
+    marks.setdefault("creationTimestamp", _now())
+    return manifest | {"metadata": marks}
 
 
 def same(left: Resource, right: Resource) -> bool:

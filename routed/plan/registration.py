@@ -1,7 +1,8 @@
 """A node from nothing: the Node to write for it, and what a cluster that has nothing yet needs beside it.
 
-As calico-node does when it starts: the Node gets the addresses that were found, and a cluster without any pool of a family
-gets a default one. Beside that a BGPConfiguration `default`, where there is none.
+As calico-node does when it starts: the Node gets the addresses that were found, a cluster without any pool of a family gets
+a default one, and a datastore it shares with others gets its ClusterInformation and the tiers every cluster has. Beside that
+a BGPConfiguration `default`, where there is none.
 
 Invariants: what somebody wrote stays, but for the fields this node's own configuration names; what is there already leads
 to no write, so that doing it twice is doing it once; an address another Node has is refused.
@@ -12,13 +13,14 @@ Not here: finding addresses (`autodetect`), reading and writing (`daemon/registr
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from routed.errors import ConfigError
 from routed.model.head import API_VERSION
 from routed.model.operator import ENCAPSULATIONS
+from routed.model.policies import DEFAULT_TIER, DEFAULT_TIER_ORDER, Tier, TierAction
 from routed.model.resources import (
     DEFAULT_AS_NUMBER,
     BGPConfiguration,
@@ -29,7 +31,9 @@ from routed.model.resources import (
     Node,
     NodeAddress,
     Resource,
+    ResourceKey,
 )
+from routed.model.settings import ClusterInformation
 from routed.net.addresses import format_address, format_router_id
 from routed.net.families import Family
 from routed.net.prefixes import covers, make_prefix
@@ -41,6 +45,13 @@ FIELDS = {Family.IPV4_UNICAST: "ipv4Address", Family.IPV6_UNICAST: "ipv6Address"
 _POOLS = {Family.IPV4_UNICAST: "default-ipv4-ippool", Family.IPV6_UNICAST: "default-ipv6-ippool"}
 Way: TypeAlias = "Method | NodeAddress | None"
 """How an address is found: a method, an address that is said, or None: what the Node has is left as it is."""
+
+_TIERS = (
+    (DEFAULT_TIER, int(DEFAULT_TIER_ORDER), TierAction.DENY),
+    ("kube-admin", 1_000, TierAction.PASS),
+    ("kube-baseline", 10_000_000, TierAction.PASS),
+)
+"""Those every cluster has, with their orders: its own policies', and those of Kubernetes' admin and baseline policies."""
 
 #: What calico-node says of an address it found.
 _FOUND_BY_THE_NODE = "CalicoNodeIP"
@@ -68,17 +79,22 @@ class Registration:
     cluster_id: int | None = None
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
     orchestrator: str = ""
+    calico_version: str = ""
+    """Which Calico the cluster is to behave like, where it does not say; empty: nobody says."""
     cluster: ClusterDefaults = ClusterDefaults()
 
 
 def wanted_resources(
-    registration: Registration, addresses: Mapping[Family, Detected], there: Iterable[Resource]
+    registration: Registration, addresses: Mapping[Family, Detected], there: Iterable[Resource], guid: str = ""
 ) -> list[JsonObject]:
-    """What to write, in order: the manifests that are new or change. Raises ConfigError."""
+    """What to write, in order: the manifests that are new or change. Raises ConfigError.
+
+    `guid` is for a cluster that has none; empty where the datastore is one node's alone and not a cluster's.
+    """
     known = list(there)
     nodes = {one.name: one for one in known if isinstance(one, Node)}
     _refuse_taken(registration, addresses, nodes.values())
-    made = []
+    made = list(_of_the_cluster(registration, known, guid)) if guid else []
     if not any(isinstance(one, BGPConfiguration) and one.name == "default" for one in known):
         made.append(_manifest(BGPConfiguration.kind, "default", {"asNumber": registration.cluster.as_number}))
     pools = [one for one in known if isinstance(one, IPPool)]
@@ -91,6 +107,34 @@ def wanted_resources(
     if own is None or node != own.manifest:
         made.append(node)
     return made
+
+
+def _of_the_cluster(registration: Registration, known: Iterable[Resource], guid: str) -> Iterator[JsonObject]:
+    """ClusterInformation and tiers, as calico-node's start makes them or makes them complete."""
+    there = {one.key: one for one in known}
+    information = there.get(ResourceKey(ClusterInformation.kind, "default"))
+    if isinstance(information, ClusterInformation) and not information.datastore_ready:
+        raise ConfigError(
+            "",
+            "the datastore is locked (ClusterInformation default: datastoreReady is false), as while it is moved: "
+            "nothing is written until it is unlocked",
+        )
+    stored = information.manifest if information is not None else None
+    made = copy.deepcopy(stored) if stored is not None else _manifest(ClusterInformation.kind, "default", {})
+    spec = _object(made, "spec")
+    wanted: JsonObject = {"clusterGUID": guid, "datastoreReady": True}
+    if stored is None:
+        wanted["clusterType"] = f"{registration.orchestrator},bgp" if registration.orchestrator else "bgp"
+        if registration.calico_version:
+            wanted["calicoVersion"] = f"{registration.calico_version}.0"
+    for name, value in wanted.items():
+        if spec.get(name) in (None, ""):
+            spec[name] = value
+    if made != stored:
+        yield made
+    for name, order, action in _TIERS:
+        if ResourceKey(Tier.kind, name) not in there:
+            yield _manifest(Tier.kind, name, {"order": order, "defaultAction": action.value})
 
 
 def _node(registration: Registration, addresses: Mapping[Family, Detected], stored: JsonObject | None) -> JsonObject:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -131,9 +132,42 @@ def test_on_etcd(machine: Machine) -> None:
     routed = machine.routed("etcd")
     routed.configure(datastore={"type": "etcd", "endpoints": [etcd.url]}, clusterDefaults={"ipv4Pool": "none"})
     said = init(routed)
-    assert said.count(" was written: ") == 2 and f"{P}nodes/n1" in said
+    assert said.count(" was written: ") == 6 and f"{P}nodes/n1" in said
     assert "nothing was written" in init(routed)
-    assert sorted(etcd.keys(P)) == [f"{P}bgpconfigurations/default", f"{P}nodes/n1"]
+    tiers = {"default": (1000000, "Deny"), "kube-admin": (1000, "Pass"), "kube-baseline": (10000000, "Pass")}
+    assert sorted(etcd.keys(P)) == [
+        f"{P}bgpconfigurations/default", f"{P}clusterinformations/default", f"{P}nodes/n1",
+        *(f"{P}tiers/{name}" for name in tiers),
+    ]  # fmt: skip
+    # the shapes are those calico-node writes, marks of its clients included
+    values = {key.removeprefix(P): json.loads(etcd.ctl("get", "--print-value-only", key)) for key in etcd.keys(P)}
+    for path, value in values.items():
+        assert value["apiVersion"] == "projectcalico.org/v3" and set(value["metadata"]) == {
+            "name", "uid", "creationTimestamp",
+        }, path  # fmt: skip
+        assert re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", value["metadata"]["uid"])
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", value["metadata"]["creationTimestamp"])
+    information = values["clusterinformations/default"]
+    assert information["kind"] == "ClusterInformation"
+    assert re.fullmatch(r"[0-9a-f]{32}", information["spec"].pop("clusterGUID"))
+    assert information["spec"] == {"datastoreReady": True, "clusterType": "bgp"}
+    for name, (order, action) in tiers.items():
+        assert values[f"tiers/{name}"]["kind"] == "Tier"
+        assert values[f"tiers/{name}"]["spec"] == {"order": order, "defaultAction": action}
+    # what Calico wrote stays, what it lacks is added, and a locked datastore is left alone
+    written = {"kind": "ClusterInformation", "apiVersion": "projectcalico.org/v3", "metadata": {"name": "default"}}
+    spec = {"clusterGUID": "ab" * 16, "clusterType": "k8s,bgp", "calicoVersion": "v3.32.1", "variant": "Calico"}
+    etcd.put(f"{P}clusterinformations/default", written | {"spec": spec})
+    etcd.ctl("del", f"{P}tiers/kube-baseline")
+    assert init(routed).count(" was written: ") == 2
+    key = f"{P}clusterinformations/default"
+    assert json.loads(etcd.ctl("get", "--print-value-only", key))["spec"] == {**spec, "datastoreReady": True}
+    etcd.put(key, written | {"spec": {**spec, "datastoreReady": False}})
+    routed.configure(node={"labels": {"rack": "z"}})
+    with pytest.raises(LabError, match="the datastore is locked"):
+        init(routed)
+    assert "rack" not in etcd.ctl("get", "--print-value-only", f"{P}nodes/n1")
+    etcd.put(key, written | {"spec": {**spec, "datastoreReady": True}})
     routed.configure(nodeName="n2")
     with pytest.raises(LabError, match=r"Node n1 has the address 10\.0\.0\.1 of this node, n2"):
         init(routed)
