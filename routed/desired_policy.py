@@ -173,8 +173,8 @@ class EndpointPolicy:
     """What is asked at one interface."""
 
     interface: str
-    """A name; for places of the host also `*`: every interface but `lo` that has none of its own. Before translation and
-    when passing through those of workloads are among them, else they are not."""
+    """A name; for places of the host also `*`: every interface but `lo` that has none of its own there, though it be one
+    that asks nothing. Before translation and when passing through those of workloads are among them, else they are not."""
     place: Place
     ingress: Walk | None
     egress: Walk | None

@@ -386,7 +386,7 @@ class Firewall:
             return None
         walk = policy.ingress if direction == "ingress" else policy.egress
         if walk is None:
-            return (Verdict.RETURN, "") if policy.place is Place.WORKLOAD else None
+            return Verdict.RETURN, ""
         return Verdict.GOTO, _walk_name(walk, policy.place)
 
     def _count(self, policy: EndpointPolicy | None, direction: str, step: int) -> None:
@@ -534,8 +534,9 @@ class Firewall:
         if place is Place.WORKLOAD:
             return True
         return any(
-            at is place and (not direction or (policy.ingress if direction == "ingress" else policy.egress) is not None)
+            at is place and walk is not None and direction in ("", asked)
             for (at, _), policy in self._endpoints.items()
+            for walk, asked in ((policy.ingress, "ingress"), (policy.egress, "egress"))
         )
 
     def _dispatch_rules(self, place: Place, direction: str, name: str) -> Iterator[bytes]:

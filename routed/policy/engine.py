@@ -15,6 +15,7 @@ Long for one idea: everything that must be told when a resource changes is here,
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -75,6 +76,8 @@ _DEFAULT_TIER = Tier(name="default", order=1_000_000.0)
 _LAST = float("inf")
 _UNREADABLE = Tier(name="policies that cannot be read", order=-_LAST)
 """Asked before all others: what cannot be read must not be overruled by what allows."""
+
+_WILDCARD = "*"
 
 _DIRECTIONS = {PolicyType.INGRESS: "ingress", PolicyType.EGRESS: "egress"}
 
@@ -282,12 +285,18 @@ class PolicyEngine:
     def _host_changed(self, key: ResourceKey, endpoint: HostEndpoint | None) -> None:
         if endpoint is None:
             self._item_gone(key)
+            self._stale_endpoints |= self._host_endpoints()
             return
         networks = tuple(
             (Family.of_address(address), bytes((8 * len(address),)) + address) for address in endpoint.expected_ips
         )
         self._item(key, endpoint.labels, endpoint.profiles, _Contribution(networks, endpoint.ports))
         self._local(key, endpoint.labels, endpoint.profiles, here=endpoint.node == self._node_name)
+        self._stale_endpoints |= self._host_endpoints()
+
+    def _host_endpoints(self) -> set[ResourceKey]:
+        """Those of this node: whether there is one for all interfaces is each one's business."""
+        return {key for key in self._walks if key.kind == HostEndpoint.kind}
 
     def _network_set_changed(self, key: ResourceKey, found: NetworkSet | GlobalNetworkSet | None) -> None:
         if found is None:
@@ -387,10 +396,10 @@ class PolicyEngine:
             policies.sort(key=self._rank)
         return found
 
-    def _rank(self, key: ResourceKey) -> tuple[float, str, str, str]:
+    def _rank(self, key: ResourceKey) -> tuple[float, str]:
         policy = self._policy(key)
         order = policy.order if policy is not None and policy.order is not None else _LAST
-        return order, key.name, key.namespace, key.kind
+        return order, f"{key.name}/{key.namespace}/{key.kind}"  # as one text, which is not the order of its parts
 
     def _policy(self, key: ResourceKey) -> Policy | None:
         refused = self._refused.get(key)
@@ -405,14 +414,14 @@ class PolicyEngine:
             policy = self._policy(key)
             if policy is not None:
                 by_tier.setdefault(policy.tier, []).append(key)
-        tiers = []
-        for name, members in by_tier.items():
-            found = _UNREADABLE if name == _UNREADABLE.name else self._resources.get(ResourceKey(Tier.kind, name))
-            if isinstance(found, Tier):
-                tiers.append((found, members))
-            else:  # what nobody ordered comes last, and closes
-                tiers.append((_DEFAULT_TIER if name == _DEFAULT_TIER.name else Tier(name=name), members))
-        return sorted(tiers, key=lambda each: (_LAST if each[0].order is None else each[0].order, each[0].name))
+        tiers: list[tuple[bool, float, str, Tier]] = []
+        for name in by_tier:
+            found = {_UNREADABLE.name: _UNREADABLE}.get(name) or self._resources.get(ResourceKey(Tier.kind, name))
+            known = isinstance(found, Tier) or name == _DEFAULT_TIER.name
+            tier = found if isinstance(found, Tier) else _DEFAULT_TIER if known else Tier(name=name)
+            # what nobody made comes behind what nobody ordered, and closes
+            tiers.append((not known, _LAST if tier.order is None else tier.order, name, tier))
+        return [(tier, by_tier[name]) for _, _, name, tier in sorted(tiers, key=lambda each: each[:3])]
 
     def _walks_of(
         self, key: ResourceKey, ordered: dict[ResourceKey, list[ResourceKey]]
@@ -436,13 +445,17 @@ class PolicyEngine:
         if not interface:
             return (), frozenset()
         made = []
+        beside_wildcard = interface != _WILDCARD and any(
+            isinstance(each := self._resources.get(other), HostEndpoint) and each.interface_name == _WILDCARD
+            for other in self._walks
+        )
         for place in (Place.HOST, Place.HOST_FORWARD, Place.HOST_PRE_DNAT, Place.HOST_UNTRACKED):
             profiles = endpoint.profiles if place is Place.HOST else ()
             at_place = [policy for policy in ordered[key] if self._belongs(policy, place)]
             both = [self._walk(at_place, direction, place, profiles, chains) for direction in PolicyType]
             # but for the host itself, nothing is in the way where nobody asks
             asked = [walk if walk.tiers or place is Place.HOST else None for walk in both]
-            if any(walk is not None for walk in asked):
+            if beside_wildcard or any(walk is not None for walk in asked):
                 made.append(EndpointPolicy(interface, place, *asked))
         return tuple(made), frozenset(chains)
 
@@ -476,7 +489,9 @@ class PolicyEngine:
             chains |= {(key, direction) for key in named}
             end = Action.PASS if early or tier.default_action is TierAction.PASS else Action.DENY
             tiers.append(TierWalk(tier.name, tuple(chain_name(key, direction) for key in named), end))
-        present = [key for name in profiles if (key := ResourceKey(Profile.kind, name)) in self._resources]
+        # one that is not there allows nothing, and what stands behind it is not asked
+        asked = (ResourceKey(Profile.kind, name) for name in profiles)
+        present = list(itertools.takewhile(self._resources.__contains__, asked))
         chains |= {(key, direction) for key in present}
         return Walk(tuple(tiers), tuple(chain_name(key, direction) for key in present))
 
@@ -701,7 +716,7 @@ class PolicyEngine:
         endpoint = self._resources.get(key)
         names = endpoint.profiles if isinstance(endpoint, (WorkloadEndpoint, HostEndpoint)) else ()
         lacking = frozenset(
-            f"{_label(key)}: there is no Profile {name}, so it allows nothing"
+            f"{_label(key)}: there is no Profile {name}, so it allows nothing, and those after it are not asked"
             for name in names
             if ResourceKey(Profile.kind, name) not in self._resources
         )

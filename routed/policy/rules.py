@@ -1,8 +1,9 @@
 """One rule of a policy -> the rules of `desired_policy` that say the same, one a family where addresses matter.
 
-Pure: sets are named by a function the caller gives, which makes sure they exist. A rule that cannot match in a family (its
-networks are all of the other) is left out there; one that no packet filter can judge is left out with a reason where it
-would allow, and never widened: what is not understood must not let anything through.
+Pure: sets are named by a function the caller gives, which makes sure they exist. A rule whose networks, or networks it
+excepts, are all of one family is a rule of this family, as in Felix, and left out in the other; one that no packet filter
+can judge is left out with a reason where it would allow, and never widened: what is not understood must not let anything
+through.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from routed.model.policies import Rule as PolicyRule
 from routed.model.resources import Cidr
 from routed.model.selector import All, Selector
 from routed.net.families import Family
-from routed.policy.scope import peers
+from routed.policy.scope import peers, strangers
 
 _ICMP, _ICMPV6 = 1, 58
 _FAMILY = {4: Family.IPV4_UNICAST, 6: Family.IPV6_UNICAST}
@@ -163,11 +164,14 @@ class _Compiler:
             if not own:
                 return None
             sets.append(self.name(FixedNetworks(own), self.family))
-        own = self._own(entity.not_nets)
-        if own:
+        if entity.not_nets:
+            own = self._own(entity.not_nets)
+            if not own:
+                return None
             not_sets.append(self.name(FixedNetworks(own), self.family))
-        if entity.not_selector is not None:
-            not_sets.append(self.name(SelectedAddresses(entity.not_selector), self.family))
+        excepted = strangers(entity, self.namespace)
+        if excepted is not None:
+            not_sets.append(self.name(SelectedAddresses(excepted), self.family))
         if entity.service is not None:
             namespace = entity.service.namespace or self.namespace
             service = self.name(ServiceEndpoints(namespace, entity.service.name, not self.is_source), self.family)

@@ -4,9 +4,13 @@ Calico's rules (libcalico-go, updateprocessors): an endpoint carries its namespa
 `projectcalico.org/...`, and inherits its namespace's labels as `pcns.*` and its service account's as `pcsa.*` from its
 profiles. So every selector of a policy becomes one selector on endpoints:
 - a namespaced policy selects in its own namespace;
-- in its rules, a selector without a namespaceSelector means its own namespace too;
+- in its rules, a side that selects in any way, if only by a notSelector, and has no namespaceSelector means its own
+  namespace too;
+- a notSelector takes away from what a side selects; where that is nothing (a global policy), from everybody there is;
 - a namespaceSelector is about `pcns.*`; its `all()` is any namespace, its `global()` none;
-- a serviceAccountSelector is about `pcsa.*`, service account names about `projectcalico.org/serviceaccount`.
+- a serviceAccountSelector is about `pcsa.*`, service account names about `projectcalico.org/serviceaccount`;
+- `all()` anywhere in a global policy's selectors means what has a namespace beside a namespaceSelector, and what has a
+  service account beside a serviceAccountSelector.
 """
 
 from __future__ import annotations
@@ -40,12 +44,17 @@ def subjects(policy: Policy) -> Selector:
     parts: list[Selector] = []
     if policy.key.namespace:
         parts.append(Equal(NAMESPACE, policy.key.namespace))
-    if isinstance(policy, GlobalNetworkPolicy) and policy.namespace_selector is not None:
-        parts.append(of_namespaces(policy.namespace_selector))
+    namespaces = policy.namespace_selector if isinstance(policy, GlobalNetworkPolicy) else None
+    if namespaces is not None:
+        parts.append(of_namespaces(namespaces))
     if policy.service_account_selector is not None:
         parts.append(prefixed(policy.service_account_selector, SERVICE_ACCOUNT_LABELS))
     if policy.selector is not None:
         parts.append(policy.selector)
+    if namespaces is not None:
+        parts = [_everybody(part, NAMESPACE) for part in parts]
+    elif policy.service_account_selector is not None and not policy.key.namespace:
+        parts = [_everybody(part, SERVICE_ACCOUNT) for part in parts]
     return both(*parts)
 
 
@@ -62,11 +71,18 @@ def peers(entity: EntityRule, namespace: str) -> Selector | None:
             parts.append(In(SERVICE_ACCOUNT, frozenset(accounts.names)))
     if entity.namespace_selector is not None:
         parts.insert(0, of_namespaces(entity.namespace_selector))
-    elif not parts:
+    elif not parts and (entity.not_selector is None or not namespace):
         return None
     elif namespace:
         parts.insert(0, Equal(NAMESPACE, namespace))
+    if entity.not_selector is not None:
+        parts.append(Not(entity.not_selector))
     return both(*parts)
+
+
+def strangers(entity: EntityRule, namespace: str) -> Selector | None:
+    """Which endpoints and network sets a side of a rule is not about, where it may be about anybody else."""
+    return entity.not_selector if peers(entity, namespace) is None else None
 
 
 def both(*parts: Selector) -> Selector:
@@ -75,6 +91,21 @@ def both(*parts: Selector) -> Selector:
     if not distinct:
         return All()
     return distinct[0] if len(distinct) == 1 else And(distinct)
+
+
+def _everybody(selector: Selector, label: str) -> Selector:
+    """With `all()` as what has a label."""
+    match selector:
+        case All():
+            return Has(label)
+        case Not(operand):
+            return Not(_everybody(operand, label))
+        case And(operands):
+            return And(tuple(_everybody(operand, label) for operand in operands))
+        case Or(operands):
+            return Or(tuple(_everybody(operand, label) for operand in operands))
+        case _:
+            return selector
 
 
 def of_namespaces(selector: Selector) -> Selector:

@@ -65,6 +65,5 @@ def test_a_selector_that_can_be_read_closes_whatever_else_is_wrong(first: str):
     assert tiers(keeper) == ["policies that cannot be read"]
     keeper.unreadable(())
     assert tiers(keeper) == ["default"]
-    assert keeper.problems == (
-        "WorkloadEndpoint red/n1-k8s-db-eth0: there is no Profile kns.red, so it allows nothing",
-    )
+    (problem,) = keeper.problems
+    assert problem.startswith("WorkloadEndpoint red/n1-k8s-db-eth0: there is no Profile kns.red, so it allows nothing")

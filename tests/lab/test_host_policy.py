@@ -393,6 +393,36 @@ def test_the_wildcard_is_every_interface_of_the_host(site: Site):
     site.check({(CLIENT, HOST, "TCP/80"): False, (SERVER, FAR, "TCP/80"): True, (FAR, SERVER, "UDP/80"): True})
 
 
+def test_an_endpoint_of_its_own_keeps_the_wildcard_s_policies_of_every_kind_away(site: Site):
+    """Whether its own endpoint has policies of this kind, in this direction, or none."""
+    site.have(
+        host_endpoint("*"),
+        {
+            **host_endpoint("eth0", profiles=["projectcalico-default-allow"]),
+            "metadata": {"name": "own", "labels": {"role": "own"}},
+        },
+        global_policy("forward", selector="role == 'host'", applyOnForward=True, types=["Egress"], egress=[DENY]),
+        global_policy(
+            "early",
+            selector="role == 'host'",
+            preDNAT=True,
+            applyOnForward=True,
+            types=["Ingress"],
+            ingress=[{"action": "Deny", "protocol": "UDP"}],
+        ),
+    )
+    site.check(
+        {
+            (CLIENT, SERVER, "TCP/80"): False,  # by eth1, which has none
+            (SERVER, CLIENT, "TCP/80"): True,
+            (CLIENT, HOST, "UDP/80"): True,
+            (SERVER, FAR, "UDP/80"): False,
+            (A, CLIENT, "TCP/80"): True,
+            (CLIENT, A, "TCP/80"): False,
+        }
+    )
+
+
 def test_the_wildcard_on_forward_includes_the_pods(site: Site):
     site.have(
         host_endpoint("*"),

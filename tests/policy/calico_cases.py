@@ -349,10 +349,57 @@ CASES = [
         "web>api UDP/80 v6, out>api TCP/80 v4",
     ),
     Case(
-        "all that a selector does not select",
-        (ingress("not", rule("Allow", **source(notSelector="app == 'web'"))),),
-        "db>api TCP/80, api2>api TCP/80, out>api TCP/80",
-        "web>api TCP/80, web2>api TCP/80",
+        "all that a selector does not select, in a namespace and everywhere",
+        (
+            ingress("not", rule("Allow", **source(notSelector="app == 'web'"))),
+            everywhere("not", rule("Allow", **source(notSelector="app == 'web'")), selector="app == 'db'"),
+        ),
+        "db>api TCP/80, api>db TCP/80, api2>db TCP/80, out>db TCP/80",
+        "web>api TCP/80, web2>api TCP/80, api2>api TCP/80, out>api TCP/80, web>db TCP/80, web2>db TCP/80",
+    ),
+    Case(
+        "who is selected stays so where something else at its address is not",
+        (
+            of("GlobalNetworkSet", "near", labels={"zone": "near"}, nets=["10.65.1.0/24", twin("10.65.1.0/24")]),
+            everywhere("both", rule("Allow", **source(selector="has(app)", notSelector="zone == 'near'"))),
+            everywhere("only", rule("Allow", **source(notSelector="zone == 'near'")), selector="app == 'db'"),
+        ),
+        "web>api TCP/80, web2>api TCP/80, api>db TCP/80, out>db TCP/80",
+        "out>api TCP/80, web>db TCP/80",
+    ),
+    Case(
+        "what excepts networks of one family is about this family",
+        (ingress("v4", rule("Allow", "TCP", **source(notNets=["10.65.1.2/32"])), rule("Allow", "UDP")),),
+        "db>api TCP/80 v4, out>api TCP/80 v4, web>api UDP/80",
+        "web>api TCP/80, db>api TCP/80 v6, out>api TCP/80 v6",
+    ),
+    Case(
+        "of one order, the names with what follows them decide",
+        (
+            ingress("p", rule("Deny", "TCP"), order=10),
+            ingress("p-1", rule("Allow", "TCP", **TO_80), order=10),
+            ingress("p.1", rule("Allow", "TCP"), order=10),
+        ),
+        "web>api TCP/80, web>api TCP/81",
+        "web>api UDP/80",
+    ),
+    Case(
+        "a tier nobody made comes behind one nobody ordered",
+        (
+            of("Tier", "zz"),
+            ingress("deny", rule("Deny", "TCP", **TO_80), rule("Pass"), tier="aa"),
+            ingress("allow", rule("Allow", "TCP", **TO_80), rule("Pass"), tier="zz"),
+        ),
+        "web>api TCP/80, web>api TCP/81, web>api UDP/80",
+    ),
+    Case(
+        "all() beside a namespaceSelector means workloads, and beside a serviceAccountSelector those that have one",
+        (
+            everywhere("ns", selector="app == 'api' && all()", namespaceSelector="env != 'prod'"),
+            everywhere("sa", selector="all()", serviceAccountSelector="kind != 'api-account'"),
+        ),
+        "db>api TCP/80, out>db TCP/80",
+        "web>api2 TCP/80, out>web TCP/80, out>api2 TCP/80",
     ),
     Case(
         "selected, and not, at once",

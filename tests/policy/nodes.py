@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from routed.desired_policy import Icmp
@@ -155,9 +156,13 @@ class Nodes:
                 crossed.append((destination.node, UPLINK, interface_of(destination)))
             elif destination.kind == "node":
                 crossed.append((destination.node, UPLINK, ""))
+        return self.cross(packet(connection, source_port), crossed)
+
+    def cross(self, packet: Packet, nodes: Iterable[tuple[str, str, str]]) -> Judgement:
+        """What becomes of a packet on nodes, each with the interfaces it comes in and leaves by."""
         judgement = Judgement(True, "no node on the way")
-        for node, incoming, outgoing in crossed:
-            judgement = self.firewalls[node].judge(packet(connection, source_port, incoming, outgoing))
+        for node, incoming, outgoing in nodes:
+            judgement = self.firewalls[node].judge(replace(packet, incoming=incoming, outgoing=outgoing))
             if not judgement.admitted:
                 break
         return judgement

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from routed.desired_policy import Place
+from routed.model.workloads import WorkloadEndpoint
 from tests.policy.cases import FILE, cases, steps
 from tests.policy.nodes import Nodes, profile, workload
 from tests.policy.specification import Connection, Endpoint, World, admitted
@@ -183,3 +185,13 @@ def test_an_interface_that_goes_from_one_pod_to_another_in_one_change():
             pod = Endpoint("pod", name, "red", {}, "n1", ("10.0.1.1",))
             nodes.apply([workload(pod, "cali0"), profile("red", {})])
             assert (Place.WORKLOAD, "cali0") in nodes.firewalls["n1"].endpoints
+
+
+def test_behind_a_profile_that_is_not_there_none_is_asked():
+    pod = Endpoint("pod", "a", "red", {}, "n1", ("10.0.1.1",))
+    endpoint = workload(pod)
+    assert isinstance(endpoint, WorkloadEndpoint)
+    nodes, probe = Nodes(["n1"]), Connection(OUTSIDE, pod, "TCP", 80)
+    for profiles, admits in ((("kns.red", "lacking"), True), (("lacking", "kns.red"), False), ((), False)):
+        nodes.apply([replace(endpoint, profiles=profiles), profile("red", {})])
+        assert nodes.judge(probe).admitted is admits
