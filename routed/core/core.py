@@ -196,8 +196,12 @@ class Core:
             ),
         )
         self._learner = Learner()
-        self._behind_devices: dict[Key, tuple[Origin, int]] = {}
-        """Origins directly behind an interface, with the index their route has now; 0: there is none."""
+        self._speaks_from: set[bytes] = set()
+        """The Node's addresses."""
+        self._up: dict[str, int] = {}
+        """Indexes of the interfaces that are up, by name."""
+        self._behind_devices: dict[str, dict[Key, tuple[Origin, int]]] = {}
+        """Origins directly behind an interface, by its name, with the index their route has now; 0: there is none."""
         self._tunnels: dict[str, int] = {}
         """Indexes of the tunnel devices that are up, by name."""
         self._replan_needed = False
@@ -321,21 +325,36 @@ class Core:
 
     def kernel(self, change: KernelChange, now: float) -> None:
         """Foreign routes, links or addresses changed."""
-        before = self.interfaces.copy()
-        if change.full:
-            self.interfaces = {}
-        for index in change.interfaces_removed:
-            self.interfaces.pop(index, None)
-        for interface in change.interfaces:
-            self.interfaces[interface.index] = interface
-        if change.full or change.interfaces or change.interfaces_removed:
-            self._check_addresses()
-            self._check_tunnels()
-            self._devices_changed()
+        before = self._take_interfaces(change)
+        if before or change.interfaces:
+            touched = [*before.values(), *change.interfaces]
+            if change.full or any(address in self._speaks_from for each in touched for address, _ in each.addresses):
+                self._check_addresses()
+            names = {interface.name for interface in touched}
+            if not TUNNEL_DEVICES.isdisjoint(names):
+                self._check_tunnels()
+            self._devices_changed(names)
         self._next_hops_changed(set(self.next_hops.apply(change)))
-        if change.full or change.interfaces or change.interfaces_removed:
+        if before or change.interfaces:
             self._links_changed(before, now)
         self._originate_learned(self._learner.apply(change))
+
+    def _take_interfaces(self, change: KernelChange) -> dict[int, Interface]:
+        """Take in what interfaces there are now; those it is about as they were before."""
+        before: dict[int, Interface] = {}
+        if change.full:
+            before, self.interfaces, self._up = self.interfaces, {}, {}
+        for index in (*change.interfaces_removed, *(interface.index for interface in change.interfaces)):
+            old = self.interfaces.pop(index, None)
+            if old is not None:
+                before[index] = old
+                if self._up.get(old.name) == index:
+                    del self._up[old.name]
+        for interface in change.interfaces:
+            self.interfaces[interface.index] = interface
+            if interface.up:
+                self._up[interface.name] = interface.index
+        return before
 
     def route_failures_changed(
         self,
@@ -779,6 +798,7 @@ class Core:
     def _check_addresses(self) -> None:
         """Say where the Node's address is on no interface: with passive peers nothing else would."""
         speaker = self.plan.speaker
+        self._speaks_from = {speaker.ipv4_address, speaker.ipv6_address} if speaker is not None else set()
         if speaker is None or not self.interfaces:
             self.address_problems = ()
             return
@@ -840,8 +860,11 @@ class Core:
             self._add_peer(plan.peers[name], now)
         for family, prefix in delta.origins_removed:
             self.ribs[family].withdraw_origin(prefix, self.local)
-            self._behind_devices.pop((family, prefix), None)
+            self._forget_behind(old.origins[family, prefix].interface, (family, prefix))
         for (family, prefix), origin in delta.origins_set.items():
+            was = old.origins.get((family, prefix))
+            if was is not None:
+                self._forget_behind(was.interface, (family, prefix))
             self._originate(family, prefix, origin)
         if plan.speaker is not None:
             listen = Listen(plan.speaker.listen_port, plan.speaker.listen_addresses)
@@ -886,21 +909,25 @@ class Core:
         path = Path(self.local, self._own_attrs, self.next_hops.track(origin.gateway) if origin.gateway else None)
         path.kernel_route = BLACKHOLE if origin.blackhole else None
         if origin.interface:
-            index = next(
-                (each.index for each in self.interfaces.values() if each.name == origin.interface and each.up), 0
-            )
-            self._behind_devices[family, prefix] = (origin, index)
+            index = self._up.get(origin.interface, 0)
+            self._behind_devices.setdefault(origin.interface, {})[family, prefix] = (origin, index)
             path.interface = origin.interface
             if index:
                 path.kernel_route = KernelRoute(RouteKind.UNICAST, (Gateway(b"", index),))
         self.ribs[family].originate(prefix, path)
 
-    def _devices_changed(self) -> None:
+    def _forget_behind(self, name: str, key: Key) -> None:
+        """What is behind an interface no more."""
+        behind = self._behind_devices.get(name)
+        if behind is not None and behind.pop(key, None) is not None and not behind:
+            del self._behind_devices[name]
+
+    def _devices_changed(self, names: Iterable[str]) -> None:
         """Interfaces came, went or changed: routes behind them lead there, or nowhere while they are gone."""
-        indexes = {each.name: each.index for each in self.interfaces.values() if each.up}
-        for (family, prefix), (origin, index) in list(self._behind_devices.items()):
-            if indexes.get(origin.interface, 0) != index:
-                self._originate(family, prefix, origin)
+        for name in names:
+            for (family, prefix), (origin, index) in list(self._behind_devices.get(name, {}).items()):
+                if self._up.get(name, 0) != index:
+                    self._originate(family, prefix, origin)
 
     def _link(self, peer: Peer) -> int:
         """Index of the interface that is up and directly leads to an external peer, or 0."""

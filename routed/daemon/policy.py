@@ -74,6 +74,9 @@ class PolicyKeeper:
         self._pools: dict[ResourceKey, IPPool] = {}
         self._felix: dict[str, FelixConfiguration] = {}
         self._host: HostRules | None = None
+        """What was last applied."""
+        self._host_due = True
+        """It may be another one by now."""
         self._due = False
         self._tunnels: tuple[TunnelPackets, ...] = ()
 
@@ -95,8 +98,10 @@ class PolicyKeeper:
         value = update.value
         if update.key.kind == IPPool.kind:
             _put(self._pools, update.key, value if isinstance(value, IPPool) else None)
+            self._host_due = True
         elif update.key.kind == FelixConfiguration.kind:
             _put(self._felix, update.key.name, value if isinstance(value, FelixConfiguration) else None)
+            self._host_due = True
         else:
             for each in self._kubernetes.update(update):
                 self._tell(each)
@@ -128,6 +133,7 @@ class PolicyKeeper:
             )
             for tunnel in tunnels
         )
+        self._host_due = True
         self._wake()
 
     def interfaces(self, interfaces: Mapping[int, Interface]) -> None:
@@ -190,9 +196,12 @@ class PolicyKeeper:
             return
         try:
             batch = self.engine.flush()
-            host = self._host_rules()
-            changed = None if host == self._host else host
-            self._host = host
+            changed = None
+            if self._host_due:
+                self._host_due = False
+                host = self._host_rules()
+                changed = None if host == self._host else host
+                self._host = host
             if batch is not None or changed is not None:
                 made = batch if batch is not None else PolicyBatch()
                 self.kernel.apply(PolicyBatch(made.sets, made.chains, made.endpoints, changed))

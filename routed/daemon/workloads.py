@@ -34,6 +34,8 @@ from routed.net.prefixes import format_prefix
 #: Of the uplink, where it cannot be told.
 DEFAULT_MTU = 1500
 _POLL = 0.001
+#: Seconds after which a route is looked for even where the kernel answered nothing.
+_LOOK_AGAIN = 0.05
 
 
 class Workloads:
@@ -215,7 +217,7 @@ class Workloads:
                 return ""
             if loop.time() > until:
                 return missing
-            await asyncio.sleep(_POLL)
+            await self._kernel.answered(_LOOK_AGAIN)
 
     async def pod(self, namespace: str, name: str) -> JsonObject | None:
         assert self._kubernetes is not None

@@ -60,6 +60,7 @@ class Kernel:
         self._timer_at = 0.0
         self._scheduled = False
         self._waiters: list[asyncio.Future[None]] = []
+        self._listeners: list[asyncio.Future[None]] = []
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="routes")
         self._closed = False
 
@@ -86,7 +87,7 @@ class Kernel:
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
-        for waiter in self._waiters:
+        for waiter in (*self._waiters, *self._listeners):
             waiter.cancel()
         self._thread.shutdown(wait=True, cancel_futures=True)
         for each in self._sockets:
@@ -109,6 +110,12 @@ class Kernel:
         waiter: asyncio.Future[None] = self._loop.create_future()
         self._waiters.append(waiter)
         await waiter
+
+    async def answered(self, within: float) -> None:
+        """Until the kernel has answered a chunk of routes, or these seconds are over."""
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        self._listeners.append(waiter)
+        await asyncio.wait((waiter,), timeout=within)
 
     # ---- questions
 
@@ -260,6 +267,10 @@ class Kernel:
                 self._engine.writer_overflow(now)
             else:
                 self._engine.writer_data(answer, now)
+        listeners, self._listeners = self._listeners, []
+        for listener in listeners:
+            if not listener.done():
+                listener.set_result(None)
         self._work()
 
     def _take_notifications(self, now: float) -> None:

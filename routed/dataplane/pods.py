@@ -44,6 +44,8 @@ from routed.netlink.veth import (
 )
 
 _SIOCGIFMTU, _SIOCGIFINDEX = 0x8921, 0x8933
+#: The index of `lo` in every network namespace.
+_LOOPBACK = 1
 
 #: The node's end of every pair, as Calico has it.
 NODE_MAC = bytes.fromhex("eeeeeeeeeeee")
@@ -123,9 +125,9 @@ class PodWiring:
         if not _INTERFACE_NAME.fullmatch(port.interface):
             raise KernelError(errno.EINVAL, "", f"{port.interface!r} cannot be an interface")
         what = f"interface {port.interface} of a pod"
-        leftover = self.find(port.interface)
+        leftover = self.index_of(port.interface)
         if leftover is not None:
-            self.detach(leftover.index)
+            self.detach(leftover)
         with self._turn:
             self._node.ask(
                 make_veth(
@@ -140,8 +142,9 @@ class PodWiring:
                 what,
             )
         try:
-            with self._turn:
-                index = self._link(self._node, port.interface).index
+            index = self.index_of(port.interface)
+            if index is None:
+                raise KernelError(errno.ENODEV, "", what)
             self._configure_node(port, index, what)
             self._configure_pod(port, Exchange(inside))
             return index
@@ -236,8 +239,7 @@ class PodWiring:
 
     def _configure_pod(self, port: PodPort, inside: Exchange) -> None:
         index = self._link(inside, port.pod_interface).index
-        loopback = self._link(inside, "lo").index
-        requests = [set_link_up(inside.next(), loopback), set_link_up(inside.next(), index)]
+        requests = [set_link_up(inside.next(), _LOOPBACK), set_link_up(inside.next(), index)]
         for family, address in port.addresses:
             requests.append(add_host_address(inside.next(), index, family, address))
         for family in dict.fromkeys(family for family, _ in port.addresses):

@@ -54,6 +54,8 @@ DENIED_RETRY = 5.0
 NOT_PERMITTED = "not permitted to change routes: run as root or give CAP_NET_ADMIN"
 
 _MAX_SHARED_ROUTES = 65536
+#: Routes that are searched for those through an interface; of more it is believed that there are some.
+_MAX_SEARCHED = 20_000
 _GONE = object()
 _NOWHERE = KernelRoute(RouteKind.UNICAST)
 _ABSENT_ERRNOS = frozenset({errnos.ESRCH, errnos.ENOENT, errnos.ENODEV})
@@ -349,9 +351,23 @@ class RouteSync:
 
     def uses(self, interface: int) -> bool:
         """Whether a route of ours may lead through the interface."""
-        return self._forgot_shared or any(
-            leg.interface in (0, interface) for route in self._shared for leg in route.gateways
-        )
+        if self._forgot_shared:
+            return True
+        through = [route for route in self._shared if any(leg.interface in (0, interface) for leg in route.gateways)]
+        if not through or sum(len(table.installed) for table in self._tables.values()) > _MAX_SEARCHED:
+            return bool(through)
+        # where pods come and go, nearly every interface goes after its routes: that is not worth a dump
+        known = set(map(id, through))
+        for table in self._tables.values():
+            if any(id(route) in known for route in table.installed.values()):
+                return True
+        if not (
+            self._queue or self._in_flight or any(table.failed or table.disturbed for table in self._tables.values())
+        ):
+            self._facts = None
+            for route in through:
+                del self._shared[route]
+        return False
 
     def own_gateways(self, family: Family, prefix: bytes, metric: int) -> tuple[Gateway, ...]:
         """Legs of ours the kernel holds for a prefix at a metric."""

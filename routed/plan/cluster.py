@@ -68,6 +68,7 @@ class Cluster:
 
     __slots__ = (
         "_block_names",
+        "_changed_workloads",
         "_claims",
         "affinities",
         "block_holders",
@@ -98,6 +99,7 @@ class Cluster:
         """By kind: what planning has no use for."""
         self.workloads: dict[ResourceKey, WorkloadEndpoint] = {}
         """The endpoints on this node."""
+        self._changed_workloads: dict[ResourceKey, None] = {}
         self.services: dict[ResourceKey, Service] = {}
         self.local_endpoints: dict[ResourceKey, tuple[str, str, Family]] = {}
         """EndpointSlices with a ready endpoint on this node: (namespace, service, family of the endpoints)."""
@@ -207,6 +209,7 @@ class Cluster:
         _put(self.workloads, key, workload)
         if old == workload:
             return Aspect.NOTHING
+        self._changed_workloads[key] = None
         return Aspect.WORKLOADS | (Aspect.SESSIONS if self.peers_with_workloads else Aspect.NOTHING)
 
     def _apply_affinity(self, name: str, affinity: BlockAffinity | None) -> Aspect:
@@ -224,6 +227,12 @@ class Cluster:
             ):
                 return Aspect.ORIGINS
         return Aspect.NOTHING
+
+    def take_changed_workloads(self) -> list[ResourceKey]:
+        """The endpoints on this node that came, changed or went since the last call."""
+        changed = list(self._changed_workloads)
+        self._changed_workloads.clear()
+        return changed
 
     # ---- look-ups
 

@@ -19,7 +19,7 @@ from routed.plan.speaker import plan_speaker
 from routed.plan.tunnels import plan_tunnels, tunnel_problems
 from routed.plan.types import KernelPlan, LearnPlan, Origin, PeerPlan, Plan, PlanSettings, Speaker
 from routed.plan.unsupported import unsupported_settings
-from routed.plan.workloads import not_done, shared_addresses, workload_routes
+from routed.plan.workloads import Workloads
 
 
 class Planner:
@@ -40,8 +40,7 @@ class Planner:
         self._origins = Origins()
         self._kernel = KernelPlan()
         self._learn = LearnPlan()
-        self._workloads: dict[tuple[Family, bytes], Origin] = {}
-        self._workload_problems: list[str] = []
+        self._workloads = Workloads()
         self._session_problems: list[str] = []
         self._tunnels: tuple[Tunnel, ...] | None = None
         self._tunnel_problems: list[str] = []
@@ -68,8 +67,8 @@ class Planner:
                 dirty |= Aspect.FILTERS
             self._origins = origins
         if Aspect.WORKLOADS in dirty and self._settings.own_workloads:
-            self._workloads = workload_routes(cluster)
-            self._workload_problems = [*shared_addresses(cluster), *not_done(cluster)]
+            for key in cluster.take_changed_workloads():
+                self._workloads.put(key, cluster.workloads.get(key))
         if Aspect.TUNNELS in dirty and self._settings.own_workloads:
             self._tunnels = plan_tunnels(cluster)
             self._tunnel_problems = tunnel_problems(cluster)
@@ -89,7 +88,7 @@ class Planner:
         problems = [
             *self._session_problems,
             *self._origins.problems,
-            *self._workload_problems,
+            *self._workloads.problems(),
             *self._tunnel_problems,
             *unsupported_settings(
                 cluster, calico_version(cluster, self._settings), own_workloads=self._settings.own_workloads
@@ -98,7 +97,7 @@ class Planner:
         plan = Plan(
             speaker=self._speaker,
             peers=self._peers(),
-            origins={**self._workloads, **self._ways, **self._origins.routes},
+            origins={**self._workloads.routes, **self._ways, **self._origins.routes},
             withheld=self._origins.withheld,
             kernel=self._kernel,
             learn=self._learn,

@@ -3,58 +3,90 @@
 Only where the node's pods are routed's (`PlanSettings.own_workloads`); beside Calico's CNI plugin and Felix these routes
 are theirs, and learned from the kernel instead (`program`). How such a route is announced follows from the blocks, as for
 any other: one inside an own block hides behind it.
+
+Invariant: a pod that comes or goes costs the same however many there are.
 """
 
 from __future__ import annotations
 
+from routed.model.resources import Cidr, ResourceKey
+from routed.model.workloads import WorkloadEndpoint
 from routed.net.families import Family
-from routed.plan.cluster import Cluster
 from routed.plan.types import Origin
 
 WORKLOAD = "workload"
 
 
-def workload_routes(cluster: Cluster) -> dict[tuple[Family, bytes], Origin]:
-    """The routes, by prefix; of two endpoints with one address the first by name has it."""
-    found: dict[tuple[Family, bytes], Origin] = {}
-    for key in sorted(cluster.workloads):
-        endpoint = cluster.workloads[key]
-        if not endpoint.interface_name:
-            continue
-        for network in endpoint.ip_networks:
-            origin = Origin(kind=WORKLOAD, blackhole=False, why=str(key), interface=endpoint.interface_name)
-            found.setdefault((network.family, network.prefix), origin)
-    return found
+class Workloads:
+    """The endpoints of this node, what they originate and what is wrong with them."""
+
+    def __init__(self) -> None:
+        self.routes: dict[tuple[Family, bytes], Origin] = {}
+        """By prefix; of two endpoints with one address the first by name has it. To be copied by who keeps it."""
+        self._endpoints: dict[ResourceKey, WorkloadEndpoint] = {}
+        self._owners: dict[Cidr, set[ResourceKey]] = {}
+        self._shared: set[Cidr] = set()
+        """What more than one endpoint has."""
+        self._not_done: dict[ResourceKey, str] = {}
+
+    def put(self, key: ResourceKey, endpoint: WorkloadEndpoint | None) -> None:
+        """This endpoint is here, or (None) is not."""
+        old = self._endpoints.pop(key, None)
+        touched: dict[Cidr, None] = {}
+        for network in old.ip_networks if old is not None else ():
+            touched[network] = None
+            self._owners.get(network, set()).discard(key)
+        self._not_done.pop(key, None)
+        if endpoint is not None:
+            self._endpoints[key] = endpoint
+            for network in endpoint.ip_networks:
+                touched[network] = None
+                self._owners.setdefault(network, set()).add(key)
+            if asked := _not_done(endpoint):
+                self._not_done[key] = asked
+        for network in touched:
+            self._judge(network)
+
+    def problems(self) -> list[str]:
+        """Addresses that two endpoints have, and what endpoints ask for that nobody does here: a sentence each."""
+        found = []
+        for network in self._shared:
+            first, *others = sorted(self._owners[network])
+            found += [
+                f"{key}: {network} is the address of {first} too, which has it; one of the two must go"
+                for key in others
+            ]
+        return found + [f"{key}: not done for it are {asked}" for key, asked in self._not_done.items()]
+
+    def _judge(self, network: Cidr) -> None:
+        """Who has this address."""
+        owners = self._owners[network]
+        if not owners:
+            del self._owners[network]
+        if len(owners) > 1:
+            self._shared.add(network)
+        else:
+            self._shared.discard(network)
+        prefix = (network.family, network.prefix)
+        first = min((key for key in owners if self._endpoints[key].interface_name), default=None)
+        if first is None:
+            self.routes.pop(prefix, None)
+            return
+        made = Origin(WORKLOAD, blackhole=False, why=str(first), interface=self._endpoints[first].interface_name)
+        if self.routes.get(prefix) != made:
+            self.routes[prefix] = made
 
 
-def shared_addresses(cluster: Cluster) -> list[str]:
-    """Addresses that two endpoints of this node have: a sentence each."""
-    owners: dict[tuple[Family, bytes], str] = {}
-    problems = []
-    for key in sorted(cluster.workloads):
-        for network in cluster.workloads[key].ip_networks:
-            first = owners.setdefault((network.family, network.prefix), str(key))
-            if first != str(key):
-                problems.append(f"{key}: {network} is the address of {first} too, which has it; one of the two must go")
-    return problems
-
-
-def not_done(cluster: Cluster) -> list[str]:
-    """What endpoints of this node ask for that nobody does here: a sentence each."""
-    problems = []
-    for key in sorted(cluster.workloads):
-        found = cluster.workloads[key]
-        asked = [
-            name
-            for name, value in (
-                ("allowSpoofedSourcePrefixes", found.allow_spoofed_source_prefixes),
-                ("ipNATs", found.ip_nats),
-                ("ipv4Gateway", found.ipv4_gateway),
-                ("ipv6Gateway", found.ipv6_gateway),
-                ("qosControls", found.qos_controls),
-            )
-            if value
-        ]
-        if asked:
-            problems.append(f"{key}: not done for it are {', '.join(asked)}")
-    return problems
+def _not_done(endpoint: WorkloadEndpoint) -> str:
+    """What an endpoint asks for that nobody does here, or empty."""
+    return ", ".join(
+        name
+        for name, value in (
+            ("allowSpoofedSourcePrefixes", endpoint.allow_spoofed_source_prefixes),
+            ("ipNATs", endpoint.ip_nats),
+            ("ipv4Gateway", endpoint.ipv4_gateway),
+            ("ipv6Gateway", endpoint.ipv6_gateway),
+            ("qosControls", endpoint.qos_controls),
+        )
+        if value
+    )

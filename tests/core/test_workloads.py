@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from routed.core.core import Core, CoreSettings
 from routed.core.effects import Routes
@@ -142,3 +144,44 @@ def test_beside_calico_s_own_agents_nothing_is_programmed():
     here.apply(endpoint("a", "10.65.0.1"))
     assert here.kernel == {}
     assert Family.IPV4_UNICAST in here.core.ribs
+
+
+_PODS = st.sampled_from("abc")
+_CHANGES = st.lists(
+    st.one_of(
+        st.tuples(_PODS, st.lists(st.sampled_from(("10.65.0.1", "10.65.0.2", "fd00::1")), unique=True)),
+        st.tuples(st.sampled_from((7, 8, 9)), st.sampled_from(("calia", "calib", "calic", ""))),
+    ),
+    max_size=20,
+)
+
+
+@given(_CHANGES)
+def test_however_pods_and_interfaces_came_and_went_the_kernel_has_what_follows_from_what_is_there(
+    changes: list[tuple[str | int, list[str] | str]],
+):
+    here, pods, links = Here(), dict[str, list[str]](), dict[int, str]()
+    for which, what in changes:
+        if isinstance(which, int) and isinstance(what, str):
+            links.pop(which, None)
+            if what and what not in links.values():
+                links[which] = what
+                here.link(what, which)
+            else:
+                here.unlink(which)
+        elif isinstance(which, str) and isinstance(what, list):
+            pods.pop(which, None)
+            if what:
+                pods[which] = what
+                here.apply(endpoint(which, *what))
+            else:
+                here.delete(which)
+    indexes = {name: index for index, name in links.items()}
+    owners = {address: pod for pod in sorted(pods, reverse=True) for address in pods[pod]}
+    assert here.kernel == {
+        f"{address}/{128 if ':' in address else 32}": behind(indexes[f"cali{pod}"])
+        for address, pod in owners.items()
+        if f"cali{pod}" in indexes
+    }
+    shared = sum(max(0, sum(address in each for each in pods.values()) - 1) for address in owners)
+    assert sum("is the address of" in problem for problem in here.core.plan.problems) == shared

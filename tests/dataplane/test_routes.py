@@ -195,6 +195,24 @@ def test_an_interface_left_to_the_kernel_is_no_difference(started):
     assert started.engine.routes.counters.chunks == 1
 
 
+def test_pods_whose_routes_go_before_their_links_cost_no_dump(started):
+    stays = started.link("calistays")
+    started.apply("10.65.0.1/32", dev=stays)
+    pods = {f"10.65.1.{number}/32": started.link(f"cali{number}") for number in range(3)}
+    for prefix, index in pods.items():
+        started.apply(prefix, dev=index)
+    started.settle()
+    dumps = started.engine.counters.dumps
+    for prefix, index in pods.items():
+        started.apply(prefix)
+        started.settle()
+        started.remove_link(index)
+        started.run(0.3)
+    assert started.engine.counters.dumps == dumps
+    started.remove_link(stays)  # without a word about its route
+    assert started.until(lambda: started.engine.counters.dumps == dumps + 1)
+
+
 def test_pod_links_that_come_and_go_cost_no_dump(started):
     started.apply("10.1.0.0/24", "10.0.0.2", dev=started.eth0)
     started.settle()
