@@ -4,8 +4,9 @@
 
 etcd is filled as Calico fills it. Then a process of its own follows it as a node does, with the core and its plan behind
 it and a saved state beside it, and says: how long from connecting to in-sync, how long the loop was kept from anything
-else (a session's keepalive, say), how much memory the process has, and what a change costs it: processor time, and time
-from etcd's answer to the writer until the core knows.
+else (a session's keepalive, say), how much memory the process has, and how much processor time a change costs it. Two kinds
+of change: one that means nothing to this node (an address given out of another's block, which is what nearly all are) and
+one that does (an affinity of its own is confirmed, or is pending again, so that a block is announced or withdrawn).
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ from routed.model.resources import JsonObject, Update
 from tests.datastore.etcd_server import P, cluster
 
 NODES, BLOCKS, CHANGES = 5_000, 20_000, 1_000
+#: The node that follows.
+OWN = "node-7"
+KINDS_OF_CHANGE = ("another node's block", "an affinity of ours")
 #: etcd takes 128 operations in a transaction.
 BATCH = 128
 
@@ -118,17 +122,22 @@ async def fill(endpoints: tuple[str, ...], pairs: Iterator[tuple[str, JsonObject
 
 
 class Follower:
-    """What the daemon has behind the datastore: the core, whose plan is made when everything was read."""
+    """What the daemon has behind the datastore: the core, which plans once in each turn of the loop that brought changes."""
 
     def __init__(self, node: str) -> None:
         self.core = Core(CoreSettings(node, b"\x0a\x00\x00\x01"), 1)
         self.synced = asyncio.Event()
         self.updates = 0
         self.planned = 0.0
+        """Milliseconds of the first plan."""
+        self._turn_due = False
 
     def update(self, update: Update) -> None:
         self.updates += 1
         self.core.resource(update, time.monotonic())
+        if self.synced.is_set() and not self._turn_due:
+            self._turn_due = True
+            asyncio.get_running_loop().call_soon(self._turn)
 
     def loaded(self) -> None:
         self.core.loaded(time.monotonic())
@@ -136,20 +145,29 @@ class Follower:
     def in_sync(self) -> None:
         self.core.in_sync(time.monotonic())
         tell_collector_of_the_cluster()
+        began = time.perf_counter()
+        self._turn()
+        self.planned = (time.perf_counter() - began) * 1000
         self.synced.set()
 
     def problems(self, problems: tuple[Problem, ...]) -> None:
         for problem in problems:
             sys.stderr.write(f"{problem}\n")
 
+    def _turn(self) -> None:
+        self._turn_due = False
+        while self.core.flush(time.monotonic()):
+            pass
+        self.core.effects.clear()
+
 
 async def follow(
-    endpoint: str, nodes: int, blocks: int, pods: int, folder: str, *, everything: bool
+    endpoint: str, nodes: int, blocks: int, pods: int, count: int, folder: str, *, everything: bool
 ) -> dict[str, float]:
-    node = "" if everything else "node-7"
+    node = "" if everything else OWN
     config = EtcdConfig((endpoint,))
     saved = SavedState(os.path.join(folder, "saved"), Identity(node, "/calico", (endpoint,)))
-    sink = Follower(node or "node-7")
+    sink = Follower(OWN)
     before = resident()
     store = EtcdStore(config, node=node, saved=saved)
     lag = Lag()
@@ -163,48 +181,68 @@ async def follow(
         "keys read": sink.updates,
         "connect to in-sync (s)": round(time.perf_counter() - began, 3),
         "processor time of that (s)": round(time.process_time() - cpu, 3),
+        "the first plan (ms)": round(sink.planned, 1),
     }
-    began = time.perf_counter()
-    while sink.core.flush(time.monotonic()):
-        pass
-    results["the first plan (ms)"] = round((time.perf_counter() - began) * 1000, 1)
     await asyncio.sleep(0.5 + blocks / 20_000)  # the state is being saved
     results["the loop's longest wait (ms)"] = round(lag.worst * 1000, 1)
     gc.collect()
     results["resident memory (MiB)"] = round(resident() / 1048576, 1)
     results["of it the cluster (MiB)"] = round((resident() - before) / 1048576, 1)
     lagging.cancel()
-    results |= await changes(config, sink, nodes, blocks, pods)
+    results |= await changes(config, store, nodes, blocks, pods, count)
     running.cancel()
     await asyncio.gather(running, lagging, return_exceptions=True)
     await store.close()
     return results
 
 
-async def changes(config: EtcdConfig, sink: Follower, nodes: int, blocks: int, pods: int) -> dict[str, float]:
-    """Addresses given out on other nodes, one after the other; written by another process, as it is in a cluster."""
-    until = sink.updates + CHANGES
-    cpu, began = time.process_time(), time.perf_counter()
+async def changes(
+    config: EtcdConfig, store: EtcdStore, nodes: int, blocks: int, pods: int, count: int
+) -> dict[str, float]:
+    """One after the other, each after etcd's answer to the one before, by another process, as in a cluster."""
     writer = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tests.bench.datastore", "--write", config.endpoints[0], f"--nodes={nodes}",
-        f"--blocks={blocks}", f"--pods={pods}",
+        f"--blocks={blocks}", f"--pods={pods}", f"--changes={count}", stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     )  # fmt: skip
-    while sink.updates < until:
-        await asyncio.sleep(0.02)
-    took = time.process_time() - cpu
-    await writer.wait()
-    return {
-        "processor time of a change (ms)": round(took / CHANGES * 1000, 3),
-        "changes a second": round(CHANGES / (time.perf_counter() - began)),
-    }
+    assert writer.stdin is not None and writer.stdout is not None
+    results: dict[str, float] = {}
+    for kind in KINDS_OF_CHANGE:
+        cpu, told = time.process_time(), store.health.changes
+        writer.stdin.write(f"{kind}\n".encode())
+        seconds, revision = (await writer.stdout.readline()).split()
+        while store.health.revision < int(revision):
+            await asyncio.sleep(0.001)
+        if store.health.changes - told != count:
+            raise RuntimeError(f"{count} changes of {kind} were made, and {store.health.changes - told} told")
+        results |= {
+            f"processor time of a change: {kind} (ms)": round((time.process_time() - cpu) / count * 1000, 3),
+            f"changes a second: {kind}": round(count / float(seconds)),
+        }
+    await writer.communicate(b"")  # it has an end
+    return results
 
 
-async def write(endpoint: str, nodes: int, blocks: int, pods: int) -> None:
+async def write(endpoint: str, nodes: int, blocks: int, pods: int, count: int) -> None:
+    """For each kind of change read: make that many, and say how long it took and the revision of the last."""
     client = Client(EtcdConfig((endpoint,)))
-    for number in range(CHANGES):
-        _, cidr, value = block(number * 17 % blocks, nodes, pods, number + 1)
-        key = f"/calico/ipam/v2/assignment/ipv4/block/{cidr}"
-        await client.swap([], [(key, json.dumps(value, separators=(",", ":")).encode())])
+    loop = asyncio.get_running_loop()
+    own = int(OWN[5:])
+    while kind := (await loop.run_in_executor(None, sys.stdin.readline)).strip():
+        base = (await client.listing([("/calico/", "/calico0")])).revision  # no two runs write the same
+        began = time.perf_counter()
+        for number in range(count):
+            if kind == KINDS_OF_CHANGE[0]:
+                other = number * 17 % blocks
+                other += other % nodes == own
+                _, cidr, value = block(other, nodes, pods, base + number + 1)
+                key = f"/calico/ipam/v2/assignment/ipv4/block/{cidr}"
+            else:
+                _, cidr, _ = block(own, nodes, pods)
+                key = f"/calico/ipam/v2/host/{OWN}/ipv4/block/{cidr}"
+                value = {"state": "confirmed" if number % 2 else "pending", "deleted": False}
+            revision = await client.swap([], [(key, json.dumps(value, separators=(",", ":")).encode())])
+        sys.stdout.write(f"{time.perf_counter() - began} {revision}\n")
+        sys.stdout.flush()
     await client.close()
 
 
@@ -226,17 +264,39 @@ def resident() -> int:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
+def measure(
+    nodes: int, blocks: int, pods: int, count: int, rounds: int, *, everything: bool = False
+) -> list[dict[str, float]]:
+    """What each of the processes found that follow one etcd, one after the other."""
+    with tempfile.TemporaryDirectory() as folder, cluster(Path(folder)) as etcd:
+        began = time.perf_counter()
+        written, octets = asyncio.run(fill(etcd.endpoints, keys(nodes, blocks, pods)))
+        sys.stdout.write(f"{written:,} keys, {octets / 1e6:.1f} MB written in {time.perf_counter() - began:.1f} s\n")
+        found: list[dict[str, float]] = []
+        for _ in range(rounds):
+            words = [f"--nodes={nodes}", f"--blocks={blocks}", f"--pods={pods}", f"--changes={count}"]
+            words += ["--everything"] if everything else []
+            done = subprocess.run(
+                [sys.executable, "-m", "tests.bench.datastore", "--follow", etcd.endpoints[0], *words],
+                stdout=subprocess.PIPE,
+                check=True,
+            )
+            found.append(json.loads(done.stdout))
+        return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.datastore", description=__doc__)
     parser.add_argument("--nodes", type=int, default=NODES)
     parser.add_argument("--blocks", type=int, default=BLOCKS)
     parser.add_argument("--pods", type=int, default=2, help="addresses given out of each block")
+    parser.add_argument("--changes", type=int, default=CHANGES, help="how many of each kind")
     parser.add_argument("--everything", action="store_true", help="follow all affinities, not only one node's")
     parser.add_argument("--rounds", type=int, default=3, help="processes measured, one after the other")
     parser.add_argument("--follow", help=argparse.SUPPRESS)
     parser.add_argument("--write", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    size = (arguments.nodes, arguments.blocks, arguments.pods)
+    size = (arguments.nodes, arguments.blocks, arguments.pods, arguments.changes)
     if arguments.write:
         asyncio.run(write(arguments.write, *size))
         return
@@ -246,23 +306,10 @@ def main() -> None:
             found = runner.run(follow(arguments.follow, *size, folder, everything=arguments.everything))
         json.dump(found, sys.stdout)
         return
-    with tempfile.TemporaryDirectory() as folder, cluster(Path(folder)) as etcd:
-        began = time.perf_counter()
-        count, octets = asyncio.run(fill(etcd.endpoints, keys(*size)))
-        sys.stdout.write(f"{count:,} keys, {octets / 1e6:.1f} MB written in {time.perf_counter() - began:.1f} s\n")
-        rounds: list[dict[str, float]] = []
-        for _ in range(arguments.rounds):
-            words = [f"--nodes={size[0]}", f"--blocks={size[1]}", f"--pods={size[2]}"]
-            words += ["--everything"] if arguments.everything else []
-            done = subprocess.run(
-                [sys.executable, "-m", "tests.bench.datastore", "--follow", etcd.endpoints[0], *words],
-                stdout=subprocess.PIPE,
-                check=True,
-            )
-            rounds.append(json.loads(done.stdout))
-        for name in rounds[0]:
-            values = [each[name] for each in rounds]
-            sys.stdout.write(f"{name}: {statistics.median(values):g} ({', '.join(f'{each:g}' for each in values)})\n")
+    rounds = measure(*size, arguments.rounds, everything=arguments.everything)
+    for name in rounds[0]:
+        values = [each[name] for each in rounds]
+        sys.stdout.write(f"{name}: {statistics.median(values):g} ({', '.join(f'{each:g}' for each in values)})\n")
 
 
 if __name__ == "__main__":

@@ -93,6 +93,16 @@ class TestInSmall:
         assert "| rr 4 x 50 |" in out
         assert "announcements right" in out
 
+    @pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed (Debian: etcd-server)")
+    def test_a_cluster_is_followed_and_each_change_of_every_round_is_told(self) -> None:
+        rounds = datastore.measure(nodes=10, blocks=40, pods=2, count=20, rounds=2)
+        assert [each["keys read"] for each in rounds] == [10 + 40 + 4 + 3] * 2
+        assert all(
+            each[f"processor time of a change: {kind} (ms)"] > 0
+            for each in rounds
+            for kind in datastore.KINDS_OF_CHANGE
+        )
+
     def test_what_policy_costs_a_packet_is_measured(self) -> None:
         made = packets.measure(20, 1, 5, 1 << 20)
         assert len(packets.table(made).splitlines()) == 2 + len(made) == 10
