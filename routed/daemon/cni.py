@@ -40,12 +40,22 @@ class Conversation:
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
+        self._writing = False
+        """The plugin was asked to write sysctls, and has not answered."""
 
-    async def write_sysctls(self, values: Iterable[tuple[str, str]]) -> None:
+    async def begin_sysctls(self, values: Iterable[tuple[str, str]]) -> None:
         """Have the plugin write files below /proc/sys/net inside the container's namespace. Raises CniError."""
-        loop = asyncio.get_running_loop()
         try:
-            await loop.sock_sendall(self._connection, encode_sysctls(values))
+            await asyncio.get_running_loop().sock_sendall(self._connection, encode_sysctls(values))
+        except OSError:
+            raise CniError(TRY_AGAIN, "the plugin ended during the call") from None
+        self._writing = True
+
+    async def sysctls_written(self) -> None:
+        """Until it has. Raises CniError."""
+        loop = asyncio.get_running_loop()
+        self._writing = False
+        try:
             async with asyncio.timeout(PATIENCE):
                 answer = await loop.sock_recv(self._connection, MAX_MESSAGE)
         except (OSError, TimeoutError):
@@ -56,6 +66,9 @@ class Conversation:
             raise CniError(INTERNAL, f"inside the container: {answer[1:].decode('utf-8', 'replace')}")
 
     async def answer(self, status: int, output: bytes) -> None:
+        if self._writing:  # a connection that ends with something unread loses its last words
+            with contextlib.suppress(CniError):
+                await self.sysctls_written()
         with contextlib.suppress(OSError):  # it has gone; whoever runs it will ask again
             await asyncio.get_running_loop().sock_sendall(self._connection, encode_result(status, output))
 

@@ -6,8 +6,11 @@ the same container, or by GC: addresses are counted under the container's handle
 from the pod. A DEL takes all of it back and succeeds where there is nothing; the kernel's slow part, deleting the
 interface, goes on after the answer.
 
-Invariants: one call at a time for a container, and one for addresses on this node; the datastore's resources are a mirror
-fed by `update`, and every write of ours is in it before the call goes on.
+Addresses and the endpoint that has them are one write of the datastore, and so is their end; those of pods that come and
+go at the same time are written together (`datastore.rounds`).
+
+Invariants: one call at a time for a container; the datastore's resources are a mirror fed by `update`, and every write of
+ours is in it before the call goes on.
 
 Long for one idea: the order of steps, and of undoing them, is one story.
 """
@@ -19,10 +22,10 @@ import contextlib
 import hashlib
 import json
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from routed.cni.call import (
     INTERNAL,
@@ -41,16 +44,20 @@ from routed.core.effects import Level
 from routed.daemon.cni import Conversation, Inside
 from routed.dataplane.conntrack import forget
 from routed.dataplane.pods import NODE_MAC, POD_SYSCTLS, PodPort, PodWiring
-from routed.datastore.allocating import carry_out, clock, cluster_of
+from routed.datastore.allocating import clock, cluster_of
 from routed.datastore.remembered import RememberingStore
-from routed.datastore.store import Conflict, Store, Stored
+from routed.datastore.rounds import Rounds
+from routed.datastore.store import Conflict, Store
 from routed.errors import CniError, ConfigError, KernelError, StoreError
 from routed.ipam.allocator import (
+    CONFLICT,
+    Clock,
     Cluster,
     Demand,
     Found,
-    Outcome,
+    Get,
     Procedure,
+    Write,
     assign_addresses,
     assign_specific,
     release_by_handle,
@@ -75,8 +82,6 @@ from routed.net.addresses import format_address
 from routed.net.families import Family
 from routed.net.prefixes import make_prefix
 
-R = TypeVar("R")
-
 #: Kinds that are kept, by what they are needed for.
 MIRRORED = frozenset(
     kind.kind
@@ -88,6 +93,11 @@ MIRRORED = frozenset(
 
 #: Seconds routes and policy of a new pod may take to be in the kernel.
 SETTLE = 10.0
+#: Seconds taking back what an ADD did may take before it is answered, and between attempts after that.
+UNDO = 3.0
+PAY_EVERY = 2.0
+#: Times an endpoint that others change at the same time is written again.
+_ATTEMPTS = 3
 _POLL = 0.001
 _API = "projectcalico.org/v3"
 _PROTOCOLS = {6: "TCP", 17: "UDP", 132: "SCTP"}
@@ -162,7 +172,10 @@ class Pods:
         self._proxy_arp = proxy_arp
         self._mirror: dict[str, dict[ResourceKey, Resource]] = {kind: {} for kind in MIRRORED}
         self._turns: dict[str, _Turns] = {}
-        self._allocating = asyncio.Lock()
+        self._rounds = Rounds(self._store, self._listed, self._tell)
+        self._owed: dict[tuple[str, str], tuple[ResourceKey, str]] = {}
+        """What ADDs that failed could not take back: the endpoint and the handle, by container and interface."""
+        self._paying: asyncio.Task[None] | None = None
         self._going: list[int] = []
         """Interfaces to be removed, by index."""
         self._teardown: asyncio.Task[None] | None = None
@@ -187,6 +200,8 @@ class Pods:
 
     async def close(self) -> None:
         """Let the last interfaces go."""
+        if self._paying is not None:
+            self._paying.cancel()
         if self._teardown is not None:
             await asyncio.wait((self._teardown,), timeout=5)
         self._wiring.close()
@@ -246,20 +261,20 @@ class Pods:
             made = await self._found_again(request, inside, there)
             if made is not None:
                 return json.dumps(format_result(request, made)).encode()
-        await self._forget(request, identity)
-        addresses = await self._allocate(request, identity)
+        mac = request.mac or (there.mac if isinstance(there, WorkloadEndpoint) else None) or _random_mac()
         try:
-            mac = request.mac or (there.mac if isinstance(there, WorkloadEndpoint) else None) or _random_mac()
+            await conversation.begin_sysctls(POD_SYSCTLS)  # which it writes while addresses are found
+            await self._ensure_profile(identity.key.namespace)
+            addresses = await self._rounds.carry_out(lambda: self._admission(request, identity, mac))
+            self._owed.pop((request.container_id, request.interface), None)
+            await conversation.sysctls_written()
             families = tuple((Family.of_address(each), each) for each in addresses)
             mtu = request.mtu or self._dataplane.mtu
             port = PodPort(identity.interface, request.interface, mac, families, mtu, self._proxy_arp)
-            await conversation.write_sysctls(POD_SYSCTLS)
-            self._say_once(await asyncio.to_thread(forget, addresses))
-            try:
-                await asyncio.to_thread(self._wiring.attach, port, inside.namespace, inside.netlink)
-            except KernelError as error:
-                raise CniError(INTERNAL, str(error)) from None
-            await self._write_endpoint(request, identity, addresses, mac)
+            problem = await asyncio.to_thread(self._attach, port, inside)
+            if problem and problem != self._said:
+                self._said = problem
+                self._log(Level.WARNING, "cni", problem)
             prefixes = [(family, make_prefix(each, 8 * len(each))) for family, each in families]
             if problem := await self._dataplane.in_force(prefixes):
                 raise CniError(TRY_AGAIN, problem)
@@ -270,14 +285,19 @@ class Pods:
         made = Attached(identity.interface, NODE_MAC, request.interface, mac, addresses, mtu)
         return json.dumps(format_result(request, made)).encode()
 
+    def _attach(self, port: PodPort, inside: Inside) -> str:
+        """In a thread: the pod's interface, and nothing left of who had its addresses, or why not. Raises CniError."""
+        problem = forget(address for _, address in port.addresses)
+        try:
+            self._wiring.attach(port, inside.namespace, inside.netlink)
+        except KernelError as error:
+            raise CniError(INTERNAL, str(error)) from None
+        return problem
+
     async def _delete(self, request: Request) -> None:
         if not self._dataplane_knows():
             raise CniError(TRY_AGAIN, "the datastore has not been read yet")
-        for endpoint in self._endpoints(request.container_id, request.interface):
-            await self._remove_endpoint(endpoint)
-            self._tear_down(endpoint.interface_name)
-            self.removed += 1
-        await self._release(request.handle)
+        await self._remove(list(self._endpoints(request.container_id, request.interface)), request.handle)
 
     async def _check(self, request: Request, inside: Inside) -> None:
         endpoints = list(self._endpoints(request.container_id, request.interface))
@@ -311,14 +331,12 @@ class Pods:
         for endpoint in list(self._endpoints()):
             if (endpoint.container_id, endpoint.endpoint) not in valid:
                 self._log(Level.INFO, "cni", f"GC removes {endpoint.key} of container {endpoint.container_id}")
-                await self._remove_endpoint(endpoint)
-                self._tear_down(endpoint.interface_name)
-                await self._release(f"{request.network}.{endpoint.container_id}")
+                await self._remove([endpoint], f"{request.network}.{endpoint.container_id}")
         kept = {f"{request.network}.{container}" for container, _ in valid}
         for key in list(self._mirror[IPAMHandle.kind]):
             if key.name.startswith(f"{request.network}.") and key.name not in kept and self._is_ours(key.name):
                 self._log(Level.INFO, "cni", f"GC releases the addresses of {key.name}")
-                await self._release(key.name)
+                await self._remove([], key.name)
 
     # ---- who a pod is
 
@@ -375,46 +393,52 @@ class Pods:
 
     # ---- addresses
 
-    async def _allocate(self, request: Request, identity: _Identity) -> tuple[bytes, ...]:
+    def _admission(self, request: Request, identity: _Identity, mac: bytes) -> Procedure[tuple[bytes, ...]]:
+        """Addresses, and the endpoint that has them, once what an earlier sandbox or an ADD that was cut off left behind
+        is given back. Raises CniError."""
+        cluster, now = self._cluster(), clock()
+        there = self._mirror[WorkloadEndpoint.kind].get(identity.key)
+        if isinstance(there, WorkloadEndpoint) and there.container_id and there.container_id != request.container_id:
+            yield from release_by_handle(cluster, f"{request.network}.{there.container_id}", now)
+        yield from release_by_handle(cluster, request.handle, now)
+        addresses = yield from self._addresses(cluster, request, identity, now)
+        manifest = self._endpoint(request, identity, addresses, mac)
+        for _ in range(_ATTEMPTS):
+            found = yield Get(identity.key)
+            answer = yield Write(identity.key, manifest, found.revision if isinstance(found, Found) else None)
+            if answer is not CONFLICT:
+                return addresses
+        raise CniError(TRY_AGAIN, f"{identity.key} is changed by others at the same time")
+
+    def _addresses(
+        self, cluster: Cluster, request: Request, identity: _Identity, now: Clock
+    ) -> Procedure[tuple[bytes, ...]]:
         namespace, name = request.pod
         secondary = {"node": self._node_name, "timestamp": _timestamp()}
         if name:
             secondary |= {"namespace": namespace or "default", "pod": name}
         given: list[bytes] = []
-        async with self._allocating:
-            try:
-                for family in request.families:
-                    demand = Demand(
-                        node=self._node_name,
-                        node_labels=self._node_labels(),
-                        owner=Owner(request.handle, secondary),
-                        family=family,
-                        pools=request.pools.get(family, ()),
-                        namespace=identity.key.namespace,
-                        namespace_labels=self._namespace_labels(identity.key.namespace),
-                    )
-                    asked = next((each for each in request.addresses if Family.of_address(each) is family), None)
-                    if asked is None:
-                        outcome: Outcome = await self._carry_out(assign_addresses(self._cluster(), demand, clock()))
-                    else:
-                        outcome = await self._carry_out(assign_specific(self._cluster(), demand, asked, clock()))
-                    if not outcome.addresses:
-                        version = "IPv4" if family is Family.IPV4_UNICAST else "IPv6"
-                        which = f"the address {format_address(asked)}" if asked is not None else f"an {version} address"
-                        raise CniError(NO_ADDRESS, f"cannot give the pod {which}: {outcome.reason}")
-                    given += outcome.addresses
-            except BaseException:
-                with contextlib.suppress(StoreError):
-                    await self._carry_out(release_by_handle(self._cluster(), request.handle, clock()))
-                raise
+        for family in request.families:
+            demand = Demand(
+                node=self._node_name,
+                node_labels=self._node_labels(),
+                owner=Owner(request.handle, secondary),
+                family=family,
+                pools=request.pools.get(family, ()),
+                namespace=identity.key.namespace,
+                namespace_labels=self._namespace_labels(identity.key.namespace),
+            )
+            asked = next((each for each in request.addresses if Family.of_address(each) is family), None)
+            if asked is None:
+                outcome = yield from assign_addresses(cluster, demand, now)
+            else:
+                outcome = yield from assign_specific(cluster, demand, asked, now)
+            if not outcome.addresses:
+                version = "IPv4" if family is Family.IPV4_UNICAST else "IPv6"
+                which = f"the address {format_address(asked)}" if asked is not None else f"an {version} address"
+                raise CniError(NO_ADDRESS, f"cannot give the pod {which}: {outcome.reason}")
+            given += outcome.addresses
         return tuple(given)
-
-    async def _release(self, handle: str) -> None:
-        async with self._allocating:
-            await self._carry_out(release_by_handle(self._cluster(), handle, clock()))
-
-    async def _carry_out(self, procedure: Procedure[R]) -> R:
-        return await carry_out(self._store, procedure, self._listed, self._tell)
 
     async def _listed(self, kind: str) -> list[Found]:
         return [Found(value, "") for value in self._mirror[kind].values()]
@@ -466,10 +490,7 @@ class Pods:
             ):
                 yield found
 
-    async def _write_endpoint(
-        self, request: Request, identity: _Identity, addresses: tuple[bytes, ...], mac: bytes
-    ) -> None:
-        await self._ensure_profile(identity.key.namespace)
+    def _endpoint(self, request: Request, identity: _Identity, addresses: tuple[bytes, ...], mac: bytes) -> JsonObject:
         networks: list[JsonValue] = [f"{format_address(each)}/{8 * len(each)}" for each in addresses]
         spec: JsonObject = {
             "orchestrator": identity.orchestrator,
@@ -490,23 +511,12 @@ class Pods:
                 {"name": name, "protocol": protocol, "port": port} for name, protocol, port in identity.ports
             ]
         labels: JsonObject = dict(identity.labels)
-        value = parse_manifest(
-            {
-                "apiVersion": _API,
-                "kind": WorkloadEndpoint.kind,
-                "metadata": {"name": identity.key.name, "namespace": identity.key.namespace, "labels": labels},
-                "spec": spec,
-            }
-        )
-        for _ in range(3):
-            stored = await self._store.get(identity.key)
-            try:
-                await self._store.write(identity.key, value, None if stored is None else stored.revision)
-            except Conflict:
-                continue
-            self._tell(Update(identity.key, value))
-            return
-        raise CniError(TRY_AGAIN, f"{identity.key} is changed by others at the same time")
+        return {
+            "apiVersion": _API,
+            "kind": WorkloadEndpoint.kind,
+            "metadata": {"name": identity.key.name, "namespace": identity.key.namespace, "labels": labels},
+            "spec": spec,
+        }
 
     def _profiles(self, identity: _Identity) -> list[JsonValue]:
         """Those there are: an endpoint with a profile nobody wrote would only be told about."""
@@ -529,18 +539,29 @@ class Pods:
             await self._store.write(key, value, None)
             self._tell(Update(key, value))
 
-    async def _remove_endpoint(self, endpoint: WorkloadEndpoint) -> None:
-        """Remove an endpoint that is still this container's."""
-        for _ in range(3):
-            stored = await self._store.get(endpoint.key)
-            if stored is None or not _is_of(stored, endpoint.container_id):
-                break
-            try:
-                await self._store.write(endpoint.key, None, stored.revision)
-            except Conflict:
-                continue
-            break
-        self._tell(Update(endpoint.key, None))
+    async def _remove(self, endpoints: Sequence[WorkloadEndpoint], handle: str) -> None:
+        """Remove a container's endpoints and interfaces, and give its addresses back."""
+        await self._take_back([(each.key, each.container_id) for each in endpoints], handle)
+        for endpoint in endpoints:
+            if self._mirror[WorkloadEndpoint.kind].get(endpoint.key) is endpoint:  # the datastore has it no more
+                self._tell(Update(endpoint.key, None))
+            self._tear_down(endpoint.interface_name)
+            self.removed += 1
+
+    async def _take_back(self, endpoints: Sequence[tuple[ResourceKey, str]], handle: str) -> None:
+        """Remove these endpoints, where they are still these containers', and give back what is under a handle."""
+
+        def removal() -> Procedure[None]:
+            for key, container_id in endpoints:
+                for _ in range(_ATTEMPTS):
+                    found = yield Get(key)
+                    if not isinstance(found, Found) or not _is_of(found.value, container_id):
+                        break
+                    if (yield Write(key, None, found.revision)) is not CONFLICT:
+                        break
+            yield from release_by_handle(self._cluster(), handle, clock())
+
+        await self._rounds.carry_out(removal)
 
     # ---- putting things right
 
@@ -557,21 +578,33 @@ class Pods:
         mtu = request.mtu or self._dataplane.mtu
         return Attached(there.interface_name, NODE_MAC, request.interface, there.mac, addresses, mtu)
 
-    async def _forget(self, request: Request, identity: _Identity) -> None:
-        """What an earlier sandbox of the pod, or an ADD that was cut off, left behind."""
-        there = self._mirror[WorkloadEndpoint.kind].get(identity.key)
-        if isinstance(there, WorkloadEndpoint) and there.container_id and there.container_id != request.container_id:
-            await self._release(f"{request.network}.{there.container_id}")
-        await self._release(request.handle)
-
     async def _undo(self, request: Request, identity: _Identity) -> None:
-        """Take back what an ADD did so far; the next call for the container takes back what cannot be now."""
-        there = self._mirror[WorkloadEndpoint.kind].get(identity.key)
-        with contextlib.suppress(StoreError, KernelError):
-            if isinstance(there, WorkloadEndpoint) and there.container_id == request.container_id:
-                await self._remove_endpoint(there)
-            self._tear_down(identity.interface)
-            await self._release(request.handle)
+        """Take back what an ADD did so far: soon, or once the datastore answers."""
+        self._tear_down(identity.interface)
+        try:
+            async with asyncio.timeout(UNDO):
+                await self._take_back([(identity.key, request.container_id)], request.handle)
+        except (StoreError, TimeoutError):
+            self._owed[request.container_id, request.interface] = identity.key, request.handle
+            if self._paying is None:
+                self._paying = asyncio.get_running_loop().create_task(self._pay())
+
+    async def _pay(self) -> None:
+        """Take back what could not be when it should have been."""
+        try:
+            while self._owed:
+                await asyncio.sleep(PAY_EVERY)
+                for container_id, interface in list(self._owed):
+                    async with self._turn(container_id):
+                        owed = self._owed.get((container_id, interface))
+                        if owed is None:  # an ADD has done so
+                            continue
+                        key, handle = owed
+                        with contextlib.suppress(StoreError):
+                            await self._take_back([(key, container_id)], handle)
+                            self._owed.pop((container_id, interface), None)
+        finally:
+            self._paying = None
 
     def _tear_down(self, interface: str) -> None:
         """Remove an interface, soon. Which one is settled now: a pod of the same name may have another in a moment."""
@@ -593,11 +626,6 @@ class Pods:
                     self._log(Level.WARNING, "cni", str(error))
         finally:
             self._teardown = None
-
-    def _say_once(self, problem: str) -> None:
-        if problem and problem != self._said:
-            self._log(Level.WARNING, "cni", problem)
-        self._said = problem or self._said
 
     # ---- whether anything can be done
 
@@ -626,8 +654,8 @@ class Pods:
         return False
 
 
-def _is_of(stored: Stored, container_id: str) -> bool:
-    return isinstance(stored.resource, WorkloadEndpoint) and stored.resource.container_id == container_id
+def _is_of(found: Resource, container_id: str) -> bool:
+    return isinstance(found, WorkloadEndpoint) and found.container_id == container_id
 
 
 def _interface(seed: str) -> str:

@@ -135,11 +135,14 @@ def _read(path: str) -> int:
         return int(file.read())
 
 
-def forget(addresses: Iterable[bytes]) -> str:
+def forget(addresses: Iterable[bytes], root: str = ROOT) -> str:
     """Remove the entries of connections that these addresses take part in; why that cannot be done, or empty.
 
     Who has an address next would have the connections of who had it before: translated, and let through, as theirs were.
     """
+    with contextlib.suppress(OSError, ValueError):
+        if not _read(os.path.join(root, "nf_conntrack_count")):
+            return ""  # to look for entries, the kernel walks through the whole table
     try:
         with contextlib.closing(open_exchange(NETLINK_NETFILTER)) as exchange:
             requests = [delete_entries(exchange.next(), part, each) for each in addresses for part in Part]

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime
 from typing import TypeVar
 
-from routed.datastore.store import Conflict, Store
+from routed.datastore.store import Conflict, Editable, Store
 from routed.ipam.allocator import CONFLICT, Answer, Clock, Cluster, Found, Get, List, Procedure, Write
 from routed.model.ipam import DEFAULT_IPAM_CONFIG, IPAMConfig, IPReservation
 from routed.model.resources import Cidr, IPPool, Resource, Update
@@ -31,6 +31,20 @@ async def carry_out(
     `listed` answers for all resources of a kind where somebody follows them anyway; a procedure bears it that they are a
     little old. `written` hears of each write.
     """
+
+    async def read(kind: str) -> list[Found]:
+        return await _list(store, kind)
+
+    return await run(store, procedure, listed or read, written)
+
+
+async def run(
+    store: Editable,
+    procedure: Procedure[R],
+    listed: Callable[[str], Awaitable[list[Found]]],
+    written: Callable[[Update], None] = lambda _: None,
+) -> R:
+    """As `carry_out`, on whatever can be edited."""
     answer: Answer = None
     while True:
         try:
@@ -43,7 +57,7 @@ async def carry_out(
                 stored = await store.get(key)
                 answer = None if stored is None else Found(stored.resource, stored.revision)
             case List(kind):
-                answer = await (listed(kind) if listed is not None else _list(store, kind))
+                answer = await listed(kind)
             case Write(key, manifest, revision):
                 value = None if manifest is None else parse_manifest(manifest)
                 try:

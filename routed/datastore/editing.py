@@ -26,14 +26,14 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import yaml
 
 from routed.datastore.documents import read_documents
 from routed.datastore.folder import MAX_FILE_SIZE, SUFFIXES, manifests_of
-from routed.datastore.store import Conflict, Contents, Stored
+from routed.datastore.store import Conflict, Contents, Edit, Stored
 from routed.errors import ConfigError, StoreError
 from routed.model.ipam import IPAMBlock, IPAMHandle
 from routed.model.resources import BlockAffinity, JsonObject, JsonValue, Resource, ResourceKey
@@ -113,7 +113,12 @@ class FolderStore:
         return (await self.read((key.kind,))).resources.get(key)
 
     async def write(self, key: ResourceKey, resource: Resource | None, revision: str | None) -> str:
-        return await asyncio.to_thread(self._write, key, resource, revision)
+        (written,) = await self.write_all((Edit(key, resource, revision),))
+        return written
+
+    async def write_all(self, edits: Sequence[Edit]) -> list[str]:
+        """As of `Store`; whoever changes files without the lock may come between two of them."""
+        return await asyncio.to_thread(self._write_all, edits)
 
     async def close(self) -> None:
         """Nothing is held between calls."""
@@ -127,23 +132,42 @@ class FolderStore:
                 found[place.resource.key] = Stored(place.resource, revision_of(place.resource), where)
         return Contents(found, tuple(problems))
 
-    def _write(self, key: ResourceKey, resource: Resource | None, revision: str | None) -> str:
+    def _write_all(self, edits: Sequence[Edit]) -> list[str]:
         with self._locked():
+            there = self._places_by_key({edit.key for edit in edits})
+            for edit in edits:
+                places = there[edit.key]
+                current = revision_of(places[0].resource) if places else None
+                if current != edit.revision:
+                    state = (
+                        "is gone from" if current is None else "is in" if edit.revision is None else "has changed in"
+                    )
+                    raise Conflict(f"{edit.key} {state} {places[0].file if places else self.path}; read it again")
+            touched: set[str] = set()
+            for edit in edits:
+                places = there[edit.key]
+                if not touched.isdisjoint(place.file for place in places):
+                    places = self._places_by_key({edit.key})[edit.key]
+                touched.update(place.file for place in places)
+                self._write(places, edit.resource)
+            return ["" if edit.resource is None else revision_of(edit.resource) for edit in edits]
+
+    def _write(self, places: Sequence[_Place], resource: Resource | None) -> None:
+        if resource is None:
             # The last of one file first, so that the numbers of the others' documents stay true.
-            places = [place for place in self._places([]) if place.resource.key == key]
-            current = revision_of(places[0].resource) if places else None
-            if current != revision:
-                state = "is gone from" if current is None else "is in" if revision is None else "has changed in"
-                raise Conflict(f"{key} {state} {places[0].file if places else self.path}; read it again")
-            if resource is None:
-                for place in reversed(places):
-                    self._replace(place, None)
-                return ""
-            if places:
-                self._replace(places[0], resource)
-            else:
-                self._create(resource)
-            return revision_of(resource)
+            for place in reversed(places):
+                self._replace(place, None)
+        elif places:
+            self._replace(places[0], resource)
+        else:
+            self._create(resource)
+
+    def _places_by_key(self, keys: Collection[ResourceKey]) -> dict[ResourceKey, list[_Place]]:
+        found: dict[ResourceKey, list[_Place]] = {key: [] for key in keys}
+        for place in self._places([]):
+            if place.resource.key in found:
+                found[place.resource.key].append(place)
+        return found
 
     # ---- reading
 

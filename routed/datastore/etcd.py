@@ -23,7 +23,7 @@ from routed.datastore.folder import Problem
 from routed.datastore.guard import Change, Guard, MassDelete
 from routed.datastore.health import StoreHealth
 from routed.datastore.saved import SavedState, Saver
-from routed.datastore.store import Conflict, Contents, Stored
+from routed.datastore.store import Conflict, Contents, Edit, Stored
 from routed.errors import Compacted, ConfigError, StoreError
 from routed.model.head import API_VERSION
 from routed.model.paths import TIERED_KINDS, Layout, Place, decode_at, encode
@@ -476,26 +476,47 @@ class EtcdStore:
 
         With `ttl`, etcd deletes it again after that many seconds (at least one), unless it is written anew before.
         """
-        number, path = 0, ""
-        if revision:
-            text, _, path = revision.partition(" ")
-            number = int(text)
-        elif resource is not None:
-            path = self.layout.path(resource, old_policy_names=await self._is_old(resource))
-        else:
-            raise Conflict(f"{key} is not there, so it cannot be deleted")
-        value = None if resource is None else encode(resource, path)
-        if resource is None and self._sink is not None:
-            self._deleted.add(key)  # before: etcd may tell of it before it answers
-        written = await self.client.swap([(path, number)], [(path, value)], None if value is None else ttl)
+        (written,) = await self._swap((Edit(key, resource, revision),), None if resource is None else ttl)
+        return written
+
+    async def write_all(self, edits: Sequence[Edit]) -> list[str]:
+        """As of `Store`: one transaction."""
+        return await self._swap(edits, None)
+
+    async def _swap(self, edits: Sequence[Edit], ttl: float | None) -> list[str]:
+        compares: list[tuple[str, int]] = []
+        writes: list[tuple[str, bytes | None]] = []
+        for edit in edits:
+            if edit.revision:
+                text, _, path = edit.revision.partition(" ")
+                compares.append((path, int(text)))
+            elif edit.resource is not None:
+                path = self.layout.path(edit.resource, old_policy_names=await self._is_old(edit.resource))
+                compares.append((path, 0))
+            else:
+                raise Conflict(f"{edit.key} is not there, so it cannot be deleted")
+            writes.append((path, None if edit.resource is None else encode(edit.resource, path)))
+        if self._sink is not None:  # before: etcd may tell of it before it answers
+            for edit, (path, value) in zip(edits, writes, strict=True):
+                self._expect(edit, path, value)
+        written = await self.client.swap(compares, writes, ttl)
         if written is None:
-            self._deleted.discard(key)
-            raise Conflict(f"{path} is not what it was: somebody else has written it; read it again")
-        if resource is not None and value is not None and self._sink is not None:
-            self._written[path] = value, resource
-            if len(self._written) > _WRITTEN:
-                del self._written[next(iter(self._written))]
-        return "" if resource is None else f"{written} {path}"
+            for edit, (path, _) in zip(edits, writes, strict=True):
+                self._deleted.discard(edit.key)
+                self._written.pop(path, None)
+            which = writes[0][0] if len(writes) == 1 else f"one of {', '.join(path for path, _ in writes)}"
+            raise Conflict(f"{which} is not what it was: somebody else has written it; read it again")
+        return [f"{written} {path}" if value is not None else "" for path, value in writes]
+
+    def _expect(self, edit: Edit, path: str, value: bytes | None) -> None:
+        """Know what we write by its octets when etcd tells of it."""
+        if edit.resource is None or value is None:
+            self._deleted.add(edit.key)
+            return
+        self._written.pop(path, None)
+        self._written[path] = value, edit.resource
+        if len(self._written) > _WRITTEN:
+            del self._written[next(iter(self._written))]
 
     async def _is_old(self, resource: Resource) -> bool:
         """Whether the Calico that reads a new policy looks for it with its tier before the name."""

@@ -10,9 +10,9 @@ as a moment-old reading of the datastore, which is what every reading is by the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
-from routed.datastore.store import Contents, Store, Stored
+from routed.datastore.store import Contents, Edit, Store, Stored
 from routed.errors import StoreError
 from routed.model.resources import Resource, ResourceKey, Update
 
@@ -57,16 +57,21 @@ class RememberingStore:
         return found
 
     async def write(self, key: ResourceKey, resource: Resource | None, revision: str | None) -> str:
-        before = self._known.pop(key, None)
-        try:
-            written = await self._store.write(key, resource, revision)
-        except StoreError:  # a conflict, or nobody knows whether it was written
-            self._doubtful.add(key)
-            raise
-        self._doubtful.discard(key)
-        if resource is not None:
-            self._remember(key, Stored(resource, written, before.where if before is not None else ""))
+        (written,) = await self.write_all((Edit(key, resource, revision),))
         return written
+
+    async def write_all(self, edits: Sequence[Edit]) -> list[str]:
+        before = [self._known.pop(edit.key, None) for edit in edits]
+        try:
+            revisions = await self._store.write_all(edits)
+        except StoreError:  # a conflict, or nobody knows whether it was written
+            self._doubtful.update(edit.key for edit in edits)
+            raise
+        for edit, known, written in zip(edits, before, revisions, strict=True):
+            self._doubtful.discard(edit.key)
+            if edit.resource is not None:
+                self._remember(edit.key, Stored(edit.resource, written, known.where if known is not None else ""))
+        return revisions
 
     def told(self, update: Update) -> None:
         """The datastore says so: what is remembered and differs was changed by somebody else."""

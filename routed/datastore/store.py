@@ -7,7 +7,7 @@ Which resources follow from which files of a person is not decided here.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -40,7 +40,29 @@ class Contents:
     """Revisions of keys whose stored value is no resource, for who replaces it."""
 
 
-class Store(Protocol):
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """Make `resource` (None: nothing) what is stored at `key`, where that is still at `revision` (None: absent)."""
+
+    key: ResourceKey
+    resource: Resource | None
+    revision: str | None
+
+
+class Editable(Protocol):
+    """What a procedure reads and writes, one resource at a time."""
+
+    async def get(self, key: ResourceKey) -> Stored | None:
+        """One resource; None where there is none."""
+
+    async def write(self, key: ResourceKey, resource: Resource | None, revision: str | None) -> str:
+        """Make `resource` (None: nothing) what is stored at `key`, where that is still at `revision` (None: absent).
+
+        Returns the new revision, empty after a deletion. Raises Conflict.
+        """
+
+
+class Store(Editable, Protocol):
     """A datastore that can be written. Every method raises StoreError where it cannot be reached."""
 
     @property
@@ -54,13 +76,10 @@ class Store(Protocol):
     async def read(self, kinds: Collection[str] | None = None) -> Contents:
         """Everything, or these kinds."""
 
-    async def get(self, key: ResourceKey) -> Stored | None:
-        """One resource; None where there is none."""
+    async def write_all(self, edits: Sequence[Edit]) -> list[str]:
+        """Make all edits (each of another key, a hundred at most), in their order; their revisions as of `write`.
 
-    async def write(self, key: ResourceKey, resource: Resource | None, revision: str | None) -> str:
-        """Make `resource` (None: nothing) what is stored at `key`, where that is still at `revision` (None: absent).
-
-        Returns the new revision, empty after a deletion. Raises Conflict.
+        Raises Conflict, and nothing is written, where one is not based on what is stored.
         """
 
     async def close(self) -> None:

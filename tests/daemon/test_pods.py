@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from routed.cni.protocol import Call
 from routed.daemon.cni import Conversation, Inside
 from routed.daemon.pods import Pods
 from routed.dataplane.pods import PodPort
-from routed.datastore.store import Conflict, Contents, Stored
+from routed.datastore.store import Conflict, Contents, Edit, Stored
 from routed.errors import CniError, KernelError, StoreError
 from routed.ipam.allocator import handle_key
 from routed.model.ipam import IPAMBlock, IPAMHandle
@@ -62,6 +62,14 @@ class Store:
             return ""
         self.items[key] = (parse_manifest(json.loads(json.dumps(resource.manifest))), str(self.revision))
         return str(self.revision)
+
+    async def write_all(self, edits: Sequence[Edit]) -> list[str]:
+        """As a folder does: none where one lost a race, but what breaks may break between two."""
+        for edit in edits:
+            there = self.items.get(edit.key)
+            if (there[1] if there else None) != edit.revision:
+                raise Conflict(f"{edit.key} has changed")
+        return [await self.write(edit.key, edit.resource, edit.revision) for edit in edits]
 
     async def close(self) -> None:
         pass
@@ -129,8 +137,10 @@ class Talk(Conversation):
     def __init__(self, refusal: CniError | None = None) -> None:
         self.refusal = refusal
 
-    async def write_sysctls(self, values: Iterable[tuple[str, str]]) -> None:
+    async def begin_sysctls(self, values: Iterable[tuple[str, str]]) -> None:
         assert dict(values)
+
+    async def sysctls_written(self) -> None:
         if self.refusal is not None:
             raise self.refusal
 

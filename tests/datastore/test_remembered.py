@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import pytest
 
 from routed.datastore.remembered import LIMIT, RememberingStore
-from routed.datastore.store import Conflict, Contents, Stored
+from routed.datastore.store import Conflict, Contents, Edit, Stored
 from routed.errors import StoreError
 from routed.model.resources import Resource, ResourceKey, Update
 from routed.model.schema import parse_manifest
@@ -55,6 +55,9 @@ class Backend:
             return ""
         self.items[key] = resource, (there[1] if there else 0) + 1
         return str(self.items[key][1])
+
+    async def write_all(self, edits: Sequence[Edit]) -> list[str]:
+        return [await self.write(edit.key, edit.resource, edit.revision) for edit in edits]
 
     async def close(self) -> None:
         pass
