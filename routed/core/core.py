@@ -775,13 +775,14 @@ class Core:
         """Our best path for exactly this prefix that next hops may resolve through; None where we program nothing."""
         if not self.settings.program_routes:
             return None
-        rule = self.plan.kernel.policy[family].judge(prefix)
+        policy = self.plan.kernel.policy[family]
+        rule = policy.judge(prefix)
         if rule is not None and rule.programming is Programming.LEAVE:
             return None
         carriers = [
             path
             for path in self.ribs[family].candidates(prefix)
-            if path.next_hop is None or path.next_hop.resolves_directly
+            if path.next_hop is None or (path.next_hop.resolves_directly and path.next_hop.address not in policy.left)
         ]
         return best(carriers, maximum_paths=1).best if carriers else None
 
@@ -1104,18 +1105,28 @@ class Core:
         """What the kernel should hold for a prefix; where that is nothing though a route was chosen, why."""
         rib, policy = self.ribs[family], self.plan.kernel.policy[family]
         route = rib.kernel_route(prefix)
-        rule = policy.judge(prefix) if route is not None and policy else None
-        if route is None or rule is None:
+        if route is None or not policy:
             return route, ""
-        if rule.programming is Programming.LEAVE:
+        rule = policy.judge(prefix)
+        if rule is not None and rule.programming is Programming.LEAVE:
             return None, rule.why
+        paths = rib.multipath(prefix)
+        if policy.left:
+            kept = tuple(path for path in paths if path.next_hop is None or path.next_hop.address not in policy.left)
+            if paths and not kept:
+                return None, next(policy.left[path.next_hop.address] for path in paths if path.next_hop is not None)
+            if len(kept) == len(paths) and rule is None:
+                return route, ""
+            paths = kept
+        elif rule is None:
+            return route, ""
         gateways: set[Gateway] = set()
         tunnelled, missing = False, ""
-        for path in rib.multipath(prefix):
+        for path in paths:
             next_hop = path.next_hop
             if next_hop is None:
                 return route, ""
-            if not policy.tunnels(rule, next_hop.address):
+            if rule is None or not policy.tunnels(rule, next_hop.address):
                 gateways.update(next_hop.gateways)
                 continue
             device, way = self._tunnels.get(rule.device, 0), policy.way(rule, next_hop.address)
@@ -1126,9 +1137,9 @@ class Core:
                 missing = f"no Node with the address {format_address(next_hop.address)} has a VXLAN address"
             else:
                 missing = f"no interface {rule.device} is up on this node"
-        if not gateways:
+        if not gateways and rule is not None:
             return None, f"{rule.why}, but {missing}"
-        if not tunnelled and not missing:
+        if not tunnelled and not missing and len(paths) == len(rib.multipath(prefix)):
             return route, ""
         return KernelRoute(RouteKind.UNICAST, tuple(sorted(gateways)), route.metric), ""
 

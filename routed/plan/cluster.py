@@ -321,7 +321,7 @@ def address_of(node: Node, family: Family) -> bytes:
     return own.address if own is not None else b""
 
 
-def _tunnel_ends(node: Node | None) -> tuple[bytes | None, ...]:
+def _tunnel_ends(node: Node | None) -> tuple[object, ...]:
     """What of a Node decides what a tunnel to it looks like."""
     if node is None:
         return ()
@@ -333,6 +333,7 @@ def _tunnel_ends(node: Node | None) -> tuple[bytes | None, ...]:
         node.bgp.ipv4_ipip_tunnel_addr if node.bgp is not None else None,
         address_of(node, Family.IPV4_UNICAST),
         address_of(node, Family.IPV6_UNICAST),
+        node.wireguard,
     )
 
 

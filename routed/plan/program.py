@@ -2,19 +2,21 @@
 
 The part of Calico's BIRD configuration that is about its kernel and direct protocols.
 
-Kept out of the kernel: service ranges; VXLAN pools, whose routes Felix makes; and of the other pools those that
+Kept out of the kernel: service ranges; VXLAN pools, whose routes Felix makes; of the other pools those that
 programClusterRoutes leaves to Felix (Disabled: all; EnabledIPIPOnly: those without encapsulation; EnabledNoEncapOnly:
-those with IPIP). Where the node's pods are routed's there is no Felix, and all of these are ours. Routes of a pool with
-encapsulation lead into its tunnel, with CrossSubnet only past this node's own subnet.
+those with IPIP); and what has another node's BGP address as next hop where both nodes run WireGuard, whose device Felix
+leads to them (as of v3.33; before, such routes stood behind Felix's rules). Where the node's pods are routed's there is
+no Felix, and all of these are ours. Routes of a pool with encapsulation lead into its tunnel, with CrossSubnet only past
+this node's own subnet.
 
 What differs between Calico's versions is decided here too: as of v3.32 LOCAL_PREF and a route's priority are one.
 """
 
 from __future__ import annotations
 
-from routed.model.resources import EncapMode, IPPool, ProgramClusterRoutes
+from routed.model.resources import EncapMode, IPPool, Node, ProgramClusterRoutes
 from routed.net.families import Family
-from routed.plan.cluster import Cluster
+from routed.plan.cluster import Cluster, address_of
 from routed.plan.origins import BLOCK
 from routed.plan.services import service_ranges
 from routed.plan.tunnels import IPIP_DEVICE, VXLAN_DEVICES, ways_into
@@ -105,7 +107,27 @@ def _policy(cluster: Cluster, family: Family, settings: PlanSettings) -> Program
         own = node.bgp.ipv4_address if family is Family.IPV4_UNICAST else node.bgp.ipv6_address
         subnet = own.subnet if own is not None else b""
     by_vxlan = any(rule.device and not rule.by_next_hop for rule in rules)
-    return ProgramPolicy(rules, subnet, ways_into(cluster, family) if by_vxlan else None)
+    left = {} if settings.own_workloads else _by_wireguard(cluster, family)
+    return ProgramPolicy(rules, subnet, ways_into(cluster, family) if by_vxlan else None, left)
+
+
+def _by_wireguard(cluster: Cluster, family: Family) -> dict[bytes, str]:
+    """The BGP addresses of the nodes that Felix's WireGuard device leads to, where this node has one itself."""
+    node = cluster.node
+    if node is None or not _wireguard_address(node, family):
+        return {}
+    return {
+        address: f"{other.key} is a WireGuard peer, Felix programs routes to it"
+        for name, other in sorted(cluster.nodes.items())
+        if name != cluster.node_name and _wireguard_address(other, family) and (address := address_of(other, family))
+    }
+
+
+def _wireguard_address(node: Node, family: Family) -> bytes | None:
+    if node.wireguard is None:
+        return None
+    wireguard = node.wireguard
+    return wireguard.interface_ipv4_address if family is Family.IPV4_UNICAST else wireguard.interface_ipv6_address
 
 
 def _pool_rule(name: str, pool: IPPool, felix: ProgramClusterRoutes | None) -> ProgramRule | None:

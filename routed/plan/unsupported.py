@@ -55,8 +55,10 @@ def unsupported_settings(
             if fields:
                 problems.append(f"{key}: not used of it are {', '.join(fields)}")
     node = cluster.node
-    if node is not None and (node.wireguard_public_key or node.wireguard_public_key_v6):
-        problems.append(f"{node.key}: status.wireguardPublicKey: packets are encrypted only where Felix routes them so")
+    if own_workloads and node is not None and (node.wireguard_public_key or node.wireguard_public_key_v6):
+        problems.append(
+            f"{node.key}: status.wireguardPublicKey: nothing is encrypted, routed makes no WireGuard device"
+        )
     return problems
 
 

@@ -3,9 +3,9 @@
 The default programs everything and costs nothing. Beside it: addresses of services stay out (kube-proxy has them), pools
 whose routes Felix programs (VXLAN, or what programClusterRoutes leaves to it) stay out, and the routes of a pool with
 encapsulation lead into a tunnel device: with IPIP to the BGP next hop itself, with VXLAN to the address that node has
-inside the tunnel.
+inside the tunnel. Routes of BGP next hops that another daemon leads to by a way of its own (WireGuard) stay out, too.
 
-Invariants: equal by content; a verdict depends on the prefix alone. Ranges of services come before pools; of several
+Invariants: equal by content; a rule's verdict depends on the prefix alone. Ranges of services come before pools; of several
 that cover a prefix the longest counts (Calico's pools don't overlap).
 
 Not here: which pools mean what (`plan/program`), the tunnel devices' indexes (`core`), the devices (`plan/tunnels`).
@@ -48,16 +48,22 @@ class ProgramRule:
 class ProgramPolicy:
     """See the module's docstring."""
 
-    __slots__ = ("_tables", "own_subnet", "rules", "ways")
+    __slots__ = ("_tables", "left", "own_subnet", "rules", "ways")
 
     def __init__(
-        self, rules: Sequence[ProgramRule] = (), own_subnet: bytes = b"", ways: Mapping[bytes, bytes] | None = None
+        self,
+        rules: Sequence[ProgramRule] = (),
+        own_subnet: bytes = b"",
+        ways: Mapping[bytes, bytes] | None = None,
+        left: Mapping[bytes, str] | None = None,
     ) -> None:
         self.rules = tuple(rules)
         self.own_subnet = own_subnet
         """Wire prefix of this node's subnet; empty: it has none, so every next hop is in another."""
         self.ways = ways if ways is not None else {}
         """A node's address inside the VXLAN tunnel, by its BGP next hop. Packed, both."""
+        self.left = left if left is not None else {}
+        """BGP next hops (packed) whose routes are not ours to program, and why, for people."""
         self._tables: list[list[tuple[int, dict[bytes, ProgramRule]]]] = []
         for first in (True, False):
             by_length: dict[int, dict[bytes, ProgramRule]] = {}
@@ -69,7 +75,7 @@ class ProgramPolicy:
 
     def __bool__(self) -> bool:
         """Whether anything is other than programmed as it is."""
-        return bool(self.rules)
+        return bool(self.rules or self.left)
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -77,10 +83,11 @@ class ProgramPolicy:
             and self.rules == other.rules
             and self.own_subnet == other.own_subnet
             and self.ways == other.ways
+            and self.left == other.left
         )
 
     def __hash__(self) -> int:
-        return hash((self.rules, self.own_subnet, len(self.ways)))
+        return hash((self.rules, self.own_subnet, len(self.ways), len(self.left)))
 
     def judge(self, prefix: bytes) -> ProgramRule | None:
         """The rule for a prefix, or None: programmed as it is."""

@@ -6,6 +6,7 @@ import pytest
 
 from routed.core.queries import routes
 from routed.desired import Gateway
+from routed.model.resources import JsonObject
 from routed.net.families import Family
 from routed.net.prefixes import format_prefix, parse_prefix
 from routed.observed import ForeignRoute, Interface, KernelChange
@@ -163,6 +164,35 @@ def test_felixs_routes_are_taken_out_of_the_kernel_and_come_back() -> None:
     world.run(1)
     assert one.routes()["10.244.2.0/26"] == "via 10.0.0.2" and one.routes()["10.244.1.0/26"] == "blackhole"
     assert established(one) == 2 and all(p.neighbor.counters.established == 1 for p in one.core.peers.values())
+
+
+def test_routes_to_wireguard_peers_are_felix_s_where_both_ends_run_it() -> None:
+    def with_wireguard(index: int, **addresses: str) -> JsonObject:
+        made = node(f"n{index}", index)
+        return made | {"spec": {"bgp": made["spec"]["bgp"], "wireguard": addresses}}  # type: ignore[call-overload, index]
+
+    world = World()
+    one, two, three = mesh(world, 3)
+    both = {"interfaceIPv4Address": "10.9.0.2", "interfaceIPv6Address": "fd09::2"}
+    one.apply(with_wireguard(2, **both))
+    world.run(5)
+    theirs = {"10.244.2.0/26", "fd00:10:0:2::/122"}
+    assert theirs <= one.routes().keys(), "this node has none itself, so it reaches the other as ever"
+    one.apply(with_wireguard(1, interfaceIPv4Address="10.9.0.1"))
+    world.run(1)
+    assert theirs & one.routes().keys() == {"fd00:10:0:2::/122"}, "of the family for which both have it"
+    assert one.routes()["10.244.3.0/26"] == "via 10.0.0.3"
+    (row,) = routes(one.core, parse_prefix("10.244.2.0/26"), every=True)
+    assert row["kernel"] is None and row["kernelNot"] == "Node n2 is a WireGuard peer, Felix programs routes to it"
+    for index, each in ((CALI, two), (CALI, three)):
+        cali(each, world, "cali1", index)
+        add(each, world, workload("10.244.9.9/32"))
+    assert one.routes()["10.244.9.9/32"] == "via 10.0.0.3", "of the two that share its traffic"
+    one.apply(with_wireguard(2))
+    world.run(1)
+    assert one.routes()["10.244.2.0/26"] == "via 10.0.0.2"
+    assert one.routes()["10.244.9.9/32"] != "via 10.0.0.3"
+    assert established(one) == 4 and all(p.neighbor.counters.established == 1 for p in one.core.peers.values())
 
 
 def test_ipip_goes_into_the_tunnel_when_there_is_one() -> None:

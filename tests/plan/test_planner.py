@@ -252,5 +252,18 @@ def test_what_nobody_acts_on_is_told(scenario: Make) -> None:
     assert sorted(told) == [
         "FelixConfiguration default: not used of it are bpfEnabled, ipipMTU",
         "GlobalNetworkPolicy a and 1 more: no policies are enforced without cni.enabled",
-        "Node kube-master: status.wireguardPublicKey: packets are encrypted only where Felix routes them so",
     ]
+    planner = Planner("kube-master", PlanSettings(own_workloads=True))
+    key = parse_manifest(
+        {
+            "apiVersion": "projectcalico.org/v3",
+            "kind": "Node",
+            "metadata": {"name": "kube-master"},
+            "spec": {"bgp": {"ipv4Address": "10.192.0.2/16"}},
+            "status": {"wireguardPublicKey": "eA=="},
+        }
+    )
+    planner.update(Update(key.key, key))
+    assert planner.plan().problems == (
+        "Node kube-master: status.wireguardPublicKey: nothing is encrypted, routed makes no WireGuard device",
+    )
