@@ -134,6 +134,8 @@ class EtcdStore:
         self._marked_at = 0.0
         self._written: dict[str, tuple[bytes, Resource]] = {}
         """What we wrote, by path, until etcd tells of it."""
+        self._settling: asyncio.TimerHandle | None = None
+        """For the deletions that the guard puts off."""
         self._deleted: set[ResourceKey] = set()
         """What we deleted, until etcd tells of it."""
 
@@ -166,6 +168,8 @@ class EtcdStore:
         finally:
             for helper in helpers:
                 helper.cancel()
+            if self._settling is not None:
+                self._settling.cancel()
             if self._saver is not None:
                 await self._saver.close()
 
@@ -177,6 +181,8 @@ class EtcdStore:
         )
         async for events in watch:
             self._connected()
+            if events.watch is None:
+                continue
             self._revisions[events.watch] = max(self._revisions[events.watch], events.revision)
             self.health.revision = max(self.health.revision, events.revision)
             if events.pairs:
@@ -268,7 +274,22 @@ class EtcdStore:
         self.health.changes += len(updates)
         await self._deliver(updates)
         self._save(change.key for change in changes)
+        self._settle_later()
         self._tell_problems()
+
+    def _settle_later(self) -> None:
+        """Follow the deletions that are put off when they are due."""
+        if self._settling is not None:
+            self._settling.cancel()
+        due = self.guard.due()
+        wait = None if due is None else max(0.0, due - self._clock())
+        self._settling = None if wait is None else asyncio.get_running_loop().call_later(wait, self._settle)
+
+    def _settle(self) -> None:
+        self._settling = None
+        if self._ready:  # else all is read anew when it is
+            self._let_go(self.guard.settle(self._clock()))
+            self._settle_later()
 
     def _change(self, pair: KeyValue, place: Place) -> list[Change]:
         key = place.key

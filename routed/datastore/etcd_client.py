@@ -76,7 +76,8 @@ class Listing:
 class Events:
     """What happened under one of the watched prefixes, up to `revision`. Without events: nothing, up to there."""
 
-    watch: int
+    watch: int | None
+    """Its number; None: of no prefix, the member only lives."""
     revision: int
     pairs: tuple[KeyValue, ...]
 
@@ -180,6 +181,7 @@ class Client:
                         raise Compacted(f"etcd has forgotten what was before revision {response.compact_revision}")
                     raise _refusal(member.endpoint, grpc.StatusCode.UNKNOWN, response.cancel_reason)
                 if response.created or watch <= 0:  # an answer to our own question, which says nothing of a range
+                    yield Events(None, 0, ())
                     continue
                 pairs = parts.setdefault(watch, [])
                 pairs.extend(

@@ -3,11 +3,14 @@
 Invariants:
 - A key whose stored value is no resource keeps its last good value, until a valid one or its deletion is believed.
 - Deletions that the resource itself announced (`model.deletion`) are followed, however many, and count as nothing.
-- Other deletions are followed at once, but for what an accident looks like: a kind that has nothing left, or, within
-  `window` seconds, `minimum` objects and more than `share` of a kind. Those are held, together with the ones of the
-  same window already followed (they come back), until the key is there again, somebody confirms, or `timeout` is over.
+- What an accident looks like is held: a kind that has nothing left, or, within `window` seconds, `minimum` objects and
+  more than `share` of a kind. It is held until the key is there again, somebody confirms, or `timeout` is over.
+- So that this is seen before anything was withdrawn where deletions come one after the other, as programs make them, each
+  is put off: for `pause` seconds where it is alone, for `window` seconds where another of its kind is deleted within as
+  long before or after it. Should an accident be seen too late for one, since it began more slowly, that one comes back.
 - A complete listing is compared with what is believed; what it does not name counts as deleted now, so what was missed
-  while disconnected, compacted away or deleted while we did not run is judged like what is watched.
+  while disconnected, compacted away or deleted while we did not run is judged like what is watched, and nothing is put
+  off: it is known what else is gone.
 - An update is a real change: one key, one `Update`, only where the believed manifest differs.
 
 Pure: `now` is an argument. Which key has which value, and who is asked, is the store's business.
@@ -34,6 +37,11 @@ class MassDelete:
     window: float = 2.0
     timeout: float | None = 900.0
     """Seconds after which what is held is believed; None: only a person ends it."""
+
+    @property
+    def pause(self) -> float:
+        """Seconds a deletion waits for another: `minimum` of them, evenly spread over the window, are this far apart."""
+        return self.window / max(1, self.minimum - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +86,9 @@ class Guard:
         self._count: Counter[str] = Counter()
         """Believed keys of a kind that are not held."""
         self._recent: deque[tuple[float, ResourceKey, Good]] = deque()
-        """Deletions followed in the last `window` seconds."""
+        """Deletions followed, of the last `window` seconds; when each was made."""
+        self._put_off: dict[ResourceKey, tuple[float, float]] = {}
+        """Deletions that wait for others: when each was made, and when it is followed. Their keys are still believed."""
 
     def load(self, good: Iterable[tuple[ResourceKey, Good]], held: dict[ResourceKey, float]) -> list[Update]:
         """Begin with what an earlier run believed."""
@@ -101,13 +111,25 @@ class Guard:
                 gone[change.key] = None
             else:
                 self._there(change, updates)
-        self._gone(gone, now, updates)
+        self._gone(gone, now, updates, put_off=True)
+        return updates
+
+    def due(self) -> float | None:
+        """When `settle` should be called; None: nothing waits."""
+        return min((due for _, due in self._put_off.values()), default=None)
+
+    def settle(self, now: float) -> list[Update]:
+        """Follow the deletions that have waited long enough."""
+        updates: list[Update] = []
+        for key in [key for key, (_, due) in self._put_off.items() if due <= now]:
+            self._follow(key, self._put_off.pop(key)[0], updates)
         return updates
 
     def own(self, keys: Iterable[ResourceKey]) -> list[Update]:
         """Deletions by our own hand, or announced: however many, nobody need wonder at them."""
         updates = []
         for key in keys:
+            self._put_off.pop(key, None)
             if self.held.pop(key, None) is None and key in self.good:
                 self._count[key.kind] -= 1
             self.good.pop(key, None)
@@ -123,7 +145,8 @@ class Guard:
         keys = present if isinstance(present, (set, frozenset, dict)) else set(present)
         for key in [key for key in self.garbage if key not in keys]:
             del self.garbage[key]
-        self._gone({key: None for key in self.good if key not in keys and key not in self.held}, now, updates)
+        gone = {key: None for key in self.good if key not in keys and key not in self.held}
+        self._gone(gone, now, updates, put_off=False)
         return updates
 
     def confirm(self, kind: str = "") -> list[Update]:
@@ -149,6 +172,7 @@ class Guard:
 
     def _there(self, change: Change, updates: list[Update]) -> None:
         key = change.key
+        self._put_off.pop(key, None)
         if self.held.pop(key, None) is not None:
             self._count[key.kind] += 1
         if change.resource is None:
@@ -165,35 +189,48 @@ class Guard:
             updates.append(Update(key, resource))
         self.good[key] = Good(resource, change.revision)
 
-    def _gone(self, gone: Collection[ResourceKey], now: float, updates: list[Update]) -> None:
+    def _gone(self, gone: Collection[ResourceKey], now: float, updates: list[Update], *, put_off: bool) -> None:
         rules, recent = self.rules, self._recent
         on_purpose = [key for key in gone if key in self.good and is_announced(self.good[key].resource)]
         updates += self.own(on_purpose)
         while recent and now - recent[0][0] > rules.window:
             recent.popleft()
-        kinds: dict[str, list[ResourceKey]] = {}
+        kinds: dict[str, dict[ResourceKey, None]] = {}
         for key in gone:
             self.garbage.pop(key, None)
             if key in self.good and key not in self.held:
-                kinds.setdefault(key.kind, []).append(key)
+                kinds.setdefault(key.kind, {})[key] = None
         for kind, keys in kinds.items():
+            keys |= {key: None for key in self._put_off if key.kind == kind}
             followed = {key: good for _, key, good in recent if key.kind == kind and key not in self.good}
             just_held = sum(key.kind == kind and now - at <= rules.window for key, at in self.held.items())
             lost = len(keys) + len(followed) + just_held
             whole = self._count[kind] + len(followed) + just_held
             suspicious = len(keys) == self._count[kind] or (lost >= rules.minimum and lost > rules.share * whole)
-            if rules.enabled and suspicious and kind not in self.harmless:
+            guarded = rules.enabled and kind not in self.harmless
+            if guarded and suspicious:
+                for key in keys:
+                    self._put_off.pop(key, None)
                 for key, good in followed.items():
                     self.good[key] = good
                     self.held[key] = now
                     updates.append(Update(key, good.resource))
                 self.held.update(dict.fromkeys(keys, now))
                 self._count[kind] -= len(keys)
-                continue
-            for key in keys:
-                recent.append((now, key, self.good.pop(key)))
-                updates.append(Update(key, None))
-            self._count[kind] -= len(keys)
+            elif guarded and put_off:
+                alone = len(keys) + len(followed) == 1
+                for key in keys:
+                    at, _ = self._put_off.get(key, (now, now))
+                    self._put_off[key] = at, at + (rules.pause if alone else rules.window)
+            else:
+                for key in keys:
+                    at, _ = self._put_off.pop(key, (now, now))
+                    self._follow(key, at, updates)
+
+    def _follow(self, key: ResourceKey, at: float, updates: list[Update]) -> None:
+        self._recent.append((at, key, self.good.pop(key)))
+        self._count[key.kind] -= 1
+        updates.append(Update(key, None))
 
     def _release(self, keys: list[ResourceKey]) -> list[Update]:
         for key in keys:

@@ -38,6 +38,16 @@ def node(number: int, **labels: str) -> JsonObject:
     }
 
 
+def peer(number: int) -> JsonObject:
+    spec: JsonObject = {"peerIP": f"10.0.0.{number}", "asNumber": 65001}
+    return {
+        "apiVersion": "projectcalico.org/v3",
+        "kind": "BGPPeer",
+        "metadata": {"name": f"p{number}"},
+        "spec": spec,
+    }
+
+
 def nodes(count: int) -> dict[str, object]:
     return {f"{P}nodes/n{number}": node(number) for number in range(count)}
 
@@ -454,6 +464,34 @@ def test_what_is_deleted_on_purpose_is_held_by_nobody(server: Cluster) -> None:
     follow(store_of(server), test)
 
 
+@pytest.mark.parametrize("kind", ["bgppeers", "affinities"])
+def test_what_is_deleted_one_by_one_by_accident_is_held_before_any_is_lost(server: Cluster, kind: str) -> None:
+    paths = [
+        f"{P}bgppeers/p{number}" if kind == "bgppeers" else AFFINITY.replace("10.244.1.", f"10.244.{number}.")
+        for number in range(11)
+    ]
+    server.put_all({path: peer(number) if kind == "bgppeers" else "{}" for number, path in enumerate(paths)})
+
+    async def test(store: EtcdStore, sink: Sink) -> None:
+        for path in paths[:5]:  # a transaction each, as all tools do
+            await ctl(server.delete, path)
+        await until(lambda: store.health.held == 5, "they are held")
+        assert not sink.removed and sink.says("5 of 11")
+
+    follow(store_of(server, rules=MassDelete(window=40.0)), test)  # however slow this machine is
+
+
+def test_what_is_deleted_alone_goes_in_a_moment(server: Cluster) -> None:
+    server.put_all({f"{P}bgppeers/p{number}": peer(number) for number in range(2)})
+
+    async def test(store: EtcdStore, sink: Sink) -> None:
+        await ctl(server.delete, f"{P}bgppeers/p0")
+        await until(lambda: [key.name for key in sink.removed] == ["p0"], "it is followed")
+        assert store.health.held == 0
+
+    follow(store_of(server), test)
+
+
 def test_what_is_held_is_believed_after_the_timeout(server: Cluster) -> None:
     server.put_all(nodes(6))
 
@@ -546,6 +584,7 @@ def test_a_killed_member_is_left_for_another_and_nothing_is_lost_or_listed_again
                 used = next(member for member in server.members if member.endpoint == store.client.endpoint)
                 await ctl(used.kill)
                 await until(lambda used=used: store.client.endpoint not in ("", used.endpoint), "another member")
+                await until(lambda: store.health.connected and not store.health.problem, "it says so unasked")
                 await ctl(put_anyhow, server, number)
                 await until(lambda number=number: f"n{number}" in sink.names(), "a change")
                 assert store.health.readings == 1 and not sink.removed

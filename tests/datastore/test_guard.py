@@ -41,9 +41,17 @@ def names(updates: list[Update]) -> list[str]:
     return sorted(update.key.name for update in updates if update.value is None)
 
 
-def test_one_of_two_is_followed_at_once_and_the_last_is_held() -> None:
+def deleted(guard: Guard, changes: list[Change], now: float) -> list[Update]:
+    """What comes of deletions after which nothing happens for long."""
+    updates = guard.changes(changes, now)
+    return updates + guard.settle(now + 100.0)
+
+
+def test_one_of_two_is_followed_after_a_moment_and_the_last_is_held() -> None:
     guard = full(2)
-    assert names(guard.changes([gone("p0")], 10.0)) == ["p0"]
+    assert guard.changes([gone("p0")], 10.0) == guard.settle(10.49) == []
+    assert guard.due() == 10.5
+    assert names(guard.settle(10.5)) == ["p0"] and guard.due() is None
     assert guard.changes([gone("p1")], 20.0) == []
     assert [key.name for key in guard.held] == ["p1"]
     assert "1 of 1 BGPPeer" in guard.sentences()[0]
@@ -51,26 +59,71 @@ def test_one_of_two_is_followed_at_once_and_the_last_is_held() -> None:
 
 def test_a_third_of_a_kind_at_once_is_held_and_a_quarter_is_not() -> None:
     guard = full(20)
-    assert len(guard.changes([gone(f"p{number}") for number in range(5)], 10.0)) == 5
+    assert len(deleted(guard, [gone(f"p{number}") for number in range(5)], 10.0)) == 5
     guard = full(16)
     assert guard.changes([gone(f"p{number}") for number in range(5)], 10.0) == []
     assert len(guard.held) == 5
 
 
-def test_one_by_one_within_the_window_is_an_accident_too_and_what_went_first_comes_back() -> None:
+@given(st.integers(5, 16), st.lists(st.floats(0.0, 0.5), min_size=15, max_size=15))
+def test_one_by_one_is_an_accident_too_and_nothing_goes(count: int, gaps: list[float]) -> None:
+    """As `calicoctl delete -f` deletes, or a script: each for itself, up to half a second apart."""
+    guard = full(16)
+    now = 10.0
+    for number, gap in zip(range(count), gaps, strict=False):
+        assert guard.settle(now) == guard.changes([gone(f"p{number}")], now) == []
+        now += gap
+    assert len(guard.held) == count and len(guard.good) == 16
+    assert guard.settle(now + 100.0) == []
+
+
+def test_few_one_by_one_are_followed_each_after_the_window() -> None:
+    guard = full(20)
+    for number in range(5):
+        assert guard.changes([gone(f"p{number}")], 10.0 + number / 10) == []
+    assert guard.settle(11.99) == []
+    assert names(guard.settle(12.0)) == ["p0"]
+    assert names(guard.settle(12.41)) == ["p1", "p2", "p3", "p4"] and not guard.held
+
+
+def test_deletions_without_end_are_followed_all_the_same() -> None:
+    """Pods come and go all day in a large cluster."""
+    guard = full(100)
+    followed = 0
+    for number in range(60):
+        now = 10.0 + number / 10
+        followed += len(guard.settle(now))
+        guard.changes([gone(f"p{number}"), there(f"q{number}")], now)
+    assert followed == 40 and not guard.held
+
+
+def test_what_is_back_in_time_was_never_gone() -> None:
     guard = full(10)
-    for number in range(4):
-        assert names(guard.changes([gone(f"p{number}")], 10.0 + number / 10)) == [f"p{number}"]
-    updates = guard.changes([gone("p4")], 10.5)
-    assert sorted(update.key.name for update in updates if update.value is not None) == ["p0", "p1", "p2", "p3"]
+    assert guard.changes([gone("p0")], 10.0) == guard.changes([there("p0")], 10.4) == guard.settle(11.0) == []
+    assert guard.due() is None
+
+
+def test_what_went_before_it_looked_like_an_accident_comes_back() -> None:
+    guard = full(10)
+    assert guard.changes([gone("p0")], 10.0) == []
+    assert names(guard.settle(10.5)) == ["p0"]
+    assert guard.changes([gone(f"p{number}") for number in range(1, 4)], 10.9) == []
+    updates = guard.changes([gone("p4")], 11.5)
+    assert [(update.key.name, update.value) for update in updates] == [("p0", peer("p0"))]
     assert len(guard.held) == 5 and len(guard.good) == 10
+
+
+def test_without_a_guard_all_is_followed_at_once() -> None:
+    guard = Guard(MassDelete(enabled=False))
+    guard.changes([there("p0")], 0.0)
+    assert names(guard.changes([gone("p0")], 1.0)) == ["p0"]
 
 
 def test_own_deletions_are_followed_however_many_and_count_as_nothing() -> None:
     guard = full(10)
     own = [peer(f"p{number}").key for number in range(8)]
     assert names(guard.own(own)) == [f"p{number}" for number in range(8)]
-    assert guard.held == {} and names(guard.changes([gone("p8")], 0.0)) == ["p8"]
+    assert guard.held == {} and names(deleted(guard, [gone("p8")], 0.0)) == ["p8"]
     assert guard.changes([gone("p9")], 1e6) == []  # the last one, by somebody else, is judged as ever
     assert [key.name for key in guard.held] == ["p9"]
     assert names(guard.own([peer("p9").key])) == ["p9"]
@@ -95,7 +148,7 @@ def test_what_announced_its_deletion_goes_however_much_and_counts_as_nothing() -
 def test_one_by_one_over_a_day_is_none() -> None:
     guard = full(10)
     for number in range(9):
-        assert names(guard.changes([gone(f"p{number}")], 3600.0 * number)) == [f"p{number}"]
+        assert names(deleted(guard, [gone(f"p{number}")], 3600.0 * number)) == [f"p{number}"]
 
 
 def test_what_is_held_goes_when_confirmed_or_after_the_timeout_and_stays_when_it_is_back() -> None:
@@ -121,7 +174,7 @@ def test_garbage_keeps_the_last_good_value_through_a_listing_and_until_it_is_del
     assert guard.good[key].resource == peer("p0") and guard.garbage == {key: "not JSON"}
     assert guard.listed({ResourceKey("BGPPeer", f"p{number}") for number in range(8)}, [], 2.0) == []
     assert key in guard.garbage
-    assert names(guard.changes([gone("p0")], 3.0)) == ["p0"]
+    assert names(deleted(guard, [gone("p0")], 3.0)) == ["p0"]
     assert not guard.garbage
     assert guard.changes([Change(key, None, 4, "not JSON")], 4.0) == []
     assert guard.changes([there("p0")], 5.0)[0].value == peer("p0")
@@ -144,12 +197,12 @@ def test_a_key_written_again_in_the_same_moment_was_never_gone() -> None:
 def test_a_key_that_comes_and_goes_is_one_key() -> None:
     guard = full(10)
     for number in range(6):
-        assert names(guard.changes([gone("p0")], number / 10)) == ["p0"]
+        assert names([*guard.changes([gone("p0")], 10.0 + number), *guard.settle(10.5 + number)]) == ["p0"]
         assert not guard.held, "one of ten, however often"
-        assert guard.changes([there("p0", 65100 + number)], number / 10 + 0.05)[0].value == peer("p0", 65100 + number)
-    guard.changes([gone("p0")], 0.7)
-    held = guard.changes([gone(f"p{number}") for number in range(1, 5)], 0.8)
-    assert [(update.key.name, update.value) for update in held] == [("p0", peer("p0", 65105))]
+        back = guard.changes([there("p0", 65100 + number)], 10.75 + number)
+        assert back[0].value == peer("p0", 65100 + number)
+    assert guard.changes([gone(f"p{number}") for number in range(5)], 16.0) == []
+    assert len(guard.held) == 5
 
 
 _STEPS = st.lists(
@@ -163,7 +216,7 @@ _STEPS = st.lists(
             max_size=14,
         ),
         st.floats(0, 5),
-        st.sampled_from(["change", "list", "confirm", "expire", "restart"]),
+        st.sampled_from(["change", "change", "list", "confirm", "expire", "settle", "restart"]),
     ),
     max_size=20,
 )
@@ -187,7 +240,7 @@ def test_whatever_happens_the_updates_add_up_to_what_is_believed(
         if what == "restart":
             earlier, guard = guard, Guard(guard.rules)
             guard.load(earlier.good.items(), earlier.held)
-        if what == "change":
+        if what in ("change", "settle"):
             updates = guard.changes(changes, now)
         else:
             updates = guard.listed(store, [Change(key, value, 1) for key, value in store.items()], now)
@@ -195,6 +248,9 @@ def test_whatever_happens_the_updates_add_up_to_what_is_believed(
             updates += guard.confirm()
         elif what == "expire":
             updates += guard.expire(now)
+        elif what == "settle":
+            now += 5.0
+            updates += guard.settle(now)
         for update in updates:
             if update.value is None:
                 del followed[update.key]  # it was there: nothing is deleted twice
@@ -202,7 +258,8 @@ def test_whatever_happens_the_updates_add_up_to_what_is_believed(
                 assert followed.get(update.key) != update.value
                 followed[update.key] = update.value
         assert followed == {key: good.resource for key, good in guard.good.items()}
-        assert {key: value for key, value in followed.items() if key not in guard.held} == store
+        waits = guard.held.keys() | (followed.keys() - store.keys() if guard.due() is not None else set())
+        assert {key: value for key, value in followed.items() if key not in waits} == store
         assert not guard.held.keys() & store.keys()
     if store:
         assert all(update.value is None for update in guard.confirm())
