@@ -659,7 +659,12 @@ def _folder(value: object) -> str:
 def _interface_prefixes(value: object) -> tuple[str, ...]:
     names = tuple(name.strip() for name in _text(value).split(","))
     for name in names:
-        if not name or len(name) > 14 or not name.isprintable() or any(char in name for char in " /*"):
+        if (
+            not name
+            or len(name.encode(errors="replace")) > 14
+            or not name.isprintable()
+            or any(char in name for char in " /*")
+        ):
             raise ValueError(
                 f"must be what names of interfaces begin with, such as cali or cali,tap, not {_shown(value)}"
             )

@@ -38,6 +38,8 @@ class SetKind(enum.Enum):
     """Wire prefixes, none inside another."""
     PORTS = "ports"
     """Packed address, u8 protocol, u16 port: a port with a name, wherever it is open."""
+    RANGES = "ranges"
+    """u16 first port, u16 last; none meets another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,8 @@ class Side:
     not_sets: tuple[str, ...] = ()
     """The address is in none of these."""
     ports: tuple[tuple[int, int], ...] = ()
-    """The port is in one of these ranges (both ends inclusive), or in one of `port_sets`; empty both: any port."""
+    """The port is in one of these ranges (both ends inclusive), or in one of `port_sets`; empty both: any port. A few at
+    most: many are a set."""
     port_sets: tuple[str, ...] = ()
     not_ports: tuple[tuple[int, int], ...] = ()
     not_port_sets: tuple[str, ...] = ()

@@ -62,10 +62,13 @@ from routed.netlink.nftables import (
     Hook,
     Priority,
     SetShape,
+    comment,
     concatenation,
 )
 
 TABLE = "routed"
+CLOSED = "closed"
+"""The only chain of a table that is there in place of one the kernel does not take."""
 
 #: Bits of the packet mark this program uses; kube-proxy has 0x4000 and 0x8000.
 ALLOWED = 0x10000
@@ -120,6 +123,8 @@ class Firewall:
         self._host = HostRules()
         self._sets: dict[str, tuple[SetSpec, set[bytes]]] = {}
         self._chains: dict[str, Chain] = {}
+        self._given_up: dict[str, str] = {}
+        """Chains whose rules the kernel does not take, and why; in their place everything is denied."""
         self._endpoints: dict[_Key, EndpointPolicy] = {}
         self._walks: Counter[str] = Counter()
         """Endpoints that lead to each walk, by the name of its first chain."""
@@ -141,6 +146,7 @@ class Firewall:
             if (old.log_group, old.log_denied) != (self._host.log_group, self._host.log_denied):
                 self._rewrite_all(batch)
         for update in wanted.chains:
+            self._given_up.pop(update.name, None)
             if update.chain is not None:
                 self._write_chain(batch, update.chain, new=update.name not in self._chains)
                 self._chains[update.name] = update.chain
@@ -217,7 +223,37 @@ class Firewall:
         self._write_base(batch)
         return batch
 
+    def give_up(self, chain: str, why: str) -> bool:
+        """The kernel does not take a chain's rules: from the next batch on everything is denied in their place, until they
+        change. Whether there is such a chain and it was not given up before."""
+        if chain not in self._chains or chain in self._given_up:
+            return False
+        self._given_up[chain] = why
+        return True
+
+    def closed(self) -> Batch:
+        """A table in place of one the kernel does not take, where there is none: no new connection from or to a pod."""
+        batch = Batch(self.table)
+        batch.add_table("made by routed in place of rules that the kernel refuses")
+        batch.add_base_chain(CLOSED, "filter", Hook.FORWARD, Priority.FILTER)
+        batch.add_rule(CLOSED, _known())
+        for prefix in self._host.workload_prefixes:
+            for key in (Meta.IIFNAME, Meta.OIFNAME):
+                batch.add_rule(CLOSED, _interface(key, prefix) + self._deny("rules the kernel refuses"))
+        return batch
+
     # ---- questions
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What the kernel does not take, in sentences."""
+        return tuple(
+            sorted(
+                f"the kernel refuses the rules of {self._chains[name].policy} ({why}); what it is for is closed instead"
+                for name, why in self._given_up.items()
+                if name in self._chains
+            )
+        )
 
     @property
     def program(self) -> PolicyBatch:
@@ -231,7 +267,8 @@ class Firewall:
 
     def rules_of(self, chain: str) -> tuple[str, list[str]]:
         """The kernel's name of a policy's chain, and the comments its rules must have there, in order."""
-        return _policy_chain(chain), [rule.origin for rule in self._chains[chain].rules for _ in self._render(rule)]
+        made = [comment(rule.origin) for rule in self._rules(self._chains[chain]) for _ in self._render(rule)]
+        return _policy_chain(chain), made
 
     def sets_of(self, chain: str) -> set[str]:
         """The sets that a policy's rules name."""
@@ -264,13 +301,13 @@ class Firewall:
     def decisions(self) -> dict[str, dict[str, tuple[str, Action]]]:
         """By the kernel's chain and a rule's comment there: whose rule it is, and what it does."""
         found = {
-            _policy_chain(name): {rule.origin: (chain.policy, rule.action) for rule in chain.rules}
+            _policy_chain(name): {comment(rule.origin): (chain.policy, rule.action) for rule in self._rules(chain)}
             for name, chain in self._chains.items()
         }
         for name, (walk, place) in self._walk_of.items():
             for number, (tier, _, end) in enumerate(_stages(walk, place)):
                 if end is Action.DENY:
-                    said = f"end of {tier}"
+                    said = comment(f"end of {tier}")
                     found[f"{name}_{number}" if number else name] = {said: (said, Action.DENY)}
         return found
 
@@ -333,9 +370,16 @@ class Firewall:
             batch.add_chain(name)
         else:
             batch.flush_chain(name)
-        for rule in chain.rules:
+        batch.subject = chain.name
+        for rule in self._rules(chain):
             for expressions in self._render(rule):
                 batch.add_rule(name, expressions, rule.origin)
+        batch.subject = ""
+
+    def _rules(self, chain: Chain) -> tuple[Rule, ...]:
+        if chain.name in self._given_up:
+            return (Rule(Action.DENY, origin=f"{chain.policy} as the kernel refuses its rules"),)
+        return chain.rules
 
     def _render(self, rule: Rule) -> Iterator[bytes]:
         """The kernel's rules for one of ours: one for every pair of alternatives for ports."""
@@ -354,12 +398,24 @@ class Firewall:
         # numbers of ports before sets: what does not match should be done with at little cost
         end = _addresses(rule.source, family, _SOURCE) + _addresses(rule.destination, family, _DESTINATION)
         end += self._act(rule)
-        sources, destinations = (
-            _ports(rule.source, family, _SOURCE, 0),
-            _ports(rule.destination, family, _DESTINATION, 2),
-        )
+        sources, destinations = self._ports(rule.source, _SOURCE, 0), self._ports(rule.destination, _DESTINATION, 2)
         for source, destination in product(sources, destinations):
             yield start + source + destination + end
+
+    def _ports(self, side: Side, where: dict[Family, tuple[int, int]], offset: int) -> list[bytes]:
+        """The alternatives a side has for its port, each with the ports it must not have."""
+
+        def in_set(name: str, *, inverted: bool = False) -> bytes:
+            spec = self._sets[name][0]
+            if spec.kind is SetKind.RANGES:
+                return nft.payload(Base.TRANSPORT, offset, 2) + nft.lookup(name, inverted=inverted)
+            return _named(spec, where, offset, inverted=inverted)
+
+        refused = b"".join(_in_range(offset, *each, operator=Compare.NOT_EQUAL) for each in side.not_ports)
+        refused += b"".join(in_set(name, inverted=True) for name in side.not_port_sets)
+        wanted = [_in_range(offset, *each) for each in side.ports]
+        wanted += [in_set(name) for name in side.port_sets]
+        return [each + refused for each in wanted] or [refused]
 
     def _act(self, rule: Rule) -> bytes:
         match rule.action:
@@ -368,14 +424,14 @@ class Firewall:
             case Action.PASS:
                 return nft.counter() + _mark(PASSED) + nft.verdict(Verdict.RETURN)
             case Action.LOG:
-                return nft.counter() + nft.log(self._host.log_group or 0, f"routed log {rule.origin}"[:120])
+                return nft.counter() + nft.log(self._host.log_group or 0, f"routed log {rule.origin}")
             case Action.DENY:
                 return self._deny(rule.origin)
 
     def _deny(self, origin: str) -> bytes:
         log = b""
         if self._host.log_denied and self._host.log_group is not None:
-            log = nft.log(self._host.log_group, f"routed deny {origin}"[:120])
+            log = nft.log(self._host.log_group, f"routed deny {origin}")
         return nft.counter() + log + nft.verdict(Verdict.DROP)
 
     # ---- walks
@@ -476,7 +532,7 @@ class Firewall:
         used = {(place, direction) for (place, direction) in _DISPATCH if self._is_used(place, direction)}
         workloads = [_interface(Meta.IIFNAME, prefix) for prefix in self._host.workload_prefixes]
         to_workloads = [_interface(Meta.OIFNAME, prefix) for prefix in self._host.workload_prefixes]
-        known = _ct_state(CtState.ESTABLISHED | CtState.RELATED) + nft.verdict(Verdict.ACCEPT)
+        known = _known()
 
         def asked(place: Place, direction: str) -> list[bytes]:
             if (place, direction) not in used:
@@ -649,6 +705,8 @@ def _shape(spec: SetSpec) -> SetShape:
     address = _ADDRESS[spec.family]
     if spec.kind is SetKind.PORTS:
         return SetShape(concatenation(address, PROTOCOL, PORT))
+    if spec.kind is SetKind.RANGES:
+        return SetShape(PORT, interval=True)
     return SetShape(address, interval=spec.kind is SetKind.NETS)
 
 
@@ -657,6 +715,9 @@ def _members(spec: SetSpec, members: Iterable[bytes]) -> Iterable[Element]:
         return _ranges(members, spec.family)
     if spec.kind is SetKind.HOSTS:
         return (Element(member) for member in sorted(members))
+    if spec.kind is SetKind.RANGES:
+        behind = {member: int.from_bytes(member[2:], "big") + 1 for member in sorted(members)}
+        return (Element(member[:2], b"" if end >> 16 else struct.pack(">H", end)) for member, end in behind.items())
     length = spec.family.address_length
     return (
         Element(b"".join((member[:length], member[length : length + 1], bytes(3), member[length + 1 :], bytes(2))))
@@ -744,6 +805,10 @@ def _ct_state(bits: CtState) -> bytes:
     return nft.ct_state() + nft.bitwise(struct.pack("=I", bits)) + nft.compare(bytes(4), Compare.NOT_EQUAL)
 
 
+def _known() -> bytes:
+    return _ct_state(CtState.ESTABLISHED | CtState.RELATED) + nft.verdict(Verdict.ACCEPT)
+
+
 def _mark(bits: int) -> bytes:
     return _write_mark(0xFFFFFFFF & ~bits, bits)
 
@@ -781,15 +846,6 @@ def _addresses(side: Side, family: Family | None, where: dict[Family, tuple[int,
     )
 
 
-def _ports(side: Side, family: Family | None, where: dict[Family, tuple[int, int]], offset: int) -> list[bytes]:
-    """The alternatives a side has for its port, each with the ports it must not have."""
-    refused = b"".join(_in_range(offset, *each, operator=Compare.NOT_EQUAL) for each in side.not_ports)
-    refused += b"".join(_named(name, family, where, offset, inverted=True) for name in side.not_port_sets)
-    wanted = [_in_range(offset, *each) for each in side.ports]
-    wanted += [_named(name, family, where, offset) for name in side.port_sets]
-    return [each + refused for each in wanted] or [refused]
-
-
 def _in_range(offset: int, low: int, high: int, operator: Compare = Compare.EQUAL) -> bytes:
     load = nft.payload(Base.TRANSPORT, offset, 2)
     if low == high:
@@ -797,16 +853,12 @@ def _in_range(offset: int, low: int, high: int, operator: Compare = Compare.EQUA
     return load + nft.in_range(struct.pack(">H", low), struct.pack(">H", high), operator)
 
 
-def _named(
-    name: str, family: Family | None, where: dict[Family, tuple[int, int]], offset: int, *, inverted: bool = False
-) -> bytes:
+def _named(spec: SetSpec, where: dict[Family, tuple[int, int]], offset: int, *, inverted: bool = False) -> bytes:
     """Address, protocol and port side by side are in a set."""
-    if family is None:
-        raise ValueError("a rule that names sets has a family")
-    words = where[family][1] // 4
+    words = where[spec.family][1] // 4
     return (
-        nft.payload(Base.NETWORK, *where[family], register=nft.concat_register(0))
+        nft.payload(Base.NETWORK, *where[spec.family], register=nft.concat_register(0))
         + nft.meta(Meta.L4PROTO, nft.concat_register(words))
         + nft.payload(Base.TRANSPORT, offset, 2, nft.concat_register(words + 1))
-        + nft.lookup(name, inverted=inverted, register=nft.concat_register(0))
+        + nft.lookup(spec.name, inverted=inverted, register=nft.concat_register(0))
     )

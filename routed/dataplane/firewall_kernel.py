@@ -2,8 +2,10 @@
 
 Nothing is written before the first `apply`, so a restart leaves the rules of before in force until all that is wanted is
 known; then the whole table is replaced in one transaction. Later changes are batches of what differs. A batch the kernel
-refuses changes nothing there: the whole table is made anew, and again with growing pauses while that is refused too; the
-rules of before stay in force. Somebody else's change to the table is undone the same way.
+refuses changes nothing there: the whole table is made anew. Where it is a policy's rules that are refused, everything is
+denied in their place, so that no policy keeps another from being enforced. What is refused still is tried again with
+growing pauses; the rules of before stay in force, and where there are none, no new connection from or to a pod passes.
+Somebody else's change to the table is undone the same way.
 
 Closing leaves the table in place.
 """
@@ -16,8 +18,9 @@ import os
 import select
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
-from routed.dataplane.firewall import Firewall
+from routed.dataplane.firewall import CLOSED, Firewall
 from routed.dataplane.sockets import NetlinkSocket, is_overflow, open_nftables
 from routed.desired_policy import PolicyBatch
 from routed.netlink.messages import messages, parse_error
@@ -25,8 +28,10 @@ from routed.netlink.nftables import (
     Batch,
     CounterFound,
     RuleFound,
+    decode_chain,
     decode_elements,
     decode_rule,
+    dump_chains,
     dump_elements,
     dump_rules,
     table_of_event,
@@ -42,6 +47,24 @@ RETRY_MAX = 60.0
 
 #: Seconds the kernel may take for one answer. Making thousands of rules takes some.
 _PATIENCE = 60.0
+
+#: What the kernel says of a message it could never take, and not of one it can't take now.
+_NEVER = (
+    errno.EINVAL,
+    errno.ERANGE,
+    errno.EOVERFLOW,
+    errno.E2BIG,
+    errno.EMSGSIZE,
+    errno.ENAMETOOLONG,
+    errno.EOPNOTSUPP,
+)
+
+
+class _Refusal(NamedTuple):
+    text: str
+    chain: str = ""
+    """Whose rules it is that could never be taken."""
+
 
 __all__ = ["CounterFound", "FirewallKernel"]
 
@@ -141,15 +164,19 @@ class FirewallKernel:
                     self.rebuilds += 1
                 refusal = await self._loop.run_in_executor(self._thread, self._commit, batches)
                 self.commits += len(batches)
-                self._report(refusal)
-                if refusal:
+                if refusal is not None:
                     self.refusals += 1
                     self._rebuild = True
                     self._in_force = -1
+                    if self._firewall.give_up(refusal.chain, refusal.text):
+                        continue
                     if batches[0].is_rebuild:
+                        instead = await self._loop.run_in_executor(self._thread, self._close_where_nothing_is)
+                        self._report(f"the kernel refuses the policy rules, and {instead}: {refusal.text}")
                         await asyncio.sleep(self._pause)
                         self._pause = min(RETRY_MAX, self._pause * 2)
                 else:
+                    self._report("; ".join(self._firewall.problems))
                     self._pause = RETRY
                     if not self._rebuild:
                         self._in_force = taken
@@ -160,31 +187,53 @@ class FirewallKernel:
         finally:
             self._running = None
 
-    def _report(self, refusal: str) -> None:
-        problem = (
-            f"the kernel refuses the policy rules, and those of before stay in force: {refusal}" if refusal else ""
-        )
+    def _report(self, problem: str) -> None:
         if problem != self._problem:
             self._problem = problem
             self._tell(problem)
 
-    def _commit(self, batches: list[Batch]) -> str:
-        """In the thread: send each batch and take its answers. Why one was refused, or nothing."""
+    def _close_where_nothing_is(self) -> str:
+        """In the thread: where there is no table of ours, one that admits nothing new. What holds now, in words."""
+        try:
+            there, closed = self._chains_there(), self._firewall.closed()
+            if there and there != {CLOSED}:
+                return "those of before stay in force"
+            refusal = None if there else self._send(closed)
+        except OSError as error:
+            refusal = _Refusal(os.strerror(error.errno or 0))
+        if refusal is not None:
+            return f"there are none, nor can pods be cut off ({refusal.text})"
+        return "as there are none no new connection from or to a pod passes"
+
+    def _chains_there(self) -> set[str]:
+        self._drain(self._asker)
+        self._asker.send(dump_chains(self._firewall.table, 1))
+        found: set[str] = set()
+        while True:
+            for message in messages(self._wait(self._asker)):
+                if message.type in (NLMSG_DONE, NLMSG_ERROR):
+                    return found
+                name = decode_chain(message, self._firewall.table)
+                if name is not None:
+                    found.add(name)
+
+    def _commit(self, batches: list[Batch]) -> _Refusal | None:
+        """In the thread: send each batch and take its answers. Why one was refused, or None."""
         for batch in batches:
             if not len(batch):
                 continue
             try:
                 refusal = self._send(batch)
             except OSError as error:
-                refusal = os.strerror(error.errno or 0)
-            if refusal:
+                refusal = _Refusal(os.strerror(error.errno or 0))
+            if refusal is not None:
                 return refusal
-        return ""
+        return None
 
-    def _send(self, batch: Batch) -> str:
+    def _send(self, batch: Batch) -> _Refusal | None:
         self._drain(self._socket)
         self._socket.send(batch.encode())
-        refusal = ""
+        refusal: _Refusal | None = None
         answered = 0
         while answered < len(batch):
             for message in messages(self._wait(self._socket)):
@@ -192,10 +241,12 @@ class FirewallKernel:
                     continue
                 answer = parse_error(message)
                 if not message.sequence or answer.errno in (errno.ENOBUFS, errno.ENOMEM):
-                    return refusal or os.strerror(answer.errno)
+                    return refusal or _Refusal(os.strerror(answer.errno))
                 answered += 1
-                if answer.errno and not refusal:
-                    refusal = f"{os.strerror(answer.errno)}{f' ({answer.text})' if answer.text else ''}"
+                if answer.errno and refusal is None:
+                    chain = batch.about(message.sequence) if answer.errno in _NEVER else ""
+                    said = f" ({answer.text})" if answer.text else ""
+                    refusal = _Refusal(f"{os.strerror(answer.errno)}{said}", chain)
         return refusal
 
     def _wait(self, opened: NetlinkSocket) -> bytes:

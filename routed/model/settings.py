@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from routed.errors import ConfigError
-from routed.model.fields import Fields, as_choice, as_text, field_path
+from routed.model.fields import Fields, as_choice, as_text, field_path, shown
 from routed.model.head import Head, Kind, kind_shape
 from routed.model.policies import PortRange, as_port, as_protocol
 from routed.model.resources import DEFAULT_ROUTE_PRIORITY, Cidr, ProgramClusterRoutes, Resource
@@ -184,16 +184,27 @@ def _parse_cluster_information(head: Head) -> ClusterInformation:
     )
 
 
+def _parse_interface_prefix(spec: Fields) -> tuple[str, ...] | None:
+    text = spec.text("interfacePrefix")
+    prefixes = tuple(part.strip() for part in text.split(",") if part.strip())
+    for prefix in prefixes:
+        if len(prefix.encode(errors="replace")) > 14 or not prefix.isprintable() or "/" in prefix:
+            raise spec.error(
+                "interfacePrefix",
+                f"must be what names of interfaces begin with, of at most 14 octets, not {shown(prefix)}",
+            )
+    return prefixes or None
+
+
 def _parse_felix(head: Head) -> FelixConfiguration:
     spec = head.spec
-    prefixes = spec.text("interfacePrefix")
     ports = spec.values.get("natPortRange")
     nat_ports = as_port(ports, spec.at("natPortRange")) if ports not in (None, "") else None
     if nat_ports is not None and not isinstance(nat_ports, PortRange):
         raise spec.error("natPortRange", 'must be ports as "32768:65535"')
     return FelixConfiguration(
         **head.common,
-        interface_prefix=tuple(part.strip() for part in prefixes.split(",") if part.strip()) if prefixes else None,
+        interface_prefix=_parse_interface_prefix(spec),
         default_endpoint_to_host_action=_folded(spec, "defaultEndpointToHostAction"),
         failsafe_inbound=_parse_failsafe(spec, "failsafeInboundHostPorts"),
         failsafe_outbound=_parse_failsafe(spec, "failsafeOutboundHostPorts"),

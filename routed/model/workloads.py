@@ -26,6 +26,7 @@ NAME_SEGMENTS: Mapping[str, tuple[str, ...]] = {
 }
 _OTHER_SEGMENTS = ("node", "orchestrator", "workload", "endpoint")
 _INTERFACE = re.compile(r"[^/\s]{1,15}")
+_INTERFACE_OCTETS = 15
 _QOS = (
     "ingressBandwidth", "egressBandwidth", "ingressBurst", "egressBurst", "ingressPeakrate", "egressPeakrate",
     "ingressMinburst", "egressMinburst", "ingressPacketRate", "egressPacketRate", "ingressPacketBurst",
@@ -115,8 +116,8 @@ def _parse_workload_endpoint(head: Head) -> WorkloadEndpoint:
             raise ConfigError(path, f"must be one address, not {shown(value)}")
     qos = spec.object("qosControls")
     interface = spec.text("interfaceName")
-    if interface and not _INTERFACE.fullmatch(interface):
-        raise spec.error("interfaceName", f"must be an interface name of at most 15 characters, not {shown(interface)}")
+    if interface and not _is_interface(interface):
+        raise spec.error("interfaceName", f"must be an interface name of at most 15 octets, not {shown(interface)}")
     return WorkloadEndpoint(
         **head.common,
         orchestrator=orchestrator,
@@ -141,6 +142,10 @@ def _parse_workload_endpoint(head: Head) -> WorkloadEndpoint:
         if qos is None
         else {name: qos.integer(name, 0, 1 << 63) or 0 for name in _QOS if qos.has(name)},
     )
+
+
+def _is_interface(name: str) -> bool:
+    return _INTERFACE.fullmatch(name) is not None and len(name.encode(errors="replace")) <= _INTERFACE_OCTETS
 
 
 def _parse_nat(entry: Fields) -> IPNAT:
@@ -175,8 +180,10 @@ def _parse_host_endpoint(head: Head) -> HostEndpoint:
     spec = head.spec
     interface = spec.text("interfaceName")
     expected = tuple(as_address(as_text(value, path), path) for path, value in spec.array("expectedIPs"))
-    if interface and not _INTERFACE.fullmatch(interface):
-        raise spec.error("interfaceName", f'must be "*" or an interface name, not {shown(interface)}')
+    if interface and not _is_interface(interface):
+        raise spec.error(
+            "interfaceName", f'must be "*" or an interface name of at most 15 octets, not {shown(interface)}'
+        )
     if not interface and not expected:
         raise spec.error("interfaceName", "is required where there are no expectedIPs")
     return HostEndpoint(

@@ -45,6 +45,12 @@ def text(value: str) -> bytes:
     return value.encode() + b"\x00"
 
 
+def cut(words: str, octets: int) -> str:
+    """As much of a text as fits, in whole characters; what would spoil a line of a log stands as a question mark."""
+    plain = "".join(each if each.isprintable() else "?" for each in words)
+    return plain.encode(errors="replace")[:octets].decode(errors="ignore")
+
+
 def nested(kind: int, *values: bytes) -> bytes:
     return attribute(kind | _NESTED, b"".join(values))
 
@@ -231,11 +237,11 @@ def named_counter(name: str) -> bytes:
 
 
 def log(group: int, prefix: str, snaplen: int = 0) -> bytes:
-    """To NFLOG `group`, with a prefix of at most 127 octets."""
+    """To NFLOG `group`, with a prefix, of which 127 octets are kept."""
     return _expression(
         "log",
         attribute(1, struct.pack(">H", group)),
-        attribute(2, text(prefix)),
+        attribute(2, text(cut(prefix, 127))),
         attribute(3, u32(snaplen)) if snaplen else b"",
     )
 

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from routed.netlink.messages import HEADER_LENGTH, Message, attribute, attributes, request
-from routed.netlink.nft_expressions import NFPROTO_INET, Verdict, data_value, data_verdict, nested, text, u32
+from routed.netlink.nft_expressions import NFPROTO_INET, Verdict, cut, data_value, data_verdict, nested, text, u32
 from routed.netlink.numbers import NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL
 
 NETLINK_NETFILTER = 12
@@ -132,9 +132,16 @@ class Batch:
         self._generation = generation
         self.is_rebuild = False
         """It replaces the whole table."""
+        self.subject = ""
+        """What messages are about from here on, for who must find one that is refused."""
+        self._subjects: list[str] = []
 
     def __len__(self) -> int:
         return self._sequence
+
+    def about(self, sequence: int) -> str:
+        """The subject of a message."""
+        return self._subjects[sequence - 1] if 0 < sequence <= len(self._subjects) else ""
 
     def encode(self) -> bytes:
         """The whole batch, to be sent by one call. The end is acknowledged, so that silence never means success."""
@@ -144,9 +151,9 @@ class Batch:
 
     # ---- tables
 
-    def add_table(self, comment: str = "") -> int:
-        """Make the table; where it exists, nothing."""
-        return self._add(_NEWTABLE, NLM_F_CREATE, self._name(1), attribute(6, _comment(comment)) if comment else b"")
+    def add_table(self, words: str = "") -> int:
+        """Make the table, with a comment; where it exists, nothing."""
+        return self._add(_NEWTABLE, NLM_F_CREATE, self._name(1), attribute(6, _comment(words)) if words else b"")
 
     def delete_table(self) -> int:
         """With everything in it. ENOENT where there is none."""
@@ -177,15 +184,15 @@ class Batch:
 
     # ---- rules
 
-    def add_rule(self, chain: str, expressions: bytes, comment: str = "") -> int:
-        """Append a rule."""
+    def add_rule(self, chain: str, expressions: bytes, words: str = "") -> int:
+        """Append a rule, with a comment."""
         return self._add(
             _NEWRULE,
             NLM_F_CREATE | NLM_F_APPEND,
             self._name(1),
             attribute(2, text(chain)),
             nested(4, expressions),
-            attribute(7, _comment(comment)) if comment else b"",
+            attribute(7, _comment(words)) if words else b"",
         )
 
     def flush_chain(self, chain: str) -> int:
@@ -267,6 +274,7 @@ class Batch:
     def _add(self, kind: int, flags: int, *parts: bytes) -> int:
         self._sequence += 1
         body = _HEADER.pack(NFPROTO_INET, 0, 0) + b"".join(parts)
+        self._subjects.append(self.subject)
         self._messages.append(request(_SUBSYSTEM | kind, flags | NLM_F_ACK, self._sequence, body))
         return self._sequence
 
@@ -281,9 +289,14 @@ def _encode_element(element: Element) -> bytes:
     return first + nested(1, attribute(3, u32(1)), nested(1, data_value(element.end)))  # NFT_SET_ELEM_INTERVAL_END
 
 
+def comment(words: str) -> str:
+    """What a comment keeps of a text."""
+    return cut(words, 127)
+
+
 def _comment(words: str) -> bytes:
-    """User data as nft keeps a comment: u8 type 0, u8 length, text with its NUL; at most 127 octets of text."""
-    value = words.encode()[:127] + b"\x00"
+    """User data as nft keeps a comment: u8 type 0, u8 length, text with its NUL."""
+    value = comment(words).encode() + b"\x00"
     return bytes((0, len(value))) + value
 
 

@@ -59,6 +59,7 @@ from routed.policy.index import LabelIndex
 from routed.policy.members import Difference, Members, Networks
 from routed.policy.rules import (
     FixedNetworks,
+    FixedPorts,
     SelectedAddresses,
     SelectedPorts,
     ServiceEndpoints,
@@ -108,6 +109,11 @@ class _Set:
     told: bool = False
     """The kernel has heard of it."""
     difference: Difference = field(default_factory=Difference)
+
+    @property
+    def in_kernel(self) -> frozenset[bytes]:
+        """The members the kernel has heard of."""
+        return (self.members.shown - self.difference.added) | self.difference.removed
 
 
 class PolicyEngine:
@@ -573,6 +579,8 @@ class PolicyEngine:
         source = of.source
         if isinstance(source, FixedNetworks):
             yield from source.prefixes
+        elif isinstance(source, FixedPorts):
+            yield from (low.to_bytes(2, "big") + high.to_bytes(2, "big") for low, high in source.ranges)
         elif isinstance(source, ServiceEndpoints):
             yield from self._service_members(source, of.family)
         else:
@@ -653,6 +661,7 @@ class PolicyEngine:
     def _changed_sets(self) -> Iterator[SetUpdate]:
         dirty, self._dirty_sets = self._dirty_sets, set()
         gone, self._gone_sets = self._gone_sets, []
+        held = {each.spec.name: each for each in gone if each.told}
         for key in sorted(dirty, key=lambda key: self._sets[key].spec.name if key in self._sets else ""):
             each = self._sets.get(key)
             if each is None:
@@ -660,13 +669,17 @@ class PolicyEngine:
             difference, each.difference = each.difference, Difference()
             if not each.told:
                 each.told = True
-                yield SetUpdate(each.spec, each.members.shown)
-            elif difference:
+                before = held.pop(each.spec.name, None)
+                if before is None:
+                    yield SetUpdate(each.spec, each.members.shown)
+                    continue
+                # given up and needed again: what the kernel has of it is not all new
+                there, wanted = before.in_kernel, each.members.shown
+                difference = Difference(set(wanted - there), set(there - wanted))
+            if difference:
                 yield SetUpdate(each.spec, frozenset(difference.added), frozenset(difference.removed))
-        here = {found.spec.name for each in gone if (found := self._sets.get((each.source, each.family))) is not None}
-        for each in gone:
-            if each.told and each.spec.name not in here:
-                yield SetUpdate(each.spec, gone=True)
+        for each in held.values():
+            yield SetUpdate(each.spec, gone=True)
 
     # ---- services
 
@@ -770,7 +783,7 @@ def _given(of: _Set, contribution: _Contribution) -> Iterator[bytes]:
                 yield prefix[1:]
         elif isinstance(source, SelectedPorts) and prefix[0] == family.max_length:
             for port in contribution.ports:
-                if (port.name, port.protocol) == (source.port, source.protocol):
+                if port.name in source.ports and port.protocol == source.protocol:
                     yield prefix[1:] + bytes((port.protocol,)) + port.port.to_bytes(2, "big")
 
 

@@ -300,8 +300,9 @@ class FirewallModel:
 
     def _side(self, side: Side, packet: Packet, address: bytes, port: int) -> bool:
         def in_ports(ranges: tuple[tuple[int, int], ...], sets: tuple[str, ...]) -> bool:
-            key = address + bytes([packet.protocol]) + port.to_bytes(2, "big")
-            return any(low <= port <= high for low, high in ranges) or any(key in self.sets[name][1] for name in sets)
+            return any(low <= port <= high for low, high in ranges) or any(
+                self._has(name, packet, address, port) for name in sets
+            )
 
         return (
             all(self._contains(name, address) for name in side.sets)
@@ -309,6 +310,13 @@ class FirewallModel:
             and (not (side.ports or side.port_sets) or in_ports(side.ports, side.port_sets))
             and not in_ports(side.not_ports, side.not_port_sets)
         )
+
+    def _has(self, name: str, packet: Packet, address: bytes, port: int) -> bool:
+        spec, members = self.sets[name]
+        number = port.to_bytes(2, "big")
+        if spec.kind is SetKind.RANGES:
+            return any(member[:2] <= number <= member[2:] for member in members)
+        return address + bytes([packet.protocol]) + number in members
 
     def _contains(self, name: str, address: bytes) -> bool:
         spec, members = self.sets[name]

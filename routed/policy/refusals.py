@@ -67,9 +67,11 @@ def read_refusal(text: str, reason: str) -> Refusal | None:
     scope: JsonObject = {field: spec[field] for field in fields if field in spec}
     if not isinstance(scope.get("tier"), str):
         scope.pop("tier", None)  # when it is asked matters no more
+    # whatever is wrong with the name, it says nothing of what it is for
+    metadata = {"name": "unreadable", "namespace": key.namespace}
     types = "policyTypes" if fields is _KUBERNETES_SCOPE else "types"
     for tried, sure in ((scope, True), ({field: value for field, value in scope.items() if field != types}, False)):
-        read = _read({**manifest, "metadata": {"name": name, "namespace": key.namespace}, "spec": {**tried, **rules}})
+        read = _read({**manifest, "metadata": metadata, "spec": {**tried, **rules}})
         if read is not None:
             return Refusal(key, reason, subjects(read), read.types if sure else frozenset())
     return Refusal(key, reason, None, frozenset())

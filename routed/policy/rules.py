@@ -22,6 +22,8 @@ from routed.policy.scope import peers, strangers
 
 _ICMP, _ICMPV6 = 1, 58
 _FAMILY = {4: Family.IPV4_UNICAST, 6: Family.IPV6_UNICAST}
+_FEW = 8
+"""Ranges of ports in a rule; the kernel's rules are of a bounded length, and grow with the product of the two sides'."""
 _ACTIONS = {
     RuleAction.ALLOW: Action.ALLOW,
     RuleAction.DENY: Action.DENY,
@@ -39,10 +41,10 @@ class SelectedAddresses:
 
 @dataclass(frozen=True, slots=True)
 class SelectedPorts:
-    """Addresses of what a selector selects, each with the number its endpoint gives a port's name."""
+    """Addresses of what a selector selects, each with the numbers its endpoint gives these names of ports."""
 
     selector: Selector
-    port: str
+    ports: tuple[str, ...]
     protocol: int
 
 
@@ -54,6 +56,13 @@ class FixedNetworks:
 
 
 @dataclass(frozen=True, slots=True)
+class FixedPorts:
+    """Numbers of ports as they stand in a rule: first and last of ranges that do not meet, in order."""
+
+    ranges: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceEndpoints:
     """Addresses of a Kubernetes Service's endpoints, alone or each with the Service's protocols and ports."""
 
@@ -62,7 +71,7 @@ class ServiceEndpoints:
     with_ports: bool
 
 
-Source: TypeAlias = SelectedAddresses | SelectedPorts | FixedNetworks | ServiceEndpoints
+Source: TypeAlias = SelectedAddresses | SelectedPorts | FixedNetworks | FixedPorts | ServiceEndpoints
 """Where the members of a set come from."""
 
 
@@ -127,6 +136,7 @@ def _needs_family(entity: EntityRule) -> bool:
         or entity.service is not None
         or peers(entity, "") is not None
         or any(isinstance(port, NamedPort) for port in (*entity.ports, *entity.not_ports))
+        or any(len(_ranges(ports)) > _FEW for ports in (entity.ports, entity.not_ports))
     )
 
 
@@ -136,7 +146,14 @@ def _side(entity: EntityRule) -> Side:
 
 
 def _ranges(ports: tuple[PortRange | NamedPort, ...]) -> tuple[tuple[int, int], ...]:
-    return tuple((port.low, port.high) for port in ports if isinstance(port, PortRange))
+    """The numbers in the fewest ranges, in order."""
+    found: list[tuple[int, int]] = []
+    for low, high in sorted((port.low, port.high) for port in ports if isinstance(port, PortRange)):
+        if found and low <= found[-1][1] + 1:
+            found[-1] = (found[-1][0], max(high, found[-1][1]))
+        else:
+            found.append((low, high))
+    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +172,8 @@ class _Compiler:
         entity = self.entity
         sets: list[str] = []
         not_sets: list[str] = []
-        port_sets = [*self._named(entity.ports)]
+        ports, port_sets = self._ports(entity.ports)
+        not_ports, not_port_sets = self._ports(entity.not_ports)
         selector = peers(entity, self.namespace)
         if selector is not None:
             sets.append(self.name(SelectedAddresses(selector), self.family))
@@ -179,17 +197,23 @@ class _Compiler:
         return Side(
             sets=tuple(sets),
             not_sets=tuple(not_sets),
-            ports=_ranges(entity.ports),
+            ports=ports,
             port_sets=tuple(port_sets),
-            not_ports=_ranges(entity.not_ports),
-            not_port_sets=tuple(self._named(entity.not_ports)),
+            not_ports=not_ports,
+            not_port_sets=tuple(not_port_sets),
         )
 
-    def _named(self, ports: tuple[PortRange | NamedPort, ...]) -> Iterator[str]:
-        selector = peers(self.entity, self.namespace) or All()
-        for port in ports:
-            if isinstance(port, NamedPort) and self.protocol is not None:
-                yield self.name(SelectedPorts(selector, port.name, self.protocol), self.family)
+    def _ports(self, ports: tuple[PortRange | NamedPort, ...]) -> tuple[tuple[tuple[int, int], ...], list[str]]:
+        """Numbers, and sets: of names, and of numbers where there are many."""
+        sets: list[str] = []
+        names = tuple(sorted({port.name for port in ports if isinstance(port, NamedPort)}))
+        if names and self.protocol is not None:
+            selector = peers(self.entity, self.namespace) or All()
+            sets.append(self.name(SelectedPorts(selector, names, self.protocol), self.family))
+        ranges = _ranges(ports)
+        if len(ranges) <= _FEW:
+            return ranges, sets
+        return (), [*sets, self.name(FixedPorts(ranges), self.family)]
 
     def _own(self, nets: tuple[Cidr, ...]) -> tuple[bytes, ...]:
         return tuple(sorted({net.prefix for net in nets if net.family is self.family}))
@@ -204,5 +228,7 @@ def kind_of(source: Source, *, networks: bool) -> SetKind:
             return SetKind.PORTS if with_ports else SetKind.HOSTS
         case FixedNetworks():
             return SetKind.NETS
+        case FixedPorts():
+            return SetKind.RANGES
         case SelectedAddresses():
             return SetKind.NETS if networks else SetKind.HOSTS

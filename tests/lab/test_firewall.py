@@ -65,6 +65,7 @@ class Site:
     hosts: dict[str, Namespace]
     """By the node's interface that leads there."""
     model: FirewallModel
+    firewall: Firewall
     kernel: FirewallKernel
     runner: asyncio.Runner
     problems: list[str]
@@ -114,14 +115,15 @@ def site() -> Iterator[Site]:
     node.address("eth0", "192.0.2.1/24", "2001:db8::1/64")
     problems: list[str] = []
     runner = asyncio.Runner()
-    kernel = FirewallKernel(Firewall(), problems.append)
+    firewall = Firewall()
+    kernel = FirewallKernel(firewall, problems.append)
 
     async def start() -> None:
         kernel.start()
 
     with node.entered():
         runner.run(start())
-    made = Site(lab, node, hosts, FirewallModel(), kernel, runner, problems)
+    made = Site(lab, node, hosts, FirewallModel(), firewall, kernel, runner, problems)
     yield made
     made.close()
 
@@ -275,8 +277,9 @@ def random_rule(rng: random.Random, sets: list[SetSpec]) -> Rule:
             names: list[str] = []
             ports_of: list[str] = []
         else:
-            names = [each.name for each in sets if each.family is family and each.kind is not SetKind.PORTS]
-            ports_of = [each.name for each in sets if each.family is family and each.kind is SetKind.PORTS]
+            of_ports = (SetKind.PORTS, SetKind.RANGES)
+            names = [each.name for each in sets if each.family is family and each.kind not in of_ports]
+            ports_of = [each.name for each in sets if each.family is family and each.kind in of_ports]
 
         def some(of: list[str], chance: float) -> tuple[str, ...]:
             return tuple(rng.sample(of, 1)) if of and rng.random() < chance else ()
@@ -305,6 +308,9 @@ def random_members(rng: random.Random, spec: SetSpec) -> frozenset[bytes]:
         return frozenset(
             address + bytes([UDP]) + rng.choice(PORTS).to_bytes(2, "big") for address in rng.sample(addresses, 2)
         )
+    if spec.kind is SetKind.RANGES:
+        ranges = rng.sample([(80, 80), (81, 443), (1024, 30000), (30001, 65535)], 2)
+        return frozenset(low.to_bytes(2, "big") + high.to_bytes(2, "big") for low, high in ranges)
     nets = {
         V4: ("10.65.0.0/24", "10.65.0.2/32", "192.0.2.0/25", "192.0.2.128/25", "0.0.0.0/0", "128.0.0.0/1"),
         V6: ("fd00:65::/32", "fd00:65::2/128", "2001:db8::/48", "::/0", "8000::/1"),
@@ -462,6 +468,68 @@ def test_addresses_of_pools_are_translated_only_outside(site: Site):
             ):
                 sender.sendto(b"x", (destination, 80))
             assert listener.recvfrom(64)[1][0] == expected
+
+
+LONG = Side(not_ports=tuple((port, port) for port in range(1, 300, 2)))
+"""More than fits into a rule of the kernel's."""
+
+
+def test_what_the_kernel_never_takes_is_closed_alone(site: Site):
+    """One policy's rules are refused: it closes what it is for, and all others come into force, now and later."""
+    bad = Chain("bad", (Rule(Action.ALLOW, protocol=UDP, destination=LONG, origin="bad"),), "NetworkPolicy red/bad")
+    asked = {name: Walk((TierWalk("default", (name,), Action.DENY),)) for name in ("bad", "allow")}
+    endpoints = tuple(
+        EndpointUpdate(interface, Place.WORKLOAD, EndpointPolicy(interface, Place.WORKLOAD, asked[name], None))
+        for interface, name in (("calia", "bad"), ("calib", "allow"))
+    )
+    site.apply(PolicyBatch(chains=(ChainUpdate("bad", bad), ChainUpdate("allow", ALLOW)), endpoints=endpoints))
+    (problem,) = site.problems
+    assert "NetworkPolicy red/bad" in problem and "closed" in problem
+    packets = probes(random.Random(7))
+    assert volley(site, packets) == {number for number, each in enumerate(packets) if each.outgoing != "calia"}
+    deny = Chain("allow", (Rule(Action.DENY, origin="deny"),))
+    site.apply(PolicyBatch(chains=(ChainUpdate("allow", deny),)))
+    packets = probes(random.Random(8))
+    assert volley(site, packets) == {number for number, each in enumerate(packets) if each.outgoing == "eth0"}
+    assert len(site.problems) == 1
+    site.apply(PolicyBatch(chains=(ChainUpdate("bad", Chain("bad", ALLOW.rules)),)))
+    assert site.problems[-1] == ""
+    assert agree(site, probes(random.Random(9))) == []
+
+
+def test_where_there_are_no_rules_and_none_are_taken_pods_are_cut_off(site: Site):
+    walk = Walk((TierWalk("default", ("never_made",), Action.DENY),))
+
+    async def wrong() -> None:
+        site.kernel.apply(PolicyBatch(endpoints=everywhere(walk)))
+        async with asyncio.timeout(10):
+            while not site.problems:
+                await asyncio.sleep(0.01)
+
+    site.run(wrong())
+    assert "as there are none no new connection from or to a pod passes" in site.problems[0]
+    assert volley(site, probes(random.Random(3))) == set()
+    site.apply(PolicyBatch(chains=(ChainUpdate("never_made", Chain("never_made", ALLOW.rules)),)))
+    assert len(volley(site, packets := probes(random.Random(4)))) == len(packets)
+    assert site.problems[-1] == ""
+
+
+def test_names_longer_than_the_kernel_keeps(site: Site):
+    """Words of any script and length, in a log's prefix and in comments, and the rules are told by them."""
+    name = "NetworkPolicy red/" + "ж\n" * 150
+    rule = Rule(Action.DENY, protocol=UDP, origin=f"{name} ingress 1")
+    walk = Walk((TierWalk("語" * 100, ("named",), Action.DENY),))
+    site.apply(
+        PolicyBatch(
+            chains=(ChainUpdate("named", Chain("named", (rule, Rule(Action.LOG, origin=name)), name)),),
+            endpoints=everywhere(walk),
+            host=HostRules(log_group=7, log_denied=True),
+        )
+    )
+    assert site.problems == []
+    chain, comments = site.firewall.rules_of("named")
+    assert [each.comment for each in site.run(site.kernel.rules()) if each.chain == chain] == comments
+    assert all(each.startswith("NetworkPolicy red/ж?ж?") for each in comments)
 
 
 def test_the_kernel_answers_for_what_it_refuses(site: Site):

@@ -288,6 +288,29 @@ CASES = [
         "web>api TCP/443, web>api UDP/81",
     ),
     Case(
+        "hundreds of ports and of excepted ones, on both sides",
+        (
+            ingress(
+                "many",
+                rule(
+                    "Allow",
+                    "TCP",
+                    source={"notPorts": list(range(1, 9000, 100))},
+                    destination={"notPorts": [*range(1, 600, 2), "http"]},
+                ),
+                rule(
+                    "Allow",
+                    "UDP",
+                    source={"ports": ["9000:65535", *range(1, 90, 2)]},
+                    **destination(ports=list(range(1, 600, 2))),
+                ),
+                rule("Allow", "SCTP", **destination(ports=[*range(100, 600, 2), "1000:65535", "80", "dns"])),
+            ),
+        ),
+        "web>api SCTP/80, web>api UDP/81",
+        "web>api TCP/81, web>api TCP/80, web>api UDP/80, web>api SCTP/81",
+    ),
+    Case(
         "every port but some",
         (ingress("ports", rule("Allow", "TCP", **destination(ports=["1:100"], notPorts=[81, "90:443"]))),),
         "web>api TCP/80",

@@ -79,7 +79,8 @@ NETS = (
     "::/0",
 )
 PORT_NAMES = ("web", "dns")
-RULE_PORTS = st.lists(
+MANY_PORTS = [*range(1, 60, 2), 81, 443, "8000:65535", "web"]
+RULE_PORTS = st.just(MANY_PORTS) | st.lists(
     st.sampled_from([*PORTS, "80:81", "1024:65535", "1:1023", "443", *PORT_NAMES]), min_size=1, max_size=3, unique=True
 )
 SOME_NETS = st.lists(st.sampled_from(NETS), min_size=1, max_size=3, unique=True)

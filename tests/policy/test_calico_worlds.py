@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ from tests.policy.calico_specification import Cluster, Probe, admitted, holds
 from tests.policy.calico_worlds import FAILSAFE_IN, FAILSAFE_OUT, LABELS, NODES, PODS, PROBES, SELECTORS, clusters
 from tests.policy.nodes import UPLINK, Nodes, twin
 
+POLICIES = ("NetworkPolicy", "GlobalNetworkPolicy")
 HOST = HostRules(
     failsafe_in=tuple(Failsafe(*each) for each in FAILSAFE_IN),
     failsafe_out=tuple(Failsafe(*each) for each in FAILSAFE_OUT),
@@ -58,12 +60,22 @@ def resources(cluster: Cluster) -> list[Resource]:
     return [parse_manifest(dict(each)) for each in cluster.resources]
 
 
+def renamed(policies: Cluster, others: Cluster) -> Cluster:
+    """The policies of one cluster under other names, with all the rest of another."""
+    kept = [each for each in others.resources if each not in others.of(*POLICIES)]
+    moved = [
+        {**each, "metadata": {**each["metadata"], "name": f"{each['metadata']['name']}-2"}}
+        for each in policies.of(*POLICIES)
+    ]
+    return replace(others, resources=[*kept, *moved])
+
+
 def test_any_clusters_one_after_the_other():
     """What is enforced after any changes is what Calico's documents say of the last state."""
     verdicts: Counter[bool] = Counter()
 
     @settings(
-        max_examples=150,
+        max_examples=80,
         deadline=None,
         report_multiple_bugs=False,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
@@ -71,8 +83,11 @@ def test_any_clusters_one_after_the_other():
     @given(
         st.lists(clusters(interface_of), min_size=1, max_size=2),
         st.lists(PROBES, min_size=20, max_size=30),
+        st.booleans(),
     )
-    def any_clusters(steps: list[Cluster], tried: list[Probe]):
+    def any_clusters(steps: list[Cluster], tried: list[Probe], rename: bool):
+        if rename:
+            steps.append(renamed(steps[0], steps[-1]))
         nodes = Nodes(NODES)
         for firewall in nodes.firewalls.values():
             firewall.apply(PolicyBatch(host=HOST))

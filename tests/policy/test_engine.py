@@ -195,3 +195,26 @@ def test_behind_a_profile_that_is_not_there_none_is_asked():
     for profiles, admits in ((("kns.red", "lacking"), True), (("lacking", "kns.red"), False), ((), False)):
         nodes.apply([replace(endpoint, profiles=profiles), profile("red", {})])
         assert nodes.judge(probe).admitted is admits
+
+
+def test_a_set_that_is_needed_again_in_the_turn_it_was_given_up_keeps_nothing_it_lost():
+    """A policy's name changes, and who it lets in, at once."""
+
+    def step(name: str, good: str) -> tuple[World, tuple[Endpoint, ...]]:
+        peer = {"podSelector": {"matchLabels": {"role": "good"}}}
+        spec = {"podSelector": {"matchLabels": {"role": "server"}}, "ingress": [{"from": [peer]}]}
+        pods = tuple(
+            Endpoint("pod", pod, "red", {"role": role}, "n1", (f"10.0.1.{number}",))
+            for number, (pod, role) in enumerate(
+                [("a", "server"), *((pod, "good" if pod in good else "bad") for pod in "bcd")], 1
+            )
+        )
+        manifest = {"kind": "NetworkPolicy", "metadata": {"name": name, "namespace": "red"}, "spec": spec}
+        return World([{"apiVersion": "networking.k8s.io/v1", **manifest}], {"red": {}}), pods
+
+    nodes = Nodes(["n1"])
+    for name, good in (("one", "bc"), ("two", "bd"), ("three", "c")):
+        world, pods = step(name, good)
+        nodes.become(world, pods)
+        admits = {pod.name for pod in pods[1:] if nodes.judge(Connection(pod, pods[0], "TCP", 80)).admitted}
+        assert admits == set(good)

@@ -171,6 +171,8 @@ BOTH = frozenset(PolicyType)
         (calico({"selector": "has(x)", "ingress": BROKEN}, "GlobalNetworkPolicy"), "has(x)", {PolicyType.INGRESS}),
         (json.dumps({**RAW, "spec": {**RAW["spec"], "egress": [{"to": 7}]}}), "app == 'web'", BOTH),  # type: ignore[dict-item]
         (json.dumps({**RAW, "spec": {"podSelector": 7}}), None, set()),
+        (json.dumps({**RAW, "metadata": {"name": 'a"; flush ruleset #', "namespace": "red"}}), "app == 'web'", {PolicyType.INGRESS}),
+        (calico({"selector": "app == 'a'", "types": ["Egress"]}).replace('"p"', '"' + "ж" * 110 + '"'), "app == 'a'", {PolicyType.EGRESS}),
     ],
 )  # fmt: skip
 def test_what_is_left_of_a_broken_policy(text: str, selector: str | None, types: set[PolicyType]):
