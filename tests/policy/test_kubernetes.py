@@ -150,13 +150,14 @@ def test_only_the_last_state_counts(changes: list[tuple[Resource, bool]]):
 # ---- what cannot be read
 
 
-def calico(spec: Any, kind: str = "NetworkPolicy") -> str:
-    metadata = {"name": "p", **({"namespace": "red"} if kind == "NetworkPolicy" else {})}
+def calico(spec: Any, kind: str = "NetworkPolicy", name: str = "p") -> str:
+    metadata = {"name": name, **({"namespace": "red"} if kind == "NetworkPolicy" else {})}
     return json.dumps({"apiVersion": "projectcalico.org/v3", "kind": kind, "metadata": metadata, "spec": spec})
 
 
 BROKEN = [{"action": "Allow", "source": {"nets": ["10.0.0.0/40"]}}]
 BOTH = frozenset(PolicyType)
+BAD_NAME = {"name": 'a"; flush ruleset #', "namespace": "red"}
 
 
 @pytest.mark.parametrize(
@@ -171,8 +172,8 @@ BOTH = frozenset(PolicyType)
         (calico({"selector": "has(x)", "ingress": BROKEN}, "GlobalNetworkPolicy"), "has(x)", {PolicyType.INGRESS}),
         (json.dumps({**RAW, "spec": {**RAW["spec"], "egress": [{"to": 7}]}}), "app == 'web'", BOTH),  # type: ignore[dict-item]
         (json.dumps({**RAW, "spec": {"podSelector": 7}}), None, set()),
-        (json.dumps({**RAW, "metadata": {"name": 'a"; flush ruleset #', "namespace": "red"}}), "app == 'web'", {PolicyType.INGRESS}),
-        (calico({"selector": "app == 'a'", "types": ["Egress"]}).replace('"p"', '"' + "ж" * 110 + '"'), "app == 'a'", {PolicyType.EGRESS}),
+        (json.dumps({**RAW, "metadata": BAD_NAME}), "app == 'web'", {PolicyType.INGRESS}),
+        (calico({"selector": "app == 'a'", "types": ["Egress"]}, name="ж" * 110), "app == 'a'", {PolicyType.EGRESS}),
     ],
 )  # fmt: skip
 def test_what_is_left_of_a_broken_policy(text: str, selector: str | None, types: set[PolicyType]):
