@@ -226,11 +226,33 @@ def block_holding(pool: IPPool, address: bytes) -> Cidr:
 
 
 def search_order(pool: IPPool, node: str) -> Iterator[Cidr]:
-    """A pool's blocks as a node looks for one: from a place that follows from its name, so that nodes rarely meet."""
+    """A pool's blocks as a node looks for a free one: from a place that follows from its name, so that nodes rarely meet.
+
+    There are 2^64 and more in a pool of IPv6: not to be walked for those that exist, see `in_search_order`.
+    """
     count = block_count(pool)
-    start = _fnv32(node.encode()) % count
+    start = _search_start(pool, node)
     for number in range(count):
         yield block_at(pool, (start + number) % count)
+
+
+def in_search_order(pool: IPPool, node: str, blocks: Iterable[Cidr]) -> list[Cidr]:
+    """Those of `blocks` that are a pool's, in the order `search_order` comes to them."""
+    family, count, start = pool.cidr.family, block_count(pool), _search_start(pool, node)
+    first = int.from_bytes(prefix_address(family, pool.cidr.prefix), "big")
+    shift = family.max_length - pool.block_size
+
+    def place(block: Cidr) -> int:
+        number = int.from_bytes(prefix_address(family, block.prefix), "big") - first >> shift
+        return (number - start) % count
+
+    return sorted(
+        (each for each in blocks if each.family is family and covers(pool.cidr.prefix, each.prefix)), key=place
+    )
+
+
+def _search_start(pool: IPPool, node: str) -> int:
+    return _fnv32(node.encode()) % block_count(pool)
 
 
 def _fnv32(data: bytes) -> int:
@@ -433,11 +455,10 @@ def _borrow(
     }
     given: list[bytes] = []
     for pool in pools:
-        for cidr in search_order(pool, demand.node) if len(there) < block_count(pool) else sorted(there):
+        for cidr in in_search_order(pool, demand.node, there):
             if len(given) >= count:
                 return tuple(given)
-            block = there.get(cidr)
-            if block is None or not covers(pool.cidr.prefix, cidr.prefix) or not free_count(block, is_reserved):
+            if not free_count(there[cidr], is_reserved):
                 continue
             given += yield from _from_block(cluster, cidr, demand, count - len(given), is_reserved, clock, own=False)
     return tuple(given)
@@ -459,11 +480,8 @@ def _claim_next(pools: list[IPPool], node: str, clock: Clock) -> Procedure[Cidr 
             if cidr not in there and (yield from claim(cidr, node, clock)):
                 return cidr
     for pool in pools:
-        for cidr in search_order(pool, node):
-            found = there.get(cidr)
-            if found is None:
-                continue
-            block = _block(found)
+        for cidr in in_search_order(pool, node, there):
+            block = _block(there[cidr])
             host = block.host
             if (
                 host

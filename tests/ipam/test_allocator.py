@@ -16,9 +16,11 @@ from routed.ipam.allocator import (
     Demand,
     assign_addresses,
     assign_specific,
+    block_at,
     block_count,
     block_key,
     claim,
+    in_search_order,
     pool_of,
     release_addresses,
     release_affinity,
@@ -128,6 +130,28 @@ def test_a_full_pool_is_borrowed_from_and_strict_affinity_forbids_it():
             assert "no block is free in small" in site.reason and "strictAffinity" in site.reason
         site.check()
         assert {affinity.node for affinity in site.store.affinities} == {"n1"}
+
+
+def test_only_blocks_that_are_there_are_borrowed_from():
+    """A /48 of IPv6 has 2^74 blocks: nobody may walk them."""
+    wide = pool("wide", "fd00:244::/48", 122)
+    site = Site(wide, SMALL, config=IPAMConfig(name="default", auto_allocate_blocks=True))
+    site.assign(demand("n1", "a", family=V6))
+    site.assign(demand("n3", "of-another-family"))
+    site.cluster = replace(site.cluster, config=IPAMConfig(name="default", auto_allocate_blocks=False))
+    (borrowed,) = site.assign(demand("n2", "b", family=V6))
+    assert borrowed.startswith("fd00:244:") and len(site.store.blocks) == 2
+    site.check()
+
+
+@given(st.sets(st.integers(0, 63)), st.text("abc", min_size=1))
+def test_blocks_that_are_there_come_in_the_order_of_the_search(numbers: set[int], node: str):
+    there = {block_at(pool("p", "10.0.0.0/24", 30), number) for number in numbers}
+    elsewhere = {block_at(pool("other", "10.0.1.0/24", 30), 1), block_at(pool("six", "fd00::/64", 122), 1)}
+    small = pool("p", "10.0.0.0/24", 30)
+    assert in_search_order(small, node, there | elsewhere) == [
+        each for each in search_order(small, node) if each in there
+    ]
 
 
 def test_nothing_left_is_said():
