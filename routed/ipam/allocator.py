@@ -142,7 +142,7 @@ class Demand:
     family: Family
     count: int = 1
     pools: tuple[str, ...] = ()
-    """Names or CIDRs of pools; empty: those whose selectors fit."""
+    """Names or CIDRs of pools, in the order they are tried; empty: those whose selectors fit."""
     namespace: str = ""
     namespace_labels: Mapping[str, str] = field(default_factory=dict)
     use: AllowedUse = AllowedUse.WORKLOAD
@@ -183,11 +183,14 @@ def usable_pools(cluster: Cluster, demand: Demand) -> tuple[list[IPPool], str]:
         if not pool.disabled and pool.cidr.family is demand.family and demand.use in pool.allowed_uses
     ]
     if demand.pools:
-        asked = set(demand.pools)
-        chosen = [pool for pool in enabled if pool.name in asked or str(pool.cidr) in asked]
-        if not chosen:
-            return [], f"none of the pools asked for ({', '.join(sorted(asked))}) is an enabled one of this family"
-        return chosen, ""
+        asked: list[IPPool] = []
+        for name in demand.pools:
+            found = next((pool for pool in enabled if name in (pool.name, str(pool.cidr))), None)
+            if found is None:
+                return [], f"the pool asked for, {name}, is no enabled one of this family and for this use"
+            if found not in asked:
+                asked.append(found)
+        return asked, ""
     chosen = [
         pool
         for pool in enabled
@@ -225,15 +228,27 @@ def block_holding(pool: IPPool, address: bytes) -> Cidr:
     return Cidr(pool.cidr.family, make_prefix(address, pool.block_size))
 
 
-def search_order(pool: IPPool, node: str) -> Iterator[Cidr]:
+def search_order(pool: IPPool, node: str, reserved: Iterable[Cidr] = ()) -> Iterator[Cidr]:
     """A pool's blocks as a node looks for a free one: from a place that follows from its name, so that nodes rarely meet.
 
-    There are 2^64 and more in a pool of IPv6: not to be walked for those that exist, see `in_search_order`.
+    What is reserved as a whole is passed over in one step. There are 2^64 blocks and more in a pool of IPv6: not to be
+    walked for those that exist, see `in_search_order`.
     """
-    count = block_count(pool)
-    start = _search_start(pool, node)
-    for number in range(count):
-        yield block_at(pool, (start + number) % count)
+    family, count, start = pool.cidr.family, block_count(pool), _search_start(pool, node)
+    first = int.from_bytes(prefix_address(family, pool.cidr.prefix), "big")
+    inside = [each for each in reserved if each.family is family]
+    for number, end in ((start, count), (0, start)):
+        while number < end:
+            block = block_at(pool, number)
+            whole = next((each for each in inside if covers(each.prefix, block.prefix)), None)
+            if whole is None:
+                yield block
+                number += 1
+                continue
+            beyond = int.from_bytes(prefix_address(family, whole.prefix), "big") + (
+                1 << family.max_length - whole.prefix[0]
+            )
+            number = beyond - first >> family.max_length - pool.block_size
 
 
 def in_search_order(pool: IPPool, node: str, blocks: Iterable[Cidr]) -> list[Cidr]:
@@ -302,22 +317,22 @@ def assign_addresses(cluster: Cluster, demand: Demand, clock: Clock) -> Procedur
     given: list[bytes] = []
     reserved = _reservations(cluster)
     own = yield from _own_blocks(demand.node, demand.family)
-    usable = [cidr for cidr in own if any(covers(pool.cidr.prefix, cidr.prefix) for pool in pools)]
+    usable = [cidr for pool in pools for cidr in own if covers(pool.cidr.prefix, cidr.prefix)]
     for cidr in usable:
         if len(given) >= demand.count:
             break
         given += yield from _from_block(cluster, cidr, demand, demand.count - len(given), reserved, clock, own=True)
     limit = cluster.config.max_blocks_per_host or demand.maximum_blocks or DEFAULT_BLOCK_LIMIT
-    held = len(own)
+    held = len(usable)
     reason = ""
     while len(given) < demand.count:
         if not cluster.config.auto_allocate_blocks:
             reason = "the cluster's IPAM configuration forbids new blocks (autoAllocateBlocks)"
             break
         if held >= limit:
-            reason = f"node {demand.node} has {held} blocks, which is the limit"
+            reason = f"node {demand.node} has {held} blocks of {', '.join(pool.name for pool in pools)}, the limit"
             break
-        claimed = yield from _claim_next(pools, demand.node, clock)
+        claimed = yield from _claim_next(cluster, pools, demand.node, clock)
         if claimed is None:
             reason = f"no block is free in {', '.join(pool.name for pool in pools)}"
             break
@@ -378,6 +393,14 @@ def _reservations(cluster: Cluster) -> Callable[[bytes], bool]:
         return any(cidr.family is family and covers(cidr.prefix, host) for cidr in cluster.reserved)
 
     return is_reserved
+
+
+def _addresses(cidr: Cidr) -> Iterator[bytes]:
+    """All of a block, which has 4,096 at most."""
+    family = cidr.family
+    first = int.from_bytes(prefix_address(family, cidr.prefix), "big")
+    for number in range(1 << family.max_length - cidr.prefix[0]):
+        yield (first + number).to_bytes(family.address_length, "big")
 
 
 def _own_blocks(node: str, family: Family) -> Procedure[list[Cidr]]:
@@ -467,8 +490,12 @@ def _borrow(
 # ---- claiming blocks
 
 
-def _claim_next(pools: list[IPPool], node: str, clock: Clock) -> Procedure[Cidr | None]:
-    """A block for a node: one nobody has, or an empty one another node has held for a while."""
+def _claim_next(cluster: Cluster, pools: list[IPPool], node: str, clock: Clock) -> Procedure[Cidr | None]:
+    """A block for a node: one nobody has, or an empty one another node has held for a while.
+
+    Never one whose addresses are all reserved: it would give nothing, and the next call would take another.
+    """
+    is_reserved = _reservations(cluster)
     answer = yield List(IPAMBlock.kind)
     there = {
         found.value.cidr: found
@@ -476,12 +503,16 @@ def _claim_next(pools: list[IPPool], node: str, clock: Clock) -> Procedure[Cidr 
         if isinstance(found.value, IPAMBlock)
     }
     for pool in pools:
-        for cidr in search_order(pool, node):
-            if cidr not in there and (yield from claim(cidr, node, clock)):
+        for cidr in search_order(pool, node, cluster.reserved):
+            if cidr in there or all(map(is_reserved, _addresses(cidr))):
+                continue
+            if (yield from claim(cidr, node, clock)):
                 return cidr
     for pool in pools:
         for cidr in in_search_order(pool, node, there):
             block = _block(there[cidr])
+            if all(map(is_reserved, _addresses(cidr))):
+                continue
             host = block.host
             if (
                 host

@@ -144,6 +144,41 @@ def test_only_blocks_that_are_there_are_borrowed_from():
     site.check()
 
 
+def test_a_block_that_is_all_reserved_is_nobodys():
+    """It would give no address, and every call would claim one more."""
+    halves = (Cidr(*parse_prefix("10.0.0.0/31")), Cidr(*parse_prefix("10.0.0.2/31")))
+    site = Site(reserved=(Cidr(*parse_prefix("10.0.0.8/29")), *halves))
+    assert len(site.assign(demand("n1", "a", 9))) == 4
+    assert list(map(str, site.store.blocks)) == ["10.0.0.4/30"]
+    assert site.reason == "no block is free in small"
+    wide = pool("wide", "fd00:244::/48", 122)
+    for reserved in ("fd00:244::/49", "fd00:244:0:8000::/49"):
+        site = Site(wide, reserved=(Cidr(*parse_prefix(reserved)),))
+        assert len(site.assign(demand("n1", "a", family=V6))) == 1
+    site = Site(wide, reserved=(Cidr(*parse_prefix("fd00::/16")),))
+    assert site.assign(demand("n1", "a", family=V6)) == [] and not site.store.blocks
+
+
+def test_pools_asked_for_are_tried_in_their_order_and_all_must_be_there():
+    site = Site(
+        pool("a", "10.0.0.0/30", 30), pool("b", "10.0.1.0/30", 30), pool("off", "10.0.2.0/30", 30, disabled=True)
+    )
+    (first,) = site.assign(demand("n1", "one", pools=("b", "10.0.0.0/30")))
+    assert first.startswith("10.0.1.")
+    (second,) = site.assign(demand("n2", "two", pools=("10.0.0.0/30", "b")))
+    assert second.startswith("10.0.0.")
+    for wrong in ("off", "nope"):
+        assert site.assign(demand("n1", "four", pools=("a", wrong))) == []
+        assert site.reason == f"the pool asked for, {wrong}, is no enabled one of this family and for this use"
+
+
+def test_the_limit_of_blocks_counts_those_of_the_pools_in_question():
+    site = Site(SMALL, pool("other", "10.0.1.0/28", 30), config=replace(STRICT, max_blocks_per_host=1))
+    assert len(site.assign(demand("n1", "a", 4, pools=("other",)))) == 4
+    assert len(site.assign(demand("n1", "b", 4, pools=("small",)))) == 4
+    assert len(site.assign(demand("n1", "c", pools=("small",)))) == 0
+
+
 @given(st.sets(st.integers(0, 63)), st.text("abc", min_size=1))
 def test_blocks_that_are_there_come_in_the_order_of_the_search(numbers: set[int], node: str):
     there = {block_at(pool("p", "10.0.0.0/24", 30), number) for number in numbers}
@@ -163,7 +198,7 @@ def test_nothing_left_is_said():
 def test_limits_of_blocks():
     site = Site(config=replace(STRICT, max_blocks_per_host=1))
     assert len(site.assign(demand("n1", "a", 6))) == 4
-    assert "node n1 has 1 blocks, which is the limit" in site.reason
+    assert "node n1 has 1 blocks of small, the limit" in site.reason
     site = Site(config=IPAMConfig(name="default", auto_allocate_blocks=False))
     assert site.assign(demand("n1", "a")) == [] and "autoAllocateBlocks" in site.reason
     site = Site()
