@@ -21,7 +21,7 @@ from routed.core.node_status import Clock, agent_status, bgp_status, route_statu
 from routed.datastore.store import Conflict, Store
 from routed.errors import StoreError
 from routed.model.resources import JsonObject, JsonValue, ResourceKey, Update
-from routed.model.schema import parse_manifest
+from routed.model.schema import parse_stored
 from routed.model.settings import CalicoNodeStatus, NodeStatusClass
 from routed.net.families import Family
 
@@ -29,6 +29,8 @@ from routed.net.families import Family
 MAX_ROUTES = 3000
 #: Writes that came too late before the next period is waited for.
 ATTEMPTS = 3
+#: The parts of a status that are written, or left out.
+_OURS = frozenset(("lastUpdated", "agent", "bgp", "routes"))
 #: Seconds until a failed write is tried again where the period is longer, or there is none.
 RETRY = 30.0
 #: Seconds the wall clock may differ from what it was before times already told are told anew.
@@ -128,9 +130,11 @@ class NodeStatusWriter:
             status, problem = await self._status(stored.resource)
             manifest = stored.resource.manifest
             before = manifest.get("status")
+            if isinstance(before, dict):  # what a newer Calico has there
+                status |= {name: value for name, value in before.items() if name not in _OURS}
             if isinstance(before, dict) and before | {"lastUpdated": None} == status | {"lastUpdated": None}:
                 return problem
-            fresh = parse_manifest(manifest | {"status": status})
+            fresh = parse_stored(manifest | {"status": status})
             try:
                 await self._store.write(key, fresh, stored.revision)
             except Conflict:

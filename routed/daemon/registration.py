@@ -18,7 +18,7 @@ from routed.datastore.store import Conflict, Store
 from routed.errors import ConfigError, KernelError, StoreError
 from routed.model.policies import Tier
 from routed.model.resources import BGPConfiguration, IPPool, JsonObject, Node, NodeAddress, ResourceKey
-from routed.model.schema import parse_manifest
+from routed.model.schema import parse_stored
 from routed.model.settings import ClusterInformation
 from routed.net.families import Family
 from routed.observed import Interface
@@ -52,10 +52,10 @@ async def register(registration: Registration, store: Store) -> list[Written]:
         manifests = wanted_resources(registration, addresses, (each.resource for each in there.values()), guid)
         try:
             for manifest in manifests:
-                resource = parse_manifest(manifest)
+                resource = parse_stored(manifest)
                 stored = there.get(resource.key)
                 if stored is None and store.shared_with_calico:
-                    resource = parse_manifest(stamped(manifest))
+                    resource = parse_stored(stamped(manifest))
                 await store.write(resource.key, resource, None if stored is None else stored.revision)
                 stored = await store.get(resource.key)
                 written.append(Written(resource.key, "" if stored is None else stored.where, manifest))
@@ -71,7 +71,7 @@ async def would_write(registration: Registration, store: Store | None) -> list[W
     there = (await store.read(_KINDS)).resources if store is not None else {}
     guid = _guid(store) if store is not None else ""
     manifests = wanted_resources(registration, addresses, (each.resource for each in there.values()), guid)
-    return [Written(parse_manifest(manifest).key, "", manifest) for manifest in manifests]
+    return [Written(parse_stored(manifest).key, "", manifest) for manifest in manifests]
 
 
 def _guid(store: Store) -> str:

@@ -35,7 +35,7 @@ from routed.ipam.allocator import (
 from routed.ipam.blocks import Owner, ordinal_of
 from routed.model.ipam import IPAMBlock, IPAMConfig, IPReservation
 from routed.model.resources import AllowedUse, EncapMode, IPPool, JsonObject, Node, Resource, ResourceKey, Update
-from routed.model.schema import parse_manifest
+from routed.model.schema import parse_stored
 from routed.net.addresses import format_address
 from routed.net.families import Family
 
@@ -262,7 +262,7 @@ class TunnelAddresses:
             if stored is None:
                 raise StoreError(f"there is no Node {self._node_name} any more")
             manifest = with_address(stored.resource.manifest, slot, address)
-            value = parse_manifest(manifest)
+            value = parse_stored(manifest)
             try:
                 await self._store.write(self._own, value, stored.revision)
             except Conflict:

@@ -15,7 +15,7 @@ from routed.datastore.store import Conflict, Editable, Store
 from routed.ipam.allocator import CONFLICT, Answer, Clock, Cluster, Found, Get, List, Procedure, Write
 from routed.model.ipam import DEFAULT_IPAM_CONFIG, IPAMConfig, IPReservation
 from routed.model.resources import Cidr, IPPool, Resource, Update
-from routed.model.schema import parse_manifest
+from routed.model.schema import parse_stored
 
 R = TypeVar("R")
 
@@ -59,7 +59,7 @@ async def run(
             case List(kind):
                 answer = await listed(kind)
             case Write(key, manifest, revision):
-                value = None if manifest is None else parse_manifest(manifest)
+                value = None if manifest is None else parse_stored(manifest)
                 try:
                     answer = await store.write(key, value, revision)
                 except Conflict:

@@ -28,7 +28,7 @@ from routed.model.operator import fold, merge, translate
 from routed.model.paths import ALLOCATOR_KINDS, Layout, encode
 from routed.model.policies import DEFAULT_ALLOW
 from routed.model.resources import BGPConfiguration, IPPool, JsonObject, JsonValue, Resource, ResourceKey
-from routed.model.schema import KIND_TABLE, parse_manifest
+from routed.model.schema import KIND_TABLE, parse_manifest, parse_stored
 from routed.model.shape import with_unknown
 from routed.net.prefixes import covers
 
@@ -245,7 +245,7 @@ def merged_with(one: Wanted, stored: Stored | None, *, exact: bool, stamp: bool)
         made = whole if isinstance(whole, dict) else made
     elif stamp:
         made = stamped(made)
-    return parse_manifest(made, "", [])
+    return parse_stored(made)
 
 
 def stamped(manifest: JsonObject) -> JsonObject:

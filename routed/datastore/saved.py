@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 from routed.datastore.guard import Believed, Good, Guard
 from routed.errors import ConfigError
 from routed.model.resources import ResourceKey
-from routed.model.schema import parse_manifest
+from routed.model.schema import parse_stored
 
 SCHEMA = 1
 #: Outdated lines that are not worth a new file.
@@ -234,7 +234,7 @@ def _take(loaded: Loaded, entry: list[Any]) -> None:
     if manifest is None:
         return
     try:
-        loaded.good[key] = Good(parse_manifest(manifest, "", []), revision)
+        loaded.good[key] = Good(parse_stored(manifest), revision)
     except ConfigError as error:  # another version of routed wrote it
         loaded.garbage[key] = str(error)
         return

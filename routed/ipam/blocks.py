@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from routed.model.ipam import AllocationAttribute, IPAMBlock
 from routed.model.paths import block_name
 from routed.model.resources import Cidr, JsonObject, JsonValue
-from routed.model.schema import parse_manifest
+from routed.model.schema import parse_stored
 from routed.net.prefixes import prefix_address
 
 _API_VERSION = "projectcalico.org/v3"
@@ -72,7 +72,7 @@ def new_block(cidr: Cidr, affinity: str | None, claimed_at: str, sequence: int) 
 
 def reread(manifest: JsonObject) -> IPAMBlock:
     """The block a changed manifest describes."""
-    block = parse_manifest(manifest)
+    block = parse_stored(manifest)
     if not isinstance(block, IPAMBlock):
         raise ValueError(f"{block.key} is no block")
     return block

@@ -11,7 +11,7 @@ from __future__ import annotations
 from routed.model.ipam import IPAMBlock, IPAMHandle
 from routed.model.paths import ALLOCATOR_KINDS
 from routed.model.resources import AffinityState, BlockAffinity, JsonObject, Resource
-from routed.model.schema import parse_manifest
+from routed.model.schema import parse_stored
 
 
 def is_announced(resource: Resource) -> bool:
@@ -38,4 +38,4 @@ def announced(resource: Resource, at: str) -> Resource | None:
 def _with(resource: Resource, part: str, fields: JsonObject) -> Resource:
     before = resource.manifest.get(part)
     whole = (before if isinstance(before, dict) else {}) | fields
-    return parse_manifest(resource.manifest | {part: whole}, "", [])
+    return parse_stored(resource.manifest | {part: whole})

@@ -23,7 +23,7 @@ from routed.model.shape import known_only, lost_indentation, paths, unknown_fiel
 
 __all__ = [
     "API_VERSION", "CRD_API_VERSION", "KINDS", "KIND_TABLE", "OTHER_KINDS", "field_names", "kind_named",
-    "manifest_kind", "parse_manifest", "to_manifest", "versions_of",
+    "manifest_kind", "parse_manifest", "parse_stored", "to_manifest", "versions_of",
 ]  # fmt: skip
 
 _BY_TOPIC = (*bgp.KINDS, *ipam.KINDS, *policies.KINDS, *workloads.KINDS, *settings.KINDS, *kubernetes.KINDS)
@@ -105,6 +105,14 @@ def parse_manifest(manifest: JsonValue, where: str = "", unknown: list[ConfigErr
     if readable is not manifest:
         resource = dataclasses.replace(resource, manifest=manifest)  # what is written back holds what others wrote
     return resource
+
+
+def parse_stored(manifest: JsonValue) -> Resource:
+    """The resource of a manifest that a store holds, or held before something of it was changed.
+
+    Who wrote it may be newer than this: fields nobody here knows stay where they are. Raises ConfigError.
+    """
+    return parse_manifest(manifest, "", [])
 
 
 def to_manifest(resource: Resource) -> JsonObject:

@@ -15,7 +15,7 @@ from routed.core.core import CoreSettings
 from routed.core.effects import Close, Connect, Effect, Guards, Listen, Log, Routes, Sweep, Tunnels
 from routed.desired import Gateway, KernelRoute, RouteBatch, Tunnel
 from routed.model.resources import ResourceKey, Update
-from routed.model.schema import parse_manifest
+from routed.model.schema import parse_stored
 from routed.net.families import Family
 from routed.observed import ForeignRoute, Interface, KernelChange, RouteFailure
 from routed.plan.types import CalicoVersion, PodCidrs
@@ -66,7 +66,7 @@ def update_to_json(update: Update) -> Json:
 def update_from_json(value: Json) -> Update:
     kind, name, namespace = value["key"]
     manifest = value["manifest"]
-    return Update(ResourceKey(kind, name, namespace), None if manifest is None else parse_manifest(manifest, "", []))
+    return Update(ResourceKey(kind, name, namespace), None if manifest is None else parse_stored(manifest))
 
 
 # --- what the kernel says

@@ -139,9 +139,12 @@ def play(server: Cluster, *before: JsonObject) -> Callable[[Callable[[Stage], Aw
 
 @etcd_installed
 def test_the_status_is_written_kept_up_and_nothing_else_is_touched(server: Cluster) -> None:
+    """Fields of a newer Calico among it."""
     theirs = wanted("theirs", "b") | {"status": {"lastUpdated": None}}
+    mine = wanted(period=1, classes=("Agent", "BGP", "Routes"))
+    mine = {**mine, "ofTomorrow": 1, "spec": {**mine["spec"], "ofTomorrow": 1}}  # type: ignore[dict-item]
 
-    @play(server, node("10.0.0.1/24"), wanted(period=1, classes=("Agent", "BGP", "Routes")), theirs)
+    @play(server, node("10.0.0.1/24"), mine | {"status": {"ofTomorrow": [1]}}, theirs)
     async def scene(stage: Stage) -> None:
         async def ready() -> bool:
             return bool((await stage.stored()).get("status", {}).get("agent", {}).get("birdV4", {}).get("routerID"))
@@ -149,7 +152,8 @@ def test_the_status_is_written_kept_up_and_nothing_else_is_touched(server: Clust
         await stage.until(ready, "the status is there")
         found = await stage.stored()
         status = found.pop("status")
-        assert found == wanted(period=1, classes=("Agent", "BGP", "Routes")), "the rest is as it was"
+        assert found == mine, "the rest is as it was"
+        assert status.pop("ofTomorrow") == [1]
         assert status["agent"]["birdV4"]["state"] == "Ready"
         assert status["agent"]["birdV4"]["routerID"] == "10.0.0.1"
         assert status["lastUpdated"].endswith("Z") and status["lastUpdated"][:2] == "20"

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from routed.datastore import etcd as etcd_module
+from routed.datastore.allocating import carry_out, clock
 from routed.datastore.applying import delete
 from routed.datastore.etcd import EtcdStore
 from routed.datastore.etcd_settings import EtcdConfig
@@ -20,9 +21,13 @@ from routed.datastore.guard import MassDelete
 from routed.datastore.saved import Identity, SavedState
 from routed.datastore.store import Conflict
 from routed.errors import Denied
+from routed.ipam.allocator import Cluster as Allocator
+from routed.ipam.allocator import Demand, assign_addresses
+from routed.ipam.blocks import Owner
 from routed.model.policies import NetworkPolicy
-from routed.model.resources import JsonObject, Resource, ResourceKey, Update
+from routed.model.resources import IPPool, JsonObject, Resource, ResourceKey, Update
 from routed.model.schema import parse_manifest
+from routed.net.families import Family
 from routed.testing.lab import wait_for
 from tests.datastore.etcd_server import PASSWORD, Cluster, P, Proxy, cluster
 
@@ -702,3 +707,30 @@ def test_stopped_for_long_it_stays_and_catches_up(tmp_path: Path, monkeypatch: p
             assert store.health.readings == 1 and not sink.removed
 
         follow(store_of(server), test)
+
+
+def test_an_address_is_given_out_of_a_block_that_a_newer_calico_wrote(server: Cluster) -> None:
+    """What nobody here knows of a block, its attributes and its affinity is written back as it was."""
+    path = "/calico/ipam/v2/assignment/ipv4/block/10.244.1.0-30"
+    attributes = [{"handle_id": "h", "secondary": {"node": "n1"}, "ofTomorrow": 1}]
+    server.put(AFFINITY.replace("-26", "-30"), {"state": "confirmed", "deleted": False, "ofTomorrow": 1})
+    server.put(
+        path,
+        {"cidr": "10.244.1.0/30", "affinity": "host:n1", "allocations": [0, None, None, None], "unallocated": [1, 2, 3]}
+        | {"attributes": attributes, "sequenceNumber": 7, "deleted": False, "ofTomorrow": {"a": 1}},
+    )
+    pool = parse_manifest(
+        {"apiVersion": "projectcalico.org/v3", "kind": "IPPool", "metadata": {"name": "p"}}
+        | {"spec": {"cidr": "10.244.0.0/16", "blockSize": 30}}
+    )
+    assert isinstance(pool, IPPool)
+
+    async def test(store: EtcdStore, _: Sink) -> None:
+        demand = Demand("n1", {}, Owner("g", {"node": "n1"}), Family.IPV4_UNICAST)
+        outcome = await carry_out(store, assign_addresses(Allocator((pool,)), demand, clock()))
+        assert outcome.reason == "" and outcome.addresses == (bytes((10, 244, 1, 1)),)
+        stored = json.loads(server.ctl("get", path, "--print-value-only"))
+        assert stored["ofTomorrow"] == {"a": 1} and stored["attributes"][0] == attributes[0]
+        assert stored["allocations"] == [0, 1, None, None] and stored["sequenceNumber"] == 8
+
+    follow(store_of(server), test)
