@@ -35,6 +35,9 @@ NO_ADDRESS = 100
 NOT_AS_IT_WAS = 101
 INTERNAL = 199
 
+#: The interface every pod has.
+FIRST_INTERFACE = "eth0"
+
 COMMANDS = ("ADD", "DEL", "CHECK", "STATUS", "GC", "VERSION")
 
 _CONTAINER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
@@ -43,6 +46,8 @@ _INTERFACE = re.compile(r"[^\s/:\0]{1,15}")
 _SINCE = {
     command: VERSIONS.index(version) for command, version in (("CHECK", "0.4.0"), ("STATUS", "1.1.0"), ("GC", "1.1.0"))
 }
+#: Annotations of Calico's plugin that would give a pod something else than it gets here.
+_NOT_DONE = ("ipAddrsNoIpam", "floatingIPs", "allowedSourcePrefixes")
 _ANNOTATIONS = "io.kubernetes.cri.pod-annotations"
 _PREFIX = "cni.projectcalico.org/"
 
@@ -87,7 +92,13 @@ class Request:
     @property
     def handle(self) -> str:
         """What its addresses are counted under."""
-        return f"{self.network}.{self.container_id}"
+        return handle_of(self.network, self.container_id, self.interface)
+
+
+def handle_of(network: str, container_id: str, interface: str) -> str:
+    """What the addresses of an attachment are counted under: Calico's name for a pod's first interface, and for another
+    one a name of its own, for each may go without the other."""
+    return f"{network}.{container_id}" + ("" if interface == FIRST_INTERFACE else f".{interface}")
 
 
 def version_of(call: Call) -> str:
@@ -133,12 +144,15 @@ def parse_request(call: Call) -> Request:
     arguments = _arguments(environment.get("CNI_ARGS", ""))
     runtime = _object(configuration, "runtimeConfig")
     annotations = _texts(_object(runtime, _ANNOTATIONS), f"runtimeConfig.{_ANNOTATIONS}")
+    for name in _NOT_DONE:
+        if annotations.get(_PREFIX + name):
+            raise CniError(UNSUPPORTED_FIELD, f"{_PREFIX}{name}: is not supported; remove the annotation")
     args = _object(_object(configuration, "args"), "cni")
     ipam = _object(configuration, "ipam")
     attach = configuration.get("attach", "routed")
     if attach not in ("routed", "bridge"):
         raise CniError(INVALID_CONFIGURATION, f"attach: must be routed or bridge, not {attach!r}")
-    pools = {
+    pools = _ranges(runtime) or {
         Family.IPV4_UNICAST: _pools(ipam, annotations, "ipv4_pools", "ipv4pools"),
         Family.IPV6_UNICAST: _pools(ipam, annotations, "ipv6_pools", "ipv6pools"),
     }
@@ -229,6 +243,30 @@ def _pools(ipam: JsonObject, annotations: Mapping[str, str], name: str, annotati
     return tuple(map(str, value))
 
 
+def _ranges(runtime: JsonObject) -> dict[Family, tuple[str, ...]]:
+    """`runtimeConfig.ipRanges`, sets of ranges: each the `subnet` of a pool; a part of one cannot be asked for."""
+    where, value = "runtimeConfig.ipRanges", runtime.get("ipRanges")
+    if value is None:
+        return {}
+    if not isinstance(value, list) or not all(isinstance(each, list) for each in value):
+        raise CniError(INVALID_CONFIGURATION, f"{where}: must be a list of lists of ranges")
+    found: dict[Family, tuple[str, ...]] = {}
+    for each in (each for ranges in value if isinstance(ranges, list) for each in ranges):
+        subnet = each.get("subnet") if isinstance(each, dict) else None
+        try:
+            network = ipaddress.ip_network(str(subnet))
+        except ValueError:
+            raise CniError(INVALID_CONFIGURATION, f"{where}: subnet: {subnet!r} is no CIDR") from None
+        more = sorted(set(each) - {"subnet"}) if isinstance(each, dict) else []
+        if more:
+            raise CniError(
+                UNSUPPORTED_FIELD, f"{where}: {', '.join(more)}: is not supported; name a pool's subnet only"
+            )
+        family = Family.of_address(network.network_address.packed)
+        found[family] = (*found.get(family, ()), str(network))
+    return found
+
+
 def _json_text(text: str, where: str) -> JsonValue:
     try:
         found: JsonValue = json.loads(text)
@@ -282,6 +320,8 @@ def _families(ipam: JsonObject, annotations: Mapping[str, str], addresses: Seque
             or not all(isinstance(each, str) and each in known for each in asked)
         ):
             raise CniError(INVALID_CONFIGURATION, f'{_PREFIX}ipFamilies: must be a list of "IPv4" and "IPv6"')
+        if len(set(map(str, asked))) != len(asked):
+            raise CniError(INVALID_CONFIGURATION, f"{_PREFIX}ipFamilies: names a family twice")
         return tuple(known[each] for each in asked)
     wanted = []
     for family, name, default in (
@@ -305,6 +345,8 @@ def _mac(runtime: JsonObject, annotations: Mapping[str, str]) -> bytes | None:
     if not isinstance(value, str) or not re.fullmatch(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}", value):
         raise CniError(INVALID_CONFIGURATION, f"mac: {value!r} is no MAC address")
     mac = bytes.fromhex(value.replace(":", ""))
+    if not any(mac):
+        raise CniError(INVALID_CONFIGURATION, f"mac: {value} is nobody's address")
     if mac[0] & 1:
         raise CniError(INVALID_CONFIGURATION, f"mac: {value} is a group's address, not an interface's")
     return mac

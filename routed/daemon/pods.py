@@ -19,8 +19,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import json
+import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +31,7 @@ from typing import Protocol
 
 from routed.cni.call import (
     INTERNAL,
+    INVALID_ENVIRONMENT,
     NO_ADDRESS,
     NOT_AS_IT_WAS,
     NOT_AVAILABLE,
@@ -38,6 +41,7 @@ from routed.cni.call import (
     Attached,
     Request,
     format_result,
+    handle_of,
     previous_addresses,
 )
 from routed.core.effects import Level
@@ -113,6 +117,10 @@ class Dataplane(Protocol):
         """Wait until the routes to these and all policy are in the kernel; why they are not, or empty."""
 
     @property
+    def synced(self) -> bool:
+        """The datastore was read: who has what is known."""
+
+    @property
     def ready(self) -> str:
         """Why pods cannot be added now, or empty."""
 
@@ -170,6 +178,7 @@ class Pods:
         self._log = log
         self._labels = labels
         self._proxy_arp = proxy_arp
+        self._own_namespace = os.stat("/proc/self/ns/net")
         self._mirror: dict[str, dict[ResourceKey, Resource]] = {kind: {} for kind in MIRRORED}
         self._turns: dict[str, _Turns] = {}
         self._rounds = Rounds(self._store, self._listed, self._tell)
@@ -228,6 +237,8 @@ class Pods:
                 return b""
             if inside is None:
                 raise CniError(INTERNAL, "the call came without the container's namespace")
+            if os.path.samestat(os.fstat(inside.namespace), self._own_namespace):
+                raise CniError(INVALID_ENVIRONMENT, "CNI_NETNS: is the node's own network namespace")
             if request.command == "CHECK":
                 await self._check(request, inside)
                 return b""
@@ -291,12 +302,15 @@ class Pods:
         try:
             self._wiring.attach(port, inside.namespace, inside.netlink)
         except KernelError as error:
+            if error.errno == errno.EEXIST:
+                raise CniError(
+                    INVALID_ENVIRONMENT, f"CNI_IFNAME: the container has an interface {port.pod_interface} already"
+                ) from None
             raise CniError(INTERNAL, str(error)) from None
         return problem
 
     async def _delete(self, request: Request) -> None:
-        if not self._dataplane_knows():
-            raise CniError(TRY_AGAIN, "the datastore has not been read yet")
+        self._must_know()
         await self._remove(list(self._endpoints(request.container_id, request.interface)), request.handle)
 
     async def _check(self, request: Request, inside: Inside) -> None:
@@ -325,16 +339,24 @@ class Pods:
         """Remove what belongs to no attachment the runtime still knows."""
         if request.valid_attachments is None:
             return
-        if not self._dataplane_knows():
-            raise CniError(TRY_AGAIN, "the datastore has not been read yet")
-        valid = set(request.valid_attachments)
+        self._must_know()
+        valid = {handle_of(request.network, *each) for each in request.valid_attachments}
         for endpoint in list(self._endpoints()):
-            if (endpoint.container_id, endpoint.endpoint) not in valid:
-                self._log(Level.INFO, "cni", f"GC removes {endpoint.key} of container {endpoint.container_id}")
-                await self._remove([endpoint], f"{request.network}.{endpoint.container_id}")
-        kept = {f"{request.network}.{container}" for container, _ in valid}
+            handle = handle_of(request.network, endpoint.container_id, endpoint.endpoint)
+            # those whose addresses are not counted under it are another network's
+            if handle not in valid and ResourceKey(IPAMHandle.kind, handle) in self._mirror[IPAMHandle.kind]:
+                async with self._turn(endpoint.container_id):
+                    self._log(Level.INFO, "cni", f"GC removes {endpoint.key} of container {endpoint.container_id}")
+                    await self._remove([endpoint], handle)
+        # a network's name may begin as this one's, and a dot follow: what an endpoint has is settled above
+        living = tuple(handle_of("", each.container_id, each.endpoint) for each in self._endpoints())
         for key in list(self._mirror[IPAMHandle.kind]):
-            if key.name.startswith(f"{request.network}.") and key.name not in kept and self._is_ours(key.name):
+            if (
+                key.name.startswith(f"{request.network}.")
+                and key.name not in valid
+                and not key.name.endswith(living)
+                and self._is_ours(key.name)
+            ):
                 self._log(Level.INFO, "cni", f"GC releases the addresses of {key.name}")
                 await self._remove([], key.name)
 
@@ -399,7 +421,9 @@ class Pods:
         cluster, now = self._cluster(), clock()
         there = self._mirror[WorkloadEndpoint.kind].get(identity.key)
         if isinstance(there, WorkloadEndpoint) and there.container_id and there.container_id != request.container_id:
-            yield from release_by_handle(cluster, f"{request.network}.{there.container_id}", now)
+            yield from release_by_handle(
+                cluster, handle_of(request.network, there.container_id, request.interface), now
+            )
         yield from release_by_handle(cluster, request.handle, now)
         addresses = yield from self._addresses(cluster, request, identity, now)
         manifest = self._endpoint(request, identity, addresses, mac)
@@ -637,8 +661,10 @@ class Pods:
             return "the datastore is locked (ClusterInformation default: datastoreReady is false)"
         return ""
 
-    def _dataplane_knows(self) -> bool:
-        return not self._dataplane.ready
+    def _must_know(self) -> None:
+        """Raises CniError while it is not known who has what."""
+        if not self._dataplane.synced:
+            raise CniError(TRY_AGAIN, "routed has not read the datastore yet; try again")
 
     def _is_ours(self, handle: str) -> bool:
         """Whether a handle's addresses are in blocks of this node, so that no other node's pod is meant."""
@@ -651,6 +677,8 @@ class Pods:
                     owner = block.owner(ordinal)
                     if owner is not None and owner.handle_id == handle:
                         return owner.secondary.get("node") == self._node_name
+                if block.host == self._node_name:  # counted, and never given out: a crash came between
+                    return True
         return False
 
 

@@ -177,8 +177,12 @@ class Workloads:
             self._relay.publish(update)
 
     @property
+    def synced(self) -> bool:
+        return self.policy.synced and self._core.planned
+
+    @property
     def ready(self) -> str:
-        if not self.policy.synced or not self._core.planned:
+        if not self.synced:
             return "routed has not read the datastore yet; try again"
         if self._core.restart.deferring:
             return "routed restarts and waits for its peers; try again"

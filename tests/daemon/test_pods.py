@@ -121,6 +121,7 @@ class Dataplane:
         self.published: list[Update] = []
         self.problem = ""
         self.ready = ""
+        self.synced = True
         self.mtu = 1450
 
     def publish(self, update: Update) -> None:
@@ -164,12 +165,13 @@ class Node:
 
     async def call(self, command: str, name: str = "web", container: str = "c1", **values: Any) -> Any:
         talk = values.pop("talk", None) or Talk()
-        configuration = {"cniVersion": "1.1.0", "name": "pods", "type": "routed-cni", **values}
+        interface = values.pop("interface", "eth0")
+        configuration = {"cniVersion": "1.1.0", "name": values.pop("network", "pods"), "type": "routed-cni", **values}
         environment = {
             "CNI_COMMAND": command,
             "CNI_CONTAINERID": container,
             "CNI_NETNS": "/x",
-            "CNI_IFNAME": "eth0",
+            "CNI_IFNAME": interface,
             "CNI_ARGS": f"K8S_POD_NAMESPACE=shop;K8S_POD_NAME={name}",
         }
         request = parse_request(Call(environment, json.dumps(configuration).encode()))
@@ -326,6 +328,7 @@ def test_not_ready_is_try_again(store: Store, runner: asyncio.Runner):
     async def main() -> None:
         node = Node(store)
         node.dataplane.ready = "routed has not read the datastore yet"
+        node.dataplane.synced = False
         for command, code in (("ADD", 11), ("DEL", 11), ("STATUS", 50)):
             with pytest.raises(CniError) as raised:
                 await node.call(command)
@@ -348,6 +351,84 @@ def test_gc(store: Store, runner: asyncio.Runner):
         await node.call("GC")  # names nobody, so it is no list to go by
         assert len(store.of(WorkloadEndpoint)) == 1
         await node.close()
+
+    runner.run(main())
+
+
+def test_gc_is_of_one_network(store: Store, runner: asyncio.Runner):
+    """Others of the node, also one whose name begins alike, keep their pods and addresses."""
+
+    async def main() -> None:
+        node = Node(store)
+        await node.call("ADD", name="gone", container="c1")
+        await node.call("ADD", name="other", container="c2", network="net-b")
+        await node.call("ADD", name="dotted", container="c3", network="pods.b")
+        before = {handle.name for handle in store.of(IPAMHandle)}
+        assert before == {"pods.c1", "net-b.c2", "pods.b.c3"}
+        await node.call("GC", **{"cni.dev/valid-attachments": []})
+        assert {endpoint.container_id for endpoint in store.of(WorkloadEndpoint)} == {"c2", "c3"}
+        assert {handle.name for handle in store.of(IPAMHandle)} == before - {"pods.c1"}
+        await node.close()
+
+    runner.run(main())
+
+
+def test_gc_removes_a_handle_that_counts_nothing(store: Store, runner: asyncio.Runner):
+    """A crash between counting and giving out."""
+
+    async def main() -> None:
+        node = Node(store)
+        await node.call("ADD")
+        (endpoint,) = store.of(WorkloadEndpoint)
+        (block,) = store.of(IPAMBlock)
+        leak = parse_manifest({
+            "apiVersion": "projectcalico.org/v3", "kind": "IPAMHandle", "metadata": {"name": "pods.dead"},
+            "spec": {"block": {str(block.cidr): 1}, "deleted": False},
+        })  # fmt: skip
+        store.items[leak.key] = (leak, "0")
+        node.pods.update(Update(leak.key, leak))
+        valid = [{"containerID": endpoint.container_id, "ifname": "eth0"}]
+        await node.call("GC", **{"cni.dev/valid-attachments": valid})
+        assert [handle.name for handle in store.of(IPAMHandle)] == ["pods.c1"]
+        await node.close()
+
+    runner.run(main())
+
+
+def test_each_interface_of_a_container_has_addresses_of_its_own(store: Store, runner: asyncio.Runner):
+    async def main() -> None:
+        node = Node(store)
+        first = await node.call("ADD")
+        second = await node.call("ADD", interface="net1")
+        assert first["ips"][0]["address"] != second["ips"][0]["address"]
+        assert {handle.name for handle in store.of(IPAMHandle)} == {"pods.c1", "pods.c1.net1"}
+        await node.call("DEL", interface="net1")
+        (endpoint,) = store.of(WorkloadEndpoint)
+        assert [str(each) for each in endpoint.ip_networks] == [first["ips"][0]["address"]]
+        assert [handle.name for handle in store.of(IPAMHandle)] == ["pods.c1"]
+        await node.call("DEL")
+        await node.pods.close()
+        nothing_left(node)
+
+    runner.run(main())
+
+
+def test_what_ends_needs_no_peers(store: Store, runner: asyncio.Runner):
+    """While route selection is put off after a restart nothing can be added, but what goes may go."""
+
+    async def main() -> None:
+        node = Node(store)
+        await node.call("ADD")
+        node.dataplane.ready = "routed restarts and waits for its peers; try again"
+        await node.call("DEL")
+        await node.call("GC", **{"cni.dev/valid-attachments": []})
+        node.dataplane.synced = False
+        for command in ("DEL", "GC"):
+            with pytest.raises(CniError, match="has not read the datastore") as raised:
+                await node.call(command, **{"cni.dev/valid-attachments": []})
+            assert raised.value.code == 11
+        await node.pods.close()
+        nothing_left(node)
 
     runner.run(main())
 
