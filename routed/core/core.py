@@ -845,7 +845,8 @@ class Core:
         if plan.speaker is not None:
             self.local.router_id = self.learned.router_id = plan.speaker.router_id
         self._apply_kernel_plan(old, plan)
-        self._check_addresses()
+        if plan.speaker != old.speaker:
+            self._check_addresses()
         guards = Guards(tuple(_guards(plan.peers.values())))
         if guards != self._guards:
             self._guards = guards

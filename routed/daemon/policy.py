@@ -19,6 +19,7 @@ from routed.desired_policy import Action, Failsafe, HostRules, PolicyBatch, Tunn
 from routed.model.policies import GlobalNetworkPolicy, NetworkPolicy, Policy
 from routed.model.resources import IPPool, ResourceKey, Update
 from routed.model.settings import EndpointToHostAction, FelixConfiguration, ProtoPort, felix_in_force
+from routed.net.addresses import is_link_local
 from routed.net.families import Family
 from routed.observed import Interface
 from routed.policy.engine import PolicyEngine
@@ -139,7 +140,12 @@ class PolicyKeeper:
     def interfaces(self, interfaces: Mapping[int, Interface]) -> None:
         """What the kernel has."""
         self.engine.interfaces(
-            {address: interface.name for interface in interfaces.values() for address, _ in interface.addresses}
+            {
+                address: interface.name
+                for interface in interfaces.values()
+                for address, _ in interface.addresses
+                if not is_link_local(address)  # that of all pods is the same
+            }
         )
         self._wake()
 

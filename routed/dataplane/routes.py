@@ -101,6 +101,8 @@ class RouteSync:
         self._sequence = 0
         self._shared: dict[KernelRoute, KernelRoute] = {}
         """One object for equal routes, so that comparing is `is`."""
+        self._through: dict[int, set[KernelRoute]] = {}
+        """Those of them with a leg through an interface, by its index; 0: whichever the kernel chose."""
         self._forgot_shared = False
         self._metrics = False
         """Some route of ours has a metric of its own."""
@@ -353,7 +355,7 @@ class RouteSync:
         """Whether a route of ours may lead through the interface."""
         if self._forgot_shared:
             return True
-        through = [route for route in self._shared if any(leg.interface in (0, interface) for leg in route.gateways)]
+        through = [*self._through.get(0, ()), *self._through.get(interface, ())]
         if not through or sum(len(table.installed) for table in self._tables.values()) > _MAX_SEARCHED:
             return bool(through)
         # where pods come and go, nearly every interface goes after its routes: that is not worth a dump
@@ -367,6 +369,8 @@ class RouteSync:
             self._facts = None
             for route in through:
                 del self._shared[route]
+                for leg in route.gateways:
+                    self._through[leg.interface].discard(route)
         return False
 
     def own_gateways(self, family: Family, prefix: bytes, metric: int) -> tuple[Gateway, ...]:
@@ -798,10 +802,17 @@ class RouteSync:
     def _share(self, route: KernelRoute | None) -> KernelRoute | None:
         if route is None:
             return None
+        known = self._shared.get(route)
+        if known is not None:
+            return known
         if len(self._shared) >= _MAX_SHARED_ROUTES:
             self._shared.clear()
+            self._through.clear()
             self._forgot_shared = True
-        return self._shared.setdefault(route, route)
+        self._shared[route] = route
+        for leg in route.gateways:
+            self._through.setdefault(leg.interface, set()).add(route)
+        return route
 
     def _at_metric(self, family: Family, route: KernelRoute | None) -> KernelRoute | None:
         """A route that names a metric only where that is not the usual one."""

@@ -58,8 +58,8 @@ async def run(
                 answer = None if stored is None else Found(stored.resource, stored.revision)
             case List(kind):
                 answer = await listed(kind)
-            case Write(key, manifest, revision):
-                value = None if manifest is None else parse_stored(manifest)
+            case Write(key, wanted, revision):
+                value = parse_stored(wanted) if isinstance(wanted, dict) else wanted
                 try:
                     answer = await store.write(key, value, revision)
                 except Conflict:

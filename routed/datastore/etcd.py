@@ -132,8 +132,8 @@ class EtcdStore:
         """Why there is none to begin with."""
         self._cluster = 0
         self._marked_at = 0.0
-        self._written: dict[str, tuple[bytes, Resource]] = {}
-        """What we wrote, by path, until etcd tells of it."""
+        self._written: dict[tuple[str, bytes], Resource] = {}
+        """What we wrote, by path and octets, until etcd tells of it."""
         self._settling: asyncio.TimerHandle | None = None
         """For the deletions that the guard puts off."""
         self._deleted: set[ResourceKey] = set()
@@ -293,9 +293,9 @@ class EtcdStore:
 
     def _change(self, pair: KeyValue, place: Place) -> list[Change]:
         key = place.key
-        own = self._written.pop(pair.key, None)
-        if own is not None and own[0] == pair.value:  # what we have written need not be read
-            return [Change(key, own[1], pair.revision)]
+        own = self._written.pop((pair.key, pair.value or b""), None)
+        if own is not None:  # what we have written need not be read
+            return [Change(key, own, pair.revision)]
         try:
             decoded = decode_at(place, pair.value or b"")
         except ConfigError as error:
@@ -522,9 +522,9 @@ class EtcdStore:
                 self._expect(edit, path, value)
         written = await self.client.swap(compares, writes, ttl)
         if written is None:
-            for edit, (path, _) in zip(edits, writes, strict=True):
+            for edit, (path, value) in zip(edits, writes, strict=True):
                 self._deleted.discard(edit.key)
-                self._written.pop(path, None)
+                self._written.pop((path, value or b""), None)
             which = writes[0][0] if len(writes) == 1 else f"one of {', '.join(path for path, _ in writes)}"
             raise Conflict(f"{which} is not what it was: somebody else has written it; read it again")
         return [f"{written} {path}" if value is not None else "" for path, value in writes]
@@ -534,8 +534,8 @@ class EtcdStore:
         if edit.resource is None or value is None:
             self._deleted.add(edit.key)
             return
-        self._written.pop(path, None)
-        self._written[path] = value, edit.resource
+        self._written.pop((path, value), None)
+        self._written[path, value] = edit.resource
         if len(self._written) > _WRITTEN:
             del self._written[next(iter(self._written))]
 

@@ -138,8 +138,12 @@ class SavedState:
         self._file = None
 
 
+#: Seconds changes are gathered: what changes all the time is written a few times a second.
+GATHER = 0.2
+
+
 class Saver:
-    """Keeps a saved state up with a guard. While all of it is being written, changes wait and are added after it."""
+    """Keeps a saved state up with a guard: a moment late, and after what is being written if all of it is."""
 
     def __init__(self, state: SavedState, guard: Guard, offset: float, done: Callable[[], None]) -> None:
         """`done` is called after each writing of all of it: `state.problem` may be another one."""
@@ -148,6 +152,7 @@ class Saver:
         self._offset = offset
         self._done = done
         self._writing: asyncio.Task[None] | None = None
+        self._due: asyncio.TimerHandle | None = None
         self._waiting: dict[ResourceKey, None] = {}
         self._again = False
         self._revision = 0
@@ -163,18 +168,31 @@ class Saver:
     def save(self, keys: Iterable[ResourceKey], revision: int) -> None:
         """These have changed, and all is known as of now."""
         self._revision = revision
-        if self._writing is not None:
-            self._waiting.update(dict.fromkeys(keys))
-        elif self.state.outdated(self._guard):
-            self.save_all(revision, self._cluster)
-        else:
-            self.state.append(self._guard, set(keys), self._offset, time.time(), revision)
+        self._waiting.update(dict.fromkeys(keys))
+        if self._due is None:
+            self._due = asyncio.get_running_loop().call_later(GATHER, self._append)
 
     async def close(self) -> None:
         """Everything told so far is on disk when this returns."""
-        if self._writing is not None:
-            await asyncio.wait((self._writing,))
+        while self._writing is not None or self._due is not None:
+            self._append()
+            if self._writing is not None:
+                await asyncio.wait((self._writing,))
         self.state.close()
+
+    def _append(self) -> None:
+        """Write what was gathered."""
+        if self._due is None:
+            return
+        self._due.cancel()
+        self._due = None
+        if self._writing is not None:  # it is added after that
+            return
+        if self.state.outdated(self._guard):
+            self.save_all(self._revision, self._cluster)
+            return
+        waiting, self._waiting = self._waiting, {}
+        self.state.append(self._guard, waiting, self._offset, time.time(), self._revision)
 
     async def _write_all(self) -> None:
         try:
@@ -185,8 +203,9 @@ class Saver:
                 await asyncio.to_thread(self.state.rewrite, *arguments)
         finally:
             self._writing = None
-        if self._waiting:
-            self.state.append(self._guard, list(self._waiting), self._offset, time.time(), self._revision)
+        waiting, self._waiting = self._waiting, {}
+        if waiting:
+            self.state.append(self._guard, waiting, self._offset, time.time(), self._revision)
         self._done()
 
 

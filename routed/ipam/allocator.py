@@ -28,6 +28,7 @@ from routed.ipam.blocks import (
     Owner,
     Released,
     address_at,
+    after,
     allocations,
     assign,
     assign_address,
@@ -37,7 +38,6 @@ from routed.ipam.blocks import (
     new_block,
     release,
     release_handle,
-    reread,
     touched,
     without_affinity,
 )
@@ -89,13 +89,14 @@ class List:
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """Make a resource this, or (None) remove it, if it still has this revision (None: if there is none).
+    """Make a resource this, read or to be read, or (None) remove it, if it still has this revision (None: if there is
+    none).
 
     Answered by the new revision, or by CONFLICT.
     """
 
     key: ResourceKey
-    manifest: JsonObject | None
+    value: JsonObject | Resource | None
     revision: str | None
 
 
@@ -443,11 +444,12 @@ def _from_block(
                 return ()
             if not (yield from _confirm(cidr, demand.node)):
                 return ()
-        manifest, given = assign(_collected(cluster, answer, clock), count, demand.owner, is_reserved)
+        block = _collected(cluster, answer, clock)
+        manifest, given = assign(block, count, demand.owner, is_reserved)
         if not given:
             return ()
         yield from _count_handle(demand.owner.handle, cidr, len(given))
-        written = yield Write(block_key(cidr), manifest, answer.revision)
+        written = yield Write(block_key(cidr), after(block, manifest), answer.revision)
         if written is not CONFLICT:
             return given
         yield from _count_handle(demand.owner.handle, cidr, -len(given))
@@ -458,7 +460,7 @@ def _collected(cluster: Cluster, found: Found, clock: Clock) -> IPAMBlock:
     """A block without the addresses whose cooldown is over; nothing is written for that alone."""
     block = _block(found)
     manifest = collect(block, lambda at: clock.is_older(at, cluster.config.ip_cooldown))
-    return block if manifest is None else reread(manifest)
+    return block if manifest is None else after(block, manifest)
 
 
 def _borrow(
@@ -719,10 +721,10 @@ def _release_in(
         done = choose(_block(found), clock.text if cluster.config.ip_cooldown else "")
         if not done.released:
             return ()
-        after = reread(done.manifest)
+        left = after(_block(found), done.manifest)
         # a block that is nobody's and empty has no reason to be
-        manifest = None if after.affinity is None and is_empty(after) and not after.attributes else done.manifest
-        answer = yield Write(block_key(cidr), manifest, found.revision)
+        nothing = left.affinity is None and is_empty(left) and not left.attributes
+        answer = yield Write(block_key(cidr), None if nothing else left, found.revision)
         if answer is CONFLICT:
             continue
         if count_handles:

@@ -16,12 +16,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import cast
 
 from routed.model.ipam import AllocationAttribute, IPAMBlock
 from routed.model.paths import block_name
 from routed.model.resources import Cidr, JsonObject, JsonValue
-from routed.model.schema import parse_stored
 from routed.net.prefixes import prefix_address
 
 _API_VERSION = "projectcalico.org/v3"
@@ -70,12 +71,33 @@ def new_block(cidr: Cidr, affinity: str | None, claimed_at: str, sequence: int) 
     }
 
 
-def reread(manifest: JsonObject) -> IPAMBlock:
-    """The block a changed manifest describes."""
-    block = parse_stored(manifest)
-    if not isinstance(block, IPAMBlock):
-        raise ValueError(f"{block.key} is no block")
-    return block
+def after(block: IPAMBlock, manifest: JsonObject) -> IPAMBlock:
+    """The block that a manifest made here of `block` describes, without reading again what was not changed."""
+    old, spec = block.manifest.get("spec"), manifest.get("spec")
+    if not isinstance(old, dict) or not isinstance(spec, dict):
+        raise ValueError(f"{block.key} has no spec")
+    raw = old.get("attributes")
+    known = dict(zip(map(id, raw), block.attributes, strict=True)) if isinstance(raw, list) else {}
+    numbers = cast("dict[str, int]", _object(spec, "sequenceNumberForAllocation"))
+    kept = spec.get("affinity") == old.get("affinity")
+    return replace(
+        block,
+        manifest=manifest,
+        affinity=block.affinity if kept else None,
+        affinity_claim_time=block.affinity_claim_time if kept else "",
+        allocations=tuple(cast("list[int | None]", _list(spec, "allocations"))),
+        unallocated=tuple(cast("list[int]", _list(spec, "unallocated"))),
+        attributes=tuple(known.get(id(each)) or _attribute(each) for each in _list(spec, "attributes")),
+        sequence_number=cast("int", spec["sequenceNumber"]),
+        sequence_number_for_allocation={int(ordinal): number for ordinal, number in numbers.items()},
+    )
+
+
+def _attribute(value: JsonValue) -> AllocationAttribute:
+    """One that was written here."""
+    made = cast("dict[str, str | None]", value)
+    secondary = cast("dict[str, dict[str, str]]", value).get("secondary", {})
+    return AllocationAttribute(made.get("handle_id") or None, secondary, released_at=made.get("releasedAt") or "")
 
 
 def address_at(block: IPAMBlock, ordinal: int) -> bytes:
@@ -117,7 +139,8 @@ def assign(
     block: IPAMBlock, count: int, owner: Owner, is_reserved: Callable[[bytes], bool]
 ) -> tuple[JsonObject, tuple[bytes, ...]]:
     """Give out up to `count` addresses, the longest free first; those reserved keep their place in the queue."""
-    chosen = [each for each in block.unallocated if not is_reserved(address_at(block, each))][: max(0, count)]
+    free = (each for each in block.unallocated if not is_reserved(address_at(block, each)))
+    chosen = list(islice(free, max(0, count)))
     return _assign(block, chosen, owner), tuple(address_at(block, each) for each in chosen)
 
 
@@ -188,9 +211,8 @@ def release(
 
 def release_handle(block: IPAMBlock, handle: str, released_at: str = "") -> Released:
     """Give back all addresses under a handle."""
-    return release(
-        block, (address_at(block, each) for each in range(len(block.allocations))), released_at, handle=handle
-    )
+    own = [ordinal for ordinal, owner in allocations(block) if owner.handle_id == handle]
+    return release(block, [address_at(block, each) for each in own], released_at, handle=handle)
 
 
 def _release(block: IPAMBlock, ordinals: list[int], released_at: str) -> JsonObject:

@@ -18,6 +18,7 @@ Not here: watching the kernel (`dataplane/watch`), choosing between paths (`deci
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -105,7 +106,8 @@ class NextHopTable:
         self._foreign: dict[Family, dict[bytes, dict[int, ForeignRoute]]] = {family: {} for family in Family}
         """By prefix, then metric."""
         self._interfaces: dict[int, Interface] = {}
-        self._own_addresses: set[bytes] = set()
+        self._own_addresses: Counter[bytes] = Counter()
+        """How many interfaces have each."""
 
     def __len__(self) -> int:
         return len(self._next_hops)
@@ -155,15 +157,20 @@ class NextHopTable:
             if by_metric is None:
                 by_metric = self._foreign[route.family][route.prefix] = {}
             by_metric[route.metric] = route
-        for index in change.interfaces_removed:
-            self._interfaces.pop(index, None)
+        before: list[Interface | None] = [self._interfaces.pop(index, None) for index in change.interfaces_removed]
         for interface in change.interfaces:
+            before.append(self._interfaces.get(interface.index))
             self._interfaces[interface.index] = interface
         touched_addresses: set[bytes] = set()
-        if change.full or touched_interfaces:
-            own = {address for interface in self._interfaces.values() for address, _ in interface.addresses}
-            touched_addresses = own ^ self._own_addresses
-            self._own_addresses = own
+        if change.full:
+            self._own_addresses = Counter(
+                address for interface in self._interfaces.values() for address, _ in interface.addresses
+            )
+        else:  # a node may have very many interfaces, and all pods' have the same link-local address
+            for old in before:
+                self._count_addresses(old, -1, touched_addresses)
+            for interface in change.interfaces:
+                self._count_addresses(interface, 1, touched_addresses)
 
         if touched_prefixes is None:
             return self._kernel_changed(list(self._next_hops.values()))
@@ -198,6 +205,15 @@ class NextHopTable:
         return interface.name if interface is not None else f"interface {index}"
 
     # ---- inside
+
+    def _count_addresses(self, interface: Interface | None, step: int, touched: set[bytes]) -> None:
+        """An interface's addresses came (1) or went (-1); those nobody else has are added to `touched`."""
+        for address, _ in interface.addresses if interface is not None else ():
+            count = self._own_addresses[address] = self._own_addresses[address] + step
+            if not count:
+                del self._own_addresses[address]
+            if count == (step > 0):
+                touched ^= {address}
 
     def _kernel_changed(self, touched: list[NextHop]) -> list[NextHop]:
         """What the kernel holds changed for `touched`; and for what our routes with such a next hop carry."""

@@ -27,16 +27,18 @@ class MemoryStore:
                 return self.items.get(key)
             case List(kind):
                 return [found for key, found in sorted(self.items.items()) if key.kind == kind]
-            case Write(key, manifest, revision):
+            case Write(key, wanted, revision):
                 there = self.items.get(key)
                 if (there.revision if there else None) != revision:
                     return CONFLICT
                 self.writes += 1
                 self.revision += 1
-                if manifest is None:
+                if wanted is None:
                     self.items.pop(key, None)
                 else:
+                    manifest = wanted if isinstance(wanted, dict) else wanted.manifest
                     value = parse_manifest(json.loads(json.dumps(manifest)))
+                    assert isinstance(wanted, dict) or value == wanted
                     assert value.key == key
                     self.items[key] = Found(value, str(self.revision))
                 return str(self.revision)

@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from routed.ipam.blocks import (
     Owner,
     address_at,
+    after,
     assign,
     assign_address,
     collect,
@@ -156,7 +157,8 @@ class BlockMachine(RuleBasedStateMachine):
         self.number = self.block.sequence_number
 
     def become(self, manifest: JsonObject) -> None:
-        self.block = block_of(manifest)
+        self.block = after(self.block, manifest)
+        assert self.block == block_of(manifest)
 
     @rule(handle=HANDLES, count=st.integers(0, 9), pod=st.sampled_from(["a", "b"]), reserved=st.sets(st.integers(0, 7)))
     def assign(self, handle: str, count: int, pod: str, reserved: set[int]) -> None:
