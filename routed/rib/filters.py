@@ -216,11 +216,10 @@ class RouteFilter:
                 return False
         if rule.as_path_prefix and _leading_sequence(attrs.as_path, len(rule.as_path_prefix)) != rule.as_path_prefix:
             return False
-        if rule.interface is not None:
-            name = self._interface_of(path) if self._interface_of is not None else ""
-            if not name or rule.interface.fullmatch(name) is None:
-                return False
-        return True
+        if rule.interface is None:
+            return True
+        # what leads nowhere has the empty name, which "*" matches, as in BIRD
+        return self._interface_of is not None and rule.interface.fullmatch(self._interface_of(path)) is not None
 
     def _local_pref(self, attrs: AttributeSet, path: Path) -> int:
         """What a priority is compared with. A route of our own leaves with the normal priority."""

@@ -146,7 +146,7 @@ def test_source_remote_peers_is_what_bgp_learned() -> None:
         ("eth0", "eth0", True),
         ("eth0", "eth01", False),
         ("eth*", "eth0", True),
-        ("*", "", False),
+        ("*", "", True),
         ("cali*[x]", "calia[x]", True),
     ],
 )
