@@ -1,6 +1,7 @@
 """The datastore that the configuration names, opened: to be followed by the daemon, or to be written.
 
-Both are on the same folder or the same etcd. An etcd that is followed remembers what it last said (`SAVED`).
+Both are on the same folder or the same etcd. An etcd that is followed remembers what it last said (`SAVED`), a folder the
+last good state of what cannot be read (`KEPT`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from routed.model.schema import KINDS
 
 #: What etcd last said, in stateDir.
 SAVED = "datastore.saved"
+#: What was last good in the folder and cannot be read now, in stateDir.
+KEPT = "datastore.kept"
 
 
 def open_followed(config: Config) -> FileStore | EtcdStore:
@@ -27,7 +30,7 @@ def open_followed(config: Config) -> FileStore | EtcdStore:
             make_folder(config.datastore_path)
         if not os.path.isdir(config.datastore_path):
             raise ConfigError(config.datastore_path, "there is no such folder, and datastore.path names it")
-        return FileStore(config.datastore_path)
+        return FileStore(config.datastore_path, os.path.join(config.state_dir, KEPT))
     etcd = config.etcd
     check_files(etcd.client)
     saved = SavedState(

@@ -69,6 +69,7 @@ from routed.ipam.allocator import (
 from routed.ipam.blocks import Owner
 from routed.model.ipam import IPAMBlock, IPAMConfig, IPAMHandle, IPReservation
 from routed.model.kubernetes import (
+    ACCOUNT_PROFILE,
     NAMESPACE_LABELS,
     NAMESPACE_PROFILE,
     Namespace,
@@ -377,7 +378,10 @@ class Pods:
             "projectcalico.org/namespace": key.namespace,
             "projectcalico.org/orchestrator": "k8s",
         }
-        profiles = (NAMESPACE_PROFILE + key.namespace, *((f"ksa.{key.namespace}.{account}",) if account else ()))
+        profiles = (
+            NAMESPACE_PROFILE + key.namespace,
+            *((f"{ACCOUNT_PROFILE}{key.namespace}.{account}",) if account else ()),
+        )
         return _Identity(key, _interface(seed), "k8s", labels, profiles, account, ports)
 
     def _key_outside_kubernetes(self, request: Request) -> tuple[ResourceKey, str]:

@@ -46,13 +46,15 @@ class Sink(Protocol):
 class FileStore:
     """A folder of resource files, as a stream of updates."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], kept: str = "") -> None:
+        """`kept`: see `Folder`."""
         self.path = os.fspath(path)
+        self._kept = kept
         self.health = StoreHealth("file")
 
     async def run(self, sink: Sink) -> None:
         """Feed the sink until cancelled. Raises StoreError where the folder cannot be read at the start."""
-        folder = Folder(self.path)
+        folder = Folder(self.path, self._kept)
         try:
             look = await asyncio.to_thread(folder.look)
         except StoreError as error:

@@ -8,7 +8,8 @@ Invariants:
   so does one that is empty, holds nothing but comments, or names fewer resources than before and breaks off in the
   middle of a line; one cut short in the middle of what it said before is not believed at all, and one that names fewer
   only once nobody has it open for writing and it has been left alone for a moment. Good documents beside a
-  bad one apply. A file that is gone from the folder, and only that, takes all its resources with it.
+  bad one apply. What is kept so is written down, so that it outlives a restart. A file that is gone from the folder, and
+  only that, takes all its resources with it.
 - One resource, one file: the first by file name has it, any other is reported and takes over when the first lets go.
 - An update is a real change: manifests are compared.
 
@@ -18,6 +19,7 @@ files, Kubernetes' `..data`). Synchronous, and used from one thread at a time; `
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -107,7 +109,7 @@ _NOT_OURS: tuple[JsonValue, ...] = tuple(OTHER_KINDS)
 class _File:
     """The last good state of one file."""
 
-    __slots__ = ("data", "entries", "good_data", "problems", "seen", "settled")
+    __slots__ = ("data", "entries", "good_data", "kept", "problems", "seen", "settled")
 
     def __init__(self) -> None:
         self.seen: _Signature = None
@@ -117,14 +119,24 @@ class _File:
         self.good_data = b""
         """What was last read without a complaint."""
         self.entries: dict[ResourceKey, _Entry] = {}
+        self.kept: tuple[ResourceKey, ...] = ()
+        """Those the file does not say any more, since it can't be read in full."""
         self.problems: tuple[Problem, ...] = ()
 
 
 class Folder:
-    """The resources in a folder, as of the last look."""
+    """The resources in a folder, as of the last look.
 
-    def __init__(self, path: str) -> None:
+    `kept`: a file of ours in which the last good states of what cannot be read outlive a restart.
+    """
+
+    def __init__(self, path: str, kept: str = "") -> None:
         self.path = path
+        self._kept_path = kept
+        self._kept: JsonObject = {}
+        """What that file says: manifests by the name of the file they were in."""
+        self._not_kept = ""
+        """Why it does not say what it should."""
         self._files: dict[str, _File] = {}
         self._published: dict[ResourceKey, Resource] = {}
         self._identity: tuple[int, int] | None = None
@@ -146,13 +158,58 @@ class Folder:
         problems: list[Problem] = []
         unsettled = False
         names = self._list(problems)
+        if self._first and names is not None:
+            self._recall(names)
         if names is not None:
             for name in sorted(names | self._files.keys()):
                 unsettled |= self._look_at(name, name in names)
             self._first = False
         updates = self._publish() if self._dirty else ()
         unreadable = "; ".join(str(problem) for problem in problems)
+        self._keep()
+        if self._not_kept:
+            problems.append(Problem(self._kept_path, 0, "", self._not_kept))
         return Look(updates, tuple(sorted(problems + self._file_problems)), unsettled, unreadable)
+
+    def _recall(self, names: set[str]) -> None:
+        """What was last good of files that could not be read in full when the last run ended."""
+        try:
+            with open(self._kept_path, encoding="utf-8") as written:
+                said = json.load(written)
+        except (OSError, ValueError):
+            return  # there is none, or what we wrote is spoilt: then a file is what it says
+        self._kept = said if isinstance(said, dict) else {}
+        for name, manifests in self._kept.items():
+            if name not in names or not isinstance(manifests, list):
+                continue
+            file = self._files[name] = _File()
+            for manifest in manifests:
+                with contextlib.suppress(ConfigError):
+                    resource = parse_manifest(manifest)
+                    file.entries[resource.key] = _Entry(resource, 0)
+            file.kept = tuple(file.entries)
+
+    def _keep(self) -> None:
+        """Write down what is kept of files, where that changed."""
+        wanted: JsonObject = {
+            name: [file.entries[key].resource.manifest for key in file.kept]
+            for name, file in sorted(self._files.items())
+            if file.kept
+        }
+        if not self._kept_path or (wanted == self._kept and not self._not_kept):
+            return
+        beside = f"{self._kept_path}.new"
+        try:
+            os.makedirs(os.path.dirname(self._kept_path), mode=0o755, exist_ok=True)
+            with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as written:
+                json.dump(wanted, written)
+                written.flush()
+                os.fsync(written.fileno())
+            os.replace(beside, self._kept_path)
+        except OSError as error:
+            self._not_kept = f"the last good state of what cannot be read is lost at a restart: {_reason(error)}"
+            return
+        self._kept, self._not_kept = wanted, ""
 
     def _list(self, problems: list[Problem]) -> set[str] | None:
         """The names of resource files; None (and why) where the folder does not say."""
@@ -258,11 +315,12 @@ def _take(file: _File, path: str, data: bytes, signature: tuple[int, ...]) -> bo
     whole = data.endswith(b"\n") or data.rstrip().endswith((b"}", b"]"))
     if not whole and 0 < len(data) < len(file.good_data) and file.good_data.startswith(data):
         text = "the file breaks off in the middle of what it said before; its last good state stays until it is whole"
-        file.problems = (Problem(path, data.count(b"\n") + 1, "", text),)
+        file.problems, file.kept = (Problem(path, data.count(b"\n") + 1, "", text),), tuple(file.entries)
         return True
     missing = [key for key in file.entries if key not in reading.entries]
+    kept: list[ResourceKey] = []
     reason = _reason_to_keep(reading, data, whole)
-    if missing and not reason and _unfinished(path, signature):
+    if missing and not reason and file.data is not None and _unfinished(path, signature):
         return False
     if missing and reason:
         if not reading.bad:
@@ -271,11 +329,12 @@ def _take(file: _File, path: str, data: bytes, signature: tuple[int, ...]) -> bo
             reading.problems.append(Problem(path, reading.last_line, "", text))
         for key in missing:
             reading.entries[key] = file.entries[key]
+        kept = missing
     elif not data.strip():
         reading.problems.append(Problem(path, 0, "", "the file is empty"))
     if not reading.problems:
         file.good_data = data
-    file.entries = reading.entries
+    file.entries, file.kept = reading.entries, tuple(kept)
     if len(reading.problems) > MAX_PROBLEMS_PER_FILE:
         left = len(reading.problems) - MAX_PROBLEMS_PER_FILE
         reading.problems[MAX_PROBLEMS_PER_FILE:] = [Problem(path, 0, "", f"the file has {left} problems more")]

@@ -25,6 +25,8 @@ POLICY_PREFIX = "knp.default."
 POLICY_ORDER = 1000
 NAMESPACE_PROFILE = "kns."
 """What they put before the name of a namespace: a Profile that every endpoint in it has."""
+ACCOUNT_PROFILE = "ksa."
+"""What they put before NAMESPACE.NAME of a service account: a Profile without rules."""
 NAMESPACE_LABELS = "pcns."
 """What they put before its labels, which the Profile gives to the endpoints."""
 EVERYTHING = All()

@@ -37,7 +37,7 @@ from routed.desired_policy import (
     TierWalk,
     Walk,
 )
-from routed.model.kubernetes import NAMESPACE_PROFILE, EndpointSlice
+from routed.model.kubernetes import ACCOUNT_PROFILE, NAMESPACE_PROFILE, EndpointSlice
 from routed.model.policies import (
     DEFAULT_ALLOW,
     GlobalNetworkPolicy,
@@ -731,7 +731,7 @@ class PolicyEngine:
         lacking = frozenset(
             f"{_label(key)}: there is no Profile {name}, so it allows nothing, and those after it are not asked"
             for name in names
-            if ResourceKey(Profile.kind, name) not in self._resources
+            if ResourceKey(Profile.kind, name) not in self._resources and not name.startswith(ACCOUNT_PROFILE)
         )
         if lacking and self._is_here(key):
             self._lacking[key] = lacking

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from routed.model.kubernetes import (
+    ACCOUNT_PROFILE,
     NAMESPACE_LABELS,
     NAMESPACE_PROFILE,
     POLICY_PREFIX,
@@ -138,7 +139,12 @@ class Kubernetes:
         if not isinstance(pod, Pod):
             return stored
         kept = {label: text for label, text in stored.labels.items() if label.startswith(_CALICO)}
-        return replace(stored, labels={**pod.labels, **kept}, ports=_ports(pod) or stored.ports)
+        made = replace(stored, labels={**pod.labels, **kept}, ports=_ports(pod) or stored.ports)
+        if pod.service_account == stored.service_account_name:
+            return made
+        others = tuple(name for name in stored.profiles if not name.startswith(ACCOUNT_PROFILE))
+        profiles = (*others, f"{ACCOUNT_PROFILE}{key.namespace}.{pod.service_account}")
+        return replace(made, service_account_name=pod.service_account, profiles=profiles)
 
 
 def _unwired(pod: Resource | None) -> WorkloadEndpoint | None:
@@ -156,7 +162,7 @@ def _unwired(pod: Resource | None) -> WorkloadEndpoint | None:
         endpoint="eth0",
         service_account_name=pod.service_account,
         ip_networks=tuple(Cidr(Family.of_address(ip), bytes((8 * len(ip),)) + ip) for ip in pod.pod_ips),
-        profiles=(NAMESPACE_PROFILE + pod.namespace,),
+        profiles=(NAMESPACE_PROFILE + pod.namespace, f"{ACCOUNT_PROFILE}{pod.namespace}.{pod.service_account}"),
         ports=_ports(pod),
     )
 

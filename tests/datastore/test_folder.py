@@ -451,3 +451,47 @@ def test_two_thousand_peers_in_a_file_and_a_thousand_in_files_of_their_own(tmp_p
         (tmp_path / f"{n}.yaml").write_text(peer(f"more-{n}"))
     watched.settle()
     assert len(watched.peers) == 3000
+
+
+def test_what_is_kept_of_a_broken_file_outlives_a_restart(tmp_path: Path):
+    folder, kept = tmp_path / "folder", tmp_path / "state" / "kept"
+    folder.mkdir()
+    file = folder / "a.yaml"
+
+    def started() -> dict[str, int | None]:
+        """What a new run has after its first look."""
+        made = Folder(str(folder), str(kept))
+        made.look()
+        return {key.name: each.as_number for key, each in made.resources.items() if isinstance(each, BGPPeer)}
+
+    running = Folder(str(folder), str(kept))
+    file.write_text(several(peer("one", 1), peer("two", 2)))
+    while running.look().unsettled:
+        pass
+    assert not kept.exists()
+    file.write_text(several(peer("one", 1), peer("two", 2).replace("asNumber: 2", "asNumber: none"), peer("three", 3)))
+    while running.look().unsettled:
+        pass
+    assert started() == {"one": 1, "two": 2, "three": 3}
+    assert started() == {"one": 1, "two": 2, "three": 3}  # the second start after the fault, too
+    file.write_text(peer("one", 1)[:-9])
+    assert started() == {"one": None, "two": 2} or started() == {"two": 2}
+    file.write_text(several(peer("one", 1), peer("two", 4)))
+    assert started() == {"one": 1, "two": 4}
+    assert json.loads(kept.read_text()) == {}
+    file.write_text(several(peer("one", 1), "kind: nonsense\n"))
+    assert started() == {"one": 1}
+    kept.write_text("{ spoilt")
+    assert started() == {"one": 1}
+
+
+def test_a_place_that_takes_nothing_is_told_of(tmp_path: Path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    running = Folder(str(tmp_path / "folder"), str(tmp_path / "file" / "kept"))
+    (tmp_path / "folder" / "a.yaml").write_text(several(peer("one", 1), peer("two", 2)))
+    running.look()
+    (tmp_path / "folder" / "a.yaml").write_text(several(peer("one", 1), "kind: nonsense\n"))
+    while (look := running.look()).unsettled:
+        pass
+    assert any("is lost at a restart" in str(problem) for problem in look.problems)

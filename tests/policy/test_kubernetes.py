@@ -106,6 +106,21 @@ def test_a_pod_s_labels_are_its_endpoint_s_as_they_change():
     assert told.now[wired.key] == wired
 
 
+def test_a_pod_s_service_account_is_its_endpoint_s():
+    told = Told()
+    wired = workload(Endpoint("pod", "one", "red", {}, "n1", ("10.65.0.1",)))
+    raw = pod("one").manifest
+    account = {**raw, "spec": {**raw["spec"], "serviceAccountName": "sa-b"}}  # type: ignore[dict-item]
+    told.tell(wired, parse_manifest(account))
+    made = told.now[wired.key]
+    assert isinstance(made, WorkloadEndpoint)
+    assert (made.service_account_name, made.profiles) == ("sa-b", ("kns.red", "ksa.red.sa-b"))
+    told.tell(pod("one"))
+    made = told.now[wired.key]
+    assert isinstance(made, WorkloadEndpoint)
+    assert (made.service_account_name, made.profiles) == ("default", ("kns.red", "ksa.red.default"))
+
+
 def test_a_pod_nobody_wired_is_a_peer_until_somebody_does():
     told = Told()
     told.tell(pod("one", "10.65.0.9", app="a"))
