@@ -183,7 +183,7 @@ class Guard:
         if before is None:
             self._count[key.kind] += 1
         resource = change.resource
-        if before is not None and before.resource.manifest == resource.manifest:
+        if before is not None and before.resource.says_the_same(resource):
             resource = before.resource
         else:
             updates.append(Update(key, resource))

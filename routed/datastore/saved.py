@@ -20,12 +20,17 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
+import msgspec
+
 from routed.datastore.guard import Believed, Good, Guard
 from routed.errors import ConfigError
 from routed.model.resources import ResourceKey
-from routed.model.schema import parse_stored
+from routed.model.unread import read_text
 
 SCHEMA = 1
+#: A line of a key: kind, namespace, name, revision, manifest, since when it is held, why it is garbage. And one of the time.
+_ENTRY = msgspec.json.Decoder(tuple[str, str, str, int, msgspec.Raw, float | None, str])
+_MARK = msgspec.json.Decoder(tuple[float, int])
 #: Outdated lines that are not worth a new file.
 _SPARE = 2000
 
@@ -74,7 +79,7 @@ class SavedState:
             raise ConfigError(self.path, "there is no saved state") from None
         except OSError as error:
             raise ConfigError(self.path, f"cannot read the saved state: {error.strerror}") from None
-        header = _parsed(lines[0])
+        header = _header(lines[0])
         if not isinstance(header, dict) or header.get("saved") != SCHEMA:
             raise ConfigError(self.path, "this is no saved state of this version of routed")
         own = self.identity
@@ -84,9 +89,8 @@ class SavedState:
             raise ConfigError(self.path, "the saved state is of another etcd: none of its endpoints is ours")
         loaded = Loaded(cluster=int(header.get("cluster", 0)))
         for line in lines[1:]:
-            entry = _parsed(line)
-            if isinstance(entry, list):
-                _take(loaded, entry)
+            if text := _text_of(line):
+                _take(loaded, text)
         return loaded
 
     def rewrite(self, believed: Believed, offset: float, as_of: float, revision: int, cluster: int) -> None:
@@ -213,47 +217,51 @@ def _states(guard: Guard | Believed, keys: Iterable[ResourceKey], offset: float)
     for key in keys:
         good = guard.good.get(key)
         held = guard.held.get(key)
-        yield _line(
-            [
-                key.kind,
-                key.namespace,
-                key.name,
-                good.revision if good else 0,
-                good.resource.manifest if good else None,
-                None if held is None else held + offset,
-                guard.garbage.get(key, ""),
-            ]
-        )
+        head = json.dumps([key.kind, key.namespace, key.name, good.revision if good else 0], separators=(",", ":"))
+        manifest = good.resource.manifest_text() if good else b"null"
+        tail = json.dumps([None if held is None else held + offset, guard.garbage.get(key, "")], separators=(",", ":"))
+        yield _checked(b"%s,%s,%s" % (head[:-1].encode(), manifest, tail[1:].encode()))
 
 
 def _line(value: Any) -> bytes:
-    text = json.dumps(value, separators=(",", ":")).encode()
+    return _checked(json.dumps(value, separators=(",", ":")).encode())
+
+
+def _checked(text: bytes) -> bytes:
     return b"%08x %s\n" % (zlib.crc32(text), text)
 
 
-def _parsed(line: bytes) -> Any:
-    """The value of a line; None where it is damaged."""
+def _text_of(line: bytes) -> bytes:
+    """What a line says; nothing where it is damaged."""
     mark, _, text = line.partition(b" ")
     try:
-        return json.loads(text) if int(mark, 16) == zlib.crc32(text) else None
+        return text if int(mark, 16) == zlib.crc32(text) else b""
+    except ValueError:
+        return b""
+
+
+def _header(line: bytes) -> Any:
+    try:
+        return json.loads(_text_of(line))
     except ValueError:
         return None
 
 
-def _take(loaded: Loaded, entry: list[Any]) -> None:
-    if len(entry) == 2:
-        loaded.as_of, loaded.revision = entry
+def _take(loaded: Loaded, text: bytes) -> None:
+    try:
+        kind, namespace, name, revision, manifest, held, garbage = _ENTRY.decode(text)
+    except msgspec.ValidationError:  # not of a key
+        loaded.as_of, loaded.revision = _MARK.decode(text)
         return
-    kind, namespace, name, revision, manifest, held, garbage = entry
     key = ResourceKey(kind, name, namespace)
     for known in (loaded.good, loaded.held, loaded.garbage):
         known.pop(key, None)
     if garbage:
         loaded.garbage[key] = garbage
-    if manifest is None:
+    if bytes(manifest) == b"null":
         return
     try:
-        loaded.good[key] = Good(parse_stored(manifest), revision)
+        loaded.good[key] = Good(read_text(bytes(manifest)), revision)
     except ConfigError as error:  # another version of routed wrote it
         loaded.garbage[key] = str(error)
         return

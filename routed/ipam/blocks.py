@@ -81,7 +81,7 @@ def after(block: IPAMBlock, manifest: JsonObject) -> IPAMBlock:
     numbers = cast("dict[str, int]", _object(spec, "sequenceNumberForAllocation"))
     kept = spec.get("affinity") == old.get("affinity")
     return replace(
-        block,
+        block.whole,
         manifest=manifest,
         affinity=block.affinity if kept else None,
         affinity_claim_time=block.affinity_claim_time if kept else "",

@@ -31,13 +31,22 @@ from routed.net.families import Family
 from routed.net.prefixes import covers, parse_prefix
 
 _LINK_LOCAL = (parse_prefix("169.254.0.0/16"), parse_prefix("fe80::/10"))
-_MAX_SEQUENCE = (1 << 64) - 1
+MAX_SEQUENCE = (1 << 64) - 1
 #: The largest block that anybody allocates from; a value with more entries is no block.
-_MAX_BLOCK_SIZE = 1 << 16
-_AFFINITY_TYPES = frozenset(map(str, AffinityType))
+MAX_BLOCK_BITS = 16
+MAX_BLOCK_SIZE = 1 << MAX_BLOCK_BITS
+AFFINITY_TYPES = frozenset(map(str, AffinityType))
 _ORDINAL = frozenset((int,))
 _ORDINAL_OR_FREE = frozenset((int, type(None)))
 _FREE = frozenset((None,))
+
+
+_TO_DASHES = str.maketrans(".:/", "---")
+
+
+def name_of_block(cidr: str) -> str:
+    """The name of a block: its prefix with "-" for ".", ":" and "/", as the Kubernetes datastore makes it."""
+    return cidr.translate(_TO_DASHES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +89,11 @@ class IPAMBlock(Resource):
     sequence_number: int = 0
     sequence_number_for_allocation: Mapping[int, int] = field(default_factory=dict, hash=False)
     deleted: bool = False
+
+    @property
+    def whole(self) -> IPAMBlock:
+        """The block with all its parts read, for who makes another one of them."""
+        return self
 
     @property
     def host(self) -> str | None:
@@ -193,7 +207,7 @@ def _parse_block(head: Head) -> IPAMBlock:
     spec = head.spec
     cidr = spec.required_cidr("cidr")
     size = 1 << min(cidr.family.max_length - cidr.prefix[0], 32)
-    if size > _MAX_BLOCK_SIZE:
+    if size > MAX_BLOCK_SIZE:
         raise spec.error("cidr", f"is no block of addresses: {cidr} holds {size} of them")
     allocations = _parse_allocations(spec)
     if len(allocations) != size:
@@ -201,7 +215,7 @@ def _parse_block(head: Head) -> IPAMBlock:
     affinity = spec.text("affinity") or None
     if affinity is None and (legacy := spec.text("hostAffinity")):
         affinity = f"{AffinityType.HOST}:{legacy}"
-    if affinity is not None and affinity.partition(":")[0] not in _AFFINITY_TYPES:
+    if affinity is not None and affinity.partition(":")[0] not in AFFINITY_TYPES:
         raise spec.error("affinity", f'must be "host:" or "virtual:" and a name, not {shown(affinity)}')
     return IPAMBlock(
         **head.common,
@@ -211,7 +225,7 @@ def _parse_block(head: Head) -> IPAMBlock:
         allocations=allocations,
         unallocated=_parse_unallocated(spec, allocations),
         attributes=tuple(map(_parse_attribute, spec.objects("attributes"))),
-        sequence_number=spec.integer("sequenceNumber", 0, _MAX_SEQUENCE) or 0,
+        sequence_number=spec.integer("sequenceNumber", 0, MAX_SEQUENCE) or 0,
         sequence_number_for_allocation=_parse_sequence_numbers(spec, size),
         deleted=_deleted(spec),
     )
@@ -225,9 +239,9 @@ def _parse_allocations(spec: Fields) -> tuple[int | None, ...]:
     values = spec.elements("allocations")
     if _ORDINAL_OR_FREE.issuperset(map(type, values)):
         indices = cast("set[int]", {*values, 0} - _FREE)
-        if min(indices) >= 0 and max(indices) < _MAX_BLOCK_SIZE:
+        if min(indices) >= 0 and max(indices) < MAX_BLOCK_SIZE:
             return tuple(cast("list[int | None]", values))
-    return tuple(_ordinal(each, path, _MAX_BLOCK_SIZE) for path, each in spec.array("allocations"))
+    return tuple(_ordinal(each, path, MAX_BLOCK_SIZE) for path, each in spec.array("allocations"))
 
 
 def _parse_unallocated(spec: Fields, allocations: tuple[int | None, ...]) -> tuple[int, ...]:
@@ -269,9 +283,7 @@ def _parse_sequence_numbers(spec: Fields, size: int) -> Mapping[int, int]:
     if value is None:
         return found
     for key, number in value.values.items():
-        number = (
-            number if type(number) is int and 0 <= number <= _MAX_SEQUENCE else value.integer(key, 0, _MAX_SEQUENCE)
-        )
+        number = number if type(number) is int and 0 <= number <= MAX_SEQUENCE else value.integer(key, 0, MAX_SEQUENCE)
         if not key.isascii() or not key.isdigit() or int(key) >= size or number is None:
             path = field_path(spec.at("sequenceNumberForAllocation"), key)
             raise ConfigError(path, f"must be the ordinal of an address, 0 to {size - 1}, with a number")
@@ -288,7 +300,7 @@ def _parse_handle(head: Head) -> IPAMHandle:
     found: dict[Cidr, int] = {}
     for key in blocks.values if blocks is not None else ():
         if blocks is not None:
-            found[as_cidr(key, blocks.at(key))] = blocks.integer(key, 0, _MAX_BLOCK_SIZE) or 0
+            found[as_cidr(key, blocks.at(key))] = blocks.integer(key, 0, MAX_BLOCK_SIZE) or 0
     return IPAMHandle(**head.common, blocks=found, deleted=_deleted(spec))
 
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from routed.errors import ConfigError
 from routed.model.fields import shown
 from routed.model.head import API_VERSION, Kind
-from routed.model.ipam import IPAMBlock, IPAMConfig, IPAMHandle
+from routed.model.ipam import IPAMBlock, IPAMConfig, IPAMHandle, name_of_block
 from routed.model.policies import (
     GlobalNetworkPolicy,
     NetworkPolicy,
@@ -32,6 +32,7 @@ from routed.model.policies import (
 )
 from routed.model.resources import AffinityType, BlockAffinity, Cidr, JsonObject, JsonValue, Resource, ResourceKey
 from routed.model.schema import KIND_TABLE, parse_manifest
+from routed.model.unread import plain_block
 from routed.net.families import Family
 from routed.net.prefixes import parse_prefix
 
@@ -49,7 +50,6 @@ _BLOCK = re.compile(r"assignment/(ipv4|ipv6)/block/([0-9a-f.:]+-[0-9]{1,3})")
 _HANDLE = re.compile(r"handle/([^/]+)")
 #: Names in the allocator's value of the cluster's settings, and in the API's.
 _CONFIG_NAMES = {"strict_affinity": "strictAffinity", "auto_allocate_blocks": "autoAllocateBlocks"}
-_TO_DASHES = str.maketrans(".:/", "---")
 _MAX_VALUE = 8 << 20
 
 
@@ -168,6 +168,8 @@ class Layout:
 def decode_at(place: Place, value: bytes) -> Decoded:
     """The resource at a place. Raises ConfigError for what is stored there."""
     key = place.key
+    if key.kind == IPAMBlock.kind and (block := plain_block(key.name, value, str(place.spec["cidr"]))) is not None:
+        return Decoded(block)
     data = _json(value, key.kind == BlockAffinity.kind)
     unknown: list[ConfigError] = []
     if key.kind not in ALLOCATOR_KINDS:
@@ -232,12 +234,8 @@ def encode(resource: Resource, path: str = "") -> bytes:
 
 
 def block_name(cidr: Cidr) -> str:
-    """The name of a block: its prefix with "-" for ".", ":" and "/", as the Kubernetes datastore makes it."""
-    return _name_of(str(cidr))
-
-
-def _name_of(cidr: str) -> str:
-    return cidr.translate(_TO_DASHES)
+    """The name of a block, as the Kubernetes datastore makes it."""
+    return name_of_block(str(cidr))
 
 
 def _named_blocks(name: str) -> list[Cidr]:
@@ -285,7 +283,7 @@ def _allocator_place(rest: str) -> Place | None:
         if cidr is None:
             return None
         text = str(cidr)
-        return Place(ResourceKey(IPAMBlock.kind, _name_of(text)), {"cidr": text})
+        return Place(ResourceKey(IPAMBlock.kind, name_of_block(text)), {"cidr": text})
     if match := _AFFINITY.fullmatch(rest):
         cidr = _block(match[3], match[4])
         if cidr is None:
@@ -294,7 +292,7 @@ def _allocator_place(rest: str) -> Place | None:
         # Two holders of one block must not be one resource, and a virtual one may be called like a node.
         kind = "" if match[1] == AffinityType.HOST else f"{match[1]}."
         return Place(
-            ResourceKey(BlockAffinity.kind, f"{kind}{match[2]}-{_name_of(text)}"),
+            ResourceKey(BlockAffinity.kind, f"{kind}{match[2]}-{name_of_block(text)}"),
             {"type": match[1], "node": match[2], "cidr": text},
         )
     if handle := _HANDLE.fullmatch(rest):

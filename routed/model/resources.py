@@ -10,6 +10,7 @@ write of fields routed does not know. Parsing and validation are in `schema`; me
 from __future__ import annotations
 
 import enum
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, TypeAlias, TypedDict
@@ -183,6 +184,14 @@ class Resource:
     @property
     def key(self) -> ResourceKey:
         return ResourceKey(self.kind, self.name, self.namespace)
+
+    def manifest_text(self) -> bytes:
+        """The manifest as JSON on one line."""
+        return json.dumps(self.manifest, separators=(",", ":")).encode()
+
+    def says_the_same(self, other: Resource) -> bool:
+        """Whether another resource was parsed from an equal manifest."""
+        return self.manifest == other.manifest
 
 
 class Common(TypedDict):

@@ -56,6 +56,7 @@ def test_what_changes_while_all_is_written_is_there_after_it(tmp_path: Path) -> 
         await asyncio.to_thread(state.began.wait, 20)
         # the loop is here while the thread writes
         guard.changes([there(node(2, 9), 5), Change(ResourceKey("Node", "n3"), None, 6)], 1.0)
+        guard.settle(100.0)
         guard.changes([Change(ResourceKey("Node", "n1"), None, 7, "no resource")], 2.0)
         saver.save([ResourceKey("Node", "n2"), ResourceKey("Node", "n3"), ResourceKey("Node", "n1")], 7)
         state.may_end.set()
