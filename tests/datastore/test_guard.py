@@ -65,7 +65,7 @@ def test_a_third_of_a_kind_at_once_is_held_and_a_quarter_is_not() -> None:
     assert len(guard.held) == 5
 
 
-@given(st.integers(5, 16), st.lists(st.floats(0.0, 0.49), min_size=15, max_size=15))
+@given(st.integers(5, 16), st.lists(st.floats(0.0, 0.49), min_size=16, max_size=16))
 def test_one_by_one_is_an_accident_too_and_nothing_goes(count: int, gaps: list[float]) -> None:
     """As `calicoctl delete -f` deletes, or a script: each for itself, less than half a second apart."""
     guard = full(16)

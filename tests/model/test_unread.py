@@ -70,7 +70,7 @@ def _changed(draw: st.DrawFn) -> JsonObject:
                 if key in keys and draw(st.booleans()):
                     del target[key]  # type: ignore[arg-type]
                 else:
-                    target[key] = draw(_OTHER)  # type: ignore[index, call-overload]
+                    target[key] = copy.deepcopy(draw(_OTHER))  # type: ignore[index, call-overload]
                 break
             target = inner
     return block
