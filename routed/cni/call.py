@@ -426,13 +426,42 @@ def format_error(version: str, error: CniError) -> bytes:
     return json.dumps(found).encode()
 
 
-def previous_addresses(previous: JsonObject) -> set[bytes]:
-    """The addresses a `prevResult` tells of."""
-    found = set()
+@dataclass(frozen=True, slots=True)
+class Previous:
+    """What a `prevResult` tells of the attachment that is asked about."""
+
+    addresses: frozenset[bytes]
+    mac: bytes | None
+    """None where it does not say."""
+    mtu: int
+    """0 where it does not say, as before version 1.1."""
+
+
+def previous_result(request: Request) -> Previous:
+    """Raises CniError where it does not tell of the interface at all."""
+    previous = request.previous or {}
+    interfaces = _list_of(previous, "interfaces")
+    number, own = next(
+        (
+            (number, each)
+            for number, each in enumerate(interfaces)
+            if isinstance(each, dict) and each.get("name") == request.interface and each.get("sandbox")
+        ),
+        (-1, {}),
+    )
+    if number < 0 or own.get("sandbox") != request.namespace_path:
+        where = f"{request.interface} in {request.namespace_path}"
+        raise CniError(NOT_AS_IT_WAS, f"prevResult does not tell of {where}")
+    addresses = set()
     for each in _list_of(previous, "ips"):
-        if isinstance(each, dict):
-            found.add(_address("prevResult.ips", each.get("address")))
-    return found
+        if isinstance(each, dict) and each.get("interface", number) == number:
+            addresses.add(_address("prevResult.ips", each.get("address")))
+    mac, mtu = own.get("mac"), own.get("mtu")
+    try:
+        octets = bytes.fromhex(mac.replace(":", "")) if isinstance(mac, str) and mac else None
+    except ValueError:
+        raise CniError(INVALID_CONFIGURATION, f"prevResult.interfaces: {mac!r} is no MAC address") from None
+    return Previous(frozenset(addresses), octets, mtu if isinstance(mtu, int) else 0)
 
 
 def _list_of(of: JsonObject, name: str) -> list[JsonValue]:

@@ -42,7 +42,7 @@ from routed.cni.call import (
     Request,
     format_result,
     handle_of,
-    previous_addresses,
+    previous_result,
 )
 from routed.core.effects import Level
 from routed.daemon.cni import Conversation, Inside
@@ -319,22 +319,47 @@ class Pods:
         if not endpoints:
             raise CniError(UNKNOWN_CONTAINER, f"container {request.container_id} has no {request.interface} of ours")
         (endpoint,) = endpoints
-        addresses = {network.prefix[1:] for network in endpoint.ip_networks}
-        told = previous_addresses(request.previous or {})
-        if not addresses <= told:
-            missing = ", ".join(format_address(each) for each in sorted(addresses - told))
-            raise CniError(NOT_AS_IT_WAS, f"prevResult does not tell of {missing}, which the pod has")
-        link = await asyncio.to_thread(self._wiring.inside, request.interface, inside.netlink)
-        if link is None or not link.up:
+        if endpoint.mac is None or not endpoint.interface_name:
+            raise CniError(NOT_AS_IT_WAS, f"{endpoint.key} has no interface")
+        told = previous_result(request)
+        addresses = tuple(network.prefix[1:] for network in endpoint.ip_networks)
+        if set(addresses) != told.addresses:
+            has = ", ".join(format_address(each) for each in addresses)
+            raise CniError(NOT_AS_IT_WAS, f"prevResult does not tell of what {request.interface} has: {has}")
+        if told.mac not in (None, endpoint.mac):
             raise CniError(
-                NOT_AS_IT_WAS, f"{request.interface} in the container is {'gone' if link is None else 'down'}"
+                NOT_AS_IT_WAS,
+                f"prevResult says another MAC address than {request.interface} has: {endpoint.mac.hex(':')}",
             )
-        host = await asyncio.to_thread(self._wiring.find, endpoint.interface_name)
-        if host is None or not host.up:
-            raise CniError(NOT_AS_IT_WAS, f"{endpoint.interface_name} is {'gone' if host is None else 'down'}")
+        if ResourceKey(IPAMHandle.kind, request.handle) not in self._mirror[IPAMHandle.kind]:
+            raise CniError(NOT_AS_IT_WAS, f"no address is given out under {request.handle}")
+        if wrong := await self._differences(request, inside, endpoint, told.mtu):
+            raise CniError(NOT_AS_IT_WAS, "; ".join(wrong))
         networks = [(network.family, network.prefix) for network in endpoint.ip_networks]
         if problem := await self._dataplane.in_force(networks):
             raise CniError(NOT_AS_IT_WAS, problem)
+
+    async def _differences(
+        self, request: Request, inside: Inside, endpoint: WorkloadEndpoint, mtu: int = 0
+    ) -> list[str]:
+        """What of an endpoint's interface is not as it was made."""
+        port = self._port(request, endpoint, mtu)
+        try:
+            return await asyncio.to_thread(self._wiring.differences, port, inside.netlink)
+        except KernelError as error:
+            raise CniError(INTERNAL, str(error)) from None
+
+    def _port(self, request: Request, endpoint: WorkloadEndpoint, mtu: int = 0) -> PodPort:
+        """The interface of an endpoint that was made before."""
+        assert endpoint.mac is not None
+        return PodPort(
+            endpoint.interface_name,
+            request.interface,
+            endpoint.mac,
+            tuple((network.family, network.prefix[1:]) for network in endpoint.ip_networks),
+            mtu or request.mtu or self._wiring.mtu_of(endpoint.interface_name) or self._dataplane.mtu,
+            self._proxy_arp,
+        )
 
     async def _collect(self, request: Request) -> None:
         """Remove what belongs to no attachment the runtime still knows."""
@@ -594,17 +619,17 @@ class Pods:
     # ---- putting things right
 
     async def _found_again(self, request: Request, inside: Inside, there: WorkloadEndpoint) -> Attached | None:
-        """What an earlier ADD of the same container made, if all of it is still there."""
-        link = await asyncio.to_thread(self._wiring.inside, request.interface, inside.netlink)
-        host = await asyncio.to_thread(self._wiring.find, there.interface_name)
-        if link is None or host is None or there.mac is None:
+        """What an earlier ADD of the same container made: as it was, or made anew with the same addresses."""
+        if there.mac is None or not there.ip_networks or request.mac not in (None, there.mac):
             return None
-        networks = [(network.family, network.prefix) for network in there.ip_networks]
-        if await self._dataplane.in_force(networks):
+        port = self._port(request, there)
+        if wrong := await self._differences(request, inside, there):
+            self._log(Level.WARNING, "cni", f"{there.key} is added again, and made anew: {'; '.join(wrong)}")
+            await asyncio.to_thread(self._attach, port, inside)
+        if await self._dataplane.in_force([(network.family, network.prefix) for network in there.ip_networks]):
             return None
-        addresses = tuple(network.prefix[1:] for network in there.ip_networks)
-        mtu = request.mtu or self._dataplane.mtu
-        return Attached(there.interface_name, NODE_MAC, request.interface, there.mac, addresses, mtu)
+        addresses = tuple(address for _, address in port.addresses)
+        return Attached(there.interface_name, NODE_MAC, request.interface, there.mac, addresses, port.mtu)
 
     async def _undo(self, request: Request, identity: _Identity) -> None:
         """Take back what an ADD did so far: soon, or once the datastore answers."""

@@ -22,10 +22,11 @@ import secrets
 import socket
 import struct
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from routed.dataplane.exchange import Exchange, open_exchange
+from routed.dataplane.pod_state import default_gateways, look, permanent
 from routed.errors import KernelError
 from routed.net.addresses import format_address
 from routed.net.families import Family
@@ -155,16 +156,6 @@ class PodWiring:
                     self.detach(made)
             raise
 
-    def find(self, interface: str) -> Link | None:
-        """The link of that name on the node. Waits while the kernel changes others."""
-        try:
-            with self._turn:
-                return self._link(self._node, interface)
-        except KernelError as error:
-            if error.errno == errno.ENODEV:
-                return None
-            raise
-
     def index_of(self, interface: str) -> int | None:
         """The index of a link on the node, at once: by the one question that waits for no change of others."""
         return self._ask_by_name(_SIOCGIFINDEX, interface)
@@ -182,14 +173,36 @@ class PodWiring:
         value: int = struct.unpack_from("i", answer, 16)[0]
         return value
 
-    def inside(self, interface: str, inside: socket.socket) -> Link | None:
-        """The link of that name in a pod."""
-        try:
-            return self._link(Exchange(inside), interface)
-        except KernelError as error:
-            if error.errno == errno.ENODEV:
-                return None
-            raise
+    def differences(self, port: PodPort, inside: socket.socket) -> list[str]:
+        """What of a pod's interface is not as `attach` makes it, for people. Raises KernelError."""
+        pod, found = Exchange(inside), []
+        end = look(pod, port.pod_interface)
+        with self._turn:
+            node = look(self._node, port.interface)
+        if end is None or node is None:
+            gone = f"{port.pod_interface} in the container" if end is None else port.interface
+            return [f"{gone} is gone"]
+        for link, name in ((end.link, f"{port.pod_interface} in the container"), (node.link, port.interface)):
+            if not link.up:
+                found.append(f"{name} is down")
+        if end.mac != port.mac:
+            found.append(f"{port.pod_interface} in the container has the MAC address {end.mac.hex(':')}")
+        if node.mac != NODE_MAC:
+            found.append(f"{port.interface} has the MAC address {node.mac.hex(':')}")
+        for mtu, name in ((end.link.mtu, f"{port.pod_interface} in the container"), (node.link.mtu, port.interface)):
+            if mtu != port.mtu:
+                found.append(f"{name} has an MTU of {mtu}, not {port.mtu}")
+        for family, address in port.addresses:
+            if (address, family.max_length) not in end.addresses:
+                found.append(f"the container has no address {format_address(address)}")
+        families = list(dict.fromkeys(family for family, _ in port.addresses))
+        found += permanent(end, ((GATEWAYS[family], NODE_MAC) for family in families))
+        found += permanent(node, ((address, port.mac) for _, address in port.addresses))
+        for family in families if port.default_routes else ():
+            if (GATEWAYS[family], end.link.index) not in default_gateways(pod, family):
+                found.append(f"the container has no default route by {format_address(GATEWAYS[family])}")
+        found += self._wrong_sysctls(port.interface, NODE_SYSCTLS + (PROXY_SYSCTLS if port.proxy_arp else ()))
+        return found
 
     def detach(self, index: int) -> None:
         """Delete a pair by the node's end; one that is gone is no error. Slow: see the module's docstring."""
@@ -215,10 +228,6 @@ class PodWiring:
                 except KernelError as error:
                     if error.errno != errno.ENODEV:  # some are gone already, or all
                         raise
-
-    def configure(self, port: PodPort, index: int) -> None:
-        """Set the node's end again, as after somebody else changed it. Raises KernelError."""
-        self._configure_node(port, index, f"interface {port.interface} of a pod")
 
     # ---- inside
 
@@ -264,6 +273,17 @@ class PodWiring:
                     raise KernelError(errno.ENOENT, "", path) from None
             except OSError as error:
                 raise KernelError(error.errno or 0, "", f"writing {value} to {path}") from None
+
+    def _wrong_sysctls(self, interface: str, values: Iterable[tuple[str, str]]) -> Iterator[str]:
+        for template, value in values:
+            path = template.format(interface)
+            try:
+                with open(os.path.join(self._sysctl_root, path), encoding="ascii") as file:
+                    there = file.read().strip()
+            except OSError:  # the link is gone, which was said, or a kernel is without IPv6
+                continue
+            if there != value:
+                yield f"net/{path} is {there}, not {value}"
 
     def _link(self, exchange: Exchange, name: str) -> Link:
         (answer,) = exchange.ask(get_link(exchange.next(), name), f"interface {name}")

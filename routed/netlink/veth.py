@@ -1,6 +1,6 @@
 """Messages that make a veth pair between a node and a pod, and wire its two ends: links, addresses, neighbours, routes.
 
-Encoders only, each one request with an ACK. The pod's end is made straight into the pod's network namespace
+Encoders, each one request with an ACK, but for one. The pod's end is made straight into the pod's network namespace
 (IFLA_NET_NS_FD in VETH_INFO_PEER), and what goes on inside it is sent through a socket opened there, so that whoever
 sends these never enters the namespace.
 """
@@ -11,7 +11,7 @@ import struct
 
 from routed.net.families import Family
 from routed.netlink.links import IFADDRMSG, IFINFOMSG, NDMSG
-from routed.netlink.messages import attribute, request
+from routed.netlink.messages import HEADER_LENGTH, attribute, attributes, request
 from routed.netlink.numbers import (
     AF_UNSPEC,
     IFA_ADDRESS,
@@ -83,6 +83,11 @@ def get_link(sequence: int, name: str) -> bytes:
     return request(
         RTM_GETLINK, 0, sequence, IFINFOMSG.pack(AF_UNSPEC, 0, 0, 0, 0, 0) + attribute(IFLA_IFNAME, _name(name))
     )
+
+
+def decode_mac(data: bytes) -> bytes:
+    """The MAC address of a link message, header included; empty where it has none."""
+    return dict(attributes(data, HEADER_LENGTH + IFINFOMSG.size)).get(IFLA_ADDRESS, b"")
 
 
 def set_link_up(sequence: int, index: int) -> bytes:

@@ -26,7 +26,6 @@ from routed.model.resources import JsonObject, Resource, ResourceKey, Update
 from routed.model.schema import parse_manifest
 from routed.model.workloads import WorkloadEndpoint
 from routed.net.families import Family
-from routed.netlink.links import Link
 
 
 class Store:
@@ -88,6 +87,8 @@ class Wiring:
     last: int = 0
     slow: threading.Event = field(default_factory=threading.Event)
     """What `detach` waits for."""
+    wrong: list[str] = field(default_factory=list)
+    """What somebody changed of all of them, until they are made anew."""
 
     def __post_init__(self) -> None:
         self.slow.set()
@@ -97,16 +98,17 @@ class Wiring:
             raise self.refusal
         self.last += 1
         self.interfaces[port.interface] = self.last
+        self.wrong = []
         return self.last
 
-    def find(self, name: str) -> Link | None:
-        return Link(self.interfaces[name], name, True, True) if name in self.interfaces else None
+    def differences(self, port: PodPort, _: socket.socket) -> list[str]:
+        return self.wrong if port.interface in self.interfaces else [f"{port.interface} is gone"]
+
+    def mtu_of(self, name: str) -> int:
+        return 1400 if name in self.interfaces else 0
 
     def index_of(self, name: str) -> int | None:
         return self.interfaces.get(name)
-
-    def inside(self, name: str, _: socket.socket) -> Link | None:
-        return Link(2, name, True, True) if self.interfaces else None
 
     def detach_all(self, indexes: list[int]) -> None:
         assert self.slow.wait(20)
@@ -429,6 +431,54 @@ def test_what_ends_needs_no_peers(store: Store, runner: asyncio.Runner):
             assert raised.value.code == 11
         await node.pods.close()
         nothing_left(node)
+
+    runner.run(main())
+
+
+def test_check_compares_with_what_was_told_and_with_what_is_there(store: Store, runner: asyncio.Runner):
+    async def main() -> None:
+        node = Node(store)
+        told = await node.call("ADD")
+        told["interfaces"][1]["mtu"] = 1400
+        await node.call("CHECK", prevResult=told)
+        for change, words in (
+            (lambda it: it["ips"].clear(), "does not tell of what eth0 has"),
+            (
+                lambda it: it["ips"].append({"address": "10.65.0.99/32", "interface": 1}),
+                "does not tell of what eth0 has",
+            ),
+            (lambda it: it["interfaces"][1].update(mac="0e:00:00:00:00:01"), "another MAC address"),
+            (lambda it: it["interfaces"][1].update(sandbox="/y"), "does not tell of eth0 in /x"),
+            (lambda it: it["interfaces"][1].update(name="eth1"), "does not tell of eth0 in /x"),
+        ):
+            wrong = json.loads(json.dumps(told))
+            change(wrong)
+            with pytest.raises(CniError, match=words) as raised:
+                await node.call("CHECK", prevResult=wrong)
+            assert raised.value.code == 101
+        # another plugin's interface and address are none of ours
+        told["interfaces"].append({"name": "ifb0"})
+        told["ips"].append({"address": "192.0.2.1/32", "interface": 2})
+        await node.call("CHECK", prevResult=told)
+        node.wiring.wrong = ["the container has no address 10.65.0.1"]
+        with pytest.raises(CniError, match="has no address"):
+            await node.call("CHECK", prevResult=told)
+        await node.close()
+
+    runner.run(main())
+
+
+def test_an_add_again_makes_right_what_was_changed_and_keeps_the_addresses(store: Store, runner: asyncio.Runner):
+    async def main() -> None:
+        node = Node(store)
+        first = await node.call("ADD")
+        again = await node.call("ADD")
+        assert again["ips"] == first["ips"] and node.wiring.last == 1
+        node.wiring.wrong = ["the container has no default route"]
+        again = await node.call("ADD")
+        assert again["ips"] == first["ips"] and node.wiring.last == 2 and node.wiring.wrong == []
+        assert any("made anew: the container has no default route" in line for line in node.log)
+        await node.close()
 
     runner.run(main())
 

@@ -1,0 +1,81 @@
+"""What is wrong with a pod's interface: its two ends as they are, beside what `pods` made of them.
+
+For CHECK, and for an ADD of a pod that is there already. Only looks; what it says is for people. What chained plugins or
+the pod itself add (more routes, more addresses) is their business and no difference.
+
+Not here: routes to the pod on the node and its policy, which are looked after all the time (`routes`, `firewall`).
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from routed.dataplane.exchange import Exchange
+from routed.errors import KernelError
+from routed.net.addresses import format_address
+from routed.net.families import Family
+from routed.netlink.links import Address, Link, decode_address, decode_link, dump_addresses
+from routed.netlink.numbers import RT_TABLE_MAIN
+from routed.netlink.routes import RouteDecoder, dump_routes
+from routed.netlink.tunnels import NeighbourEntry, decode_neighbour, dump_neighbours
+from routed.netlink.veth import decode_mac, get_link
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """One end of a pair as the kernel has it."""
+
+    link: Link
+    mac: bytes
+    addresses: frozenset[tuple[bytes, int]]
+    """Packed, with the prefix length."""
+    neighbours: dict[bytes, NeighbourEntry]
+    """By address."""
+
+
+def look(exchange: Exchange, name: str) -> End | None:
+    """The end of that name; None where there is none. Raises KernelError."""
+    what = f"interface {name}"
+    try:
+        (answer,) = exchange.ask(get_link(exchange.next(), name), what)
+    except KernelError as error:
+        if error.errno == errno.ENODEV:
+            return None
+        raise
+    link = decode_link(answer.data)
+    if link is None:
+        raise KernelError(errno.EPROTO, "", what)
+    found: Iterator[Address | None] = (
+        decode_address(message.data) for message in exchange.dump(dump_addresses(exchange.next()), what)
+    )
+    addresses = frozenset(
+        (each.address, each.length) for each in found if each is not None and each.index == link.index
+    )
+    neighbours = {}
+    for family in Family:
+        for message in exchange.dump(dump_neighbours(exchange.next(), family), what):
+            neighbour = decode_neighbour(message.data)
+            if neighbour is not None and neighbour.index == link.index:
+                neighbours[neighbour.address] = neighbour
+    return End(link, decode_mac(answer.data), addresses, neighbours)
+
+
+def default_gateways(exchange: Exchange, family: Family) -> list[tuple[bytes, int]]:
+    """Gateway and interface of the main table's default routes, in the kernel's order. Raises KernelError."""
+    decoder = RouteDecoder()
+    found: list[tuple[bytes, int]] = []
+    for message in exchange.dump(dump_routes(family, table=RT_TABLE_MAIN, sequence=exchange.next()), "routes"):
+        decoded = decoder.decode(message.data)
+        if decoded is not None and decoded[0] is family and decoded[1] == b"\x00" and decoded[2].table == RT_TABLE_MAIN:
+            found += [(gateway.address, gateway.interface) for gateway in decoded[2].gateways]
+    return found
+
+
+def permanent(end: End, neighbours: Iterable[tuple[bytes, bytes]]) -> Iterator[str]:
+    """What is wrong with those that must be permanent: (address, MAC)."""
+    for address, mac in neighbours:
+        found = end.neighbours.get(address)
+        if found is None or not found.permanent or found.mac != mac:
+            yield f"{end.link.name} has no permanent neighbour {format_address(address)} at {mac.hex(':')}"
