@@ -27,7 +27,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import BinaryIO
 
 import yaml
 
@@ -69,6 +71,20 @@ class _Seen:
     problems: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """What becomes of a file."""
+
+    path: str
+    text: str | None
+    """None: it goes."""
+    before: tuple[int, ...] | None
+    """What it was when it was read; None: it is new."""
+
+
+#: Files whose way to the disk is waited for at once.
+_DISK_THREADS = 8
+
 #: Seconds after which a change of a file shows in its times; the clock of the file system ticks.
 _TICK = 0.05
 
@@ -105,6 +121,7 @@ class FolderStore:
         self._seen: dict[str, _Seen] = {}
         """Files as they were read last: of a large folder, what did not change is not read again for each write."""
         self._reading = threading.Lock()
+        self._disk = ThreadPoolExecutor(max_workers=_DISK_THREADS, thread_name_prefix="disk")
 
     async def read(self, kinds: Collection[str] | None = None) -> Contents:
         return await asyncio.to_thread(self._read, kinds)
@@ -121,7 +138,8 @@ class FolderStore:
         return await asyncio.to_thread(self._write_all, edits)
 
     async def close(self) -> None:
-        """Nothing is held between calls."""
+        """Nothing but threads is held between calls."""
+        self._disk.shutdown(wait=False)
 
     def _read(self, kinds: Collection[str] | None) -> Contents:
         found: dict[ResourceKey, Stored] = {}
@@ -143,24 +161,25 @@ class FolderStore:
                         "is gone from" if current is None else "is in" if edit.revision is None else "has changed in"
                     )
                     raise Conflict(f"{edit.key} {state} {places[0].file if places else self.path}; read it again")
-            touched: set[str] = set()
+            changes: list[_Change] = []
             for edit in edits:
                 places = there[edit.key]
-                if not touched.isdisjoint(place.file for place in places):
-                    places = self._places_by_key({edit.key})[edit.key]
-                touched.update(place.file for place in places)
-                self._write(places, edit.resource)
+                if any(place.file == change.path for place in places for change in changes):
+                    self._apply(changes)
+                    changes, places = [], self._places_by_key({edit.key})[edit.key]
+                # The last of one file first, so that the numbers of the others' documents stay true.
+                for place in reversed(places[1:] if edit.resource is None else ()):
+                    self._apply([self._replaced(place, None)])
+                if places:
+                    changes.append(self._replaced(places[0], edit.resource))
+                elif edit.resource is not None:
+                    made = self._created(edit.resource)
+                    if any(change.path == made.path for change in changes):  # two names of one spelling
+                        self._apply(changes)
+                        changes, made = [], self._created(edit.resource)
+                    changes.append(made)
+            self._apply(changes)
             return ["" if edit.resource is None else revision_of(edit.resource) for edit in edits]
-
-    def _write(self, places: Sequence[_Place], resource: Resource | None) -> None:
-        if resource is None:
-            # The last of one file first, so that the numbers of the others' documents stay true.
-            for place in reversed(places):
-                self._replace(place, None)
-        elif places:
-            self._replace(places[0], resource)
-        else:
-            self._create(resource)
 
     def _places_by_key(self, keys: Collection[ResourceKey]) -> dict[ResourceKey, list[_Place]]:
         found: dict[ResourceKey, list[_Place]] = {key: [] for key in keys}
@@ -209,7 +228,7 @@ class FolderStore:
 
     # ---- writing
 
-    def _create(self, resource: Resource) -> None:
+    def _created(self, resource: Resource) -> _Change:
         parts = [resource.kind.lower(), *filter(None, (resource.namespace,)), resource.name]
         stem = re.sub(r"[^A-Za-z0-9.-]", "_", "-".join(parts))
         suffix = "json" if resource.kind in BY_PROGRAMS else "yaml"
@@ -218,9 +237,9 @@ class FolderStore:
         while os.path.lexists(path):
             number += 1
             path = os.path.join(self.path, f"{stem}.{number}.{suffix}")
-        _swap(path, _dump_json(resource.manifest) if suffix == "json" else _dump(resource.manifest), None)
+        return _Change(path, _dump_json(resource.manifest) if suffix == "json" else _dump(resource.manifest), None)
 
-    def _replace(self, place: _Place, resource: Resource | None) -> None:
+    def _replaced(self, place: _Place, resource: Resource | None) -> _Change:
         before = _signature(place.file)
         text = _text(place.file)
         chunks = _split(text)
@@ -242,11 +261,31 @@ class FolderStore:
         if any(_says_something(one) for one in chunks):
             if chunks and place.chunk == 0 and new is None:
                 chunks[0] = _SEPARATOR.sub("", chunks[0], count=1).lstrip("\n")
-            _swap(place.file, "".join(chunks), before)
-        elif _signature(place.file) == before:
-            os.unlink(place.file)
-        else:
-            raise Conflict(f"{place.file} is being changed by somebody else; try again")
+            return _Change(place.file, "".join(chunks), before)
+        return _Change(place.file, None, before)
+
+    def _apply(self, changes: Sequence[_Change]) -> None:
+        """Make changes of files, each in one step, in their order. All are on disk before the first is made: together,
+        since a disk takes as long for one as for several."""
+        fresh: dict[str, str] = {}
+        try:
+            with contextlib.ExitStack() as opened:
+                files = []
+                for change in changes:
+                    if change.text is not None:
+                        file, name = _prepare(change)
+                        fresh[change.path] = name
+                        files.append(opened.enter_context(file).fileno())
+                try:
+                    list(self._disk.map(os.fsync, files))
+                except OSError as error:
+                    raise StoreError(f"{self.path}: cannot be written: {error.strerror}") from error
+            for change in changes:
+                _put(change, fresh.get(change.path, ""))
+        finally:
+            for name in fresh.values():
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name)
 
 
 def _text(path: str) -> str:
@@ -350,31 +389,39 @@ def _dump_json(manifest: JsonObject) -> str:
     return json.dumps(manifest, indent=None if compact else 2, ensure_ascii=False) + "\n"
 
 
-def _swap(path: str, text: str, before: tuple[int, ...] | None) -> None:
-    """Put `text` where `path` is, in one step. `before` is what the file was when it was read; None: it is new."""
-    target = os.path.realpath(path)
-    handle, fresh = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=os.path.dirname(target))
+def _prepare(change: _Change) -> tuple[BinaryIO, str]:
+    """What will be in a file, in a new one beside it."""
+    fresh = ""
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(text.encode())
-            file.flush()
-            if before is None:
-                os.fchmod(file.fileno(), 0o644)
-            else:
-                status = os.stat(target)
-                os.fchmod(file.fileno(), status.st_mode & 0o7777)
-                with contextlib.suppress(PermissionError):
-                    os.fchown(file.fileno(), status.st_uid, status.st_gid)
-            os.fsync(file.fileno())
-        if before is None:
-            os.link(fresh, target)  # fails where somebody made one meanwhile
-            os.unlink(fresh)
-        elif _signature(path) != before:
-            raise Conflict(f"{path} is being changed by somebody else; try again")
+        handle, fresh = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=os.path.dirname(os.path.realpath(change.path)))
+        file = os.fdopen(handle, "wb")
+        file.write((change.text or "").encode())
+        file.flush()
+        if change.before is None:
+            os.fchmod(handle, 0o644)
         else:
-            os.replace(fresh, target)
+            status = os.stat(change.path)
+            os.fchmod(handle, status.st_mode & 0o7777)
+            with contextlib.suppress(PermissionError):
+                os.fchown(handle, status.st_uid, status.st_gid)
     except OSError as error:
-        raise StoreError(f"{path}: cannot be written: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(FileNotFoundError):
+        if fresh:
             os.unlink(fresh)
+        raise StoreError(f"{change.path}: cannot be written: {error.strerror}") from error
+    return file, fresh
+
+
+def _put(change: _Change, fresh: str) -> None:
+    """Put `fresh` in the place of a file, or (empty) remove that."""
+    target = os.path.realpath(change.path)
+    try:
+        if change.before is None:
+            os.link(fresh, target)  # fails where somebody made one meanwhile
+        elif _signature(change.path) != change.before:
+            raise Conflict(f"{change.path} is being changed by somebody else; try again")
+        elif fresh:
+            os.replace(fresh, target)
+        else:
+            os.unlink(change.path)
+    except OSError as error:
+        raise StoreError(f"{change.path}: cannot be written: {error.strerror}") from error

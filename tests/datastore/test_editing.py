@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import threading
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from routed.datastore.documents import read_documents
 from routed.datastore.editing import FolderStore, to_yaml
 from routed.datastore.file import load_folder
-from routed.datastore.store import Conflict, Stored
+from routed.datastore.store import Conflict, Edit, Stored
 from routed.errors import StoreError
 from routed.model.resources import JsonValue, Resource, ResourceKey
 from routed.model.schema import parse_manifest
@@ -217,3 +219,44 @@ def test_what_is_written_reads_back_the_same(value: JsonValue) -> None:
     (document,) = read_documents(to_yaml(wrapped).encode())
     assert document.error == ""
     assert document.value == wrapped
+
+
+def test_several_edits_are_made_in_their_order_or_none(folder: Path) -> None:
+    store = FolderStore(str(folder))
+    seen = {name: stored(store, name).revision for name in ("one", "two")}
+    key = {name: ResourceKey("BGPPeer", name) for name in ("one", "two", "a-b")}
+    with pytest.raises(Conflict, match="two has changed"):
+        asyncio.run(store.write_all([Edit(key["one"], None, seen["one"]), Edit(key["two"], None, "else")]))
+    assert numbers(folder) == {"one": 1, "two": 2, "three": 3}
+    revisions = asyncio.run(
+        store.write_all(
+            [
+                Edit(key["one"], peer("one", 11), seen["one"]),
+                Edit(key["a-b"], peer("a-b", 5), None),
+                Edit(key["two"], None, seen["two"]),
+            ]
+        )
+    )
+    assert numbers(folder) == {"one": 11, "three": 3, "a-b": 5}
+    assert revisions == [stored(store, "one").revision, stored(store, "a-b").revision, ""]
+    assert sorted(each.name for each in folder.iterdir()) == [".routed.lock", "bgppeer-a-b.yaml", "peers.yaml"]
+
+
+def test_a_disk_that_is_full_leaves_all_as_it_was(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    store = FolderStore(str(folder))
+    revision = stored(store, "one").revision
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreError, match="No space left on device"):
+        asyncio.run(
+            store.write_all(
+                [
+                    Edit(ResourceKey("BGPPeer", "one"), peer("one", 11), revision),
+                    Edit(ResourceKey("BGPPeer", "new"), peer("new", 5), None),
+                ]
+            )
+        )
+    assert (folder / "peers.yaml").read_text() == THREE
+    assert sorted(each.name for each in folder.iterdir()) == [".routed.lock", "peers.yaml"]
