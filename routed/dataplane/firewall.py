@@ -9,10 +9,12 @@
     nat_postrouting  natOutgoing
 
 Each of these jumps to a dispatch chain (`from_workload`, `host_in`, ...), whose verdict map leads by interface name to a
-walk. A walk is a chain a tier; endpoints that ask the same share it. In it every policy's chain is called, and
-`mark & DECIDED` tells whether it decided: a chain cannot end the walk itself, since `accept` would also skip the packet's
-other endpoint, and `return` only leaves the chain. Walks are reached by `goto`, so a `return` in one leads back to the
-base chain, where the packet's next endpoint is asked. In a dispatch chain for workloads, what has no entry is dropped.
+walk. A walk calls a chain for each of its tiers; endpoints that ask the same share it. In a tier's chain every policy's is
+called, and `mark & DECIDED` tells whether it decided: a chain cannot end the walk itself, since `accept` would also skip the
+packet's other endpoint, and `return` only leaves the chain. So the calls are never deeper than from a base chain to a
+policy's, however many tiers there are: the kernel allows 16. Walks are reached by `goto`, so a `return` in one leads back
+to the base chain, where the packet's next endpoint is asked. In a dispatch chain for workloads, what has no entry is
+dropped.
 
 Invariants: the program in the kernel and the mirror here agree while batches succeed; `rebuild` makes the whole table
 anew in one transaction, whatever was there. Elements go one by one, rules a chain at a time. Other tables are never named.
@@ -305,10 +307,11 @@ class Firewall:
             for name, chain in self._chains.items()
         }
         for name, (walk, place) in self._walk_of.items():
-            for number, (tier, _, end) in enumerate(_stages(walk, place)):
+            stages = _stages(walk, place)
+            for chain, (tier, _, end) in zip(_stage_chains(name, stages), stages, strict=True):
                 if end is Action.DENY:
                     said = comment(f"end of {tier}")
-                    found[f"{name}_{number}" if number else name] = {said: (said, Action.DENY)}
+                    found[chain] = {said: (said, Action.DENY)}
         return found
 
     def walk_chain(self, place: Place, interface: str, direction: str) -> str | None:
@@ -456,36 +459,27 @@ class Firewall:
             self._walk_of.setdefault(name, (walk, policy.place))
 
     def _write_walk(self, batch: Batch, name: str, *, new: bool = True) -> None:
-        """All chains of a walk, the last first, since a chain must be there before something leads to it."""
+        """The chain of a walk, and one for each tier, which returns once it decided or came to its end."""
         walk, place = self._walk_of[name]
         stages = _stages(walk, place)
-        names = [name, *(f"{name}_{number}" for number in range(1, max(1, len(stages))))]
-        for number in range(max(1, len(stages)) - 1, -1, -1):
-            chain = names[number]
-            following = names[number + 1] if number + 1 < len(stages) else ""
-            for each in (f"{chain}_d", chain):
-                if new:
-                    batch.add_chain(each)
-                else:
-                    batch.flush_chain(each)
-            # decided: allowed ends the walk, passed goes on with the next tier
-            batch.add_rule(f"{chain}_d", _has_mark(ALLOWED) + self._allowed(place))
-            leave = nft.verdict(Verdict.GOTO, following) if following else self._undecided(place, "the last tier")
-            batch.add_rule(f"{chain}_d", leave)
-            batch.add_rule(chain, _clear_mark(DECIDED))
-            if number < len(stages):
-                tier, chains, end = stages[number]
-                for each in chains:
-                    batch.add_rule(chain, nft.verdict(Verdict.JUMP, _policy_chain(each)))
-                    batch.add_rule(chain, _has_mark(DECIDED) + nft.verdict(Verdict.GOTO, f"{chain}_d"))
-                if end is Action.PASS:
-                    batch.add_rule(chain, leave)
-                else:
-                    asked = ", ".join(found.policy for each in chains if (found := self._chains.get(each)) is not None)
-                    origin = f"end of {tier}"
-                    batch.add_rule(chain, self._deny(f"{origin}: {asked}" if asked else origin), origin)
+        names = _stage_chains(name, stages)
+        for chain in (*names, name):  # a chain must be there before something leads to it
+            if new:
+                batch.add_chain(chain)
             else:
-                batch.add_rule(chain, self._undecided(place, "no policy"))
+                batch.flush_chain(chain)
+        for chain, (tier, chains, end) in zip(names, stages, strict=True):
+            batch.add_rule(chain, _clear_mark(DECIDED))
+            for each in chains:
+                batch.add_rule(chain, nft.verdict(Verdict.JUMP, _policy_chain(each)))
+                batch.add_rule(chain, _has_mark(DECIDED) + nft.verdict(Verdict.RETURN))
+            if end is not Action.PASS:
+                asked = ", ".join(found.policy for each in chains if (found := self._chains.get(each)) is not None)
+                origin = f"end of {tier}"
+                batch.add_rule(chain, self._deny(f"{origin}: {asked}" if asked else origin), origin)
+            batch.add_rule(name, nft.verdict(Verdict.JUMP, chain))
+            batch.add_rule(name, _has_mark(ALLOWED) + self._allowed(place))
+        batch.add_rule(name, self._undecided(place, "the last tier" if stages else "no policy"))
 
     def _allowed(self, place: Place) -> bytes:
         if place is Place.HOST_UNTRACKED:
@@ -500,14 +494,11 @@ class Firewall:
     def _remove_walk(self, batch: Batch, name: str) -> None:
         walk, place = self._walk_of.pop(name)
         del self._walks[name]
-        count = max(1, len(walk.tiers) + (place not in _OPEN_ENDED))
-        names = [name, *(f"{name}_{number}" for number in range(1, count))]
+        names = (name, *_stage_chains(name, _stages(walk, place)))
         for chain in names:
             batch.flush_chain(chain)
-            batch.flush_chain(f"{chain}_d")
         for chain in names:
             batch.delete_chain(chain)
-            batch.delete_chain(f"{chain}_d")
 
     # ---- base chains
 
@@ -683,6 +674,11 @@ def _stages(walk: Walk, place: Place) -> list[tuple[str, tuple[str, ...], Action
     if place not in _OPEN_ENDED:
         stages.append(("profiles", walk.profiles, Action.DENY))
     return stages
+
+
+def _stage_chains(name: str, stages: list[tuple[str, tuple[str, ...], Action]]) -> list[str]:
+    """The chains of a walk's tiers."""
+    return [f"{name}_{number}" for number in range(len(stages))]
 
 
 def _pool_set(kind: str, family: Family) -> str:

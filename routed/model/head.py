@@ -124,12 +124,23 @@ def read_labels(fields: Fields, name: str) -> Mapping[str, str]:
     """Labels, by Kubernetes' rules for their names and values."""
     labels = fields.text_map(name)
     for key, text in labels.items():
-        if not _LABEL_NAME.fullmatch(key):
-            raise ConfigError(field_path(fields.at(name), key), f"is not a label name: {shown(key)}")
-        if not _LABEL_VALUE.fullmatch(text):
-            raise ConfigError(
-                field_path(fields.at(name), key),
-                'must be at most 63 letters, digits, "-", "_" and ".", beginning and ending with a letter or '
-                f"digit, not {shown(text)}",
-            )
+        path = field_path(fields.at(name), key)
+        check_label_name(key, path)
+        check_label_value(text, path)
     return labels
+
+
+def check_label_name(name: str, path: str) -> None:
+    """Raises ConfigError."""
+    if not _LABEL_NAME.fullmatch(name):
+        raise ConfigError(path, f"is not a label name: {shown(name)}")
+
+
+def check_label_value(text: str, path: str) -> None:
+    """Raises ConfigError."""
+    if not _LABEL_VALUE.fullmatch(text):
+        raise ConfigError(
+            path,
+            'must be at most 63 letters, digits, "-", "_" and ".", beginning and ending with a letter or '
+            f"digit, not {shown(text)}",
+        )

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from routed.errors import ConfigError
 from routed.model.fields import Fields, as_address, as_choice, as_network, as_text, shown
-from routed.model.head import API_VERSION, Head, Kind, kind_shape
+from routed.model.head import API_VERSION, Head, Kind, check_label_name, check_label_value, kind_shape, read_labels
 from routed.model.policies import NetworkPolicy, PolicyType, Port, Profile, as_port, as_protocol
 from routed.model.resources import Cidr, JsonObject, JsonValue, Resource, ResourceKey
 from routed.model.selector import All, And, Equal, Has, In, Not, NotIn, Selector
@@ -156,9 +156,12 @@ class KubernetesNetworkPolicy(Resource):
 
 def label_selector(fields: Fields) -> Selector:
     """A Kubernetes label selector. Nothing in it selects everything."""
-    terms: list[Selector] = [Equal(label, value) for label, value in fields.text_map("matchLabels").items()]
+    terms: list[Selector] = [Equal(label, value) for label, value in read_labels(fields, "matchLabels").items()]
     for entry in fields.objects("matchExpressions"):
         label, operator, values = entry.required_text("key"), entry.required_text("operator"), entry.texts("values")
+        check_label_name(label, entry.at("key"))
+        for value in values:
+            check_label_value(value, entry.at("values"))
         if operator in ("In", "NotIn"):
             if not values:
                 raise entry.error("values", f"is required with operator {operator}")

@@ -233,6 +233,17 @@ CASES = [
         "web>api TCP/80, web>api UDP/80, web>db TCP/80",
     ),
     Case(
+        "dozens of tiers",
+        (
+            *(tier(f"t{number}", number) for number in range(30)),
+            *(ingress("pass", PASS, tier=f"t{number}") for number in range(29)),
+            ingress("end", rule("Allow", "TCP", **TO_80), rule("Pass", "UDP"), tier="t29"),
+            ingress("last", rule("Allow", "UDP", **TO_80)),
+        ),
+        "web>api TCP/80, web>api UDP/80",
+        "web>api TCP/81, web>api UDP/81",
+    ),
+    Case(
         "a rule that logs goes on",
         (ingress("log", rule("Log", "TCP"), rule("Allow", "TCP", **TO_80), rule("Log")),),
         "web>api TCP/80",

@@ -172,6 +172,9 @@ def calico(spec: Any, kind: str = "NetworkPolicy", name: str = "p") -> str:
 
 BROKEN = [{"action": "Allow", "source": {"nets": ["10.0.0.0/40"]}}]
 BOTH = frozenset(PolicyType)
+HOSTILE = {"podSelector": {"matchExpressions": [{"key": "app", "operator": "NotIn", "values": ["b\"''c"]}]}}
+"""What no selector of Calico's can say: both quotes."""
+FROM_HOSTILE: Any = {"podSelector": {"matchLabels": {"app": "web"}}, "ingress": [{"from": [HOSTILE]}]}
 BAD_NAME = {"name": 'a"; flush ruleset #', "namespace": "red"}
 
 
@@ -187,6 +190,8 @@ BAD_NAME = {"name": 'a"; flush ruleset #', "namespace": "red"}
         (calico({"selector": "has(x)", "ingress": BROKEN}, "GlobalNetworkPolicy"), "has(x)", {PolicyType.INGRESS}),
         (json.dumps({**RAW, "spec": {**RAW["spec"], "egress": [{"to": 7}]}}), "app == 'web'", BOTH),  # type: ignore[dict-item]
         (json.dumps({**RAW, "spec": {"podSelector": 7}}), None, set()),
+        (json.dumps({**RAW, "spec": {"podSelector": {"matchLabels": {"a b": "c"}}}}), None, set()),
+        (json.dumps({**RAW, "spec": FROM_HOSTILE}), "app == 'web'", {PolicyType.INGRESS}),
         (json.dumps({**RAW, "metadata": BAD_NAME}), "app == 'web'", {PolicyType.INGRESS}),
         (calico({"selector": "app == 'a'", "types": ["Egress"]}, name="ж" * 110), "app == 'a'", {PolicyType.EGRESS}),
     ],
