@@ -172,6 +172,17 @@ class Place(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class BridgePort:
+    """A workload's interface that is a port of a bridge: its packets are told by their addresses."""
+
+    bridge: str
+    mac: bytes
+    """Of the workload's own end."""
+    addresses: tuple[bytes, ...]
+    """Packed, of the workload."""
+
+
+@dataclass(frozen=True, slots=True)
 class EndpointPolicy:
     """What is asked at one interface."""
 
@@ -181,6 +192,8 @@ class EndpointPolicy:
     place: Place
     ingress: Walk | None
     egress: Walk | None
+    port: BridgePort | None = None
+    """Of a workload; None: packets come and go by the interface itself."""
 
 
 @dataclass(frozen=True, slots=True)

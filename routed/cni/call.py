@@ -17,6 +17,7 @@ from typing import TypeAlias
 from routed.cni.protocol import VERSIONS, Call
 from routed.errors import CniError
 from routed.model.resources import JsonObject, JsonValue
+from routed.model.workloads import BRIDGE_NAME
 from routed.net.addresses import format_address
 from routed.net.families import Family
 
@@ -51,6 +52,9 @@ _NOT_DONE = ("ipAddrsNoIpam", "floatingIPs", "allowedSourcePrefixes")
 _ANNOTATIONS = "io.kubernetes.cri.pod-annotations"
 _PREFIX = "cni.projectcalico.org/"
 
+#: Of `attach: bridge`, where the configuration names no other.
+DEFAULT_BRIDGE = "routed0"
+
 Attachment: TypeAlias = "tuple[str, str]"
 """(container id, interface in the pod)."""
 
@@ -79,7 +83,8 @@ class Request:
     mac: bytes | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     """Of args.cni.labels."""
-    attach: str = "routed"
+    bridge: str = ""
+    """The bridge to attach to; empty: attached by routes alone."""
     mtu: int = 0
     valid_attachments: tuple[Attachment, ...] | None = None
     """Of GC; None where the configuration names none."""
@@ -152,6 +157,12 @@ def parse_request(call: Call) -> Request:
     attach = configuration.get("attach", "routed")
     if attach not in ("routed", "bridge"):
         raise CniError(INVALID_CONFIGURATION, f"attach: must be routed or bridge, not {attach!r}")
+    bridge = configuration.get("bridge", DEFAULT_BRIDGE)
+    if not isinstance(bridge, str) or not BRIDGE_NAME.fullmatch(bridge):
+        text = f"bridge: must be an interface's name that begins with routed, not {bridge!r}"
+        raise CniError(INVALID_CONFIGURATION, text)
+    if "bridge" in configuration and attach != "bridge":
+        raise CniError(INVALID_CONFIGURATION, "bridge: is for attach: bridge")
     pools = _ranges(runtime) or {
         Family.IPV4_UNICAST: _pools(ipam, annotations, "ipv4_pools", "ipv4pools"),
         Family.IPV6_UNICAST: _pools(ipam, annotations, "ipv6_pools", "ipv6pools"),
@@ -172,7 +183,7 @@ def parse_request(call: Call) -> Request:
         _families(ipam, annotations, addresses),
         _mac(runtime, annotations),
         _labels(args),
-        str(attach),
+        bridge if attach == "bridge" else "",
         _mtu(configuration),
     )
 

@@ -43,7 +43,7 @@ class Explanations:
         model.apply(firewall.program)
         judgement = model.judge(packet)
         asked = list(dict.fromkeys(chain for step in judgement.steps for chain in step.asked))
-        ways = {firewall.dispatch_map(step.place, step.direction) for step in judgement.steps}
+        ways = {name for step in judgement.steps for name in firewall.dispatch_maps(step.place, step.direction)}
         sets = sorted({name for chain in asked for name in firewall.sets_of(chain)} | ways)
         found, elements = await self._keeper.kernel.look(sets)
         chains: list[Row] = []
@@ -122,7 +122,7 @@ def _set(firewall: Firewall, name: str, found: set[tuple[bytes, bool]]) -> Itera
 
 def _shown(name: str, key: bytes) -> str:
     """An element as people know it: an interface, an address, or an address with protocol and port."""
-    if name.startswith("by_"):
+    if name.startswith("by_") and not name.endswith(("_4", "_6")):
         return key.rstrip(b"\x00").decode("ascii", "replace")
     if len(key) in (4, 16):
         return format_address(key)

@@ -37,7 +37,6 @@ from routed.cni.call import (
     NOT_AVAILABLE,
     TRY_AGAIN,
     UNKNOWN_CONTAINER,
-    UNSUPPORTED_FIELD,
     Attached,
     Request,
     format_result,
@@ -47,7 +46,7 @@ from routed.cni.call import (
 from routed.core.effects import Level
 from routed.daemon.cni import Conversation, Inside
 from routed.dataplane.conntrack import forget
-from routed.dataplane.pods import NODE_MAC, POD_SYSCTLS, PodPort, PodWiring
+from routed.dataplane.pods import BRIDGED_POD_SYSCTLS, NODE_MAC, POD_SYSCTLS, PodPort, PodWiring
 from routed.datastore.allocating import clock, cluster_of
 from routed.datastore.remembered import RememberingStore
 from routed.datastore.rounds import Rounds
@@ -82,7 +81,7 @@ from routed.model.policies import Profile
 from routed.model.resources import BlockAffinity, IPPool, JsonObject, JsonValue, Node, Resource, ResourceKey, Update
 from routed.model.schema import parse_manifest
 from routed.model.settings import ClusterInformation, KubeControllersConfiguration
-from routed.model.workloads import WorkloadEndpoint, workload_endpoint_name
+from routed.model.workloads import BRIDGE, WorkloadEndpoint, workload_endpoint_name
 from routed.net.addresses import format_address
 from routed.net.families import Family
 from routed.net.prefixes import make_prefix
@@ -265,8 +264,6 @@ class Pods:
     async def _add(self, request: Request, inside: Inside, conversation: Conversation) -> bytes:
         if problem := self._not_ready():
             raise CniError(TRY_AGAIN, problem)
-        if request.attach == "bridge":
-            raise CniError(UNSUPPORTED_FIELD, "attach: bridge is not supported on this node; use routed")
         identity = await self._identify(request)
         there = self._mirror[WorkloadEndpoint.kind].get(identity.key)
         if isinstance(there, WorkloadEndpoint) and there.container_id == request.container_id:
@@ -275,14 +272,17 @@ class Pods:
                 return json.dumps(format_result(request, made)).encode()
         mac = request.mac or (there.mac if isinstance(there, WorkloadEndpoint) else None) or _random_mac()
         try:
-            await conversation.begin_sysctls(POD_SYSCTLS)  # which it writes while addresses are found
+            # the plugin writes them while addresses are found
+            await conversation.begin_sysctls(POD_SYSCTLS + (BRIDGED_POD_SYSCTLS if request.bridge else ()))
             await self._ensure_profile(identity.key.namespace)
             addresses = await self._rounds.carry_out(lambda: self._admission(request, identity, mac))
             self._owed.pop((request.container_id, request.interface), None)
             await conversation.sysctls_written()
             families = tuple((Family.of_address(each), each) for each in addresses)
             mtu = request.mtu or self._dataplane.mtu
-            port = PodPort(identity.interface, request.interface, mac, families, mtu, self._proxy_arp)
+            port = PodPort(
+                identity.interface, request.interface, mac, families, mtu, self._proxy_arp, bridge=request.bridge
+            )
             problem = await asyncio.to_thread(self._attach, port, inside)
             if problem and problem != self._said:
                 self._said = problem
@@ -359,6 +359,7 @@ class Pods:
             tuple((network.family, network.prefix[1:]) for network in endpoint.ip_networks),
             mtu or request.mtu or self._wiring.mtu_of(endpoint.interface_name) or self._dataplane.mtu,
             self._proxy_arp,
+            bridge=endpoint.bridge,
         )
 
     async def _collect(self, request: Request) -> None:
@@ -564,10 +565,16 @@ class Pods:
                 {"name": name, "protocol": protocol, "port": port} for name, protocol, port in identity.ports
             ]
         labels: JsonObject = dict(identity.labels)
+        annotations: JsonObject = {"annotations": {BRIDGE: request.bridge}} if request.bridge else {}
         return {
             "apiVersion": _API,
             "kind": WorkloadEndpoint.kind,
-            "metadata": {"name": identity.key.name, "namespace": identity.key.namespace, "labels": labels},
+            "metadata": {
+                "name": identity.key.name,
+                "namespace": identity.key.namespace,
+                "labels": labels,
+                **annotations,
+            },
             "spec": spec,
         }
 
@@ -594,6 +601,13 @@ class Pods:
 
     async def _remove(self, endpoints: Sequence[WorkloadEndpoint], handle: str) -> None:
         """Remove a container's endpoints and interfaces, and give its addresses back."""
+        for endpoint in endpoints:
+            if endpoint.bridge:  # before another pod may have its addresses
+                addresses = [network.prefix[1:] for network in endpoint.ip_networks]
+                try:
+                    await asyncio.to_thread(self._wiring.forget_at, endpoint.bridge, addresses)
+                except KernelError as error:
+                    self._log(Level.WARNING, "cni", str(error))
         await self._take_back([(each.key, each.container_id) for each in endpoints], handle)
         for endpoint in endpoints:
             if self._mirror[WorkloadEndpoint.kind].get(endpoint.key) is endpoint:  # the datastore has it no more
@@ -621,6 +635,8 @@ class Pods:
     async def _found_again(self, request: Request, inside: Inside, there: WorkloadEndpoint) -> Attached | None:
         """What an earlier ADD of the same container made: as it was, or made anew with the same addresses."""
         if there.mac is None or not there.ip_networks or request.mac not in (None, there.mac):
+            return None
+        if there.bridge != request.bridge:
             return None
         port = self._port(request, there)
         if wrong := await self._differences(request, inside, there):

@@ -16,6 +16,10 @@ policy's, however many tiers there are: the kernel allows 16. Walks are reached 
 to the base chain, where the packet's next endpoint is asked. In a dispatch chain for workloads, what has no entry is
 dropped.
 
+Packets of a workload at a bridge show the bridge, not the workload's port. They are told by their addresses: `from_bridge`
+drops what does not have a MAC address and a source that belong together (and the port lets in no other MAC address), and the
+walk is found by address. `desired_policy.BridgePort` says who is at one.
+
 Invariants: the program in the kernel and the mirror here agree while batches succeed; `rebuild` makes the whole table
 anew in one transaction, whatever was there. Elements go one by one, rules a chain at a time. Other tables are never named.
 
@@ -57,6 +61,7 @@ from routed.netlink.nftables import (
     INTERFACE_NAME,
     IPV4_ADDRESS,
     IPV6_ADDRESS,
+    MAC_ADDRESS,
     PORT,
     PROTOCOL,
     Batch,
@@ -105,6 +110,10 @@ _FAILSAFE_PLACES = (Place.HOST, Place.HOST_PRE_DNAT, Place.HOST_UNTRACKED)
 _OF_WORKLOADS_TOO = (Place.HOST_PRE_DNAT, Place.HOST_FORWARD)
 """Where the wildcard means workloads' interfaces as well."""
 
+_OF_WORKLOADS = ("from_workload", "to_workload")
+"""The dispatch chains that also find a walk by address: of workloads at a bridge, whose interface no packet shows here."""
+_FROM_BRIDGE = "from_bridge"
+
 _ADDRESS = {Family.IPV4_UNICAST: IPV4_ADDRESS, Family.IPV6_UNICAST: IPV6_ADDRESS}
 _PROTO = {Family.IPV4_UNICAST: bytes([nft.NFPROTO_IPV4]), Family.IPV6_UNICAST: bytes([nft.NFPROTO_IPV6])}
 _SOURCE = {Family.IPV4_UNICAST: (12, 4), Family.IPV6_UNICAST: (8, 16)}
@@ -133,7 +142,7 @@ class Firewall:
         self._walk_of: dict[str, tuple[Walk, Place]] = {}
         self._base: dict[str, tuple[bytes, ...]] = {}
         """Rules of the base and dispatch chains, as they are in the kernel."""
-        self._base_made_from: tuple[HostRules, dict[_Key, EndpointPolicy]] | None = None
+        self._base_made_from: tuple[HostRules, dict[_Key, EndpointPolicy], tuple[str, ...]] | None = None
         """What they follow from: who is there but pods, which come and go without changing them."""
 
     # ---- changes
@@ -162,25 +171,23 @@ class Firewall:
                 self._endpoints[key] = endpoint.policy
             for direction in ("ingress", "egress"):
                 was, now = self._target(old_policy, direction), self._target(endpoint.policy, direction)
-                if was == now:
-                    continue
-                dispatch = _DISPATCH.get((endpoint.place, direction))
-                if dispatch is None:
-                    continue
-                self._count(old_policy, direction, -1)
-                self._count(endpoint.policy, direction, +1)
-                if endpoint.interface == WILDCARD:
-                    continue
-                if was is not None:
-                    old_elements.setdefault(dispatch, []).append(_element(endpoint.interface, was))
-                if now is not None:
-                    new_elements.setdefault(dispatch, []).append(_element(endpoint.interface, now))
+                if was != now and (endpoint.place, direction) in _DISPATCH:
+                    self._count(old_policy, direction, -1)
+                    self._count(endpoint.policy, direction, +1)
+                before_it = self._entries(key, old_policy, direction)
+                after_it = self._entries(key, endpoint.policy, direction)
+                for name, element in before_it:
+                    if (name, element) not in after_it:
+                        old_elements.setdefault(name, []).append(element)
+                for name, element in after_it:
+                    if (name, element) not in before_it:
+                        new_elements.setdefault(name, []).append(element)
         for name in [name for name in self._walk_of if name not in before]:
             self._write_walk(batch, name)
         for name, elements in old_elements.items():
-            batch.delete_elements(f"by_{name}", elements)
+            batch.delete_elements(name, elements)
         for name, elements in new_elements.items():
-            batch.add_elements(f"by_{name}", elements)
+            batch.add_elements(name, elements)
         self._write_base(batch)
         for name in [name for name in before if not self._walks[name]]:
             self._remove_walk(batch, name)
@@ -200,6 +207,9 @@ class Firewall:
         for name in _DISPATCH.values():
             batch.add_set(f"by_{name}", SetShape(INTERFACE_NAME, verdicts=True))
         for family in Family:
+            for name in _OF_WORKLOADS:
+                batch.add_set(_by_address(name, family), SetShape(_ADDRESS[family], verdicts=True))
+            batch.add_set(_bridged_set(family), SetShape(concatenation(MAC_ADDRESS, _ADDRESS[family])))
             for kind, pools in (("nat", self._host.nat_pools), ("all", self._host.all_pools)):
                 batch.add_set(_pool_set(kind, family), SetShape(_ADDRESS[family], interval=True))
                 batch.add_elements(_pool_set(kind, family), _ranges(pools.get(family, ()), family))
@@ -212,14 +222,13 @@ class Firewall:
             self._write_chain(batch, chain, new=True)
         for name in self._walk_of:
             self._write_walk(batch, name)
-        for (place, interface), policy in self._endpoints.items():
+        for key, policy in self._endpoints.items():
             for direction in ("ingress", "egress"):
-                target, dispatch = self._target(policy, direction), _DISPATCH.get((place, direction))
-                if target is not None and dispatch is not None and interface != WILDCARD:
-                    batch.add_elements(f"by_{dispatch}", [_element(interface, target)])
+                for name, element in self._entries(key, policy, direction):
+                    batch.add_elements(name, [element])
         for name, kind, hook, priority in _BASE_CHAINS:
             batch.add_base_chain(name, kind, hook, priority)
-        for name in _DISPATCH.values():
+        for name in (_FROM_BRIDGE, *_DISPATCH.values()):
             batch.add_chain(name)
         self._base, self._base_made_from = {}, None
         self._write_base(batch)
@@ -277,9 +286,13 @@ class Firewall:
         sides = [side for rule in self._chains[chain].rules for side in (rule.source, rule.destination)]
         return {name for side in sides for name in (*side.sets, *side.not_sets, *side.port_sets, *side.not_port_sets)}
 
-    def dispatch_map(self, place: Place, direction: str) -> str:
-        """The map by which packets find the walk of an interface."""
-        return f"by_{_DISPATCH[place, direction]}"
+    def dispatch_maps(self, place: Place, direction: str) -> tuple[str, ...]:
+        """The maps by which packets find the walk of an interface, or of a bridged workload by its address."""
+        name = _DISPATCH[place, direction]
+        by_address = (
+            [_by_address(name, family) for family in Family] if name in _OF_WORKLOADS and self._bridges() else []
+        )
+        return f"by_{name}", *by_address
 
     def elements_of(self, name: str) -> set[tuple[bytes, bool]]:
         """What the kernel must list of a set or a dispatch map: keys, and whether each is the end of a range."""
@@ -287,12 +300,11 @@ class Firewall:
             made = list(_members(*self._sets[name]))
             return {(each.key, False) for each in made} | {(each.end, True) for each in made if each.end}
         return {
-            (_element(interface, target).key, False)
-            for (place, interface), policy in self._endpoints.items()
+            (element.key, False)
+            for key, policy in self._endpoints.items()
             for direction in ("ingress", "egress")
-            if interface != WILDCARD
-            and _DISPATCH.get((place, direction)) == name.removeprefix("by_")
-            and (target := self._target(policy, direction)) is not None
+            for place, element in self._entries(key, policy, direction)
+            if place == name
         }
 
     @property
@@ -448,6 +460,31 @@ class Firewall:
             return Verdict.RETURN, ""
         return Verdict.GOTO, _walk_name(walk, policy.place)
 
+    def _entries(self, key: _Key, policy: EndpointPolicy | None, direction: str) -> list[tuple[str, Element]]:
+        """What of an endpoint is in which map or set."""
+        (place, interface), target = key, self._target(policy, direction)
+        dispatch = _DISPATCH.get((place, direction))
+        if policy is None or target is None or dispatch is None or interface == WILDCARD:
+            return []
+        port = policy.port
+        if port is None:
+            return [(f"by_{dispatch}", _element(interface, target))]
+        found = []
+        for address in port.addresses:
+            family = Family.of_address(address)
+            found.append((_by_address(dispatch, family), Element(address, verdict=target)))
+            if direction == "egress":
+                found.append((_bridged_set(family), Element(port.mac.ljust(8, b"\x00") + address)))
+        return found
+
+    def _bridges(self) -> tuple[str, ...]:
+        """The bridges that workloads are at."""
+        return tuple(sorted({policy.port.bridge for policy in self._endpoints.values() if policy.port is not None}))
+
+    def _workload_names(self) -> tuple[str, ...]:
+        """Beginnings of the names of interfaces that workloads' packets come and go by, and whole names."""
+        return (*self._host.workload_prefixes, *(f"{bridge}\x00" for bridge in self._bridges()))
+
     def _count(self, policy: EndpointPolicy | None, direction: str, step: int) -> None:
         target = self._target(policy, direction)
         if policy is None or target is None or not target[1]:
@@ -504,7 +541,7 @@ class Firewall:
 
     def _write_base(self, batch: Batch) -> None:
         others = {key: policy for key, policy in self._endpoints.items() if key[0] is not Place.WORKLOAD}
-        made_from = self._host, others
+        made_from = self._host, others, self._bridges()
         if made_from == self._base_made_from:
             return
         wanted = self._base_rules()
@@ -521,8 +558,9 @@ class Firewall:
     def _base_rules(self) -> dict[str, tuple[bytes, ...]]:
         """The rules of base and dispatch chains; those of places no endpoint is at stay empty."""
         used = {(place, direction) for (place, direction) in _DISPATCH if self._is_used(place, direction)}
-        workloads = [_interface(Meta.IIFNAME, prefix) for prefix in self._host.workload_prefixes]
-        to_workloads = [_interface(Meta.OIFNAME, prefix) for prefix in self._host.workload_prefixes]
+        names, bridges = self._workload_names(), self._bridges()
+        workloads = [_interface(Meta.IIFNAME, name) for name in names]
+        to_workloads = [_interface(Meta.OIFNAME, name) for name in names]
         known = _known()
 
         def asked(place: Place, direction: str) -> list[bytes]:
@@ -540,6 +578,10 @@ class Firewall:
                     match + nft.fib_source_present() + nft.compare(bytes(4)) + nft.counter() + nft.verdict(Verdict.DROP)
                     for match in workloads
                 ),
+                *(
+                    _interface(Meta.IIFNAME, f"{bridge}\x00") + nft.verdict(Verdict.JUMP, _FROM_BRIDGE)
+                    for bridge in bridges
+                ),
                 *asked(Place.HOST_UNTRACKED, "ingress"),
             ],
             "raw_output": [*unmarked, *asked(Place.HOST_UNTRACKED, "egress")],
@@ -555,6 +597,7 @@ class Firewall:
                 *asked(Place.HOST_FORWARD, "egress"),
             ],
             "nat_postrouting": list(self._nat_rules()),
+            _FROM_BRIDGE: list(_bridged_rules()) if bridges else [],
         }
         to_host = self._host.workload_to_host
         if self._host.tunnels:
@@ -594,6 +637,11 @@ class Firewall:
                 yield _l4(_IPIP) + nft.counter() + nft.verdict(Verdict.DROP)
                 for port in sorted({_VXLAN_PORT, *(each.port for each in self._host.tunnels if each.protocol == _UDP)}):
                     yield _l4(_UDP) + _port(2, port) + nft.counter() + nft.verdict(Verdict.DROP)
+            where = _DESTINATION if direction == "ingress" else _SOURCE
+            for bridge, family in product(self._bridges(), Family):
+                match = _interface(by, f"{bridge}\x00") + nft.meta(Meta.NFPROTO) + nft.compare(_PROTO[family])
+                address = nft.payload(Base.NETWORK, *where[family])
+                yield match + address + nft.verdict_map(_by_address(name, family))
             yield nft.meta(by) + nft.verdict_map(f"by_{name}")
             yield self._deny("unknown workload")
             return
@@ -603,7 +651,7 @@ class Firewall:
         policy = self._endpoints.get((place, WILDCARD))
         target = self._target(policy, direction)
         if target is not None:
-            for prefix in (*(() if place in _OF_WORKLOADS_TOO else self._host.workload_prefixes), "lo\x00"):
+            for prefix in (*(() if place in _OF_WORKLOADS_TOO else self._workload_names()), "lo\x00"):
                 yield _interface(by, prefix) + nft.verdict(Verdict.RETURN)
             yield nft.verdict(*target)
 
@@ -683,6 +731,26 @@ def _stage_chains(name: str, stages: list[tuple[str, tuple[str, ...], Action]]) 
 
 def _pool_set(kind: str, family: Family) -> str:
     return f"pools_{kind}_{_LABEL[family]}"
+
+
+def _by_address(dispatch: str, family: Family) -> str:
+    return f"by_{dispatch}_{_LABEL[family]}"
+
+
+def _bridged_set(family: Family) -> str:
+    return f"bridged_{_LABEL[family]}"
+
+
+def _bridged_rules() -> Iterator[bytes]:
+    """What comes by a bridge has the addresses of one workload; its port lets only its own MAC address in."""
+    for family in Family:
+        source = nft.payload(Base.LINK, 6, 6, nft.concat_register(0))
+        source += nft.payload(Base.NETWORK, *_SOURCE[family], nft.concat_register(2))
+        known = nft.lookup(_bridged_set(family), register=nft.concat_register(0)) + nft.verdict(Verdict.RETURN)
+        yield nft.meta(Meta.NFPROTO) + nft.compare(_PROTO[family]) + source + known
+    link_local = nft.payload(Base.NETWORK, 8, 2) + nft.bitwise(b"\xff\xc0") + nft.compare(b"\xfe\x80")
+    yield nft.meta(Meta.NFPROTO) + nft.compare(_PROTO[Family.IPV6_UNICAST]) + link_local + nft.verdict(Verdict.RETURN)
+    yield nft.counter() + nft.verdict(Verdict.DROP)
 
 
 def _ends_set(family: Family) -> str:

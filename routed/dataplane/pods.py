@@ -4,6 +4,11 @@ The node's end has Calico's MAC address, the same everywhere, so that the pod's 
 the link-local address that follows from the MAC. Both ends know each other as permanent neighbours: nothing is asked on
 the wire, so neither proxy ARP nor duplicate address detection is in the way, also on a node without a default route.
 
+Where a pod is attached to a bridge, the node's end is a port of it, and the bridge stands in the place of that end: it has
+the MAC address, the neighbours and the routes. A port passes nothing to another port and lets in no frame that does not come
+from its pod's own MAC address, so all that pods of one bridge say to each other goes through the node, as it does without a
+bridge, and policy is asked about it.
+
 Invariants: this process never enters a namespace. What is inside is done through the netlink socket the plugin opened
 there. `attach` either does all or leaves nothing behind. The kernel takes tens of milliseconds to delete a pair, and lets
 nobody change or look at links meanwhile: so all but `index_of` and `mtu_of` belongs into threads, any number of them.
@@ -30,7 +35,16 @@ from routed.dataplane.pod_state import default_gateways, look, permanent
 from routed.errors import KernelError
 from routed.net.addresses import format_address
 from routed.net.families import Family
+from routed.netlink.bridge import (
+    BridgeLink,
+    add_port_address,
+    decode_bridge_link,
+    guard_port,
+    make_bridge,
+    set_master,
+)
 from routed.netlink.links import Link, decode_link
+from routed.netlink.tunnels import remove_neighbour
 from routed.netlink.veth import (
     add_default_route,
     add_host_address,
@@ -83,6 +97,20 @@ PROXY_SYSCTLS = (
     ("ipv6/conf/{}/proxy_ndp", "1"),
 )
 
+#: Inside a pod at a bridge, before its interface exists. The node sends packets of one pod of the bridge to another by the
+#: way they came, and so tells both that there is a shorter one (ICMP redirects), and there is none.
+BRIDGED_POD_SYSCTLS = (
+    ("ipv4/conf/all/accept_redirects", "0"),
+    ("ipv4/conf/default/accept_redirects", "0"),
+    ("ipv6/conf/default/accept_redirects", "0"),
+)
+
+#: On a bridge, beside NODE_SYSCTLS; where the node says the same of all interfaces, it tells of no shorter way.
+BRIDGE_SYSCTLS = (("ipv4/conf/{}/send_redirects", "0"),)
+
+#: On the node's end where it is a port: what comes in belongs to the bridge.
+PORT_SYSCTLS = (("ipv6/conf/{}/disable_ipv6", "1"),)
+
 _INTERFACE_NAME = re.compile(r"[A-Za-z0-9_-]{1,15}")
 
 
@@ -101,6 +129,8 @@ class PodPort:
     mtu: int
     proxy_arp: bool = False
     default_routes: bool = True
+    bridge: str = ""
+    """The bridge whose port the node's end is; empty: it stands alone."""
 
 
 class PodWiring:
@@ -156,6 +186,19 @@ class PodWiring:
                     self.detach(made)
             raise
 
+    def forget_at(self, bridge: str, addresses: Iterable[bytes]) -> None:
+        """A pod at a bridge is gone: nobody there has its addresses. Raises KernelError."""
+        with self._turn:
+            at = self._bridge_link(bridge)
+            for address in addresses if at is not None else ():
+                assert at is not None
+                request = remove_neighbour(self._node.next(), at.index, Family.of_address(address), address)
+                try:
+                    self._node.ask(request, f"removing {format_address(address)} from the bridge {bridge}")
+                except KernelError as error:
+                    if error.errno != errno.ENOENT:
+                        raise
+
     def index_of(self, interface: str) -> int | None:
         """The index of a link on the node, at once: by the one question that waits for no change of others."""
         return self._ask_by_name(_SIOCGIFINDEX, interface)
@@ -197,11 +240,15 @@ class PodWiring:
                 found.append(f"the container has no address {format_address(address)}")
         families = list(dict.fromkeys(family for family, _ in port.addresses))
         found += permanent(end, ((GATEWAYS[family], NODE_MAC) for family in families))
-        found += permanent(node, ((address, port.mac) for _, address in port.addresses))
+        if port.bridge:
+            found += self._wrong_at_bridge(port)
+        else:
+            found += permanent(node, ((address, port.mac) for _, address in port.addresses))
         for family in families if port.default_routes else ():
             if (GATEWAYS[family], end.link.index) not in default_gateways(pod, family):
                 found.append(f"the container has no default route by {format_address(GATEWAYS[family])}")
-        found += self._wrong_sysctls(port.interface, NODE_SYSCTLS + (PROXY_SYSCTLS if port.proxy_arp else ()))
+        asked = NODE_SYSCTLS + (PROXY_SYSCTLS if port.proxy_arp else ())
+        found += self._wrong_sysctls(port.bridge or port.interface, asked)
         return found
 
     def detach(self, index: int) -> None:
@@ -232,19 +279,69 @@ class PodWiring:
     # ---- inside
 
     def _configure_node(self, port: PodPort, index: int, what: str) -> None:
-        self._write_sysctls(port.interface, NODE_SYSCTLS + (PROXY_SYSCTLS if port.proxy_arp else ()))
-        node = self._node
+        node, at, joining = self._node, index, []
+        if port.bridge:
+            at = self._bridge(port)
+            self._write_sysctls(port.interface, PORT_SYSCTLS)
+            joining = [set_master(node.next(), index, at), guard_port(node.next(), index)]
+        else:
+            self._write_sysctls(port.interface, NODE_SYSCTLS + (PROXY_SYSCTLS if port.proxy_arp else ()))
         with self._turn:
             node.ask_all(
                 [
+                    *joining,
                     set_link_up(node.next(), index),
-                    *(
-                        set_neighbour(node.next(), index, family, address, port.mac)
-                        for family, address in port.addresses
-                    ),
+                    *(set_neighbour(node.next(), at, family, address, port.mac) for family, address in port.addresses),
                 ],
                 what,
             )
+            if port.bridge:
+                self._let_in(port, index)
+
+    def _bridge(self, port: PodPort) -> int:
+        """The bridge's index; it is made where there is none. Raises KernelError where somebody else's has the name."""
+        what, name = f"the bridge {port.bridge} of pods", port.bridge
+        if not _INTERFACE_NAME.fullmatch(name):
+            raise KernelError(errno.EINVAL, "", what)
+        with self._turn:
+            found = self._bridge_link(name)
+            if found is None:
+                self._node.ask(make_bridge(self._node.next(), name, NODE_MAC), what)
+                found = self._bridge_link(name)
+            if found is None or found.kind != "bridge" or found.mac != NODE_MAC:
+                raise KernelError(
+                    errno.EBUSY, "an interface of somebody else has this name; name another in `bridge`", what
+                )
+            self._write_sysctls(name, NODE_SYSCTLS + BRIDGE_SYSCTLS + (PROXY_SYSCTLS if port.proxy_arp else ()))
+            self._node.ask(set_link_up(self._node.next(), found.index), what)
+        return found.index
+
+    def _wrong_at_bridge(self, port: PodPort) -> list[str]:
+        with self._turn:
+            link, at = self._bridge_link(port.interface), self._bridge_link(port.bridge)
+            bridge = look(self._node, port.bridge)
+        if link is None or at is None or bridge is None or link.master != at.index:
+            return [f"{port.interface} is no port of {port.bridge}"]
+        found = [] if bridge.link.up else [f"{port.bridge} is down"]
+        return found + list(permanent(bridge, ((address, port.mac) for _, address in port.addresses)))
+
+    def _let_in(self, port: PodPort, index: int) -> None:
+        what = f"interface {port.interface} of a pod: its MAC address {port.mac.hex(':')} at the bridge {port.bridge}"
+        try:
+            self._node.ask(add_port_address(self._node.next(), index, port.mac), what)
+        except KernelError as error:
+            if error.errno != errno.EEXIST:
+                raise
+            raise KernelError(errno.EBUSY, "another pod there has it", what) from None
+
+    def _bridge_link(self, name: str) -> BridgeLink | None:
+        try:
+            (answer,) = self._node.ask(get_link(self._node.next(), name), f"interface {name}")
+        except KernelError as error:
+            if error.errno == errno.ENODEV:
+                return None
+            raise
+        return decode_bridge_link(answer.data)
 
     def _configure_pod(self, port: PodPort, inside: Exchange) -> None:
         index = self._link(inside, port.pod_interface).index

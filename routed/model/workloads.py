@@ -25,6 +25,11 @@ NAME_SEGMENTS: Mapping[str, tuple[str, ...]] = {
     "libnetwork": ("node", "orchestrator", "workload", "endpoint"),
 }
 _OTHER_SEGMENTS = ("node", "orchestrator", "workload", "endpoint")
+#: The annotation of an endpoint whose interface is a port of a bridge: the bridge's name.
+BRIDGE = "routed/bridge"
+#: What bridges of pods are called, so that no endpoint can say of an uplink that it is one.
+BRIDGE_NAME = re.compile(r"routed[A-Za-z0-9_-]{0,9}")
+
 _INTERFACE = re.compile(r"[^/\s]{1,15}")
 _INTERFACE_OCTETS = 15
 _QOS = (
@@ -71,6 +76,8 @@ class WorkloadEndpoint(Resource):
     ipv6_gateway: bytes | None = None
     profiles: tuple[str, ...] = ()
     interface_name: str = ""
+    bridge: str = ""
+    """The bridge its interface is a port of; empty: of none."""
     mac: bytes | None = None
     ports: tuple[EndpointPort, ...] = ()
     allow_spoofed_source_prefixes: tuple[Cidr, ...] = ()
@@ -94,6 +101,15 @@ class HostEndpoint(Resource):
 def workload_endpoint_name(segments: tuple[str, ...]) -> str:
     """The name that the segments (see NAME_SEGMENTS) make: joined by "-", each "-" inside one doubled."""
     return "-".join(segment.replace("-", "--") for segment in segments)
+
+
+def _bridge(head: Head) -> str:
+    metadata = head.top.object("metadata")
+    assert metadata is not None
+    name = metadata.text_map("annotations").get(BRIDGE, "")
+    if name and not BRIDGE_NAME.fullmatch(name):
+        raise metadata.error("annotations", f'{BRIDGE} must be a name that begins with "routed", not {shown(name)}')
+    return name
 
 
 def _parse_workload_endpoint(head: Head) -> WorkloadEndpoint:
@@ -133,6 +149,7 @@ def _parse_workload_endpoint(head: Head) -> WorkloadEndpoint:
         ipv6_gateway=spec.address("ipv6Gateway", Family.IPV6_UNICAST),
         profiles=spec.texts("profiles"),
         interface_name=interface,
+        bridge=_bridge(head),
         mac=spec.mac("mac"),
         ports=_parse_ports(spec),
         allow_spoofed_source_prefixes=tuple(

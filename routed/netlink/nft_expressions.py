@@ -75,6 +75,7 @@ class Meta(enum.IntEnum):
 class Base(enum.IntEnum):
     """NFT_PAYLOAD_*: where a payload offset counts from."""
 
+    LINK = 0
     NETWORK = 1
     TRANSPORT = 2
 

@@ -77,6 +77,7 @@ class KeyType:
 
 IPV4_ADDRESS = KeyType(7, 4)
 IPV6_ADDRESS = KeyType(8, 16)
+MAC_ADDRESS = KeyType(9, 6)
 PROTOCOL = KeyType(12, 1)
 PORT = KeyType(13, 2)
 INTERFACE_NAME = KeyType(41, 16, host_order=True)

@@ -72,7 +72,8 @@ class Workloads:
         if first is None:
             self.routes.pop(prefix, None)
             return
-        made = Origin(WORKLOAD, blackhole=False, why=str(first), interface=self._endpoints[first].interface_name)
+        endpoint = self._endpoints[first]
+        made = Origin(WORKLOAD, blackhole=False, why=str(first), interface=endpoint.bridge or endpoint.interface_name)
         if self.routes.get(prefix) != made:
             self.routes[prefix] = made
 

@@ -24,6 +24,7 @@ from typing import TypeAlias
 
 from routed.desired_policy import (
     Action,
+    BridgePort,
     Chain,
     ChainUpdate,
     EndpointPolicy,
@@ -439,11 +440,15 @@ class PolicyEngine:
         if isinstance(endpoint, WorkloadEndpoint):
             if not endpoint.interface_name:
                 return (), frozenset()
-            walks = [
+            ingress, egress = (
                 self._walk(ordered[key], direction, Place.WORKLOAD, endpoint.profiles, chains)
                 for direction in PolicyType
-            ]
-            return (EndpointPolicy(endpoint.interface_name, Place.WORKLOAD, *walks),), frozenset(chains)
+            )
+            port = None
+            if endpoint.bridge:
+                addresses = tuple(network.prefix[1:] for network in endpoint.ip_networks)
+                port = BridgePort(endpoint.bridge, endpoint.mac or b"", addresses)
+            return (EndpointPolicy(endpoint.interface_name, Place.WORKLOAD, ingress, egress, port),), frozenset(chains)
         assert isinstance(endpoint, HostEndpoint)
         interface = endpoint.interface_name or next(
             (name for ip in endpoint.expected_ips if (name := self._interfaces_by_address.get(ip))), ""
@@ -458,11 +463,11 @@ class PolicyEngine:
         for place in (Place.HOST, Place.HOST_FORWARD, Place.HOST_PRE_DNAT, Place.HOST_UNTRACKED):
             profiles = endpoint.profiles if place is Place.HOST else ()
             at_place = [policy for policy in ordered[key] if self._belongs(policy, place)]
-            both = [self._walk(at_place, direction, place, profiles, chains) for direction in PolicyType]
+            both = (self._walk(at_place, direction, place, profiles, chains) for direction in PolicyType)
             # but for the host itself, nothing is in the way where nobody asks
-            asked = [walk if walk.tiers or place is Place.HOST else None for walk in both]
-            if beside_wildcard or any(walk is not None for walk in asked):
-                made.append(EndpointPolicy(interface, place, *asked))
+            inward, outward = (walk if walk.tiers or place is Place.HOST else None for walk in both)
+            if beside_wildcard or inward is not None or outward is not None:
+                made.append(EndpointPolicy(interface, place, inward, outward))
         return tuple(made), frozenset(chains)
 
     def _belongs(self, key: ResourceKey, place: Place) -> bool:

@@ -424,11 +424,14 @@ def pod_node(lab: Lab, package: Path) -> Iterator[Service]:
         yield made
 
 
-def cni(root: Root, plugin: str, command: str, pod: Namespace | None = None, version: str = "1.0.0") -> tuple[int, Any]:
+def cni(
+    root: Root, plugin: str, command: str, pod: Namespace | None = None, version: str = "1.0.0", attach: str = "routed"
+) -> tuple[int, Any]:
     """A call of the plugin as it is installed, with the configuration as it is shipped: status and output."""
     shipped = json.loads(root.host_path("/usr/share/doc/routed/examples/10-routed.conflist").read_text())
     configuration = {**shipped["plugins"][0], "name": shipped["name"], "cniVersion": version}
     configuration["ipam"]["assign_ipv6"] = "true"
+    configuration["attach"] = attach
     variables = {"CNI_COMMAND": command}
     if pod is not None:
         inside = pod.start("holder", "sh", "-c", "echo inside; exec sleep infinity")
@@ -467,16 +470,18 @@ def test_the_unit_s_daemon_writes_its_node_and_makes_its_tunnels(pod_node: Servi
     assert "UP" in link["flags"] and link["mtu"] == 1450
 
 
-@pytest.mark.parametrize("plugin", PLUGINS)
-def test_the_unit_s_daemon_takes_pods_of_the_installed_plugin(pod_node: Service, lab: Lab, plugin: str) -> None:
+@pytest.mark.parametrize(("plugin", "attach"), [*((plugin, "routed") for plugin in PLUGINS), ("c", "bridge")])
+def test_the_unit_s_daemon_takes_pods_of_the_installed_plugin(
+    pod_node: Service, lab: Lab, plugin: str, attach: str
+) -> None:
     root, machine = pod_node.root, pod_node.root.namespace
     wait_for(lambda: cni(root, plugin, "STATUS", version="1.1.0") == (0, None), SOON, "takes pods", state=pod_node.log)
     uid, _ = root.users_id("routed")
     mask = f"{sum(1 << number for number in CAPABILITIES.values()):016x}"
     assert pod_node.state()["Uid"].split() == [str(uid)] * 4 and pod_node.state()["CapEff"] == mask
-    pods, addresses = [lab.namespace(f"{plugin}-{number}") for number in range(2)], []
+    pods, addresses = [lab.namespace(f"{plugin}-{attach}-{number}") for number in range(2)], []
     for pod in pods:
-        status, result = cni(root, plugin, "ADD", pod)
+        status, result = cni(root, plugin, "ADD", pod, attach=attach)
         assert status == 0, (result, pod_node.log())
         addresses.append([ip["address"].partition("/")[0] for ip in result["ips"]])
     assert len(addresses[0]) == 2
