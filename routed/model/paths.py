@@ -34,7 +34,7 @@ from routed.model.resources import AffinityType, BlockAffinity, Cidr, JsonObject
 from routed.model.schema import KIND_TABLE, parse_manifest
 from routed.model.unread import plain_block
 from routed.net.families import Family
-from routed.net.prefixes import parse_prefix
+from routed.net.prefixes import format_prefix, parse_prefix
 
 DEFAULT_ROOT = "/calico"
 #: Kinds that have a place with the allocator instead of one by their plural.
@@ -69,6 +69,8 @@ class Place:
     key: ResourceKey
     spec: JsonObject = field(default_factory=dict)
     """Fields of the spec that are in the path, and for the allocator's objects nowhere else."""
+    block: tuple[Cidr, str] | None = None
+    """Of an IPAMBlock: which, and how that is spelt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +170,8 @@ class Layout:
 def decode_at(place: Place, value: bytes) -> Decoded:
     """The resource at a place. Raises ConfigError for what is stored there."""
     key = place.key
-    if key.kind == IPAMBlock.kind and (block := plain_block(key.name, value, str(place.spec["cidr"]))) is not None:
-        return Decoded(block)
+    if place.block is not None and (plain := plain_block(key.name, value, *place.block)) is not None:
+        return Decoded(plain)
     data = _json(value, key.kind == BlockAffinity.kind)
     unknown: list[ConfigError] = []
     if key.kind not in ALLOCATOR_KINDS:
@@ -279,16 +281,15 @@ def _resource_key(rest: str) -> ResourceKey | None:
 
 def _allocator_place(rest: str) -> Place | None:
     if match := _BLOCK.fullmatch(rest):
-        cidr = _block(match[1], match[2])
-        if cidr is None:
+        block = _block(match[1], match[2])
+        if block is None:
             return None
-        text = str(cidr)
-        return Place(ResourceKey(IPAMBlock.kind, name_of_block(text)), {"cidr": text})
+        return Place(ResourceKey(IPAMBlock.kind, name_of_block(block[1])), {"cidr": block[1]}, block)
     if match := _AFFINITY.fullmatch(rest):
-        cidr = _block(match[3], match[4])
-        if cidr is None:
+        block = _block(match[3], match[4])
+        if block is None:
             return None
-        text = str(cidr)
+        text = block[1]
         # Two holders of one block must not be one resource, and a virtual one may be called like a node.
         kind = "" if match[1] == AffinityType.HOST else f"{match[1]}."
         return Place(
@@ -300,13 +301,17 @@ def _allocator_place(rest: str) -> Place | None:
     return Place(ResourceKey(IPAMConfig.kind, "default")) if rest == "config" else None
 
 
-def _block(family: str, text: str) -> Cidr | None:
+def _block(family: str, text: str) -> tuple[Cidr, str] | None:
+    """A block by the last part of its path, and its canonical spelling."""
     address, _, length = text.partition("-")
+    written = f"{address}/{length}"
     try:
-        found, prefix = parse_prefix(f"{address}/{length}")
+        found, prefix = parse_prefix(written)
     except ValueError:
         return None
-    return Cidr(found, prefix) if found is (Family.IPV4_UNICAST if family == "ipv4" else Family.IPV6_UNICAST) else None
+    if found is not (Family.IPV4_UNICAST if family == "ipv4" else Family.IPV6_UNICAST):
+        return None
+    return Cidr(found, prefix), format_prefix(found, prefix)
 
 
 def _json(value: bytes, may_be_empty: bool) -> JsonValue:

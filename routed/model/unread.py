@@ -27,7 +27,7 @@ from routed.model.ipam import (
 )
 from routed.model.resources import Cidr, JsonObject, Resource
 from routed.model.schema import parse_manifest, parse_stored
-from routed.net.prefixes import format_prefix, plain_prefix
+from routed.net.prefixes import plain_prefix
 
 _Ordinal = Annotated[int, msgspec.Meta(ge=0, lt=MAX_BLOCK_SIZE)]
 _Sequence = Annotated[int, msgspec.Meta(ge=0)]
@@ -143,8 +143,8 @@ class UnreadBlock(IPAMBlock):
         return repr(self.whole)
 
 
-def plain_block(name: str, octets: bytes, cidr: str = "") -> UnreadBlock | None:
-    """The block stored with a name, of a CIDR where its key says which, in the canonical spelling.
+def plain_block(name: str, octets: bytes, cidr: Cidr | None = None, spelling: str = "") -> UnreadBlock | None:
+    """The block stored with a name; `cidr` and its canonical spelling are what its key says, where there is one.
 
     None: the reader must look.
     """
@@ -152,13 +152,15 @@ def plain_block(name: str, octets: bytes, cidr: str = "") -> UnreadBlock | None:
         block = _DECODER.decode(octets)
     except (msgspec.DecodeError, RecursionError):
         return None
-    plain = plain_prefix(block.cidr)
-    if plain is None or b"\n" in octets or name_of_block(block.cidr) != name:
+    if cidr is None:
+        plain = plain_prefix(block.cidr)
+        if plain is None:
+            return None
+        cidr = Cidr(*plain[:2])
+        spelling = str(cidr)
+    if block.cidr != spelling or name_of_block(spelling) != name or b"\n" in octets:
         return None
-    family, prefix, _ = plain
-    if block.cidr != (cidr or format_prefix(family, prefix)):
-        return None
-    bits = family.max_length - prefix[0]
+    bits = cidr.family.max_length - cidr.prefix[0]
     allocations = block.allocations
     size = len(allocations)
     if bits > MAX_BLOCK_BITS or size != 1 << bits:
@@ -173,14 +175,15 @@ def plain_block(name: str, octets: bytes, cidr: str = "") -> UnreadBlock | None:
     for ordinal, number in (block.sequenceNumberForAllocation or {}).items():
         if number > MAX_SEQUENCE or not (ordinal.isascii() and ordinal.isdigit()) or int(ordinal) >= size:
             return None
-    return UnreadBlock(name, Cidr(family, prefix), affinity, octets, deleted=bool(block.deleted))
+    return UnreadBlock(name, cidr, affinity, octets, deleted=bool(block.deleted))
 
 
 def _are_free(unallocated: list[int], allocations: list[int | None]) -> bool:
     """Whether these are ordinals of free addresses, each once."""
-    if len(set(unallocated)) != len(unallocated) or max(unallocated) >= len(allocations):
+    try:
+        return set(map(allocations.__getitem__, unallocated)) == {None} and len(set(unallocated)) == len(unallocated)
+    except IndexError:
         return False
-    return all(allocations[ordinal] is None for ordinal in unallocated)
 
 
 def read_text(text: bytes) -> Resource:

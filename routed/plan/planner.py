@@ -47,7 +47,9 @@ class Planner:
 
     def update(self, update: Update) -> None:
         """A resource exists with this value, or (None) does not."""
-        self._dirty |= self._cluster.apply(update)
+        aspect = self._cluster.apply(update)
+        if aspect is not Aspect.NOTHING:
+            self._dirty |= aspect
 
     def secret(self, reference: str, generation: int, problem: str) -> None:
         """What there is at `reference` (`SECRET/KEY`): see `Secret`."""
@@ -61,10 +63,10 @@ class Planner:
             return self._plan
         self._dirty = Aspect.NOTHING
         cluster = self._cluster
+        renew = Aspect.FILTERS in dirty
         if Aspect.ORIGINS in dirty:
             origins = plan_origins(cluster, self._settings.pod_cidrs)
-            if origins.routes != self._origins.routes:
-                dirty |= Aspect.FILTERS
+            renew |= origins.routes != self._origins.routes
             self._origins = origins
         if Aspect.WORKLOADS in dirty and self._settings.own_workloads:
             for key in cluster.take_changed_workloads():
@@ -77,7 +79,7 @@ class Planner:
             learn = plan_learning(cluster, self._settings, self._origins.routes)
             self._kernel = kernel if kernel != self._kernel else self._kernel
             self._learn = learn if learn != self._learn else self._learn
-        if Aspect.FILTERS in dirty:
+        if renew:
             self._book.renew(cluster, self._origins.routes)
         if dirty & (Aspect.SESSIONS | Aspect.FILTERS):  # a peer may name a filter that did not exist before
             self._speaker, self._session_problems = plan_speaker(cluster, self._settings)

@@ -14,10 +14,12 @@ from routed.errors import ConfigError
 from routed.model import paths
 from routed.model.ipam import IPAMBlock
 from routed.model.paths import Layout, decode_at, encode
-from routed.model.resources import JsonObject, JsonValue
+from routed.model.resources import Cidr, JsonObject, JsonValue
 from routed.model.unread import UnreadBlock, plain_block, read_text
+from routed.net.prefixes import parse_prefix
 
 PATH = "/calico/ipam/v2/assignment/ipv4/block/10.244.1.0-30"
+CIDR = Cidr(*parse_prefix("10.244.1.0/30"))
 BLOCK: Mapping[str, JsonValue] = {
     "cidr": "10.244.1.0/30",
     "affinity": "host:node-1",
@@ -79,7 +81,7 @@ def _changed(draw: st.DrawFn) -> JsonObject:
 @given(_changed())
 def test_what_is_found_right_is_what_the_reader_reads_and_the_reader_takes_it(block: JsonObject) -> None:
     value = json.dumps(block, separators=(",", ":")).encode()
-    found = plain_block("10-244-1-0-30", value, "10.244.1.0/30")
+    found = plain_block("10-244-1-0-30", value, CIDR, "10.244.1.0/30")
     if found is None:
         return
     with pytest.MonkeyPatch.context() as monkeypatch:
