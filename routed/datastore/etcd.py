@@ -22,7 +22,7 @@ from routed.datastore.etcd_settings import EtcdConfig
 from routed.datastore.folder import Problem
 from routed.datastore.guard import Change, Guard, MassDelete
 from routed.datastore.health import StoreHealth
-from routed.datastore.saved import SavedState, Saver
+from routed.datastore.saved import Loaded, SavedState, Saver, is_another
 from routed.datastore.store import Conflict, Contents, Edit, Stored
 from routed.errors import Compacted, ConfigError, StoreError
 from routed.model.head import API_VERSION
@@ -45,7 +45,7 @@ TIER_LEFT_OUT = (3, 32)
 COLD_START = 3.0
 #: Seconds between attempts: the first, and the most; each is drawn from half to all of it.
 BACKOFF = 0.5
-MAX_BACKOFF = 15.0
+MAX_BACKOFF = 5.0
 #: Seconds the sink may be fed, and values parsed, before the loop gets a turn.
 _SLICE = 0.005
 #: Seconds between two looks at what is held, and between two marks of the time in the saved state.
@@ -130,6 +130,8 @@ class EtcdStore:
         """There is a saved state, and nobody has been told of it."""
         self._not_saved = ""
         """Why there is none to begin with."""
+        self._elsewhere: Loaded | None = None
+        """A saved state of other endpoints, until etcd says which cluster it is."""
         self._cluster = 0
         self._marked_at = 0.0
         self._written: dict[tuple[str, bytes], Resource] = {}
@@ -190,6 +192,11 @@ class EtcdStore:
 
     async def _list(self) -> None:
         listing = await self.client.listing(self._ranges)
+        if self._elsewhere is not None and self._elsewhere.cluster == listing.cluster_id:
+            self._believe(self._elsewhere)
+        self._elsewhere = None
+        # an etcd that was set up anew may well have the same id, but it begins to count anew
+        continues = listing.cluster_id == self._cluster and listing.revision >= self.health.revision
         changes: list[Change] = []
         self._twins.clear()
         present: dict[ResourceKey, None] = {}
@@ -208,7 +215,7 @@ class EtcdStore:
             present[key] = None
             paths[key] = pair.key
             good = self.guard.good.get(key)
-            same = good is not None and good.revision == pair.revision and listing.cluster_id == self._cluster
+            same = good is not None and good.revision == pair.revision and continues
             if not same or key in self.guard.garbage or key in self.guard.held:
                 changes += self._change(pair, place)
             if self._clock() > until:
@@ -229,6 +236,8 @@ class EtcdStore:
         own = {key for key in self._deleted if key not in present}
         self._deleted -= own
         updates = self.guard.own(own)
+        if not continues and not self._synced and is_another(self.guard.good, changes):
+            updates += self.guard.own([key for key in self.guard.good if key not in present])
         updates += self.guard.listed(present, changes, self._clock())
         if self._may_use_saved:  # nobody knows what was saved
             self._may_use_saved = False
@@ -419,6 +428,15 @@ class EtcdStore:
         except ConfigError as refusal:
             self._not_saved = str(refusal)
             return
+        if loaded.elsewhere:
+            self._not_saved = (
+                "the saved state is of other endpoints, so it is used only if etcd says that it is the same"
+            )
+            self._elsewhere = loaded
+            return
+        self._believe(loaded)
+
+    def _believe(self, loaded: Loaded) -> None:
         self._cluster = loaded.cluster
         self.guard.garbage = dict(loaded.garbage)
         self._asks_for_workloads = any(

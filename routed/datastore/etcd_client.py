@@ -233,46 +233,55 @@ class Client:
         self, compares: Sequence[tuple[str, int]], writes: Sequence[tuple[str, bytes | None]], ttl: float | None = None
     ) -> int | None:
         """Write all (None deletes) if each key compared is at its revision (0: absent): the new revision, or None."""
-        member = await self._ready()
+        for attempt in range(len(self._endpoints) + 1):
+            member = await self._ready()
+            try:
+                return await self._swap(member, compares, writes, ttl)
+            except asyncio.CancelledError:
+                if _is_cancelled():
+                    raise
+                raise Unavailable(f"{_mapped(member.endpoint, None)}; whether it was written is not known") from None
+            except grpc.aio.AioRpcError as error:
+                refusal = _mapped(member.endpoint, error)
+                if _login_is_over(error):  # it was not written
+                    await self._drop(member)
+                    if attempt < len(self._endpoints):
+                        continue
+                if isinstance(refusal, Unavailable):
+                    await self._drop(member)
+                    raise Unavailable(
+                        f"{refusal}; whether it was written is not known, so look before trying again"
+                    ) from None
+                raise refusal from None
+        raise AssertionError("the loop returns")
+
+    async def _swap(
+        self, member: _Member, compares: Sequence[tuple[str, int]], writes: Sequence[tuple[str, bytes | None]],
+        ttl: float | None,
+    ) -> int | None:  # fmt: skip
         lease = 0
-        try:
-            if ttl is not None:
-                grant = await rpc.LeaseStub(member.channel).LeaseGrant(
-                    rpc.LeaseGrantRequest(TTL=max(1, round(ttl))), timeout=CALL, metadata=member.metadata
-                )
-                lease = int(grant.ID)
-            request = rpc.TxnRequest(
-                compare=[
-                    rpc.Compare(result="EQUAL", target="MOD", key=key.encode(), mod_revision=revision)
-                    for key, revision in compares
-                ],
-                success=[
-                    rpc.RequestOp(request_delete_range=rpc.DeleteRangeRequest(key=key.encode()))
-                    if value is None
-                    else rpc.RequestOp(request_put=rpc.PutRequest(key=key.encode(), value=value, lease=lease))
-                    for key, value in writes
-                ],
+        if ttl is not None:
+            grant = await rpc.LeaseStub(member.channel).LeaseGrant(
+                rpc.LeaseGrantRequest(TTL=max(1, round(ttl))), timeout=CALL, metadata=member.metadata
             )
-            answer = await rpc.KVStub(member.channel).Txn(request, timeout=CALL, metadata=member.metadata)
-            if lease and not answer.succeeded:
-                await rpc.LeaseStub(member.channel).LeaseRevoke(
-                    rpc.LeaseRevokeRequest(ID=lease), timeout=CALL, metadata=member.metadata
-                )
-        except asyncio.CancelledError:
-            if _is_cancelled():
-                raise
-            raise Unavailable(f"{_mapped(member.endpoint, None)}; whether it was written is not known") from None
-        except grpc.aio.AioRpcError as error:
-            if _login_is_over(error):
-                await self._drop(member)
-                return await self.swap(compares, writes, ttl)
-            refusal = _mapped(member.endpoint, error)
-            if isinstance(refusal, Unavailable):
-                await self._drop(member)
-                raise Unavailable(
-                    f"{refusal}; whether it was written is not known, so look before trying again"
-                ) from None
-            raise refusal from None
+            lease = int(grant.ID)
+        request = rpc.TxnRequest(
+            compare=[
+                rpc.Compare(result="EQUAL", target="MOD", key=key.encode(), mod_revision=revision)
+                for key, revision in compares
+            ],
+            success=[
+                rpc.RequestOp(request_delete_range=rpc.DeleteRangeRequest(key=key.encode()))
+                if value is None
+                else rpc.RequestOp(request_put=rpc.PutRequest(key=key.encode(), value=value, lease=lease))
+                for key, value in writes
+            ],
+        )
+        answer = await rpc.KVStub(member.channel).Txn(request, timeout=CALL, metadata=member.metadata)
+        if lease and not answer.succeeded:
+            await rpc.LeaseStub(member.channel).LeaseRevoke(
+                rpc.LeaseRevokeRequest(ID=lease), timeout=CALL, metadata=member.metadata
+            )
         return int(answer.header.revision) if answer.succeeded else None
 
     # ---- members

@@ -5,8 +5,9 @@ that is known of its key, so the last one counts, what was cut off is left out, 
 most lines are outdated, and after every complete listing, the file is written anew beside the old and takes its place.
 That is a second's work for a large cluster, so `Saver` has it done in a thread.
 
-Invariants: a file of another node, another kind of datastore, another root or other endpoints is not used, and why is
-said; what a line holds is validated like what comes from the datastore; a disk that does not take it stops nothing.
+Invariants: a file of another node, another kind of datastore or another root is not used, and why is said, and one of other
+endpoints is marked so; what a line holds is validated like what comes from the datastore; a disk that does not take it
+stops nothing.
 """
 
 from __future__ import annotations
@@ -16,15 +17,17 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 import msgspec
 
-from routed.datastore.guard import Believed, Good, Guard
+from routed.datastore.guard import Believed, Change, Good, Guard
 from routed.errors import ConfigError
-from routed.model.resources import ResourceKey
+from routed.model.paths import ALLOCATOR_KINDS
+from routed.model.resources import JsonObject, JsonValue, ResourceKey
+from routed.model.settings import ClusterInformation
 from routed.model.unread import read_text
 
 SCHEMA = 1
@@ -53,6 +56,8 @@ class Loaded:
     revision: int = 0
     cluster: int = 0
     """Which etcd: revisions of another mean nothing."""
+    elsewhere: bool = False
+    """None of its endpoints is ours, so only etcd's own word tells whether it is the same."""
     good: dict[ResourceKey, Good] = field(default_factory=dict)
     held: dict[ResourceKey, float] = field(default_factory=dict)
     """Since when, in Unix time."""
@@ -85,9 +90,10 @@ class SavedState:
         own = self.identity
         if (header.get("node"), header.get("root")) != (own.node, own.root):
             raise ConfigError(self.path, "the saved state is of another node or another root, so it is not used")
-        if not set(header.get("endpoints") or ()) & set(own.endpoints):
-            raise ConfigError(self.path, "the saved state is of another etcd: none of its endpoints is ours")
-        loaded = Loaded(cluster=int(header.get("cluster", 0)))
+        loaded = Loaded(
+            cluster=int(header.get("cluster", 0)),
+            elsewhere=not set(header.get("endpoints") or ()) & set(own.endpoints),
+        )
         for line in lines[1:]:
             if text := _text_of(line):
                 _take(loaded, text)
@@ -211,6 +217,32 @@ class Saver:
         if waiting:
             self.state.append(self._guard, waiting, self._offset, time.time(), self._revision)
         self._done()
+
+
+def is_another(believed: Mapping[ResourceKey, Good], listed: Iterable[Change]) -> bool:
+    """Whether an etcd that is not the one of before holds another cluster, and not the same one restored, or nothing.
+
+    Calico's clusters have an identity (`spec.clusterGUID` of ClusterInformation), and so has every object
+    (`metadata.uid`). Without either it counts as the same: that takes nothing away that somebody has not confirmed.
+    """
+    of_another = False
+    for change in listed:
+        before = believed.get(change.key)
+        if before is None or change.resource is None:
+            continue
+        for part, name in (("spec", "clusterGUID"), ("metadata", "uid")):
+            if change.key.kind in ALLOCATOR_KINDS or (part == "spec" and change.key.kind != ClusterInformation.kind):
+                continue
+            old, new = (_member(each.manifest, part, name) for each in (before.resource, change.resource))
+            if old and old == new:
+                return False
+            of_another |= bool(old and new)
+    return of_another
+
+
+def _member(manifest: JsonObject, part: str, name: str) -> JsonValue:
+    inner = manifest.get(part)
+    return inner.get(name) if isinstance(inner, dict) else None
 
 
 def _states(guard: Guard | Believed, keys: Iterable[ResourceKey], offset: float) -> Iterator[bytes]:

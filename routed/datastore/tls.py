@@ -23,10 +23,10 @@ _ABOUT_OURS = ("CERTIFICATE_REQUIRED", "BAD_CERTIFICATE", "UNKNOWN_CA", "CERTIFI
 def tls_problem(endpoint: str, config: EtcdConfig) -> str:
     """The reason, as of now; empty where TLS is not what fails. Blocks for some seconds at most."""
     scheme, _, target = endpoint.partition("://")
-    if scheme != "https":
-        return ""
     host, _, port = target.rpartition(":")
     host = host.strip("[]")
+    if scheme != "https":
+        return "it speaks TLS: use https://, with its authority in datastore.caFile" if _speaks_tls(host, port) else ""
     try:
         context = ssl.create_default_context(cafile=config.ca_file or None)
     except OSError as error:
@@ -52,6 +52,20 @@ def tls_problem(endpoint: str, config: EtcdConfig) -> str:
     except OSError:
         pass  # TLS is not what fails
     return ""
+
+
+def _speaks_tls(host: str, port: str) -> bool:
+    """Whether a TLS handshake gets as far as to a certificate, ours or theirs, whoever signed it."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    try:
+        with socket.create_connection((host, int(port)), _PATIENCE) as plain, context.wrap_socket(plain):
+            return True
+    except ssl.SSLError as error:
+        return any(alert in (error.reason or "") for alert in _ABOUT_OURS)
+    except OSError:
+        return False
 
 
 def _about_theirs(said: str, config: EtcdConfig) -> str:

@@ -567,17 +567,74 @@ def test_a_saved_state_of_somebody_else_is_not_used(tmp_path: Path) -> None:
 
         follow(store_of(server, saved=saved_in(tmp_path, server)), nothing)
     path = str(tmp_path / "datastore.saved")
-    for identity in (
-        Identity("n2", "/calico", server.endpoints),
-        Identity("n1", "/other", server.endpoints),
-        Identity("n1", "/calico", ("http://10.9.9.9:2379",)),
+    for identity, why in (
+        (Identity("n2", "/calico", server.endpoints), "of another node"),
+        (Identity("n1", "/other", server.endpoints), "another root"),
+        (Identity("n1", "/calico", ("http://10.9.9.9:2379",)), "of other endpoints"),
     ):
 
-        async def unused(_: EtcdStore, sink: Sink) -> None:
-            await until(lambda: sink.says("nothing is known yet"), "the alarm")
+        async def unused(_: EtcdStore, sink: Sink, why: str = why) -> None:
+            await until(lambda: sink.says("nothing is known yet", why), "the alarm")
             assert not sink.resources and not sink.events
 
         follow(EtcdStore(EtcdConfig(server.endpoints), node="n1", saved=SavedState(path, identity)), unused, wait="")
+
+
+def test_a_saved_state_of_the_same_etcd_by_another_name_is_used_once_etcd_answers(tmp_path: Path) -> None:
+    with cluster(tmp_path) as server:
+        server.put_all(nodes(8))
+
+        async def nothing(_: EtcdStore, __: Sink) -> None:
+            pass
+
+        follow(store_of(server, saved=saved_in(tmp_path, server)), nothing)
+        server.delete("--prefix", P)
+        named = tuple(endpoint.replace("127.0.0.1", "localhost") for endpoint in server.endpoints)
+
+        async def held(store: EtcdStore, sink: Sink) -> None:
+            assert store.health.held == 8 and len(sink.names()) == 8 and sink.says("8 of 8 Node objects vanished")
+
+        saved = SavedState(str(tmp_path / "datastore.saved"), Identity("n1", "/calico", named))
+        follow(EtcdStore(EtcdConfig(named), node="n1", saved=saved), held)
+
+
+def information(guid: str) -> JsonObject:
+    metadata: JsonObject = {"name": "default"}
+    return {
+        "apiVersion": "projectcalico.org/v3",
+        "kind": "ClusterInformation",
+        "metadata": metadata,
+        "spec": {"clusterGUID": guid},
+    }
+
+
+@pytest.mark.parametrize("token", ["another", "the same"])
+@pytest.mark.parametrize("there", ["another cluster", "the cluster restored", "nothing"])
+def test_an_etcd_set_up_anew_at_the_same_address(tmp_path: Path, there: str, token: str) -> None:
+    with cluster(tmp_path) as server:
+        for _ in range(3):  # so that it has counted further than the new one will
+            server.put_all({f"{P}clusterinformations/default": information("one")} | nodes(8))
+
+        async def nothing(_: EtcdStore, __: Sink) -> None:
+            pass
+
+        follow(store_of(server, saved=saved_in(tmp_path, server)), nothing)
+        server.stop()
+        shutil.rmtree(tmp_path / "m0")
+        if token == "another":
+            server.members[0]._argv.append("--initial-cluster-token=another")
+        server.start()
+        guid = "one" if there == "the cluster restored" else "two"
+        if there != "nothing":
+            server.put_all({f"{P}clusterinformations/default": information(guid), f"{P}nodes/n1": node(1)})
+
+        async def found(store: EtcdStore, sink: Sink) -> None:
+            if there == "another cluster":
+                assert sink.names() == {"n1"} and not store.health.held
+            else:
+                assert len(sink.names()) == 8 and store.health.held == (7 if there == "the cluster restored" else 9)
+
+        follow(store_of(server, saved=saved_in(tmp_path, server)), found)
 
 
 def test_a_killed_member_is_left_for_another_and_nothing_is_lost_or_listed_again(tmp_path: Path) -> None:

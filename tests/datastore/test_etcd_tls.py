@@ -118,6 +118,11 @@ def test_a_certificate_that_etcd_does_not_take(config: EtcdConfig, authority: Au
         assert f"openssl x509 -noout -issuer -enddate -in {wrong[0]}" in said
 
 
+def test_http_for_an_etcd_that_speaks_tls(config: EtcdConfig) -> None:
+    plain = tuple(endpoint.replace("https://", "http://") for endpoint in config.endpoints)
+    assert "it speaks TLS: use https://" in denied(EtcdConfig(plain))
+
+
 def test_files_that_do_not_belong_together(config: EtcdConfig, folder: Path, client: tuple[str, str]) -> None:
     other = Authority(folder, "other").sign("other-client")
     said = denied(with_certificate(config, (client[0], other[1])))
