@@ -97,6 +97,8 @@ MIRRORED = frozenset(
 
 #: Seconds routes and policy of a new pod may take to be in the kernel.
 SETTLE = 10.0
+#: Seconds the datastore may take to take an ADD.
+STORE = 15.0
 #: Seconds taking back what an ADD did may take before it is answered, and between attempts after that.
 UNDO = 3.0
 PAY_EVERY = 2.0
@@ -274,8 +276,12 @@ class Pods:
         try:
             # the plugin writes them while addresses are found
             await conversation.begin_sysctls(POD_SYSCTLS + (BRIDGED_POD_SYSCTLS if request.bridge else ()))
-            await self._ensure_profile(identity.key.namespace)
-            addresses = await self._rounds.carry_out(lambda: self._admission(request, identity, mac))
+            try:
+                async with asyncio.timeout(STORE):
+                    await self._ensure_profile(identity.key.namespace)
+                    addresses = await self._rounds.carry_out(lambda: self._admission(request, identity, mac))
+            except TimeoutError:
+                raise CniError(TRY_AGAIN, f"the datastore has not answered for {STORE:g} s; try again") from None
             self._owed.pop((request.container_id, request.interface), None)
             await conversation.sysctls_written()
             families = tuple((Family.of_address(each), each) for each in addresses)

@@ -127,6 +127,11 @@ class Site:
         configuration = {"cniVersion": "1.0.0", "name": "reference", "type": "ptp", "ipam": {**ipam}}
         return Contender("ptp + host-local", (f"{PLUGINS}/ptp",), configuration)
 
+    def processor(self) -> float:
+        """Seconds the daemon has computed so far."""
+        fields = Path(f"/proc/{self.routed.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def left(self) -> list[str]:
         """What is there of pods."""
         found = [line.split("@")[0] for line in self.node.run("ip", "-br", "link").splitlines() if line[:4] == "cali"]
@@ -186,12 +191,15 @@ class Flood:
     adds: list[float]
     late: float
     """Seconds the slowest answer came after it was due to be asked for."""
+    processor: float
+    """Seconds the daemon computed for each, its part of the kernel's work included."""
 
 
 def flood(made: Site, rate: int, seconds: float) -> Flood:
     """Pods at a fixed rate, each deleted a moment later."""
     contender = made.contender("c")
     made.make_rooms(min(ROOMS, int(rate * seconds)))
+    computed = made.processor()
     due: queue.PriorityQueue[tuple[float, int, str]] = queue.PriorityQueue()
     total = int(rate * seconds)
     began = time.perf_counter() + 0.5
@@ -252,7 +260,7 @@ def flood(made: Site, rate: int, seconds: float) -> Flood:
     wait_for(lambda: not made.left(), 30, "nothing is left", state=lambda: "\n".join(made.left()[:20]))
     if "add up" not in made.routedctl("ipam", "check"):
         raise LabError("routedctl ipam check found something")
-    return Flood(total, max(ends) - began, adds, max(late))
+    return Flood(total, max(ends) - began, adds, max(late), (made.processor() - computed) / total)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -276,7 +284,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                     done = flood(made, arguments.rate, arguments.seconds)
                     _say(
                         f"{datastore}: {done.pods} pods in {done.seconds:.1f} s: ADD {_times(done.adds)}, the slowest "
-                        f"answer {1000 * done.late:.0f} ms after it was due; nothing left"
+                        f"answer {1000 * done.late:.0f} ms after it was due; nothing left; "
+                        f"daemon: {1000 * done.processor:.1f} ms a pod"
                     )
     except (LabError, Failed) as error:
         sys.stderr.write(f"{error}\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from routed.model.ipam import IPAMBlock
 from routed.model.paths import Layout
 from routed.testing.lab import Lab
 from routed.testing.routers import missing
-from tests.bench import datastore, packets
+from tests.bench import datastore, packets, pods
 from tests.bench.__main__ import BEGIN, DOCUMENT, END, QUICK, STANDARD, main
 from tests.bench.contenders import CONTENDERS, peer_address
 from tests.bench.scenarios import KINDS, Scenario, Wrong, build, measure, verify
@@ -107,6 +108,20 @@ class TestInSmall:
         made = packets.measure(20, 1, 5, 1 << 20)
         assert len(packets.table(made).splitlines()) == 2 + len(made) == 10
         assert all(seconds > 0 for each in made for seconds in (*each.connection, *each.stream))
+
+    @pytest.mark.skipif(not Path(pods.PLUGINS, "ptp").exists(), reason="needs Debian's containernetworking-plugins")
+    @pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed (Debian: etcd-server)")
+    def test_what_pods_cost_is_measured(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert pods.main(["--count", "1", "--rate", "10", "--seconds", "1", "--datastores", "file,etcd"]) == 0
+        out = capsys.readouterr().out
+        for datastore_name in ("file", "etcd"):
+            for name in ("ptp + host-local", "routed (c)", "routed (python)"):
+                assert re.search(
+                    rf"^{datastore_name}: {re.escape(name)}: ADD [0-9.]+ ms .*; DEL [0-9.]+ ms", out, re.M
+                ), out
+            assert re.search(
+                rf"^{datastore_name}: 10 pods in [0-9.]+ s: .*; nothing left; daemon: [0-9.]+ ms", out, re.M
+            ), out
 
     def test_the_load_generator_compiles_without_a_warning(self) -> None:
         with Lab() as made:

@@ -6,6 +6,7 @@ Several members, TLS and trouble on the way are in tests/datastore/etcd_server.
 from __future__ import annotations
 
 import json
+import signal
 
 from routed.testing.lab import Namespace, Process, wait_for
 from routed.testing.routers import Json
@@ -34,6 +35,15 @@ class Etcd:
     def kill(self) -> None:
         if self._process is not None:
             self._process.kill()
+
+    def hang(self) -> None:
+        """It takes connections and what is sent, and does nothing, until `go_on`."""
+        assert self._process is not None
+        self._process.signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        assert self._process is not None
+        self._process.signal(signal.SIGCONT)
 
     def ctl(self, *words: str, user: str = "") -> str:
         """What etcdctl prints, also where it fails; `user` is `NAME:PASSWORD`."""

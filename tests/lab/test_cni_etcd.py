@@ -156,6 +156,23 @@ def test_pods_on_three_nodes_and_one_etcd(site: Site) -> None:
     assert first.runtime.call("DEL", unlucky).status == 0
     wait_for(lambda: "add up" in site.routedctl("ipam", "check", check=False), 10, "nothing leaked")
 
+    # etcd hangs: the call is answered all the same, and what etcd does of it when it goes on is taken back
+    unlucky = site.lab.namespace("p1e")
+    site.etcd.hang()
+    answer = first.runtime.call("ADD", unlucky, **DUAL)
+    assert answer.status == 1 and answer.output["code"] == 11, answer.output
+    assert len(first.interfaces()) == 3 and not site.unreachable()
+    site.etcd.go_on()
+    wait_for(
+        lambda: "add up" in site.routedctl("ipam", "check", check=False) and site.in_use() == 2 * len(site.pods), 60,
+        "nothing is left of it", state=lambda: site.routedctl("ipam", "check", check=False),
+    )  # fmt: skip
+    assert not [key for key in site.etcd.keys(f"{P}workloadendpoints/") if "p1e" in key]
+    wait_for(
+        lambda: first.runtime.call("ADD", unlucky, **DUAL).status == 0, 60, "it works again", state=site.lab.report
+    )
+    assert first.runtime.call("DEL", unlucky).status == 0
+
     # all pods of a node go, and so does what etcd has of them
     for name in ("p2a", "p2b"):
         assert site.nodes[2].runtime.call("DEL", site.pods.pop(name)[0]).status == 0

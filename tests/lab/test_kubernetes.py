@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -15,6 +16,7 @@ from routed.datastore.kubernetes import ENDPOINT_SLICES, SERVICES
 from routed.testing.lab import Lab, Namespace, wait_for
 from routed.testing.routers import Routed, resource
 from tests.datastore.kubernetes_api import TOKEN, KubernetesApi, make_certificates
+from tests.lab.test_cni import DUAL, Node, cluster
 
 pytestmark = pytest.mark.lab
 
@@ -59,11 +61,8 @@ class Api:
         self._thread.join(20)
 
 
-@contextmanager
-def node_with_api(lab: Lab) -> Iterator[tuple[Routed, Api]]:
-    node = lab.namespace("n1")
-    node.ip("link add eth0 type bridge", "link set eth0 up")
-    node.address("eth0", "10.0.0.1/24")
+def start_api(node: Namespace) -> tuple[Api, str]:
+    """The stand-in beside a node, and the path of a kubeconfig for it."""
     folder = node.folder / "kubernetes"
     folder.mkdir()
     make_certificates(folder)
@@ -84,7 +83,16 @@ def node_with_api(lab: Lab) -> Iterator[tuple[Routed, Api]]:
             }
         )
     )
-    routed = Routed(node, kubernetes={"kubeconfig": str(config)})
+    return api, str(config)
+
+
+@contextmanager
+def node_with_api(lab: Lab) -> Iterator[tuple[Routed, Api]]:
+    node = lab.namespace("n1")
+    node.ip("link add eth0 type bridge", "link set eth0 up")
+    node.address("eth0", "10.0.0.1/24")
+    api, config = start_api(node)
+    routed = Routed(node, kubernetes={"kubeconfig": config})
     routed.put(
         resource("BGPConfiguration", "default", {"serviceClusterIPs": [{"cidr": "10.96.0.0/16"}]}),
         resource("Node", "n1", {"bgp": {"ipv4Address": "10.0.0.1/24"}}),
@@ -134,3 +142,65 @@ def test_services_come_from_the_api_and_stay_while_it_is_away():
         assert "warning kubernetes: the Kubernetes API does not give us" in routed.log()
         assert "info    kubernetes: put right: " in routed.log()
         assert TOKEN not in routed.log()
+
+
+def pod_object(name: str, namespace: str, labels: dict[str, str]) -> dict[str, Any]:
+    """A Pod as the API has it while its sandbox is made."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": name, "namespace": namespace, "labels": labels, "uid": "0b4f7c1e-3c0f-4c39-8f9e-6c3b7d0f2a11",
+            "resourceVersion": "4711", "creationTimestamp": "2026-11-26T08:00:00Z",
+            "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": name, "uid": "1"}],
+        },
+        "spec": {
+            "serviceAccountName": "default", "nodeName": "n1", "restartPolicy": "Always", "dnsPolicy": "ClusterFirst",
+            "containers": [{"name": "main", "image": "registry/main:1", "ports": [{"name": "web", "containerPort": 8080}]}],
+            "volumes": [{"name": "token", "projected": {"sources": []}}],
+            "tolerations": [{"key": "node.kubernetes.io/not-ready", "operator": "Exists", "effect": "NoExecute"}],
+        },
+        "status": {"phase": "Pending", "qosClass": "BestEffort", "conditions": [{"type": "PodScheduled", "status": "True"}]},
+    }  # fmt: skip
+
+
+def test_a_pod_s_labels_come_from_the_api_and_policy_holds_by_them():
+    with Lab() as lab:
+        node = Node(lab, 1)
+        node.namespace.ip("link add eth0 type bridge", "link set eth0 up")
+        node.namespace.address("eth0", "10.0.0.1/24", "fd00::1/64")
+        api, config = start_api(node.namespace)
+        try:
+            api.api.objects["/api/v1/namespaces/shop/pods"] = {
+                name: pod_object(name, "shop", {"role": name}) for name in ("db", "web", "other")
+            }
+            node.routed.configure(kubernetes={"kubeconfig": config})
+            policy = {
+                "selector": "role == 'db'",
+                "types": ["Ingress"],
+                "ingress": [{"action": "Allow", "source": {"selector": "role == 'web'"}}],
+            }
+            shop = resource("NetworkPolicy", "db", policy)
+            shop["metadata"]["namespace"] = "shop"
+            node.routed.put(*cluster(1), shop)
+            node.start()
+            pods = {name: lab.namespace(name) for name in ("db", "web", "other")}
+            answers = {name: node.runtime.call("ADD", pod, namespace="shop", **DUAL) for name, pod in pods.items()}
+            for address in answers["db"].addresses:
+                assert pods["web"].pings(address), lab.report()
+                assert not pods["other"].pings(address, timeout=0.3)
+            for address in answers["other"].addresses:
+                assert pods["db"].pings(address)
+
+            # who is not in the API, or cannot be looked up there, is not let through as somebody else
+            api.refuse(503)
+            answer = node.runtime.call("ADD", lab.namespace("late"), name="web", namespace="shop")
+            assert answer.status == 1 and answer.output["code"] == 11 and "503" in answer.output["msg"], answer.output
+            assert len(node.interfaces()) == 3
+            api.refuse(0)
+            stranger = lab.namespace("stranger")
+            answers["stranger"] = node.runtime.call("ADD", stranger, namespace="shop")
+            assert answers["stranger"].status == 0
+            assert not stranger.pings(answers["db"].addresses[0], timeout=0.3)
+        finally:
+            api.close()
