@@ -56,6 +56,7 @@ from routed.core.effects import (
     problem_lines,
 )
 from routed.core.learned import Key, Learned, Learner
+from routed.core.moving import Moving
 from routed.core.peer import Peer
 from routed.core.restart import Restart, awaited
 from routed.desired import Gateway, KernelRoute, RouteBatch, RouteKind
@@ -196,6 +197,7 @@ class Core:
             ),
         )
         self._learner = Learner()
+        self._moving = Moving()
         self._speaks_from: set[bytes] = set()
         """The Node's addresses."""
         self._up: dict[str, int] = {}
@@ -332,7 +334,7 @@ class Core:
                 self._check_addresses()
             names = {interface.name for interface in touched}
             if not TUNNEL_DEVICES.isdisjoint(names):
-                self._check_tunnels()
+                self._check_tunnels(now)
             self._devices_changed(names)
         self._next_hops_changed(set(self.next_hops.apply(change)))
         if before or change.interfaces:
@@ -383,6 +385,8 @@ class Core:
                 self._log(Level.WARNING, name, f"no End-of-RIB within {STALE_MAX:.0f} s: its stale routes are removed")
                 self._sweep(peer)
             self._after(peer, now)
+        if self._moving.timer(now):
+            self._program_pools()
 
     def shutdown(self, mode: str, reason: str, now: float) -> None:
         """End all sessions: `restart` closes TCP so that helpers keep our routes, `shutdown` sends Cease/2 with `reason`."""
@@ -479,7 +483,8 @@ class Core:
 
     def next_timer(self) -> float | None:
         """When `timer` wants to be called, or None."""
-        at = self._timers[0][0] if self._timers else None
+        times = (self._timers[0][0] if self._timers else None, self._moving.next_timer())
+        at = min((each for each in times if each is not None), default=None)
         look = None if self.restart.is_over else self.restart.next_look(self.peers.values())
         return look if at is None or (look is not None and look < at) else at
 
@@ -844,7 +849,7 @@ class Core:
         self._tell_problems(old.problems, plan.problems)
         if plan.speaker is not None:
             self.local.router_id = self.learned.router_id = plan.speaker.router_id
-        self._apply_kernel_plan(old, plan)
+        self._apply_kernel_plan(old, plan, now)
         if plan.speaker != old.speaker:
             self._check_addresses()
         guards = Guards(tuple(_guards(plan.peers.values())))
@@ -874,9 +879,11 @@ class Core:
                 self._listening = listen
                 self.effects.append(listen)
 
-    def _apply_kernel_plan(self, old: Plan, plan: Plan) -> None:
+    def _apply_kernel_plan(self, old: Plan, plan: Plan, now: float) -> None:
         """What of the routes goes into the kernel, and what of the kernel's is ours, changed."""
         for family, rib in self.ribs.items():
+            if self.planned:
+                self._moving.plan(family, old.kernel.policy[family], plan.kernel.policy[family], now)
             if plan.kernel.normal_priority[family] != old.kernel.normal_priority[family]:
                 self._priorities_changed(family, rib)
             elif plan.kernel.policy[family] != old.kernel.policy[family] and not self.restart.deferring and rib.table:
@@ -1131,7 +1138,9 @@ class Core:
                 gateways.update(next_hop.gateways)
                 continue
             device, way = self._tunnels.get(rule.device, 0), policy.way(rule, next_hop.address)
-            if device and way:
+            if self._moving.is_bare(family, rule.prefix, next_hop.address, carries=bool(device and way)):
+                gateways.update(next_hop.gateways)
+            elif device and way:
                 tunnelled = True
                 gateways.add(Gateway(way, device, onlink=True))
             elif device:
@@ -1144,12 +1153,17 @@ class Core:
             return route, ""
         return KernelRoute(RouteKind.UNICAST, tuple(sorted(gateways)), route.metric), ""
 
-    def _check_tunnels(self) -> None:
+    def _check_tunnels(self, now: float) -> None:
         """A tunnel device came or went: routes lead into it, or can't."""
         found = {each.name: each.index for each in self.interfaces.values() if each.up and each.name in TUNNEL_DEVICES}
         if found == self._tunnels:
             return
         self._tunnels = found
+        self._moving.devices(now)
+        self._program_pools()
+
+    def _program_pools(self) -> None:
+        """What decides about routes of pools with encapsulation is another."""
         for family, policy in self.plan.kernel.policy.items():
             if any(rule.programming is not Programming.LEAVE for rule in policy.rules) and not self.restart.deferring:
                 self._jobs.append(self._program_all(family, absent=True))

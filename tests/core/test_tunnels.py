@@ -102,9 +102,48 @@ def test_a_pool_changes_its_mind() -> None:
     assert direct is not None and direct.address == parse_address("10.0.0.2")
     for mode, expected in (("Always", into(7)), ("Never", direct), ("Always", into(7)), ("CrossSubnet", direct)):
         one.apply(pool(mode))
-        world.run(0)
+        world.run(3)
         assert remote(one) == expected
     assert one.routes()["10.65.1.0/26"] == "blackhole"
+
+
+def test_a_route_stays_as_it_was_until_the_tunnel_carries() -> None:
+    world = World()
+    one = two(world, "Never")
+    one.apply(node(2))
+    world.run(0)
+    direct = remote(one)
+    assert direct is not None and direct.address == parse_address("10.0.0.2")
+    one.apply(pool("Always"))
+    world.run(20)
+    assert remote(one) == direct and not why(one)  # neither has a tunnel yet
+    one.device("vxlan.calico", 7)
+    world.run(5)
+    assert remote(one) == direct  # the other has none
+    one.apply(node(2, ipv4VXLANTunnelAddr="10.65.2.0"))
+    world.run(1.5)
+    assert remote(one) == direct  # it may not know us yet
+    world.run(1)
+    assert remote(one) == into(7)
+    one.device("vxlan.calico", 7, up=False)
+    world.run(1)
+    assert remote(one) == direct
+    world.run(60)
+    assert remote(one) is None and "no interface vxlan.calico is up" in why(one)  # long enough
+    one.device("vxlan.calico", 8)
+    world.run(0)
+    assert remote(one) == into(8)  # nothing to wait for any more
+
+
+def test_a_pool_that_changes_its_mind_again_waits_for_nobody() -> None:
+    world = World()
+    one = two(world, "Never")
+    for mode in ("Always", "Never"):
+        one.apply(pool(mode))
+        world.run(1)
+    assert one.core._moving.next_timer() is None
+    direct = remote(one)
+    assert direct is not None and direct.address == parse_address("10.0.0.2")
 
 
 def test_beside_felix_nothing_is_made() -> None:

@@ -250,6 +250,18 @@ def test_a_pool_changes_its_mind(site: Site) -> None:
     ping.wait(60)
     assert " 0% packet loss" in ping.text(), ping.text()
     assert site.pods[1][0].pings(site.pods[2][1][0]) and not site.pods[1][0].pings(site.pods[3][1][0])
+    # from no tunnel at all into one: each route stays as it was until the tunnel carries
+    pings = [
+        site.pods[source][0].start(f"into {source}{index}", "ping", "-n", "-i", "0.01", "-c", "1200", address)
+        for source, target in ((1, 2), (2, 1))
+        for index, address in enumerate(site.pods[target][1])
+    ]
+    site.pools("Always")
+    wait_for(lambda: count(site, 1, 2) >= 28, 30, "the packets are in the tunnel", state=site.lab.report)
+    for each in pings:
+        each.wait(60)
+        assert " 0% packet loss" in each.text(), each.text()
+    wait_for(lambda: not site.unreachable(), 30, "every pod reaches every other", state=site.unreachable)
     site.pools("CrossSubnet")
     wait_for(lambda: not site.unreachable(), 30, "every pod reaches every other", state=site.unreachable)
 
