@@ -285,6 +285,13 @@ class Cluster:
         """All nodes' affinities of a block, by name."""
         return [self.affinities[name] for name in sorted(self._claims.get(cidr, ()))]
 
+    def other_claims(self, affinity: BlockAffinity) -> list[BlockAffinity]:
+        """The affinities of its block but this one, by name; nearly always none."""
+        names = self._claims.get(affinity.cidr, ())
+        if len(names) < 2:
+            return []
+        return [self.affinities[name] for name in sorted(names) if name != affinity.name]
+
     def as_number(self, node: Node) -> int:
         if node.bgp is not None and node.bgp.as_number is not None:
             return node.bgp.as_number

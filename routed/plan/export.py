@@ -14,6 +14,7 @@ stays the same, so that an unrelated change of resources leaves update groups al
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 
 from routed.model.resources import AddCommunity, BGPFilterRule, EncapMode, PrefixAdvertisement
@@ -41,22 +42,20 @@ _Key = tuple[Family, bool, tuple[str, ...]]
 class FilterBook:
     """The filters in use. `interface_of`: see `RouteFilter`."""
 
-    __slots__ = ("_current", "_interface_of", "_last", "_rules")
+    __slots__ = ("_current", "_interface_of", "_last", "_origins", "_rules")
 
     def __init__(self, interface_of: Callable[[Path], str] | None) -> None:
         self._interface_of = interface_of
         self._current: dict[_Key, PeerFilters] = {}
         self._last: dict[_Key, PeerFilters] = {}
         self._rules: dict[tuple[Family, bool], tuple[Rule, ...]] = {}
+        self._origins: Mapping[tuple[Family, bytes], Origin] = {}
 
-    def renew(self, cluster: Cluster, origins: Mapping[tuple[Family, bytes], Origin]) -> None:
+    def renew(self, origins: Mapping[tuple[Family, bytes], Origin]) -> None:
         """Something filters are made of changed. Those that come out the same will be the same objects."""
         self._last, self._current = self._current, {}
-        self._rules = {
-            (family, external): tuple(default_export_rules(cluster, family, origins, external=external))
-            for family in Family
-            for external in (False, True)
-        }
+        self._rules.clear()
+        self._origins = origins
 
     def for_peer(self, cluster: Cluster, family: Family, external: bool, names: tuple[str, ...]) -> PeerFilters:
         """The filters of a peer with these BGPFilters; names that do not exist are skipped, as in Calico."""
@@ -90,13 +89,21 @@ class FilterBook:
         export_filter = RouteFilter(
             f"{label}, default rules" if label else "default rules",
             family,
-            (*outgoing, *self._rules[family, external]),
+            (*outgoing, *self._default_rules(cluster, family, external)),
             export=True,
             default=False,
             default_text="outside this node's blocks and every enabled IPPool",
             interface_of=self._interface_of,
         )
         return {family: import_filter}, {family: export_filter}
+
+    def _default_rules(self, cluster: Cluster, family: Family, external: bool) -> tuple[Rule, ...]:
+        """What is behind a user's own rules, made where there is a peer to need it."""
+        rules = self._rules.get((family, external))
+        if rules is None:
+            rules = tuple(default_export_rules(cluster, family, self._origins, external=external))
+            self._rules[family, external] = rules
+        return rules
 
 
 def default_export_rules(
@@ -113,12 +120,12 @@ def default_export_rules(
             elif not pool.disabled:
                 enabled.append(match)
     own = [(prefix, origin) for (of, prefix), origin in origins.items() if of is family]
-    blocks = [(prefix, block_text(family, prefix, origin)) for prefix, origin in own if origin.kind == BLOCK]
+    blocks = [_matches(family, prefix, origin) for prefix, origin in own if origin.kind == BLOCK]
     services = tuple(
         _inside(family, prefix, block_text(family, prefix, origin)) for prefix, origin in own if origin.kind == SERVICE
     )
-    exact = tuple(PrefixMatch(prefix, prefix[0], prefix[0], text) for prefix, text in blocks)
-    within = tuple(PrefixMatch(prefix, prefix[0] + 1, family.max_length, text) for prefix, text in blocks)
+    exact = tuple(match for match, _ in blocks)
+    within = tuple(match for _, match in blocks)
     rules: list[Rule] = []
     if kept_in:
         rules.append(Rule(Action.REJECT, "disableBGPExport of IPPool ", tuple(kept_in)))
@@ -156,6 +163,14 @@ def default_export_rules(
     if enabled:
         rules.append(Rule(Action.ACCEPT, "inside IPPool ", tuple(enabled)))
     return rules
+
+
+@functools.lru_cache(4096)  # a block that comes or goes leaves the others as they were
+def _matches(family: Family, prefix: bytes, origin: Origin) -> tuple[PrefixMatch, PrefixMatch]:
+    """A block itself, and what is inside."""
+    text = block_text(family, prefix, origin)
+    length = prefix[0]
+    return PrefixMatch(prefix, length, length, text), PrefixMatch(prefix, length + 1, family.max_length, text)
 
 
 def _has_tunnels(cluster: Cluster) -> bool:

@@ -11,6 +11,7 @@ Ranges of services (`services`) are announced and never programmed: kube-proxy t
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 
 from routed.model.resources import AffinityState, AffinityType, BlockAffinity
@@ -58,7 +59,7 @@ def plan_origins(cluster: Cluster, pod_cidrs: PodCidrs = PodCidrs.WITHOUT_AFFINI
         found.problems.extend(
             f"BlockAffinity {name}: {other.node} holds the same block {cidr} by BlockAffinity {other.name}; "
             "both nodes announce it until one of the two is removed"
-            for other in cluster.claims(cidr)
+            for other in cluster.other_claims(affinity)
             if other.node != affinity.node and other.is_confirmed and other.type is AffinityType.HOST
         )
     node = cluster.node
@@ -82,6 +83,7 @@ def _withheld(affinity: BlockAffinity) -> str:
     return ""
 
 
+@functools.lru_cache(4096)  # what stays the same is the same object
 def _block(family: Family, prefix: bytes, why: str) -> Origin:
     return Origin(kind=BLOCK, blackhole=prefix[0] < family.max_length, why=why)
 

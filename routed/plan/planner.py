@@ -80,7 +80,7 @@ class Planner:
             self._kernel = kernel if kernel != self._kernel else self._kernel
             self._learn = learn if learn != self._learn else self._learn
         if renew:
-            self._book.renew(cluster, self._origins.routes)
+            self._book.renew(self._origins.routes)
         if dirty & (Aspect.SESSIONS | Aspect.FILTERS):  # a peer may name a filter that did not exist before
             self._speaker, self._session_problems = plan_speaker(cluster, self._settings)
             self._specs, self._ways = {}, {}

@@ -3,8 +3,10 @@
     python -m tests.bench.latency
 
 Two nodes with real kernels in namespaces, their datastore one real etcd on the first. A writer on the first node gives it
-one block after the other; a netlink socket on the second hears of the route. Each change is made when the one before has
-arrived, so they do not wait for each other. Needs root. What else the machine does counts: its load is told.
+one block after the other, as many as a node has; then each is taken back (its affinity is pending) and given anew. A
+netlink socket on the second hears of the route. Each change is made when the one before has arrived, so they do not wait
+for each other. Where the time went is told by the two daemons' own histograms. Needs root. What else the machine does
+counts: its load is told.
 """
 
 from __future__ import annotations
@@ -30,8 +32,10 @@ from routed.testing.routers import Routed, resource
 from tests.datastore.etcd_server import Cluster, P
 
 CHANGES, WARM = 200, 20
+#: Blocks of the node.
+BLOCKS = 8
 _ROUTES = 0x40
-_NEW_ROUTE = 24
+_NEW_ROUTE, _NO_ROUTE = 24, 25
 
 
 class Watcher:
@@ -42,8 +46,8 @@ class Watcher:
             self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
         self._socket.bind((0, _ROUTES))
 
-    def wait(self, address: bytes, seconds: float) -> float:
-        """The time at which it tells of a route to a network."""
+    def wait(self, address: bytes, seconds: float, wanted: int = _NEW_ROUTE) -> float:
+        """The time at which it tells of a route to a network, that it is there or no longer."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             if not select.select([self._socket], [], [], until - time.monotonic())[0]:
@@ -52,10 +56,10 @@ class Watcher:
             now = time.monotonic()
             while len(data) >= 16:
                 length, kind = struct.unpack_from("=IH", data)
-                if kind == _NEW_ROUTE and address in data[16:length]:
+                if kind == wanted and address in data[16:length]:
                     return now
                 data = data[(length + 3) & ~3 :]
-        raise LabError(f"no route to {socket.inet_ntoa(address)} within {seconds:g} s")
+        raise LabError(f"no news of the route to {socket.inet_ntoa(address)} within {seconds:g} s")
 
 
 class Writer:
@@ -68,10 +72,10 @@ class Writer:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
-    def put(self, path: str) -> tuple[float, float]:
+    def put(self, path: str, state: str) -> tuple[float, float]:
         """When it was sent, and when etcd answered."""
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(f"{path}\n")
+        self._process.stdin.write(f"{path} {state}\n")
         self._process.stdin.flush()
         sent, answered = self._process.stdout.readline().split()
         return float(sent), float(answered)
@@ -85,9 +89,10 @@ async def write(endpoint: str) -> None:
     client = Client(EtcdConfig((endpoint,)))
     loop = asyncio.get_running_loop()
     await client.get("/calico")
-    while path := (await loop.run_in_executor(None, sys.stdin.readline)).strip():
+    while line := await loop.run_in_executor(None, sys.stdin.readline):
+        path, state = line.split()
         sent = time.monotonic()
-        await client.swap([], [(path, b'{"state":"confirmed","deleted":false}')])
+        await client.swap([], [(path, f'{{"state":"{state}","deleted":false}}'.encode())])
         sys.stdout.write(f"{sent} {time.monotonic()}\n")
         sys.stdout.flush()
     await client.close()
@@ -113,9 +118,13 @@ def run(changes: int) -> dict[str, list[float]]:
             watcher, writer = Watcher(b), Writer(a, etcd.endpoints[0])
             found: dict[str, list[float]] = {"etcd's answer": [], "from the answer": [], "from the request": []}
             for number in range(changes + WARM):
-                address = bytes((10, 128 + number // 1024, number // 4 % 256, number % 4 * 64))
-                text = socket.inet_ntoa(address)
-                sent, answered = writer.put(f"/calico/ipam/v2/host/a/ipv4/block/{text}-26")
+                address = bytes((10, 128, 0, number % BLOCKS * 8))
+                path = f"/calico/ipam/v2/host/a/ipv4/block/{socket.inet_ntoa(address)}-29"
+                if number >= BLOCKS:
+                    writer.put(path, "pending")
+                    watcher.wait(address, 20, _NO_ROUTE)
+                    time.sleep(0.005)
+                sent, answered = writer.put(path, "confirmed")
                 arrived = watcher.wait(address, 20)
                 if number >= WARM:
                     found["etcd's answer"].append((answered - sent) * 1000)
@@ -123,9 +132,20 @@ def run(changes: int) -> dict[str, list[float]]:
                     found["from the request"].append((arrived - sent) * 1000)
                 time.sleep(0.005)  # the last turn of either daemon is over
             writer.close()
+            for node in nodes:
+                found |= {f"{node.namespace.name}: {stage}": [ms] for stage, ms in stages(node).items()}
             return found
         finally:
             etcd.stop()
+
+
+def stages(node: Routed) -> dict[str, float]:
+    """What a daemon says of its own part: mean milliseconds from the arrival of a change until each stage."""
+    text = node.namespace.run("curl", "-s", "http://127.0.0.1:9971/metrics")
+    sums: dict[str, dict[str, float]] = {}
+    for what, labels, value in re.findall(r"routed_change_latency_seconds_(sum|count)\{([^}]*)\} (\S+)", text):
+        sums.setdefault(" ".join(re.findall(r'"([^"]*)"', labels)), {})[what] = float(value)
+    return {stage: each["sum"] / each["count"] * 1000 for stage, each in sums.items() if each.get("count")}
 
 
 def main() -> None:
@@ -147,8 +167,11 @@ def main() -> None:
             "; ".join(
                 f"{name} {statistics.median(each):.2f} ms (99 %: {sorted(each)[len(each) * 99 // 100]:.2f})"
                 for name, each in found.items()
+                if len(each) > 1
             )
         )
+        parts = "; ".join(f"{name} {each[0]:.2f}" for name, each in found.items() if len(each) == 1)
+        sys.stdout.write(f"\n  mean from a change's arrival there (ms): {parts}")
         sys.stdout.write("\n")
         sys.stdout.flush()
 
