@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Iterator
 from typing import Any
 
-from routed.cli.command import Commands, ExitStatus, Row, UsageError, ask, show_one
+from routed.cli.command import Commands, ExitStatus, Row, UsageError, ask, configuration, show_one
 from routed.cli.stored import complain, with_store
 from routed.cli.tables import table, terminal_width
 from routed.control.client import Unreachable
@@ -49,7 +49,10 @@ def _verdicts(arguments: argparse.Namespace) -> Any:
 
     contents = with_store(arguments, lambda store: store.read())
     complain(contents.problems)
-    return Verdicts(stored.resource for stored in contents.resources.values())
+    _, config = configuration(arguments, "so the datastore is not known")
+    said = config.get("interfacePrefix")
+    prefixes = tuple(each.strip() for each in said.split(",") if each.strip()) if isinstance(said, str) else ()
+    return Verdicts((stored.resource for stored in contents.resources.values()), contents.broken, prefixes)
 
 
 def _protocol(text: str) -> int:

@@ -16,7 +16,8 @@ from routed.core.core import Core
 from routed.daemon.policy import PolicyKeeper
 from routed.dataplane.firewall import Firewall
 from routed.errors import ControlError
-from routed.net.addresses import format_address, parse_address
+from routed.net.addresses import format_address, is_link_local, parse_address
+from routed.net.prefixes import covers, make_prefix
 from routed.netlink.nftables import RuleFound
 from routed.policy.judge import FirewallModel, Packet, described
 from routed.policy.verdicts import UPLINK
@@ -100,8 +101,19 @@ class Explanations:
         found = self._keeper.engine.interface_of(address)
         if found:
             return found
-        own = any(address == each for interface in self._core.interfaces.values() for each, _ in interface.addresses)
-        return "" if own else UPLINK
+        held = [(name.name, *each) for name in self._core.interfaces.values() for each in name.addresses]
+        if any(address == own for _, own, _ in held):
+            return ""
+        wanted = bytes((8 * len(address),)) + address
+        near = [name for name, own, bits in held if len(own) == len(address) and covers(make_prefix(own, bits), wanted)]
+        if near:
+            return near[0]
+        workloads = self._keeper.firewall.program.host
+        prefixes = workloads.workload_prefixes if workloads is not None else ()
+        out = {
+            name for name, own, _ in held if name != "lo" and not name.startswith(prefixes) and not is_link_local(own)
+        }
+        return out.pop() if len(out) == 1 else UPLINK
 
 
 def _base(firewall: Firewall, found: list[RuleFound]) -> Iterator[str]:

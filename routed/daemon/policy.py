@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TypeVar
 
 from routed.dataplane.firewall import Firewall
@@ -15,36 +16,25 @@ from routed.dataplane.firewall_kernel import FirewallKernel
 from routed.dataplane.tally import RuleTally
 from routed.datastore.file import Problem
 from routed.desired import Tunnel, TunnelKind
-from routed.desired_policy import Action, Failsafe, HostRules, PolicyBatch, TunnelPackets
+from routed.desired_policy import HostRules, PolicyBatch, TunnelPackets
 from routed.model.policies import GlobalNetworkPolicy, NetworkPolicy, Policy
 from routed.model.resources import IPPool, ResourceKey, Update
-from routed.model.settings import EndpointToHostAction, FelixConfiguration, ProtoPort, felix_in_force
+from routed.model.settings import FelixConfiguration
 from routed.net.addresses import is_link_local
-from routed.net.families import Family
 from routed.observed import Interface
 from routed.policy.engine import PolicyEngine
+from routed.policy.host import host_rules
 from routed.policy.kubernetes import Kubernetes
 from routed.policy.refusals import Refusal, read_refusal
 
 K = TypeVar("K")
 V = TypeVar("V")
 
-_TCP, _UDP, _IPIP = 6, 17, 4
+_UDP, _IPIP = 17, 4
 _POLICIES = (NetworkPolicy.kind, GlobalNetworkPolicy.kind)
-
-#: Felix's own failsafe ports: how a host stays reachable whatever its policies say.
-_CLUSTER = tuple(Failsafe(_TCP, port) for port in (179, 2379, 2380, 5473, 6443, 6666, 6667))
-FAILSAFE_IN = (Failsafe(_TCP, 22), Failsafe(_UDP, 68), *_CLUSTER)
-FAILSAFE_OUT = (Failsafe(_UDP, 53), Failsafe(_UDP, 67), *_CLUSTER)
 
 #: Seconds between two readings of what policies' rules counted.
 COUNT_EVERY = 10.0
-
-_TO_HOST = {
-    EndpointToHostAction.ACCEPT: Action.ALLOW,
-    EndpointToHostAction.RETURN: Action.PASS,
-    EndpointToHostAction.DROP: Action.DENY,
-}
 
 
 class PolicyKeeper:
@@ -215,39 +205,9 @@ class PolicyKeeper:
             self._bug("policy", error)
 
     def _host_rules(self) -> HostRules:
-        nat: dict[Family, list[bytes]] = {}
-        every: dict[Family, list[bytes]] = {}
-        for pool in self._pools.values():
-            every.setdefault(pool.cidr.family, []).append(pool.cidr.prefix)
-            if pool.nat_outgoing:
-                nat.setdefault(pool.cidr.family, []).append(pool.cidr.prefix)
-        configured = felix_in_force(self._felix, self._node_name)
-        to_host = next(
-            (each.default_endpoint_to_host_action for each in configured if each.default_endpoint_to_host_action), None
-        )
-        inbound = next((each.failsafe_inbound for each in configured if each.failsafe_inbound is not None), None)
-        outbound = next((each.failsafe_outbound for each in configured if each.failsafe_outbound is not None), None)
-        prefixes = self._prefixes or next((each.interface_prefix for each in configured if each.interface_prefix), ())
-        return HostRules(
-            workload_prefixes=tuple(prefixes or ()) or ("cali",),
-            workload_to_host=_TO_HOST[to_host] if to_host is not None else Action.ALLOW,
-            failsafe_in=FAILSAFE_IN if inbound is None else _failsafe(inbound),
-            failsafe_out=FAILSAFE_OUT if outbound is None else _failsafe(outbound),
-            nat_pools={family: tuple(sorted(prefixes)) for family, prefixes in nat.items()},
-            all_pools={family: tuple(sorted(prefixes)) for family, prefixes in every.items()},
-            tunnels=self._tunnels,
-            log_group=self._log_group,
-            log_denied=self._log_group is not None,
-        )
-
-
-def _failsafe(ports: tuple[ProtoPort, ...]) -> tuple[Failsafe, ...]:
-    return tuple(
-        Failsafe(each.protocol, each.port)
-        if each.net is None
-        else Failsafe(each.protocol, each.port, each.net.family, each.net.prefix)
-        for each in ports
-    )
+        made = host_rules(self._pools.values(), self._felix, self._node_name, self._prefixes)
+        logged = self._log_group is not None
+        return replace(made, tunnels=self._tunnels, log_group=self._log_group, log_denied=logged)
 
 
 def _put(table: dict[K, V], key: K, value: V | None) -> None:

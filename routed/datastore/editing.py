@@ -69,6 +69,8 @@ class _Seen:
     text: str
     places: tuple[_Place, ...]
     problems: tuple[str, ...]
+    broken: tuple[tuple[str, str], ...]
+    """See `Contents`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +100,9 @@ def _look(path: str, before: _Seen | None) -> _Seen:
     if before is not None and text == before.text:
         return replace(before, signature=signature, read_at=now)
     problems: list[str] = []
-    places = tuple(_places_of(path, text, problems))
-    return _Seen(signature, now, text, places, tuple(problems))
+    broken: list[tuple[str, str]] = []
+    places = tuple(_places_of(path, text, problems, broken))
+    return _Seen(signature, now, text, places, tuple(problems), tuple(broken))
 
 
 def revision_of(resource: Resource) -> str:
@@ -148,7 +151,8 @@ class FolderStore:
             if (kinds is None or place.resource.kind in kinds) and place.resource.key not in found:
                 where = f"{place.file}:{place.line}"
                 found[place.resource.key] = Stored(place.resource, revision_of(place.resource), where)
-        return Contents(found, tuple(problems))
+        broken = tuple(each for seen in self._seen.values() for each in seen.broken)
+        return Contents(found, tuple(problems), broken=broken)
 
     def _write_all(self, edits: Sequence[Edit]) -> list[str]:
         with self._locked():
@@ -244,7 +248,7 @@ class FolderStore:
         text = _text(place.file)
         chunks = _split(text)
         # Something may have come between looking and locking; what is to be replaced must still be there.
-        if place not in _places_of(place.file, text, []):
+        if place not in _places_of(place.file, text, [], []):
             raise Conflict(f"{place.resource.key} has changed in {place.file}; read it again")
         chunk = chunks[place.chunk]
         head, body = _head(chunk)
@@ -309,7 +313,7 @@ def _says_something(chunk: str) -> bool:
     return any(document.error or document.value is not None for document in read_documents(chunk.encode()))
 
 
-def _places_of(path: str, text: str, problems: list[str]) -> list[_Place]:
+def _places_of(path: str, text: str, problems: list[str], broken: list[tuple[str, str]]) -> list[_Place]:
     found: list[_Place] = []
     line = 0
     for number, chunk in enumerate(_split(text)):
@@ -327,6 +331,7 @@ def _places_of(path: str, text: str, problems: list[str]) -> list[_Place]:
                     resource = parse_manifest(manifest, where)
                 except ConfigError as error:
                     problems.append(f"{path}:{document.line_of(error.path) + line}: {error}")
+                    broken.append((json.dumps(manifest), problems[-1]))
                     continue
                 found.append(_Place(path, number, item if is_list else None, at, resource))
         line += chunk.count("\n")

@@ -472,6 +472,7 @@ class EtcdStore:
         resources: dict[ResourceKey, Stored] = {}
         problems: list[str] = []
         unreadable: dict[ResourceKey, str] = {}
+        broken: list[tuple[str, str]] = []
         for pair in listing.pairs:
             place = self.layout.place(pair.key)
             if place is None:
@@ -479,7 +480,7 @@ class EtcdStore:
             try:
                 decoded = decode_at(place, pair.value or b"")
             except ConfigError as error:
-                problems.append(f"{pair.key}: {error}")
+                broken.append(((pair.value or b"").decode(errors="replace"), f"{pair.key}: {error}"))
                 unreadable[place.key] = f"{pair.revision} {pair.key}"
                 continue
             stored = Stored(decoded.resource, f"{pair.revision} {pair.key}", pair.key)
@@ -489,7 +490,7 @@ class EtcdStore:
                 text = f"{stored.resource.key} is stored under two names, here and at"
                 problems.append(f"{pair.key}: {text} {other.where}; what was written last counts")
             resources[stored.resource.key] = stored
-        return Contents(resources, tuple(problems), unreadable)
+        return Contents(resources, (*(why for _, why in broken), *problems), unreadable, tuple(broken))
 
     async def get(self, key: ResourceKey) -> Stored | None:
         """One resource, as etcd has it now."""

@@ -38,6 +38,8 @@ class Contents:
     """What could not be read, a sentence each, with where it is."""
     unreadable: Mapping[ResourceKey, str] = field(default_factory=dict)
     """Revisions of keys whose stored value is no resource, for who replaces it."""
+    broken: tuple[tuple[str, str], ...] = ()
+    """Of what could not be read: the manifest (JSON) and why."""
 
 
 @dataclass(frozen=True, slots=True)

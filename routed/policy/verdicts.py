@@ -1,7 +1,9 @@
 """What the stored policies say of a connection, on every node it crosses; offline, from resources alone.
 
-Each node on the way gets an engine of its own, fed with everything, and a judge that walks its program. Pods nobody has
-wired yet (a Pod manifest with addresses) are judged as if they were. Pure.
+Each node on the way gets an engine of its own, fed with everything, policies that cannot be read included, and a judge that
+walks its program. Pods nobody has wired yet (a Pod manifest with addresses) are judged as if they were. Which interface
+of a node a packet passes, no resource says: it is that of the host endpoint with the node's address or, where the node has
+one host endpoint with an interface, of that; else one that only `*` is about. Pure.
 """
 
 from __future__ import annotations
@@ -10,14 +12,18 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from routed.desired_policy import PolicyBatch
 from routed.errors import RoutedError
-from routed.model.resources import Node, Resource, ResourceKey, Update
-from routed.model.workloads import WorkloadEndpoint
+from routed.model.resources import IPPool, Node, Resource, ResourceKey, Update
+from routed.model.settings import FelixConfiguration
+from routed.model.workloads import HostEndpoint, WorkloadEndpoint
 from routed.net.addresses import format_address, parse_address
 from routed.net.families import Family
 from routed.policy.engine import PolicyEngine
+from routed.policy.host import host_rules
 from routed.policy.judge import FirewallModel, Judgement, Packet
 from routed.policy.kubernetes import Kubernetes
+from routed.policy.refusals import Refusal, read_refusal
 
 UPLINK = "uplink"
 """Where packets leave a node that are for no pod of it."""
@@ -51,8 +57,15 @@ class Verdict:
 class Verdicts:
     """See the module's docstring."""
 
-    def __init__(self, resources: Iterable[Resource]) -> None:
+    def __init__(
+        self, resources: Iterable[Resource], broken: Iterable[tuple[str, str]] = (), prefixes: tuple[str, ...] = ()
+    ) -> None:
+        """`broken`: manifests that cannot be read, with why; `prefixes`: of pods' interfaces, where configured."""
         kubernetes = Kubernetes()
+        self._prefixes = prefixes
+        self._refusals = [refusal for text, why in broken if (refusal := _refusal(text, why)) is not None]
+        self._felix: dict[str, FelixConfiguration] = {}
+        self._pools: list[IPPool] = []
         self._resources: dict[ResourceKey, Resource] = {}
         for resource in resources:
             for update in kubernetes.update(Update(resource.key, resource)):
@@ -60,6 +73,11 @@ class Verdicts:
                     self._resources.pop(update.key, None)
                 else:
                     self._resources[update.key] = update.value
+        for each in self._resources.values():
+            if isinstance(each, FelixConfiguration):
+                self._felix[each.name] = each
+            elif isinstance(each, IPPool):
+                self._pools.append(each)
         for key, each in self._resources.items():
             if isinstance(each, WorkloadEndpoint) and not each.interface_name:
                 self._resources[key] = replace(each, interface_name=_interface(key))
@@ -115,7 +133,7 @@ class Verdicts:
             raise UnknownEndpoint(f"{source.text} and {destination.text} have no addresses of one family: {shown}")
         packet = Packet(*pair, protocol, source_port=32768, port=port)
         crossings: list[tuple[str, Judgement]] = []
-        for node, incoming, outgoing in _crossed(source, destination):
+        for node, incoming, outgoing in self._crossed(source, destination):
             judgement = self._judge(node).judge(replace(packet, incoming=incoming, outgoing=outgoing))
             crossings.append((node, judgement))
             if not judgement.admitted:
@@ -128,24 +146,50 @@ class Verdicts:
             engine, found = PolicyEngine(node), FirewallModel()
             for key, value in self._resources.items():
                 engine.update(Update(key, value))
+            for refusal in self._refusals:
+                engine.refuse(refusal.key, refusal.reason, refusal.selector, refusal.types)
+            engine.interfaces(dict.fromkeys(self._addresses(node), self._uplink(node)))
+            found.apply(PolicyBatch(host=host_rules(self._pools, self._felix, node, self._prefixes)))
             batch = engine.flush()
             if batch is not None:
                 found.apply(batch)
             self._judges[node] = found
         return found
 
+    def _crossed(self, source: Party, destination: Party) -> list[tuple[str, str, str]]:
+        """Nodes with the interfaces a packet comes in and leaves by; none where it never leaves a pod."""
+        if source.node and source.node == destination.node:
+            same = source.interface == destination.interface
+            return [] if same else [(source.node, source.interface, destination.interface)]
+        crossed = []
+        if source.node:
+            crossed.append((source.node, source.interface, self._uplink(source.node)))
+        if destination.node:
+            crossed.append((destination.node, self._uplink(destination.node), destination.interface))
+        return crossed
 
-def _crossed(source: Party, destination: Party) -> list[tuple[str, str, str]]:
-    """Nodes with the interfaces a packet comes in and leaves by; none where it never leaves a pod."""
-    if source.node and source.node == destination.node:
-        same = source.interface == destination.interface
-        return [] if same else [(source.node, source.interface, destination.interface)]
-    crossed = []
-    if source.node:
-        crossed.append((source.node, source.interface, UPLINK))
-    if destination.node:
-        crossed.append((destination.node, UPLINK, destination.interface))
-    return crossed
+    def _addresses(self, node: str) -> tuple[bytes, ...]:
+        found = self._resources.get(ResourceKey(Node.kind, node))
+        return _node_addresses(found) if isinstance(found, Node) else ()
+
+    def _uplink(self, node: str) -> str:
+        """See the module's docstring."""
+        own = self._addresses(node)
+        named = [
+            each
+            for each in self._resources.values()
+            if isinstance(each, HostEndpoint) and each.node == node and each.interface_name not in ("", "*")
+        ]
+        by_address = [each for each in named if any(ip in own for ip in each.expected_ips)]
+        found = by_address or (named if len(named) == 1 else [])
+        return min((each.interface_name for each in found), default=UPLINK)
+
+
+def _refusal(text: str, why: str) -> Refusal | None:
+    try:
+        return read_refusal(text, why)
+    except ValueError:  # no JSON
+        return None
 
 
 def _node_addresses(node: Node) -> tuple[bytes, ...]:

@@ -137,3 +137,60 @@ def test_expectations_that_are_none(
     path.write_text(text)
     assert main(["policy", "test", str(path), "--config", config]) == 78
     assert words in capsys.readouterr().err
+
+
+HOST_AND_BROKEN = """
+apiVersion: projectcalico.org/v3
+kind: Node
+metadata: {name: n1}
+spec: {bgp: {ipv4Address: 192.0.2.1/24}}
+---
+apiVersion: projectcalico.org/v3
+kind: FelixConfiguration
+metadata: {name: default}
+spec: {failsafeInboundHostPorts: [{protocol: tcp, port: 2222}], defaultEndpointToHostAction: Drop}
+---
+apiVersion: projectcalico.org/v3
+kind: HostEndpoint
+metadata: {name: n1-eth0, labels: {role: host}}
+spec: {node: n1, interfaceName: eth0, expectedIPs: [192.0.2.1]}
+---
+apiVersion: projectcalico.org/v3
+kind: GlobalNetworkPolicy
+metadata: {name: into-nodes}
+spec: {selector: role == 'host', types: [Ingress], ingress: [{action: Allow, protocol: TCP, destination: {ports: [80]}}]}
+---
+apiVersion: projectcalico.org/v3
+kind: GlobalNetworkPolicy
+metadata: {name: through-nodes}
+spec:
+  selector: role == 'host'
+  applyOnForward: true
+  types: [Egress]
+  egress: [{action: Deny, protocol: UDP, destination: {ports: [99]}}, {action: Allow}]
+---
+apiVersion: projectcalico.org/v3
+kind: NetworkPolicy
+metadata: {name: broken, namespace: shop}
+spec: {selector: app == 'web', types: [Ingress], ingress: [{action: Allow, source: {nets: [10.0.0.0/40]}}]}
+"""
+
+
+def test_host_endpoints_felix_and_what_cannot_be_read_count_as_they_do_on_a_node(
+    config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "resources" / "host.yaml").write_text(HOST_AND_BROKEN)
+    path = tmp_path / "expectations.yaml"
+    path.write_text(
+        "- {from: 192.0.2.99, to: n1, port: 80, verdict: allow}\n"
+        "- {from: 192.0.2.99, to: n1, port: 81, verdict: deny}\n"
+        "- {from: 192.0.2.99, to: n1, port: 2222, verdict: allow}\n"
+        "- {from: 192.0.2.99, to: n1, port: 22, verdict: deny}\n"  # failsafe no more
+        "- {from: shop/web, to: n1, port: 80, verdict: deny}\n"  # workloads to their host
+        "- {from: shop/web, to: 10.0.0.53, port: 99, proto: udp, verdict: deny}\n"
+        "- {from: shop/web, to: 10.0.0.53, port: 98, proto: udp, verdict: allow}\n"
+        "- {from: shop/api, to: shop/web, port: 80, verdict: deny}\n"  # what the broken one selects
+    )
+    status, told = main(["policy", "test", str(path), "--config", config]), capsys.readouterr()
+    assert (status, told.out) == (0, "8 expectations, 0 failed\n")
+    assert "10.0.0.0/40" in told.err
