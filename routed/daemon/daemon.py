@@ -28,7 +28,7 @@ from routed.core.core import Core, CoreSettings
 from routed.core.effects import Level
 from routed.core.peer import Peer
 from routed.daemon.answers import Answers
-from routed.daemon.datastores import open_followed, to_write
+from routed.daemon.datastores import open_followed, open_kubernetes, to_write
 from routed.daemon.driver import Driver, trace
 from routed.daemon.events import Events
 from routed.daemon.explain import Explanations
@@ -47,11 +47,9 @@ from routed.dataplane.handover import hand_over
 from routed.dataplane.kernel import Kernel
 from routed.datastore.etcd import EtcdStore
 from routed.datastore.file import FileStore
-from routed.datastore.kubeconfig import load_kubeconfig
-from routed.datastore.kubernetes import ENDPOINT_SLICES, SERVICES, KubernetesSource
+from routed.datastore.kubernetes import KubernetesSource
 from routed.datastore.secrets import LOOK, SecretFolder
 from routed.errors import ConfigError, ControlError, KernelError, StoreError
-from routed.model.schema import parse_manifest
 from routed.net.addresses import format_address
 from routed.net.families import Family
 from routed.observe.logs import LogWriter
@@ -226,6 +224,8 @@ class Daemon:
                 )
                 relay = self._start_workloads(core, driver, kernel, store, node_status)
                 await self._look_at_secrets(driver)  # before the resources that name them
+                if self._kubernetes is not None:
+                    self._kubernetes.begin(relay)  # before the datastore is in sync, and routes are chosen
                 tasks.append(loop.create_task(self._follow_secrets(driver)))
                 tasks.append(loop.create_task(self._read_datastore(relay, store)))
                 if config.node.register:
@@ -433,9 +433,7 @@ class Daemon:
         for problem in tune(config.conntrack):
             self._log.write(Level.WARNING, "conntrack", problem)
         if config.kubeconfig:
-            kinds = (SERVICES, ENDPOINT_SLICES)
-            access = load_kubeconfig(config.kubeconfig)
-            self._kubernetes = KubernetesSource(access, kinds, parse_manifest, self._kubernetes_told)
+            self._kubernetes = open_kubernetes(config, self._kubernetes_told)
         if not config.cni.enabled:
             return Relay(driver, (node_status.update,), (tell_collector_of_the_cluster,), driver.clock)
         written = to_write(followed, config)

@@ -1,26 +1,31 @@
 """The datastore that the configuration names, opened: to be followed by the daemon, or to be written.
 
-Both are on the same folder or the same etcd. An etcd that is followed remembers what it last said (`SAVED`), a folder the
-last good state of what cannot be read (`KEPT`).
+Both are on the same folder or the same etcd. An etcd that is followed remembers what it last said (`SAVED`), and so does
+the Kubernetes API beside it; a folder the last good state of what cannot be read (`KEPT`).
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from routed.config import Config, make_folder
 from routed.datastore.editing import FolderStore
 from routed.datastore.etcd import FOLLOWED, EtcdStore
 from routed.datastore.etcd_settings import check_files
 from routed.datastore.file import FileStore
+from routed.datastore.kubeconfig import load_kubeconfig
+from routed.datastore.kubernetes import ENDPOINT_SLICES, SERVICES, KubernetesSource
 from routed.datastore.saved import Identity, SavedState
 from routed.errors import ConfigError
-from routed.model.schema import KINDS
+from routed.model.schema import KINDS, parse_manifest
 
 #: What etcd last said, in stateDir.
 SAVED = "datastore.saved"
 #: What was last good in the folder and cannot be read now, in stateDir.
 KEPT = "datastore.kept"
+#: And what the Kubernetes API last said.
+SAVED_FROM_KUBERNETES = "kubernetes.saved"
 
 
 def open_followed(config: Config) -> FileStore | EtcdStore:
@@ -44,6 +49,14 @@ def open_followed(config: Config) -> FileStore | EtcdStore:
         rules=etcd.mass_delete,
         saved=saved,
     )
+
+
+def open_kubernetes(config: Config, told: Callable[[str, bool], None]) -> KubernetesSource:
+    """The Kubernetes API that kubernetes.kubeconfig leads to. Raises ConfigError."""
+    access = load_kubeconfig(config.kubeconfig)
+    path = os.path.join(config.state_dir, SAVED_FROM_KUBERNETES)
+    saved = SavedState(path, Identity(config.node_name, "kubernetes", (access.server,)))
+    return KubernetesSource(access, (SERVICES, ENDPOINT_SLICES), parse_manifest, told, saved)
 
 
 def to_write(followed: FileStore | EtcdStore, config: Config) -> EtcdStore | FolderStore:

@@ -1,7 +1,8 @@
 """Objects of the Kubernetes API as a stream of updates: list, then watch from there, for each kind asked for.
 
-Invariants: what the API once said stays until the API says otherwise; that it cannot be reached, or that a watch ends,
-deletes nothing. A watch that is too old (410 Gone) is answered by listing anew, and only differences are told. An object
+Invariants: what the API once said stays until the API says otherwise, over a restart too where it is saved (a node that
+starts while the API is away, or slow, announces what it had); that it cannot be reached, or that a watch ends, deletes
+nothing. A watch that is too old (410 Gone) is answered by listing anew, and only differences are told. An object
 that cannot be read keeps its last good value, with a problem that names it. The sink is called on the loop's thread.
 
 The API's own rules: https://kubernetes.io/docs/reference/using-api/api-concepts/ ("Efficient detection of changes",
@@ -20,7 +21,9 @@ from typing import Any, Protocol
 
 import httpx
 
+from routed.datastore.guard import Change, Guard, MassDelete
 from routed.datastore.kubeconfig import Access
+from routed.datastore.saved import SavedState, Saver
 from routed.errors import ConfigError, StoreError
 from routed.model.resources import JsonObject, Resource, ResourceKey, Update
 
@@ -69,6 +72,7 @@ class KubernetesSource:
         kinds: tuple[ApiKind, ...],
         parse: Callable[[JsonObject], Resource],
         told: Callable[[str, bool], None] = lambda _, __: None,
+        saved: SavedState | None = None,
     ) -> None:
         """`told` hears of every problem when it begins, and when it is over."""
         self._access = access
@@ -79,6 +83,9 @@ class KubernetesSource:
         self._problems: dict[str, str] = {}
         """By object or kind."""
         self._synced: set[ApiKind] = set()
+        self._mirror = Guard(MassDelete(enabled=False))
+        """What is known, as it is saved."""
+        self._saver = None if saved is None else Saver(saved, self._mirror, 0.0, lambda: None)
         self.in_sync = asyncio.Event()
         """Every kind was read once."""
 
@@ -87,11 +94,30 @@ class KubernetesSource:
         """What is wrong now, a sentence each."""
         return tuple(self._problems[key] for key in sorted(self._problems))
 
+    def begin(self, sink: Sink) -> None:
+        """Tell what an earlier run heard, which counts until the API says otherwise."""
+        if self._saver is None:
+            return
+        try:
+            loaded = self._saver.state.load()
+        except ConfigError:  # there is none, or it is of another cluster: then the API is waited for
+            return
+        self._mirror.load(loaded.good.items(), {})
+        for key, good in loaded.good.items():
+            for kind in self._kinds:
+                if kind.kind == key.kind:
+                    self._known[kind][key] = good.resource
+                    sink.update(Update(key, good.resource))
+
     async def run(self, sink: Sink) -> None:
         """Feed the sink until cancelled. Never raises where the API fails: it is tried again."""
-        async with asyncio.TaskGroup() as tasks:
-            for kind in self._kinds:
-                tasks.create_task(self._follow(kind, sink))
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for kind in self._kinds:
+                    tasks.create_task(self._follow(kind, sink))
+        finally:
+            if self._saver is not None:
+                await self._saver.close()
 
     async def get(self, path: str) -> JsonObject | None:
         """One object, as the API has it; None where there is none. Raises StoreError."""
@@ -137,6 +163,8 @@ class KubernetesSource:
                         self._synced.add(kind)
                         if len(self._synced) == len(self._kinds):
                             self.in_sync.set()
+                            if self._saver is not None:
+                                self._saver.save_all(0, 0)
                     began = loop.time()
                     async for event in self._watch(client, kind, revision):
                         pause = RETRY
@@ -147,9 +175,16 @@ class KubernetesSource:
                 revision = ""
                 continue
             except (httpx.HTTPError, ConfigError, OSError, ValueError, StoreError) as error:
-                self._wrong(kind.kind, f"the Kubernetes API does not give us {kind.kind} objects: {_why(error)}")
+                self._wrong(
+                    kind.kind,
+                    f"the Kubernetes API does not give us {kind.kind} objects: {_why(error)}{self._meanwhile(kind)}",
+                )
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(RETRY_MAX, pause * 2)
+
+    def _meanwhile(self, kind: ApiKind) -> str:
+        of_before = kind not in self._synced and self._known[kind]
+        return f"; the {len(self._known[kind])} of before the start are used" if of_before else ""
 
     @asynccontextmanager
     async def _client(self) -> AsyncIterator[httpx.AsyncClient]:
@@ -247,13 +282,25 @@ class KubernetesSource:
         self._right(str(key))
         if self._known[kind].get(key) != value:
             self._known[kind][key] = value
+            self._save(Change(key, value))
             sink.update(Update(key, value))
         return key
 
     def _remove(self, kind: ApiKind, key: ResourceKey, sink: Sink) -> None:
         self._right(str(key))
         if self._known[kind].pop(key, None) is not None:
+            self._save(Change(key, None))
             sink.update(Update(key, None))
+
+    def _save(self, change: Change) -> None:
+        if self._saver is None:
+            return
+        if change.resource is None:
+            self._mirror.own((change.key,))
+        else:
+            self._mirror.changes([change], 0.0)
+        if self.in_sync.is_set():  # until then the file has what was there before, complete
+            self._saver.save((change.key,), 0)
 
 
 class _Gone(Exception):

@@ -16,8 +16,10 @@ import yaml
 from routed.datastore import kubernetes
 from routed.datastore.kubeconfig import load_kubeconfig
 from routed.datastore.kubernetes import ENDPOINT_SLICES, SERVICES, KubernetesSource
+from routed.datastore.saved import Identity, SavedState
 from routed.errors import ConfigError, StoreError
 from routed.model.resources import JsonObject, Resource, ResourceKey, Update
+from routed.model.schema import parse_manifest
 from tests.datastore.kubernetes_api import TOKEN, KubernetesApi, make_certificates
 
 
@@ -168,6 +170,54 @@ def test_a_watch_too_old_is_listed_anew_and_only_differences_are_told(play: Call
         assert api.lists > lists and len(listener.heard) == heard + 2
 
     play(scenario)
+
+
+def test_what_the_api_said_is_there_at_the_next_start(certificates: Path, tmp_path: Path):
+    """Also where the API is away then; and what it says once it is back counts alone."""
+
+    def service(name: str, address: str) -> dict[str, Any]:
+        return {"metadata": {"name": name, "namespace": "default"}, "spec": {"clusterIP": address}}
+
+    async def main() -> None:
+        async with KubernetesApi(certificates) as api:
+            access = load_kubeconfig(kubeconfig(certificates, api.port))
+
+            def source(node: str = "n1") -> KubernetesSource:
+                saved = SavedState(str(tmp_path / "saved"), Identity(node, "kubernetes", (access.server,)))
+                return KubernetesSource(access, (SERVICES, ENDPOINT_SLICES), parse_manifest, saved=saved)
+
+            def names(of: list[Update]) -> dict[str, bool]:
+                return {update.key.name: update.value is not None for update in of}
+
+            api.objects = {SERVICES.path: {}, ENDPOINT_SLICES.path: {}}
+            await api.put(SERVICES.path, "default", "a", **service("a", "10.96.0.1"))
+            await api.put(SERVICES.path, "default", "b", **service("b", "10.96.0.2"))
+            first, listener = source(), Listener()
+            first.begin(listener)
+            assert listener.heard == [], "nothing was saved"
+            task = asyncio.create_task(first.run(listener))
+            await asyncio.wait_for(first.in_sync.wait(), 15)
+            await api.put(SERVICES.path, "default", "c", **service("c", "10.96.0.3"))
+            await api.delete(SERVICES.path, "default", "a")
+            await until(lambda: names(listener.heard) == {"a": False, "b": True, "c": True}, "all is heard")
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+            listener = Listener()
+            source("another").begin(listener)
+            assert listener.heard == [], "it is another node's"
+            again = source()
+            again.begin(listener)
+            assert names(listener.heard) == {"b": True, "c": True}, "whether the API answers or not"
+            assert not again.in_sync.is_set()
+            await api.delete(SERVICES.path, "default", "b")
+            task = asyncio.create_task(again.run(listener))
+            await asyncio.wait_for(again.in_sync.wait(), 15)
+            assert names(listener.heard[2:]) == {"b": False}, "only what is different is told"
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(main())
 
 
 def test_an_error_in_the_watch_itself(play: Callable[[Scenario], None]):
