@@ -174,7 +174,7 @@ class Pods:
         proxy_arp: bool = False,
     ) -> None:
         self._node_name = node_name
-        self._store = RememberingStore(store, lambda key: key.kind in MIRRORED and key not in self._mirror[key.kind])
+        self._store = RememberingStore(store, self._is_absent)
         self._wiring = wiring
         self._dataplane = dataplane
         self._log = log
@@ -208,6 +208,10 @@ class Pods:
             mirror.pop(update.key, None)
         else:
             mirror[update.key] = update.value
+
+    def _is_absent(self, key: ResourceKey) -> bool:
+        """Nothing is there, by what is followed; of the affinities an etcd has, that is this node's only."""
+        return key.kind in MIRRORED and key.kind != BlockAffinity.kind and key not in self._mirror[key.kind]
 
     async def close(self) -> None:
         """Let the last interfaces go."""

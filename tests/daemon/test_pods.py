@@ -17,6 +17,7 @@ from routed.cni.protocol import Call
 from routed.daemon.cni import Conversation, Inside
 from routed.daemon.pods import Pods
 from routed.dataplane.pods import PodPort
+from routed.datastore.etcd import EtcdStore
 from routed.datastore.store import Conflict, Contents, Edit, Stored
 from routed.errors import CniError, KernelError, StoreError
 from routed.ipam.allocator import handle_key
@@ -149,19 +150,20 @@ class Talk(Conversation):
 
 
 class Node:
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    def __init__(self, store: Store | EtcdStore, name: str = "n1") -> None:
+        """What an etcd has is to be told by who follows it."""
+        self.store: Any = store
         self.wiring = Wiring()
         self.dataplane = Dataplane()
         self.log: list[str] = []
         self.pods = Pods(
-            "n1",
+            name,
             store,
             self.wiring,  # type: ignore[arg-type]
             self.dataplane,
             lambda _, __, text: self.log.append(text),
         )
-        for value, _ in store.items.values():
+        for value, _ in store.items.values() if isinstance(store, Store) else ():
             self.pods.update(Update(value.key, value))
         self.inside = Inside(socket.socket(), 0)
 

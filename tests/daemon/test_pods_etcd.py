@@ -1,0 +1,158 @@
+"""Pods' addresses on a real etcd, of which a node follows a part: what Calico's nodes beside it see of each step."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from routed.datastore.etcd import EtcdStore
+from routed.datastore.etcd_settings import EtcdConfig
+from routed.datastore.folder import Problem
+from routed.model.resources import JsonObject, Update
+from routed.model.schema import KINDS
+from tests.daemon.test_pods import Node
+from tests.datastore.etcd_server import Cluster, P, cluster
+from tests.datastore.test_etcd import until
+
+pytestmark = pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed (Debian: etcd-server)")
+
+IPAM = "/calico/ipam/v2/"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Cluster]:
+    with cluster(tmp_path) as made:
+        yield made
+
+
+class Follower(Node):
+    """A node and what it follows of etcd."""
+
+    def __init__(self, server: Cluster, name: str) -> None:
+        self.name = name
+        self.etcd = EtcdStore(EtcdConfig(server.endpoints), node=name, kinds=KINDS)
+        super().__init__(self.etcd, name)
+        self.synced = False
+        self.open: tuple[Problem, ...] = ()
+
+    def update(self, update: Update) -> None:
+        self.pods.update(update)
+
+    def loaded(self) -> None:
+        pass
+
+    def in_sync(self) -> None:
+        self.synced = True
+
+    def problems(self, problems: tuple[Problem, ...]) -> None:
+        self.open = problems
+
+
+def on_node(server: Cluster, name: str, test: Callable[[Follower], Awaitable[None]]) -> None:
+    async def main() -> None:
+        node = Follower(server, name)
+        running = asyncio.create_task(node.etcd.run(node))
+        try:
+            await until(lambda: node.synced, "in sync")
+            await test(node)
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            await node.close()
+            await node.etcd.close()
+
+    asyncio.run(main())
+
+
+def pool(name: str, **spec: object) -> dict[str, object]:
+    manifest = {"apiVersion": "projectcalico.org/v3", "kind": "IPPool", "metadata": {"name": name}, "spec": spec}
+    return {f"{P}ippools/{name}": manifest}
+
+
+def nodes(*names: str) -> dict[str, object]:
+    return {
+        f"{P}nodes/{name}": {
+            "apiVersion": "projectcalico.org/v3",
+            "kind": "Node",
+            "metadata": {"name": name, "labels": {"rack": name}},
+            "spec": {},
+        }
+        for name in names
+    }
+
+
+def claimed(node: str, cidr: str) -> dict[str, object]:
+    """A block without an address in use, held for long."""
+    block = cidr.replace("/", "-")
+    size = 1 << 32 - int(cidr.rpartition("/")[2])
+    held: JsonObject = {
+        "cidr": cidr,
+        "affinity": f"host:{node}",
+        "allocations": [None] * size,
+        "unallocated": list(range(size)),
+        "attributes": [],
+        "affinity_claim_time": "2026-01-01T00:00:00Z",
+    }
+    return {
+        f"{IPAM}host/{node}/ipv4/block/{block}": {"state": "confirmed", "type": "host", "deleted": False},
+        f"{IPAM}assignment/ipv4/block/{block}": held,
+    }
+
+
+def keys(server: Cluster, prefix: str) -> list[str]:
+    return server.ctl("get", "--prefix", "--keys-only", IPAM + prefix).split()
+
+
+def history(server: Cluster, since: int) -> list[str]:
+    """What happened to affinities and blocks: the state or holder written, or "gone"."""
+    told: list[str] = []
+    end = f"{IPAM}handle/end"
+    server.put(end, "")
+
+    async def main() -> None:
+        store = EtcdStore(EtcdConfig(server.endpoints))
+        async with asyncio.timeout(20):
+            async for events in store.client.watch([(IPAM, IPAM[:-1] + "0", since)]):
+                for pair in events.pairs:
+                    if "/block/" in pair.key:
+                        value = json.loads(pair.value) if pair.value else {}
+                        what = value.get("state") or value.get("affinity") or "gone"
+                        told.append(f"{pair.key.removeprefix(IPAM)} {what}")
+                if any(pair.key == end for pair in events.pairs):
+                    break
+        await store.close()
+
+    asyncio.run(main())
+    return told
+
+
+def test_a_block_is_taken_over_with_the_other_node_s_affinity(server: Cluster) -> None:
+    """As Calico does it: pendingDeletion, block, affinity. A second confirmed affinity would be announced on by its node."""
+    server.put_all(
+        pool("p", cidr="10.60.0.0/30", blockSize=30)
+        | nodes("n1", "n2")
+        | {f"{IPAM}config": {"strict_affinity": True, "auto_allocate_blocks": True}}
+        | claimed("n2", "10.60.0.0/30")
+    )
+    since = json.loads(server.ctl("get", "x", "-w", "json"))["header"]["revision"] + 1
+
+    async def test(node: Follower) -> None:
+        result = await node.call("ADD")
+        assert result["ips"][0]["address"] == "10.60.0.0/32"
+
+    on_node(server, "n1", test)
+    block = "ipv4/block/10.60.0.0-30"
+    assert history(server, since)[:6] == [
+        f"host/n2/{block} pendingDeletion",
+        f"assignment/{block} gone",
+        f"host/n2/{block} gone",
+        f"host/n1/{block} pending",
+        f"assignment/{block} host:n1",
+        f"host/n1/{block} confirmed",
+    ]
+    assert keys(server, "host/") == [f"{IPAM}host/n1/{block}"]
