@@ -25,6 +25,7 @@ import json
 import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
@@ -187,6 +188,8 @@ class Pods:
         self._owed: dict[tuple[str, str], tuple[ResourceKey, str]] = {}
         """What ADDs that failed could not take back: the endpoint and the handle, by container and interface."""
         self._paying: asyncio.Task[None] | None = None
+        self._hands = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pods")
+        """Who makes interfaces: the kernel makes one at a time anyway, and each thread more takes turns from the loop."""
         self._going: list[int] = []
         """Interfaces to be removed, by index."""
         self._teardown: asyncio.Task[None] | None = None
@@ -293,7 +296,7 @@ class Pods:
             port = PodPort(
                 identity.interface, request.interface, mac, families, mtu, self._proxy_arp, bridge=request.bridge
             )
-            problem = await asyncio.to_thread(self._attach, port, inside)
+            problem = await asyncio.get_running_loop().run_in_executor(self._hands, self._attach, port, inside)
             if problem and problem != self._said:
                 self._said = problem
                 self._log(Level.WARNING, "cni", problem)
@@ -651,7 +654,7 @@ class Pods:
         port = self._port(request, there)
         if wrong := await self._differences(request, inside, there):
             self._log(Level.WARNING, "cni", f"{there.key} is added again, and made anew: {'; '.join(wrong)}")
-            await asyncio.to_thread(self._attach, port, inside)
+            await asyncio.get_running_loop().run_in_executor(self._hands, self._attach, port, inside)
         if await self._dataplane.in_force([(network.family, network.prefix) for network in there.ip_networks]):
             return None
         addresses = tuple(address for _, address in port.addresses)
