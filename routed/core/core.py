@@ -60,6 +60,7 @@ from routed.core.moving import Moving
 from routed.core.peer import Peer
 from routed.core.restart import Restart, awaited
 from routed.desired import Gateway, KernelRoute, RouteBatch, RouteKind
+from routed.model.resources import Cidr
 from routed.model.resources import Update as ResourceUpdate
 from routed.net.addresses import format_address, format_router_id, is_link_local
 from routed.net.families import Family
@@ -433,6 +434,7 @@ class Core:
             if plan is not self.plan or not self.planned:
                 self._apply_plan(plan, now)
             self.planned = True
+            self._blocks_moved()
         for family, rib in self.ribs.items():
             if rib.touched:
                 touched, rib.touched = rib.touched, set()
@@ -1138,13 +1140,20 @@ class Core:
                 gateways.update(next_hop.gateways)
                 continue
             device, way = self._tunnels.get(rule.device, 0), policy.way(rule, next_hop.address)
+            if (
+                not way
+            ):  # who announces it is no node, as a switch that sets itself as next hop: the block says the node
+                way = policy.way(rule, self._planner.holder(Cidr(family, prefix)))
             if self._moving.is_bare(family, rule.prefix, next_hop.address, carries=bool(device and way)):
                 gateways.update(next_hop.gateways)
             elif device and way:
                 tunnelled = True
                 gateways.add(Gateway(way, device, onlink=True))
             elif device:
-                missing = f"no Node with the address {format_address(next_hop.address)} has a VXLAN address"
+                missing = (
+                    f"no Node with the address {format_address(next_hop.address)} has a VXLAN address, "
+                    "and no other node that holds this very block"
+                )
             else:
                 missing = f"no interface {rule.device} is up on this node"
         if not gateways and rule is not None:
@@ -1161,6 +1170,20 @@ class Core:
         self._tunnels = found
         self._moving.devices(now)
         self._program_pools()
+
+    def _blocks_moved(self) -> None:
+        """Routes into VXLAN tunnels may go by the node that holds the block."""
+        for cidr in self._planner.take_moved_blocks():
+            family, rib, policy = cidr.family, self.ribs[cidr.family], self.plan.kernel.policy[cidr.family]
+            rule = policy.judge(cidr.prefix) if policy.ways and not self.restart.deferring else None
+            if (
+                rule is not None
+                and rule.device
+                and not rule.by_next_hop
+                and rib.program_routes
+                and cidr.prefix in rib.table
+            ):
+                self.effects.append(Routes(self._by_policy(family, (cidr.prefix,))))
 
     def _program_pools(self) -> None:
         """What decides about routes of pools with encapsulation is another."""

@@ -16,6 +16,7 @@ from routed.model.kubernetes import EndpointSlice, Service
 from routed.model.policies import Profile
 from routed.model.resources import (
     DEFAULT_AS_NUMBER,
+    AffinityType,
     BGPConfiguration,
     BGPFilter,
     BGPPeer,
@@ -70,6 +71,7 @@ class Cluster:
         "_block_names",
         "_changed_workloads",
         "_claims",
+        "_moved_blocks",
         "affinities",
         "block_holders",
         "configurations",
@@ -105,6 +107,7 @@ class Cluster:
         """EndpointSlices with a ready endpoint on this node: (namespace, service, family of the endpoints)."""
         self.block_holders: dict[Cidr, str] = {}
         """What the blocks themselves say of who has them: `host:node-1`."""
+        self._moved_blocks: set[Cidr] = set()
         self._block_names: dict[str, Cidr] = {}
         self._claims: dict[Cidr, set[str]] = {}
         """Names of the affinities of each block."""
@@ -168,6 +171,7 @@ class Cluster:
             if old == block.cidr and holder == block.affinity:
                 return Aspect.NOTHING  # an address was handed out
         cidrs = {cidr for cidr in (old, block.cidr if block is not None else None) if cidr is not None}
+        self._moved_blocks |= cidrs
         mine = any(one.node == self.node_name for cidr in cidrs for one in self.claims(cidr))
         return Aspect.ORIGINS if mine else Aspect.NOTHING
 
@@ -280,6 +284,20 @@ class Cluster:
                 if felix.name == "default":
                     found = felix.interface_prefix
         return found
+
+    def take_moved_blocks(self) -> set[Cidr]:
+        """Blocks whose holder changed since the last call."""
+        moved, self._moved_blocks = self._moved_blocks, set()
+        return moved
+
+    def holder(self, cidr: Cidr) -> bytes:
+        """The BGP address of the node that holds a block: as the block says, else an affinity; empty where nobody does."""
+        kind, _, name = self.block_holders.get(cidr, "").partition(":")
+        if kind != AffinityType.HOST:
+            claims = [one.node for one in self.claims(cidr) if one.is_confirmed and one.type is AffinityType.HOST]
+            name = claims[0] if len(claims) == 1 and cidr not in self.block_holders else ""
+        node = self.nodes.get(name)
+        return address_of(node, cidr.family) if node is not None else b""
 
     def claims(self, cidr: Cidr) -> list[BlockAffinity]:
         """All nodes' affinities of a block, by name."""

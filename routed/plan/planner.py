@@ -8,7 +8,7 @@ stays the same object, so that the difference of two plans is found by identity.
 from __future__ import annotations
 
 from routed.desired import Tunnel
-from routed.model.resources import Update
+from routed.model.resources import Cidr, Update
 from routed.net.families import Family
 from routed.plan.cluster import Aspect, Cluster, Secret
 from routed.plan.export import FilterBook
@@ -55,6 +55,14 @@ class Planner:
         """What there is at `reference` (`SECRET/KEY`): see `Secret`."""
         self._cluster.secrets[reference] = Secret(generation, problem)
         self._dirty |= Aspect.SESSIONS
+
+    def holder(self, block: Cidr) -> bytes:
+        """The BGP address of the node that holds a block; empty where no node is known to."""
+        return self._cluster.holder(block)
+
+    def take_moved_blocks(self) -> set[Cidr]:
+        """Blocks that have another holder than at the last call."""
+        return self._cluster.take_moved_blocks()
 
     def plan(self) -> Plan:
         """The plan for the resources as they are now; the same object as last time where nothing changed."""

@@ -146,6 +146,56 @@ def test_a_pool_that_changes_its_mind_again_waits_for_nobody() -> None:
     assert direct is not None and direct.address == parse_address("10.0.0.2")
 
 
+def behind_a_switch(world: World, *more: JsonObject) -> Node:
+    """A node that hears of the other's block from a switch, which is no Node and says that it is the next hop."""
+    mesh = resource("BGPConfiguration", "default", {"asNumber": 64512, "nodeToNodeMeshEnabled": False})
+    everything = [
+        mesh, pool("Always"), block(1), node(1, ipv4VXLANTunnelAddr="10.65.1.0"), node(2, ipv4VXLANTunnelAddr="10.65.2.0"),
+        resource("BGPPeer", "tor", {"peerIP": "10.0.0.254", "asNumber": 65001}), *more,
+    ]  # fmt: skip
+    one = world.add("n1", [("10.0.0.1", 24)], everything, own_workloads=True)
+    switch = [
+        resource("BGPConfiguration", "default", {"asNumber": 65001, "nodeToNodeMeshEnabled": False}),
+        resource("Node", "tor", {"bgp": {"ipv4Address": "10.0.0.254/24"}}),
+        resource("BlockAffinity", "b2", {"node": "tor", "cidr": "10.65.2.0/26", "state": "confirmed"}),
+        resource("BGPPeer", "n1", {"peerIP": "10.0.0.1", "asNumber": 64512}),
+    ]
+    world.add("tor", [("10.0.0.254", 24)], switch)
+    one.device("vxlan.calico", 7)
+    world.run(30)
+    return one
+
+
+def allocations(node_name: str | None) -> JsonObject:
+    spec = {
+        "cidr": "10.65.2.0/26", "affinity": f"host:{node_name}" if node_name else None, "allocations": [None] * 64,
+        "unallocated": list(range(64)), "attributes": [],
+    }  # fmt: skip
+    return resource("IPAMBlock", "10-65-2-0-26", spec)
+
+
+def test_behind_a_switch_the_block_says_the_node() -> None:
+    world = World()
+    one = behind_a_switch(world)
+    assert remote(one) is None and "no other node that holds this very block" in why(one)
+    one.apply(allocations("n2"))
+    world.run(0)
+    assert remote(one) == into(7)
+    one.apply(allocations("n9"))  # which is nowhere
+    world.run(0)
+    assert remote(one) is None
+    one.apply(allocations("n2"))
+    world.run(0)
+    assert remote(one) == into(7)
+    one.apply(allocations(None))
+    world.run(0)
+    assert remote(one) is None
+
+
+def test_behind_a_switch_an_affinity_says_it_where_there_is_no_block() -> None:
+    assert remote(behind_a_switch(World(), block(2))) == into(7)
+
+
 def test_beside_felix_nothing_is_made() -> None:
     world = World()
     one = two(world, own_workloads=False)
