@@ -67,6 +67,7 @@ from routed.ipam.allocator import (
     release_by_handle,
 )
 from routed.ipam.blocks import Owner
+from routed.model.head import is_name
 from routed.model.ipam import IPAMBlock, IPAMConfig, IPAMHandle, IPReservation
 from routed.model.kubernetes import (
     ACCOUNT_PROFILE,
@@ -406,10 +407,12 @@ class Pods:
         namespace, name = request.pod
         if not name:
             key, interface = self._key_outside_kubernetes(request)
+            _must_be_name(key, f"CNI_CONTAINERID {request.container_id} and CNI_IFNAME {request.interface}")
             own = {**request.labels, "projectcalico.org/namespace": key.namespace}
             return _Identity(key, interface, "cni", own, (NAMESPACE_PROFILE + key.namespace,), "", ())
         segments = (self._node_name, "k8s", name, request.interface)
         key = ResourceKey(WorkloadEndpoint.kind, workload_endpoint_name(segments), namespace or "default")
+        _must_be_name(key, f"K8S_POD_NAME {name} and CNI_IFNAME {request.interface}")
         seed = f"{key.namespace}.{name}" + ("" if request.interface == "eth0" else f".{request.interface}")
         labels, account, ports = await self._pod_says(request, key)
         labels = {
@@ -433,7 +436,7 @@ class Pods:
     ) -> tuple[Mapping[str, str], str, tuple[tuple[str, str, int], ...]]:
         """Labels, service account and ports: of the endpoint or the Pod in the datastore, of the call, of the API."""
         namespace, name = key.namespace, request.pod[1]
-        pod = self._mirror[Pod.kind].get(ResourceKey(Pod.kind, name, namespace))
+        pod = await self._stored_pod(ResourceKey(Pod.kind, name, namespace))
         there = self._mirror[WorkloadEndpoint.kind].get(key)
         if (
             isinstance(there, WorkloadEndpoint)
@@ -455,6 +458,14 @@ class Pods:
             )
             return pod.labels, pod.service_account, ports
         return request.labels, "", ()
+
+    async def _stored_pod(self, key: ResourceKey) -> Resource | None:
+        """As etcd has it now: whoever applies a manifest may start the pod before the daemon has heard of it, and the pod
+        would begin without its labels. A folder is read as a whole, so there what was read last counts."""
+        if self._labels is not None or not self._store.shared_with_calico:
+            return self._mirror[Pod.kind].get(key)
+        found = await self._store.newest(key)
+        return found.resource if found is not None else None
 
     # ---- addresses
 
@@ -712,17 +723,21 @@ class Pods:
     # ---- whether anything can be done
 
     def _not_ready(self) -> str:
-        if problem := self._dataplane.ready:
-            return problem
+        return self._dataplane.ready or self._lock()
+
+    def _lock(self) -> str:
+        """Why nothing may be written, as during a migration of the datastore, or empty."""
         found = self._mirror[ClusterInformation.kind].get(ResourceKey(ClusterInformation.kind, "default"))
         if isinstance(found, ClusterInformation) and not found.datastore_ready:
             return "the datastore is locked (ClusterInformation default: datastoreReady is false)"
         return ""
 
     def _must_know(self) -> None:
-        """Raises CniError while it is not known who has what."""
+        """Raises CniError while it is not known who has what, or that may not change."""
         if not self._dataplane.synced:
             raise CniError(TRY_AGAIN, "routed has not read the datastore yet; try again")
+        if lock := self._lock():
+            raise CniError(TRY_AGAIN, lock)
 
     def _is_ours(self, handle: str) -> bool:
         """Whether a handle's addresses are in blocks of this node, so that no other node's pod is meant."""
@@ -742,6 +757,15 @@ class Pods:
 
 def _is_of(found: Resource, container_id: str) -> bool:
     return isinstance(found, WorkloadEndpoint) and found.container_id == container_id
+
+
+def _must_be_name(key: ResourceKey, of: str) -> None:
+    """Raises CniError where no endpoint may have such a name, before anything is made."""
+    if not is_name(key.name):
+        raise CniError(
+            INVALID_ENVIRONMENT,
+            f'{of} cannot be an endpoint\'s name: it takes lower case letters, digits, "-" and ".", 253 at most',
+        )
 
 
 def _interface(seed: str) -> str:

@@ -3,9 +3,11 @@
 Invariants: only the kinds that somebody here reads are listed and watched, and of the blocks' affinities only this
 node's; each range resumes behind what it has told itself, so a change of member loses nothing and lists nothing. Where
 etcd has forgotten that revision, everything is listed and compared: what did not change is not even parsed. What is
-believed is the `Guard`'s business; until etcd answers it is what `saved` holds. While ClusterInformation says that the
-datastore is not ready (a migration is under way) nothing changes. etcd failing changes nothing either: it is tried again,
-and `health` and the problems say why.
+believed is the `Guard`'s business; until etcd answers it is what `saved` holds.
+While ClusterInformation says that the datastore is not ready (a migration is under way) nothing changes but that, which
+those who write must know. etcd failing changes nothing either: it is tried again, and `health` and the problems say why.
+
+Long for one idea: what a listing and what a watch say must end in the same state, and every trouble with either is told.
 """
 
 from __future__ import annotations
@@ -230,6 +232,8 @@ class EtcdStore:
         self.health.revision = listing.revision
         if not ready:
             self._use_saved()
+            lock = [change for change in changes if paths.get(change.key) == self._ready_path]
+            await self._deliver(self.guard.changes(lock, self._clock()))  # who writes must know of it
             self._tell_problems()
             return
         self._follow_workloads()
@@ -260,7 +264,7 @@ class EtcdStore:
                     raise _ListAnew
                 self._tell_problems()
             place = self.layout.place(pair.key)
-            if place is None or not self._ready:
+            if place is None or not (self._ready or pair.key == self._ready_path):
                 continue
             key = place.key
             if pair.value is None:

@@ -56,6 +56,10 @@ class RememberingStore:
             self._remember(key, found)
         return found
 
+    async def newest(self, key: ResourceKey) -> Stored | None:
+        """What is stored now, asked of the datastore whatever is known."""
+        return await self._store.get(key)
+
     async def write(self, key: ResourceKey, resource: Resource | None, revision: str | None) -> str:
         (written,) = await self.write_all((Edit(key, resource, revision),))
         return written

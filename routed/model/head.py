@@ -31,6 +31,11 @@ _LABEL_NAME = re.compile(r"([a-z0-9][-a-z0-9.]{0,252}/)?[A-Za-z0-9]([-A-Za-z0-9_
 _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 
 
+def is_name(text: str) -> bool:
+    """Whether a resource may have this name: a DNS subdomain."""
+    return len(text) <= 253 and _NAME.fullmatch(text) is not None
+
+
 @dataclass(frozen=True, slots=True)
 class Head:
     """What every kind has in common, already read."""
@@ -96,7 +101,7 @@ def read_head(kind: Kind, manifest: JsonObject, where: str) -> Head:
     if kind.free_name:
         if not _FREE_NAME.fullmatch(name):
             raise metadata.error("name", f'must be printable, without spaces and "/", not {shown(name)}')
-    elif len(name) > 253 or not _NAME.fullmatch(name):
+    elif not is_name(name):
         raise metadata.error(
             "name", f'must be lower case letters, digits, "-" and ".", at most 253 of them, not {shown(name)}'
         )

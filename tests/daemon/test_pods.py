@@ -176,7 +176,7 @@ class Node:
             "CNI_CONTAINERID": container,
             "CNI_NETNS": "/x",
             "CNI_IFNAME": interface,
-            "CNI_ARGS": f"K8S_POD_NAMESPACE=shop;K8S_POD_NAME={name}",
+            "CNI_ARGS": f"K8S_POD_NAMESPACE=shop;K8S_POD_NAME={name}" if name else "",
         }
         request = parse_request(Call(environment, json.dumps(configuration).encode()))
         output = await self.pods.handle(request, self.inside, talk)
@@ -413,6 +413,24 @@ def test_each_interface_of_a_container_has_addresses_of_its_own(store: Store, ru
         await node.call("DEL")
         await node.pods.close()
         nothing_left(node)
+
+    runner.run(main())
+
+
+@pytest.mark.parametrize(
+    ("pod", "container", "interface"), [("Web", "c1", "eth0"), ("", "My_One", "eth0"), ("web", "c1", "E_0")]
+)
+def test_names_no_endpoint_may_have(store: Store, runner: asyncio.Runner, pod: str, container: str, interface: str):
+    """Before anything is made; what cannot be there is gone."""
+
+    async def main() -> None:
+        node = Node(store)
+        with pytest.raises(CniError, match="cannot be an endpoint's name") as raised:
+            await node.call("ADD", name=pod, container=container, interface=interface)
+        assert raised.value.code == 4 and node.wiring.last == 0
+        await node.call("DEL", name=pod, container=container, interface=interface)
+        nothing_left(node)
+        await node.close()
 
     runner.run(main())
 

@@ -27,6 +27,7 @@ from routed.ipam.blocks import Owner
 from routed.model.policies import NetworkPolicy
 from routed.model.resources import IPPool, JsonObject, Resource, ResourceKey, Update
 from routed.model.schema import parse_manifest
+from routed.model.settings import ClusterInformation
 from routed.net.families import Family
 from routed.testing.lab import wait_for
 from tests.datastore.etcd_server import PASSWORD, Cluster, P, Proxy, cluster
@@ -522,10 +523,16 @@ def test_while_the_datastore_is_not_ready_nothing_changes(server: Cluster) -> No
     async def test(store: EtcdStore, sink: Sink) -> None:
         await ctl(server.put, f"{P}clusterinformations/default", ready(False))
         await until(lambda: sink.says("not ready"), "the hold is told")
+        information = sink.resources[ResourceKey("ClusterInformation", "default")]
+        assert (
+            isinstance(information, ClusterInformation) and not information.datastore_ready
+        )  # whoever writes must know
         await ctl(server.delete, f"{P}nodes/n1")
         await ctl(server.put, f"{P}nodes/n7", node(7))
         await ctl(server.put, f"{P}clusterinformations/default", ready(True))
         await until(lambda: "n7" in sink.names(), "what was missed")
+        information = sink.resources[ResourceKey("ClusterInformation", "default")]
+        assert isinstance(information, ClusterInformation) and information.datastore_ready
         assert store.health.readings == 2
         assert sink.removed == [ResourceKey("Node", "n1")] and not sink.says("not ready")
 

@@ -173,6 +173,46 @@ def test_pods_on_three_nodes_and_one_etcd(site: Site) -> None:
     )
     assert first.runtime.call("DEL", unlucky).status == 0
 
+    # while the datastore is locked, as for a migration, nothing is written
+    def lock(locked: bool) -> None:
+        site.etcd.put_resource(
+            "clusterinformations", resource("ClusterInformation", "default", {"datastoreReady": not locked})
+        )
+
+    lock(True)
+    wait_for(
+        lambda: first.runtime.call("STATUS", cniVersion="1.1.0").status == 1,
+        10,
+        "the lock is heard of",
+        state=site.lab.report,
+    )
+    handles = site.etcd.keys("/calico/ipam/v2/handle/")
+    for command in ("ADD", "DEL"):
+        answer = first.runtime.call(command, unlucky if command == "ADD" else pod, **DUAL)
+        assert answer.status == 1 and answer.output["code"] == 11 and "locked" in answer.output["msg"], answer.output
+    assert site.etcd.keys("/calico/ipam/v2/handle/") == handles
+    lock(False)
+    wait_for(
+        lambda: first.runtime.call("STATUS", cniVersion="1.1.0").status == 0,
+        10,
+        "it is open again",
+        state=site.lab.report,
+    )
+
+    # a Pod's manifest is in force for an ADD that follows at once
+    manifest = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "late", "namespace": "default"}}
+    folder = site.outside.folder / "late.yaml"
+    for number in range(5):
+        manifest["metadata"]["labels"] = {"round": str(number)}  # type: ignore[index]
+        folder.write_text(json.dumps(manifest))
+        site.routedctl("apply", "-f", str(folder))
+        late = site.lab.namespace(f"late{number}")
+        first.runtime.call("ADD", late, name="late", **DUAL)
+        (key,) = [key for key in site.etcd.keys(f"{P}workloadendpoints/") if "-late-" in key]
+        stored = json.loads(site.etcd.ctl("get", "--print-value-only", key))
+        assert stored["metadata"]["labels"]["round"] == str(number)
+        assert first.runtime.call("DEL", late, name="late").status == 0
+
     # all pods of a node go, and so does what etcd has of them
     for name in ("p2a", "p2b"):
         assert site.nodes[2].runtime.call("DEL", site.pods.pop(name)[0]).status == 0
