@@ -79,42 +79,45 @@ class SavedState:
         """What the last run believed. Raises ConfigError with why it is of no use; the file stays as it is."""
         try:
             with open(self.path, "rb") as file:
-                lines = file.read().split(b"\n")
+                loaded = self._begun(file.readline())
+                for line in file:
+                    if text := _text_of(line):
+                        _take(loaded, text)
+                return loaded
         except FileNotFoundError:
             raise ConfigError(self.path, "there is no saved state") from None
         except OSError as error:
             raise ConfigError(self.path, f"cannot read the saved state: {error.strerror}") from None
-        header = _header(lines[0])
+
+    def _begun(self, line: bytes) -> Loaded:
+        """What the first line says. Raises ConfigError."""
+        header = _header(line)
         if not isinstance(header, dict) or header.get("saved") != SCHEMA:
             raise ConfigError(self.path, "this is no saved state of this version of routed")
         own = self.identity
         if (header.get("node"), header.get("root")) != (own.node, own.root):
             raise ConfigError(self.path, "the saved state is of another node or another root, so it is not used")
-        loaded = Loaded(
+        return Loaded(
             cluster=int(header.get("cluster", 0)),
             elsewhere=not set(header.get("endpoints") or ()) & set(own.endpoints),
         )
-        for line in lines[1:]:
-            if text := _text_of(line):
-                _take(loaded, text)
-        return loaded
 
     def rewrite(self, believed: Believed, offset: float, as_of: float, revision: int, cluster: int) -> None:
         """Write all of it. `offset` is what to add to the guard's times for Unix time."""
         header = {"saved": SCHEMA, "node": self.identity.node, "root": self.identity.root, "cluster": cluster}
-        keys = list(believed.good.keys() | believed.garbage.keys())
-        lines = [_line(header | {"endpoints": list(self.identity.endpoints)}), _line([as_of, revision])]
-        lines += _states(believed, keys, offset)
+        keys = (*believed.good, *(key for key in believed.garbage if key not in believed.good))
+        first = (_line(header | {"endpoints": list(self.identity.endpoints)}), _line([as_of, revision]))
         temporary = f"{self.path}.new"
         try:
             self.close()
             with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-                file.writelines(lines)
+                file.writelines(first)
+                file.writelines(_states(believed, keys, offset))  # one after the other: all of it is tens of megabytes
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, self.path)
             self._file = open(self.path, "ab")  # noqa: SIM115 - kept open for the changes that follow
-            self._lines = len(lines)
+            self._lines = len(first) + len(keys)
             self.problem = ""
         except OSError as error:
             self._failed(error)
@@ -265,7 +268,7 @@ def _checked(text: bytes) -> bytes:
 
 def _text_of(line: bytes) -> bytes:
     """What a line says; nothing where it is damaged."""
-    mark, _, text = line.partition(b" ")
+    mark, _, text = line.rstrip(b"\n").partition(b" ")
     try:
         return text if int(mark, 16) == zlib.crc32(text) else b""
     except ValueError:
