@@ -234,6 +234,8 @@ class HostRules:
     """Interfaces that begin so are workloads'; one nobody has described yet admits nothing."""
     workload_to_host: Action = Action.ALLOW
     """Packets of workloads for the node itself; PASS asks the workload's egress first, and then admits."""
+    drop_invalid: bool = True
+    """Packets to and from workloads of no connection, that are no beginning of one either, are dropped."""
     failsafe_in: tuple[Failsafe, ...] = ()
     failsafe_out: tuple[Failsafe, ...] = ()
     nat_pools: Mapping[Family, tuple[bytes, ...]] = field(default_factory=dict, hash=False)

@@ -142,6 +142,8 @@ class Firewall:
         self._walk_of: dict[str, tuple[Walk, Place]] = {}
         self._base: dict[str, tuple[bytes, ...]] = {}
         """Rules of the base and dispatch chains, as they are in the kernel."""
+        self._names: dict[bytes, str] = {}
+        """What people call those of them that drop."""
         self._base_made_from: tuple[HostRules, dict[_Key, EndpointPolicy], tuple[str, ...]] | None = None
         """What they follow from: who is there but pods, which come and go without changing them."""
 
@@ -155,6 +157,7 @@ class Firewall:
             old, self._host = self._host, wanted.host
             self._change_pools(batch, old)
             if (old.log_group, old.log_denied) != (self._host.log_group, self._host.log_denied):
+                self._names.clear()
                 self._rewrite_all(batch)
         for update in wanted.chains:
             self._given_up.pop(update.name, None)
@@ -318,6 +321,8 @@ class Firewall:
             _policy_chain(name): {comment(rule.origin): (chain.policy, rule.action) for rule in self._rules(chain)}
             for name, chain in self._chains.items()
         }
+        for chain, rules in self._base.items():
+            found[chain] = {said: (said, Action.DENY) for each in rules if (said := self._names.get(each))}
         for name, (walk, place) in self._walk_of.items():
             stages = _stages(walk, place)
             for chain, (tier, _, end) in zip(_stage_chains(name, stages), stages, strict=True):
@@ -449,6 +454,12 @@ class Firewall:
             log = nft.log(self._host.log_group, f"routed deny {origin}")
         return nft.counter() + log + nft.verdict(Verdict.DROP)
 
+    def _dropped(self, match: bytes, name: str) -> bytes:
+        """A rule of a base or dispatch chain that drops, under a name."""
+        made = match + self._deny(name)
+        self._names[made] = name
+        return made
+
     # ---- walks
 
     def _target(self, policy: EndpointPolicy | None, direction: str) -> tuple[Verdict, str] | None:
@@ -552,7 +563,7 @@ class Firewall:
             if chain in self._base:
                 batch.flush_chain(chain)
             for expressions in rules:
-                batch.add_rule(chain, expressions)
+                batch.add_rule(chain, expressions, self._names.get(expressions, ""))
         self._base = wanted
 
     def _base_rules(self) -> dict[str, tuple[bytes, ...]]:
@@ -575,7 +586,7 @@ class Firewall:
             "raw_prerouting": [
                 *unmarked,
                 *(
-                    match + nft.fib_source_present() + nft.compare(bytes(4)) + nft.counter() + nft.verdict(Verdict.DROP)
+                    self._dropped(match + nft.fib_source_present() + nft.compare(bytes(4)), "spoofed source")
                     for match in workloads
                 ),
                 *(
@@ -608,8 +619,10 @@ class Firewall:
                 rules["input"] += [match + each + nft.verdict(Verdict.RETURN) for each in _discovery()]
                 if to_host is Action.PASS:
                     rules["input"].append(match + nft.verdict(Verdict.JUMP, "from_workload"))
-                end = self._deny("workload to host") if to_host is Action.DENY else nft.verdict(Verdict.RETURN)
-                rules["input"].append(match + end)
+                if to_host is Action.DENY:
+                    rules["input"].append(self._dropped(match, "workload to host"))
+                else:
+                    rules["input"].append(match + nft.verdict(Verdict.RETURN))
             rules["input"] += asked(Place.HOST, "ingress")
         if self._is_used(Place.HOST, "egress"):
             passed = [match + nft.verdict(Verdict.RETURN) for match in to_workloads]
@@ -632,18 +645,20 @@ class Firewall:
     def _dispatch_rules(self, place: Place, direction: str, name: str) -> Iterator[bytes]:
         by = Meta.IIFNAME if direction == "ingress" else Meta.OIFNAME
         if place is Place.WORKLOAD:
+            if self._host.drop_invalid:
+                yield self._dropped(_ct_state(CtState.INVALID), "of no connection")
             by = Meta.OIFNAME if direction == "ingress" else Meta.IIFNAME
             if direction == "egress":  # a pod must not speak the node's tunnels around its policy
-                yield _l4(_IPIP) + nft.counter() + nft.verdict(Verdict.DROP)
+                yield self._dropped(_l4(_IPIP), "tunnels of workloads")
                 for port in sorted({_VXLAN_PORT, *(each.port for each in self._host.tunnels if each.protocol == _UDP)}):
-                    yield _l4(_UDP) + _port(2, port) + nft.counter() + nft.verdict(Verdict.DROP)
+                    yield self._dropped(_l4(_UDP) + _port(2, port), "tunnels of workloads")
             where = _DESTINATION if direction == "ingress" else _SOURCE
             for bridge, family in product(self._bridges(), Family):
                 match = _interface(by, f"{bridge}\x00") + nft.meta(Meta.NFPROTO) + nft.compare(_PROTO[family])
                 address = nft.payload(Base.NETWORK, *where[family])
                 yield match + address + nft.verdict_map(_by_address(name, family))
             yield nft.meta(by) + nft.verdict_map(f"by_{name}")
-            yield self._deny("unknown workload")
+            yield self._dropped(b"", "unknown workload")
             return
         if place in _FAILSAFE_PLACES:
             yield from self._failsafe_rules(place, direction)
@@ -673,7 +688,8 @@ class Firewall:
     def _strangers(self) -> Iterator[bytes]:
         """Packets for a tunnel from who is no node: what is in them would pass for a pod's."""
         for tunnel in self._host.tunnels:
-            yield _tunnel(tunnel) + _by_end(tunnel, _SOURCE, inverted=True) + nft.counter() + nft.verdict(Verdict.DROP)
+            stranger = _tunnel(tunnel) + _by_end(tunnel, _SOURCE, inverted=True)
+            yield self._dropped(stranger, "tunnel packets of who is no node")
 
     def _nat_rules(self) -> Iterator[bytes]:
         for family, pools in sorted(self._host.nat_pools.items()):

@@ -22,7 +22,14 @@ _NOT_ENFORCED = ("NetworkPolicy", "GlobalNetworkPolicy", "KubernetesNetworkPolic
 #: What of a FelixConfiguration counts for routes.
 FELIX_USED = frozenset({"interfacePrefix"})
 #: And for policy.
-FELIX_OF_POLICY = frozenset({"defaultEndpointToHostAction", "failsafeInboundHostPorts", "failsafeOutboundHostPorts"})
+FELIX_OF_POLICY = frozenset(
+    {
+        "defaultEndpointToHostAction",
+        "disableConntrackInvalidCheck",
+        "failsafeInboundHostPorts",
+        "failsafeOutboundHostPorts",
+    }
+)
 #: And for tunnels.
 FELIX_OF_TUNNELS = frozenset({"ipipMTU", "vxlanMTU", "vxlanMTUV6", "vxlanPort", "vxlanVNI"})
 

@@ -39,10 +39,19 @@ def host_rules(
     )
     inbound = next((each.failsafe_inbound for each in configured if each.failsafe_inbound is not None), None)
     outbound = next((each.failsafe_outbound for each in configured if each.failsafe_outbound is not None), None)
+    unchecked = next(
+        (
+            each.disable_conntrack_invalid_check
+            for each in configured
+            if each.disable_conntrack_invalid_check is not None
+        ),
+        False,
+    )
     said = prefixes or next((each.interface_prefix for each in configured if each.interface_prefix), ())
     return HostRules(
         workload_prefixes=tuple(said or ()) or ("cali",),
         workload_to_host=_TO_HOST[to_host] if to_host is not None else Action.ALLOW,
+        drop_invalid=not unchecked,
         failsafe_in=FAILSAFE_IN if inbound is None else _failsafe(inbound),
         failsafe_out=FAILSAFE_OUT if outbound is None else _failsafe(outbound),
         nat_pools={family: tuple(sorted(found)) for family, found in nat.items()},

@@ -49,6 +49,8 @@ class Packet:
     """The interface it leaves by; empty: it is for this node."""
     reply: bool = False
     """Of an established connection, or related to one."""
+    invalid: bool = False
+    """Of no connection, and no beginning of one."""
 
     @property
     def family(self) -> Family:
@@ -189,16 +191,18 @@ class FirewallModel:
 
     def _endpoint(self, place: Place, direction: str, interface: str, packet: Packet) -> Judgement | None:
         if place is Place.WORKLOAD:
+            if packet.invalid and self.host.drop_invalid:
+                return Judgement(False, "of no connection")
             ports = {4789, *(tunnel.port for tunnel in self.host.tunnels if tunnel.protocol == 17)}
             if direction == "egress" and (packet.protocol == 4 or (packet.protocol == 17 and packet.port in ports)):
                 return Judgement(False, "tunnels of workloads")
             policy = self.endpoints.get((place, interface))
             if policy is None:
-                return Judgement(False, "end of unknown workload")
+                return Judgement(False, "unknown workload")
         else:
             if self._is_workload(interface):
                 if place is Place.HOST and direction == "ingress" and self.host.workload_to_host is Action.DENY:
-                    return None if _is_discovery(packet) else Judgement(False, "end of workload to host")
+                    return None if _is_discovery(packet) else Judgement(False, "workload to host")
                 if place is Place.HOST:
                     return None
             if place is Place.HOST and self._is_failsafe(packet, direction):

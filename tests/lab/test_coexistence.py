@@ -188,7 +188,7 @@ def test_docker(site: Site, form: str):
     # Docker drops all forwarding it does not know, and its rules are not ours to change
     lost = [Connection(who(CLIENT), who(A), "TCP", 80, ipv6) for ipv6 in (False, True)]
     assert site.connections.attempt(lost, set()) == set()
-    for family in (4, 6):  # as docs/pods.md has it
+    for family in (4, 6):  # as docs/policy.md has it
         tables.run(family, "-I", "DOCKER-USER", "-i", "cali+", "-j", "ACCEPT")
         tables.run(family, "-I", "DOCKER-USER", "-o", "cali+", "-j", "ACCEPT")
     before = tables.saved()

@@ -451,6 +451,56 @@ def test_counters_name_the_rule(site: Site):
     assert counted == {"allow everything": sum(2 if packet.outgoing == "calib" else 1 for packet in packets)}
 
 
+def reset_packet(port: int) -> bytes:
+    """A TCP header with RST and ACK: of no connection where none is tracked (RFC 9293 3.1)."""
+    return struct.pack("!HHIIBBHHH", 4000, port, 1, 1, 5 << 4, 0x14, 0, 0, 0)
+
+
+def test_packets_of_no_connection(site: Site):
+    """As Felix has it: dropped at pods, though policy admits everything, unless that is switched off."""
+
+    def arrives(port: int) -> bool:
+        with contextlib.ExitStack() as opened:
+            made = []
+            for interface in ("calib", "calia"):
+                with site.hosts[interface].entered():
+                    made.append(
+                        opened.enter_context(socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP))
+                    )
+            listener, sender = made
+            listener.settimeout(5)
+            target = PODS["calib"][V4]
+            sender.sendto(reset_packet(port), (target, 0))
+            with site.node.entered():
+                node = opened.enter_context(socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP))
+            node.sendto(reset_packet(9), (target, 0))  # the node's own are never judged
+            while (found := struct.unpack_from("!H", listener.recv(256), 22)[0]) != 9:
+                if found == port:
+                    return True
+            return False
+
+    site.apply(PolicyBatch(endpoints=everywhere(None)))
+    assert not arrives(80)
+    dropped = [rule for rule in site.run(site.kernel.rules()) if rule.comment == "of no connection" and rule.packets]
+    assert [rule.chain for rule in dropped] == ["from_workload"]
+    assert site.firewall.decisions()["from_workload"]["of no connection"] == ("of no connection", Action.DENY)
+    packet = Packet(b"\x0a\x41\x00\x01", b"\x0a\x41\x00\x02", 6, incoming="calia", outgoing="calib", invalid=True)
+    assert site.model.judge(packet).reason == "of no connection"
+    site.apply(PolicyBatch(host=HostRules(drop_invalid=False)))
+    assert arrives(81) and site.model.judge(packet).admitted
+
+
+def test_whatever_is_dropped_has_a_name_and_a_counter(site: Site):
+    tunnels = (TunnelPackets(V4, UDP, 4789, ()),)
+    host = HostRules(tunnels=tunnels, workload_to_host=Action.DENY)
+    site.apply(PolicyBatch(endpoints=everywhere(None), host=host))
+    named = {rule.comment for rule in site.run(site.kernel.rules()) if rule.packets is not None}
+    wanted = {"spoofed source", "unknown workload", "workload to host", "tunnels of workloads", "of no connection"}
+    assert named == wanted | {"tunnel packets of who is no node"}
+    listed = site.node.run("nft", "list", "table", "inet", "routed")
+    assert all("comment" in line for line in listed.splitlines() if line.endswith("drop") or " drop " in line)
+
+
 def test_addresses_of_pools_are_translated_only_outside(site: Site):
     nat = {V4: (parse_prefix("10.65.0.0/16")[1],)}
     every = {V4: (parse_prefix("10.65.0.0/16")[1], parse_prefix("198.51.100.0/24")[1])}
