@@ -177,26 +177,30 @@ class FamilyRib:
         yield from adj_in.refused.items()
 
     def sweep(self, adj_in: AdjRibIn) -> Iterator[None]:
-        """Remove what the source announced before its current epoch, a slice at a time.
+        """Remove what the source announced before the epoch that is its current one now, a slice at a time.
+
+        A session that ends before this is over begins another epoch, and what it had announced may have to be kept.
 
         The kernel hears of it at the end, all at once: it deletes many routes three times as fast in an order of its
         driver's choice (`dataplane.routes`), which has to know them all.
         """
+        return self._sweep(adj_in, adj_in.epoch)
+
+    def _sweep(self, adj_in: AdjRibIn, epoch: int) -> Iterator[None]:
         table, source = self.table, adj_in.source
         deleted: list[bytes] = []
-        for prefix in [prefix for prefix, path in adj_in.refused.items() if path.epoch != adj_in.epoch]:
+        for prefix in [prefix for prefix, path in adj_in.refused.items() if path.epoch < epoch]:
             del adj_in.refused[prefix]
             adj_in.count -= 1
             adj_in.stale -= 1
         keys = list(table) if adj_in.count else []
         for start in range(0, len(keys), SLICE):
-            epoch = adj_in.epoch
             run: list[bytes] = []
             old: Path | None = None
             for prefix in keys[start : start + SLICE]:
                 entry = table.get(prefix)
                 if entry.__class__ is Path:
-                    if entry.source is not source or entry.epoch == epoch:
+                    if entry.source is not source or entry.epoch >= epoch:
                         continue
                     del table[prefix]  # the only candidate goes: there is no choice to make
                     if prefix in self.watched:
@@ -210,7 +214,7 @@ class FamilyRib:
                         run.append(prefix)
                 elif entry is not None:
                     path = _of_source(entry, source)
-                    if path is not None and path.epoch != epoch:
+                    if path is not None and path.epoch < epoch:
                         self._gone(old, run, deleted)
                         run, old = [], None
                         self._put(prefix, source, None)

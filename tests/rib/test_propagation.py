@@ -221,6 +221,28 @@ STEPS = st.lists(
 )
 
 
+@pytest.mark.parametrize("others", [False, True], ids=["the only path", "one of two"])
+def test_a_session_that_ends_before_the_sweep_of_its_end_of_rib_takes_nothing_along(others: bool) -> None:
+    """A peer is back, says all it has, and is gone again, at once: what it said is kept, what it did not say again goes."""
+    net = Net([SourceKind.EBGP, SourceKind.EBGP])
+    peer, other = net.peers
+    again, not_again = PREFIXES[:2]
+    if others:
+        net.rib.announce(other.adj_in, other.path(1), [again, not_again])
+    net.rib.announce(peer.adj_in, peer.path(0), [again, not_again])
+    peer.adj_in.new_epoch()  # its session ends, graceful restart keeps what it had
+    peer.adj_in.new_epoch()  # and is up again
+    net.rib.announce(peer.adj_in, peer.path(0), [again])
+    sweep = net.rib.sweep(peer.adj_in)  # End-of-RIB
+    peer.adj_in.new_epoch()  # and it ends before anything is swept
+    for _ in sweep:
+        pass
+    assert [prefix for prefix, _ in net.rib.announced(peer.adj_in)] == [again]
+    assert (peer.adj_in.count, peer.adj_in.stale) == (1, 1)
+    net.drain()
+    net.check()
+
+
 @settings(max_examples=300, deadline=None)
 @given(KINDS, STEPS)
 def test_everybody_hears_what_the_table_says(
