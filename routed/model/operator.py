@@ -143,8 +143,8 @@ def _configuration(spec: JsonObject) -> JsonObject:
 
 
 def _enabled(fields: Fields, name: str) -> bool | None:
-    text = fields.text(name)
-    if text not in ("", "Enabled", "Disabled"):
+    text = fields.values.get(name)
+    if text not in (None, "", "Enabled", "Disabled"):
         raise fields.error(name, f"must be Enabled or Disabled, not {shown(text)}")
     return text == "Enabled" if text else None
 

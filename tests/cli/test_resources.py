@@ -441,10 +441,53 @@ def test_lost_indentation_is_refused_with_line_and_reason(desk: Desk, text: str)
     assert desk.names() == []
 
 
+def test_an_installation_with_all_that_people_vary(desk: Desk) -> None:
+    """Two pools and families, BGP off, every encapsulation; what is for the operator itself is named."""
+    text = """
+apiVersion: operator.tigera.io/v1
+kind: Installation
+metadata: {name: default}
+spec:
+  variant: Calico
+  calicoNetwork:
+    bgp: Disabled
+    linuxDataplane: Iptables
+    nodeAddressAutodetectionV4: {firstFound: true}
+    ipPools:
+    - {name: pods, cidr: 192.168.0.0/16, encapsulation: IPIP, natOutgoing: Disabled, blockSize: 25}
+    - {cidr: 172.31.0.0/16, encapsulation: VXLAN, nodeSelector: "rack == 'a'"}
+    - {cidr: "fd00:10::/48", encapsulation: None, natOutgoing: Enabled, disableBGPExport: true}
+"""
+    ran = desk.run("apply", "-f", "-", stdin=text)
+    assert ran.status == 0, ran.err
+    assert "left alone, since they are about workloads of the operator's: spec.variant, " in ran.err
+    assert "spec.calicoNetwork.nodeAddressAutodetectionV4" in ran.err and "spec.calicoNetwork.linuxDataplane" in ran.err
+    assert "BGPPeers, if there are any, are still peered with" in ran.err
+    made = yaml.safe_load(desk.run("get", "ippools,bgpconfigurations", "-o", "yaml").out)["items"]
+    same = {"assignmentMode", "allowedUses"}
+    assert {
+        one["metadata"]["name"]: {name: value for name, value in one["spec"].items() if name not in same} for one in made
+    } == {
+        "default": {"nodeToNodeMeshEnabled": False},
+        "pods": {
+            "cidr": "192.168.0.0/16", "ipipMode": "Always", "vxlanMode": "Never", "natOutgoing": False, "blockSize": 25,
+            "nodeSelector": "all()",
+        },
+        "default-ipv4-ippool": {
+            "cidr": "172.31.0.0/16", "ipipMode": "Never", "vxlanMode": "Always", "natOutgoing": True, "blockSize": 26,
+            "nodeSelector": "rack == 'a'",
+        },
+        "default-ipv6-ippool": {
+            "cidr": "fd00:10::/48", "ipipMode": "Never", "vxlanMode": "Never", "natOutgoing": True, "blockSize": 122,
+            "nodeSelector": "all()", "disableBGPExport": True,
+        },
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("change", "line", "reason"),
     [
-        (("bgp: Enabled", "bgp: true"), 6, "spec.bgp: must be text, not true"),
+        (("bgp: Enabled", "bgp: true"), 6, "spec.bgp: must be Enabled or Disabled, not true"),
         (("VXLANCrossSubnet", "Geneve"), 10, "spec.ipPools[0].encapsulation: must be one of None, IPIP"),
         (
             ("blockSize", "blocksize"),
