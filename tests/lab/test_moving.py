@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from routed.testing.lab import Lab, wait_for
+from routed.testing.lab import Lab, Namespace, wait_for
 from routed.testing.routers import Bird, Routed, missing
 from tests.lab.test_restart import nothing_lost
 from tests.lab.topology import CLUSTER_AS, RECONNECT, SOON, Rack, address, block, cluster, pod, start
@@ -25,10 +25,12 @@ def bird_config(own: int, other: int) -> str:
         channel = "ipv6" if six else "ipv4"
         text += (
             f"protocol kernel {{ persist; graceful restart; metric {1024 if six else 0};"
-            f" {channel} {{ import none; export where source = RTS_BGP; }}; }}\n"
+            f" {channel} {{ import none; export where source ~ [RTS_BGP, RTS_STATIC]; }}; }}\n"
             f"protocol static {{ {channel}; route {block(own, ipv6=six)} blackhole; }}\n"
             f"protocol bgp {{ local {address(own, ipv6=six)} as {CLUSTER_AS};"
             f" neighbor {address(other, ipv6=six)} as {CLUSTER_AS}; direct; graceful restart on;"
+            # as confd has it: a second connection would end BIRD's graceful restart
+            f"{' passive;' if address(other, ipv6=six) > address(own, ipv6=six) else ''}"
             " connect delay time 1; connect retry time 2; error wait time 1, 2;"
             f" {channel} {{ import all; export where source = RTS_STATIC; next hop self; }}; }}\n"
         )
@@ -71,22 +73,63 @@ def routed_in_its_place(first: Routed, second: Routed, bird: Bird) -> Iterator[N
         yield
 
 
-def test_to_routed_and_back_without_a_lost_packet(nodes: tuple[Routed, Routed, Bird]) -> None:
-    first, second, bird = nodes
+@contextlib.contextmanager
+def back_at_bird(first: Routed, second: Routed) -> Iterator[Bird]:
+    """routed ends on the first node, hands its routes over, and BIRD starts: nothing goes from either kernel meanwhile."""
     peers = [address(1, ipv6=six) for six in (False, True)]
-    with routed_in_its_place(first, second, bird):
-        assert "routes of another routing daemon were taken over" in first.log()
-        hand = (sys.executable, "-m", "routed.daemon.main", "hand-over", "bird", "--config", str(first.config))
-        assert "stop it first" in first.namespace.run("sh", "-c", f"{' '.join(hand)} 2>&1", check=False)
+    hand = (sys.executable, "-m", "routed.daemon.main", "hand-over", "bird", "--config", str(first.config))
+    assert "stop it first" in first.namespace.run("sh", "-c", f"{' '.join(hand)} 2>&1", check=False)
+    with contextlib.ExitStack() as watched:
+        for each in (first, second):
+            watched.enter_context(no_route_deleted(each.namespace))
         first.stop()
         assert "were handed over to bird" in first.namespace.run(*hand)
         assert protocols(first) == {BIRD_NUMBER}
         back = Bird(first.namespace, bird_config(1, 2), recover=True)
         back.start()
-        wait_for(lambda: second.established(*peers), RECONNECT, "BIRD is back", state=second.sessions)
-        wait_for(lambda: block(2) in back.routes(), SOON, "and has the routes")
-        assert protocols(first) == {BIRD_NUMBER}
-    back.kill()
+        try:
+            wait_for(lambda: second.established(*peers), RECONNECT, "BIRD is back", state=second.sessions)
+            wait_for(lambda: block(2) in back.routes(), SOON, "and has the routes")
+            wait_for(
+                lambda: ended_restarts(second, *peers), SOON, "and has said that these are all", state=second.neighbors
+            )
+            assert protocols(first) == {BIRD_NUMBER}
+            yield back
+        finally:
+            back.kill()
+
+
+def ended_restarts(routed: Routed, *peers: str) -> bool:
+    """Whether nothing is kept any more as it was before these peers were away."""
+    rows = routed.neighbors()
+    return not any(family["stale"] for peer in peers for family in rows[peer]["families"].values())
+
+
+@contextlib.contextmanager
+def no_route_deleted(namespace: Namespace) -> Iterator[None]:
+    """The kernel of a namespace deletes no unicast route of pods meanwhile; a replacement is none."""
+    monitor = namespace.start("monitor", "ip", "-o", "monitor", "route")
+
+    def heard(marker: str) -> bool:
+        namespace.ip(f"route add blackhole {marker}", f"route del blackhole {marker}")
+        return f"Deleted blackhole {marker}" in monitor.text()
+
+    wait_for(lambda: heard("203.0.113.1"), SOON, "the kernel's news arrive", every=0.2)
+    yield
+    wait_for(lambda: heard("203.0.113.2"), SOON, "all of the kernel's news", every=0.2)
+    monitor.stop()
+    deleted = [
+        line for line in monitor.text().splitlines() if line.startswith("Deleted") and "244" in line and "via" in line
+    ]
+    assert deleted == []
+
+
+def test_to_routed_and_back_without_a_lost_packet(nodes: tuple[Routed, Routed, Bird]) -> None:
+    first, second, bird = nodes
+    with routed_in_its_place(first, second, bird):
+        assert "routes of another routing daemon were taken over" in first.log()
+        with back_at_bird(first, second):
+            pass
 
 
 def test_what_nobody_asks_for_is_swept(nodes: tuple[Routed, Routed, Bird]) -> None:
