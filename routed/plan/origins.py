@@ -4,7 +4,7 @@ A block is the node's own by a confirmed BlockAffinity; a pending one is not (no
 about to be deleted, nor one whose block says that another node has it: such a claim is in `withheld`, with the reason.
 (Calico goes by the affinity alone there.) Status.podCIDRs of the Node are its blocks where the settings say so.
 Every block but a single address gets a blackhole in the kernel, so that packets to its unused addresses end here
-instead of following the default route; a single address is a pod's, whose own route must not compete with it.
+instead of following the default route; a single address is a pod's, whose own route takes its place.
 
 Ranges of services (`services`) are announced and never programmed: kube-proxy takes the packets.
 """

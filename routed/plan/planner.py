@@ -107,7 +107,11 @@ class Planner:
         plan = Plan(
             speaker=self._speaker,
             peers=self._peers(),
-            origins={**self._workloads.routes, **self._ways, **self._origins.routes},
+            origins={
+                **self._ways,
+                **self._origins.routes,
+                **self._workloads.routes,
+            },  # a block may be one pod's address
             withheld=self._origins.withheld,
             kernel=self._kernel,
             learn=self._learn,

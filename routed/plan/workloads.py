@@ -2,7 +2,8 @@
 
 Only where the node's pods are routed's (`PlanSettings.own_workloads`); beside Calico's CNI plugin and Felix these routes
 are theirs, and learned from the kernel instead (`program`). How such a route is announced follows from the blocks, as for
-any other: one inside an own block hides behind it.
+any other: one inside an own block hides behind it, and one that is an own block of a single address is announced as that,
+whose place it takes.
 
 Invariant: a pod that comes or goes costs the same however many there are.
 """

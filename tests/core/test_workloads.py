@@ -115,6 +115,32 @@ def test_pods_of_other_nodes_and_pods_that_move(here: Here):
     assert here.kernel == {"10.65.0.2/32": behind(7)}
 
 
+def test_a_pod_has_the_route_of_its_block_of_one_address(here: Here):
+    """Pools with blockSize 32 or 128: the block is announced all the time, and has no route in the kernel itself."""
+    here.link("calia", 7)
+    for cidr in ("10.70.0.3/32", "fd00:70::3/128"):
+        name = "n1-" + cidr.replace(".", "-").replace(":", "-").replace("/", "-")
+        here.apply(
+            {
+                "apiVersion": "projectcalico.org/v3",
+                "kind": "BlockAffinity",
+                "metadata": {"name": name},
+                "spec": {"node": "n1", "cidr": cidr, "state": "confirmed", "type": "host"},
+            }
+        )
+
+    def announced() -> list[str]:
+        return [format_prefix(family, prefix) for family, rib in here.core.ribs.items() for prefix in rib.table]
+
+    assert here.kernel == {}
+    both = announced()
+    assert both == ["10.70.0.3/32", "fd00:70::3/128"]
+    here.apply(endpoint("a", "10.70.0.3", "fd00:70::3"))
+    assert here.kernel == {"10.70.0.3/32": behind(7), "fd00:70::3/128": behind(7)} and announced() == both
+    here.delete("a")
+    assert here.kernel == {} and announced() == both
+
+
 def test_one_address_two_pods_is_said(here: Here):
     here.link("calia", 7)
     here.link("calib", 8)

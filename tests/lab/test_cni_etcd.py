@@ -129,6 +129,18 @@ def test_pods_on_three_nodes_and_one_etcd(site: Site) -> None:
         assert tcp(pod, OUTSIDE[1]) == f"fd00::{number}"
         assert all(pod.pings(address) for address in OUTSIDE)
 
+    # a pool whose blocks are single addresses: the pod has its block's route, and the block is announced
+    site.etcd.put_resource("ippools", resource("IPPool", "ones", {"cidr": "10.70.0.0/28", "blockSize": 32}))
+    ipam = {**DUAL["ipam"], "assign_ipv6": "false", "ipv4_pools": ["ones"]}
+    single = site.lab.namespace("single")
+    wait_for(
+        lambda: site.nodes[1].runtime.call("ADD", single, ipam=ipam).status == 0, 30, "the pool is known",
+        state=site.lab.report,
+    )  # fmt: skip
+    (address,) = site.nodes[1].runtime.add(single, ipam=ipam).addresses
+    wait_for(lambda: site.pods["p3a"][0].pings(address), 30, "it is reached from another node", state=site.lab.report)
+    assert site.nodes[1].runtime.call("DEL", single).status == 0
+
     # a daemon dies: the packets don't notice, and the next one knows the node's pods
     pod, addresses = site.pods["p1a"]
     ping = site.pods["p3a"][0].start("ping", "ping", "-n", "-i", "0.01", "-c", "400", addresses[0])
