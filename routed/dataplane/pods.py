@@ -27,6 +27,7 @@ import secrets
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -59,6 +60,8 @@ from routed.netlink.veth import (
 )
 
 _SIOCGIFMTU, _SIOCGIFINDEX = 0x8921, 0x8933
+#: Seconds in which the kernel should have seen that a pair's other end is up, and between two looks.
+_CARRIER, _LOOK_AGAIN = 5.0, 0.002
 #: The index of `lo` in every network namespace.
 _LOOPBACK = 1
 
@@ -178,6 +181,7 @@ class PodWiring:
                 raise KernelError(errno.ENODEV, "", what)
             self._configure_node(port, index, what)
             self._configure_pod(port, Exchange(inside))
+            self._await_carrier(port.interface, what)
             return index
         except BaseException:
             made = self.index_of(port.interface)
@@ -358,6 +362,19 @@ class PodWiring:
             requests.append(add_default_route(inside.next(), index, family, gateway))
         addresses = ", ".join(format_address(address) for _, address in port.addresses)
         inside.ask_all(requests, f"interface {port.pod_interface} inside the pod ({addresses})")
+
+    def _await_carrier(self, interface: str, what: str) -> None:
+        """Until the node's end takes packets. It was up before the pod's end was, and hears of that by the kernel's
+        link watch, which waits for others' changes: what is sent before is dropped without a word."""
+        until = time.monotonic() + _CARRIER
+        while True:
+            with self._turn:
+                link = self._link(self._node, interface)  # newer kernels have the link watch look before they answer
+            if link.up and link.running:
+                return
+            if time.monotonic() > until:
+                raise KernelError(errno.ENETDOWN, "the kernel does not see that its other end is up", what)
+            time.sleep(_LOOK_AGAIN)
 
     def _write_sysctls(self, interface: str, values: Iterable[tuple[str, str]]) -> None:
         for template, value in values:

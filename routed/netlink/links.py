@@ -19,6 +19,7 @@ from routed.netlink.numbers import (
     IFA_ADDRESS,
     IFA_LOCAL,
     IFF_LOWER_UP,
+    IFF_RUNNING,
     IFF_UP,
     IFLA_IFNAME,
     IFLA_MTU,
@@ -44,6 +45,8 @@ class Link:
     """Enabled, and the layer below is up: IFF_UP and IFF_LOWER_UP."""
     mtu: int = 0
     """Octets of the largest packet; 0 where the message does not say."""
+    running: bool = False
+    """IFF_RUNNING: the kernel has seen that the layer below is up, and hands packets to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,7 @@ def decode_link(data: bytes) -> Link | None:
             mtu = int.from_bytes(value, sys.byteorder)
             break  # it comes behind the name
     enabled = bool(flags & IFF_UP)
-    return Link(index, name, enabled, enabled and bool(flags & IFF_LOWER_UP), mtu)
+    return Link(index, name, enabled, enabled and bool(flags & IFF_LOWER_UP), mtu, bool(flags & IFF_RUNNING))
 
 
 def decode_address(data: bytes) -> Address | None:

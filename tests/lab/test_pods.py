@@ -104,6 +104,23 @@ def test_two_pods_reach_each_other_and_their_node_without_a_default_route(node: 
     assert one.namespace.routes() == {"default": "via 169.254.1.1 dev eth0", "169.254.1.1": "dev eth0 scope link"}
 
 
+def test_the_first_packet_to_a_pod_that_was_made_arrives(node: Node):
+    # before the kernel's link watch has run, the node's end drops what is sent
+    for number in range(10):
+        pod = node.pod(number, f"10.65.0.{number + 1}")
+        with pod.namespace.entered():
+            receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            receiver.bind(("", 7777))
+            receiver.settimeout(5)
+        with node.namespace.entered(), receiver, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            node.wiring.attach(pod.port, pod.descriptor, pod.inside)
+            sender.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, pod.port.interface.encode())
+            sender.sendto(b"first", (f"10.65.0.{number + 1}", 7777))
+            assert receiver.recv(10) == b"first"
+        state = node.namespace.run("ip", "-o", "link", "show", pod.port.interface)
+        assert "state UP" in state, state
+
+
 def test_the_gateway_is_what_the_kernel_makes_of_the_mac(node: Node):
     node.attach(node.pod(1, "10.65.0.1"))
     wait_for(
