@@ -129,9 +129,10 @@ def read_labels(fields: Fields, name: str) -> Mapping[str, str]:
     """Labels, by Kubernetes' rules for their names and values."""
     labels = fields.text_map(name)
     for key, text in labels.items():
-        path = field_path(fields.at(name), key)
-        check_label_name(key, path)
-        check_label_value(text, path)
+        if not (_LABEL_NAME.fullmatch(key) and _LABEL_VALUE.fullmatch(text)):  # a path only where there is need of one
+            path = field_path(fields.at(name), key)
+            check_label_name(key, path)
+            check_label_value(text, path)
     return labels
 
 

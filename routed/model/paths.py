@@ -34,7 +34,7 @@ from routed.model.resources import AffinityType, BlockAffinity, Cidr, JsonObject
 from routed.model.schema import KIND_TABLE, parse_manifest
 from routed.model.unread import plain_block
 from routed.net.families import Family
-from routed.net.prefixes import format_prefix, parse_prefix
+from routed.net.prefixes import format_prefix, parse_prefix, plain_prefix
 
 DEFAULT_ROOT = "/calico"
 #: Kinds that have a place with the allocator instead of one by their plural.
@@ -305,6 +305,11 @@ def _block(family: str, text: str) -> tuple[Cidr, str] | None:
     """A block by the last part of its path, and its canonical spelling."""
     address, _, length = text.partition("-")
     written = f"{address}/{length}"
+    plain = plain_prefix(written)
+    if plain is not None and family == "ipv4" and plain[0] is Family.IPV4_UNICAST and length[0] != "0":
+        found, prefix, packed = plain
+        if prefix[1:].ljust(4, b"\0") == packed:  # as nearly all are: spelt as it would be
+            return Cidr(found, prefix), written
     try:
         found, prefix = parse_prefix(written)
     except ValueError:
