@@ -1,7 +1,8 @@
 """Keeps the firewall what policies, pools and endpoints ask for: one engine, fed with resources, and one kernel.
 
-Changes of one turn of the loop go into the kernel as one batch. Nothing is written before the datastore was read: the
-rules of before stay in force over a restart until all that is wanted is known.
+Changes of one turn of the loop go into the kernel as one batch. It is made in slices, a turn of the loop each, so that
+sessions and pods never wait for it; what changes meanwhile is in the same batch. Nothing is written before the datastore
+was read: the rules of before stay in force over a restart until all that is wanted is known.
 """
 
 from __future__ import annotations
@@ -178,19 +179,27 @@ class PolicyKeeper:
 
     async def settled(self) -> None:
         """Until all so far is in force."""
-        self._flush()
+        while self._flush():
+            await asyncio.sleep(0)
         await self.kernel.settled()
 
     def _wake(self) -> None:
         if self.synced and not self._due:
             self._due = True
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self._turn)
 
-    def _flush(self) -> None:
+    def _turn(self) -> None:
         self._due = False
+        if self._flush():
+            self._wake()
+
+    def _flush(self) -> bool:
+        """One slice of work, and once all is done the batch it gives. Whether there is more to do."""
         if not self.synced:
-            return
+            return False
         try:
+            if self.engine.work():
+                return True
             batch = self.engine.flush()
             changed = None
             if self._host_due:
@@ -203,6 +212,7 @@ class PolicyKeeper:
                 self.kernel.apply(PolicyBatch(made.sets, made.chains, made.endpoints, changed))
         except Exception as error:
             self._bug("policy", error)
+        return False
 
     def _host_rules(self) -> HostRules:
         made = host_rules(self._pools.values(), self._felix, self._node_name, self._prefixes)

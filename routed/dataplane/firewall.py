@@ -21,7 +21,9 @@ drops what does not have a MAC address and a source that belong together (and th
 walk is found by address. `desired_policy.BridgePort` says who is at one.
 
 Invariants: the program in the kernel and the mirror here agree while batches succeed; `rebuild` makes the whole table
-anew in one transaction, whatever was there. Elements go one by one, rules a chain at a time. Other tables are never named.
+anew in one transaction, whatever was there. Batches can be written in steps, none of which takes long (`changing`,
+`rebuilding`): what goes into the kernel is the whole batch. Elements go one by one, rules a chain at a time. Other tables
+are never named.
 
 Long for one idea: the program and the mirror it is made from can only be read together. Sockets, threads and retries are
 in `firewall_kernel`; what should be allowed is `policy`'s business.
@@ -32,8 +34,8 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from itertools import product
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice, product
 
 from routed.desired_policy import (
     Action,
@@ -74,6 +76,8 @@ from routed.netlink.nftables import (
 )
 
 TABLE = "routed"
+PORTION = 512
+"""Elements of a set that are written in one step."""
 CLOSED = "closed"
 """The only chain of a table that is there in place of one the kernel does not take."""
 
@@ -152,31 +156,39 @@ class Firewall:
     def change(self, wanted: PolicyBatch) -> Batch:
         """Take a change in; the batch that makes it in a kernel that has all before it."""
         batch = Batch(self.table)
-        gone_sets = self._change_sets(batch, wanted)
+        for _ in self.changing(wanted, batch):
+            pass
+        return batch
+
+    def changing(self, wanted: PolicyBatch, batch: Batch) -> Iterator[None]:
+        """`change` in steps of bounded length. Nobody else may change anything before the last one."""
+        sets_before, chains_before, walks_before = set(self._sets), set(self._chains), set(self._walk_of)
+        for update in wanted.sets:
+            spec = update.spec
+            removed, added = self._take_set(update)
+            if update.gone:
+                continue
+            if spec.name not in sets_before:
+                batch.add_set(spec.name, _shape(spec))
+            yield from _by_portions(batch.delete_elements, spec.name, _members(spec, removed))
+            yield from _by_portions(batch.add_elements, spec.name, _members(spec, added))
         if wanted.host is not None:
             old, self._host = self._host, wanted.host
             self._change_pools(batch, old)
             if (old.log_group, old.log_denied) != (self._host.log_group, self._host.log_denied):
                 self._names.clear()
-                self._rewrite_all(batch)
-        for update in wanted.chains:
-            self._given_up.pop(update.name, None)
-            if update.chain is not None:
-                self._write_chain(batch, update.chain, new=update.name not in self._chains)
-                self._chains[update.name] = update.chain
-        before = list(self._walk_of)
+                yield from self._rewrite_all(batch)
+        for chain_update in wanted.chains:
+            self._take_chain(chain_update)
+            if chain_update.chain is not None:
+                self._write_chain(batch, chain_update.chain, new=chain_update.name not in chains_before)
+                yield
         old_elements: dict[str, list[Element]] = {}
         new_elements: dict[str, list[Element]] = {}
         for endpoint in wanted.endpoints:
             key = (endpoint.place, endpoint.interface)
-            old_policy = self._endpoints.pop(key, None)
-            if endpoint.policy is not None:
-                self._endpoints[key] = endpoint.policy
+            old_policy = self._take_endpoint(endpoint)
             for direction in ("ingress", "egress"):
-                was, now = self._target(old_policy, direction), self._target(endpoint.policy, direction)
-                if was != now and (endpoint.place, direction) in _DISPATCH:
-                    self._count(old_policy, direction, -1)
-                    self._count(endpoint.policy, direction, +1)
                 before_it = self._entries(key, old_policy, direction)
                 after_it = self._entries(key, endpoint.policy, direction)
                 for name, element in before_it:
@@ -185,25 +197,50 @@ class Firewall:
                 for name, element in after_it:
                     if (name, element) not in before_it:
                         new_elements.setdefault(name, []).append(element)
-        for name in [name for name in self._walk_of if name not in before]:
+            yield
+        for name in [name for name in self._walk_of if name not in walks_before]:
             self._write_walk(batch, name)
+            yield
         for name, elements in old_elements.items():
-            batch.delete_elements(name, elements)
+            yield from _by_portions(batch.delete_elements, name, elements)
         for name, elements in new_elements.items():
-            batch.add_elements(name, elements)
+            yield from _by_portions(batch.add_elements, name, elements)
         self._write_base(batch)
-        for name in [name for name in before if not self._walks[name]]:
-            self._remove_walk(batch, name)
-        for update in wanted.chains:
-            if update.chain is None and self._chains.pop(update.name, None) is not None:
-                batch.delete_chain(_policy_chain(update.name))
-        for name in gone_sets:
-            batch.delete_set(name)
-        return batch
+        yield
+        for name in [name for name in self._walk_of if not self._walks[name]]:
+            for delete in (batch.flush_chain, batch.delete_chain):
+                for chain in self._chains_of_walk(name):
+                    delete(chain)
+            self._forget_walk(name)
+            yield
+        for chain_update in wanted.chains:
+            if chain_update.chain is None and chain_update.name in chains_before:
+                batch.delete_chain(_policy_chain(chain_update.name))
+        for update in wanted.sets:
+            if update.gone and update.spec.name in sets_before:
+                batch.delete_set(update.spec.name)
+
+    def take_in(self, wanted: PolicyBatch) -> None:
+        """Take a change in that only the next `rebuild` writes."""
+        for update in wanted.sets:
+            self._take_set(update)
+        self._host = wanted.host or self._host
+        for chain_update in wanted.chains:
+            self._take_chain(chain_update)
+        for endpoint in wanted.endpoints:
+            self._take_endpoint(endpoint)
+        for name in [name for name in self._walk_of if not self._walks[name]]:
+            self._forget_walk(name)
 
     def rebuild(self) -> Batch:
         """The whole table from the mirror, in place of whatever is there."""
         batch = Batch(self.table)
+        for _ in self.rebuilding(batch):
+            pass
+        return batch
+
+    def rebuilding(self, batch: Batch) -> Iterator[None]:
+        """`rebuild` in steps of bounded length. Nobody may change anything before the last one."""
         batch.add_table()
         batch.delete_table()
         batch.add_table("made by routed; changes by hand are undone")
@@ -220,22 +257,27 @@ class Firewall:
             batch.add_elements(_ends_set(family), [Element(end) for end in _ends(self._host, family)])
         for spec, members in self._sets.values():
             batch.add_set(spec.name, _shape(spec))
-            batch.add_elements(spec.name, _members(spec, members))
+            yield from _by_portions(batch.add_elements, spec.name, _members(spec, members))
         for chain in self._chains.values():
             self._write_chain(batch, chain, new=True)
+            yield
         for name in self._walk_of:
             self._write_walk(batch, name)
+            yield
+        found: dict[str, list[Element]] = {}
         for key, policy in self._endpoints.items():
             for direction in ("ingress", "egress"):
                 for name, element in self._entries(key, policy, direction):
-                    batch.add_elements(name, [element])
+                    found.setdefault(name, []).append(element)
+            yield
+        for name, elements in found.items():
+            yield from _by_portions(batch.add_elements, name, elements)
         for name, kind, hook, priority in _BASE_CHAINS:
             batch.add_base_chain(name, kind, hook, priority)
         for name in (_FROM_BRIDGE, *_DISPATCH.values()):
             batch.add_chain(name)
         self._base, self._base_made_from = {}, None
         self._write_base(batch)
-        return batch
 
     def give_up(self, chain: str, why: str) -> bool:
         """The kernel does not take a chain's rules: from the next batch on everything is denied in their place, until they
@@ -337,29 +379,41 @@ class Firewall:
         target = self._target(policy, direction)
         return target[1] if target is not None and target[1] else None
 
-    # ---- sets
+    # ---- the mirror
 
-    def _change_sets(self, batch: Batch, wanted: PolicyBatch) -> list[str]:
-        gone = []
-        for update in wanted.sets:
-            spec = update.spec
-            if update.gone:
-                if self._sets.pop(spec.name, None) is not None:
-                    gone.append(spec.name)
-                continue
-            known = self._sets.get(spec.name)
-            if known is None:
-                known = self._sets[spec.name] = (spec, set())
-                batch.add_set(spec.name, _shape(spec))
-            members = known[1]
-            removed, added = update.removed & members, update.added - members
-            members -= removed
-            members |= added
-            if removed:
-                batch.delete_elements(spec.name, _members(spec, removed))
-            if added:
-                batch.add_elements(spec.name, _members(spec, added))
-        return gone
+    def _take_set(self, update: SetUpdate) -> tuple[set[bytes], set[bytes]]:
+        """The members that go and come by it."""
+        name = update.spec.name
+        if update.gone:
+            self._sets.pop(name, None)
+            return set(), set()
+        _, members = self._sets.setdefault(name, (update.spec, set()))
+        removed, added = set(update.removed & members), set(update.added - members)
+        members -= removed
+        members |= added
+        return removed, added
+
+    def _take_chain(self, update: ChainUpdate) -> None:
+        self._given_up.pop(update.name, None)
+        if update.chain is not None:
+            self._chains[update.name] = update.chain
+        else:
+            self._chains.pop(update.name, None)
+
+    def _take_endpoint(self, update: EndpointUpdate) -> EndpointPolicy | None:
+        """What the policy there was before. A walk nobody is led to any more stays until `_forget_walk`."""
+        key = (update.place, update.interface)
+        old = self._endpoints.pop(key, None)
+        if update.policy is not None:
+            self._endpoints[key] = update.policy
+        for direction in ("ingress", "egress"):
+            was, now = self._target(old, direction), self._target(update.policy, direction)
+            if was != now and (update.place, direction) in _DISPATCH:
+                self._count(old, direction, -1)
+                self._count(update.policy, direction, +1)
+        return old
+
+    # ---- sets
 
     def _change_pools(self, batch: Batch, old: HostRules) -> None:
         for kind, before, after in (
@@ -378,11 +432,13 @@ class Firewall:
 
     # ---- chains of policies
 
-    def _rewrite_all(self, batch: Batch) -> None:
+    def _rewrite_all(self, batch: Batch) -> Iterator[None]:
         for chain in self._chains.values():
             self._write_chain(batch, chain, new=False)
+            yield
         for name in self._walk_of:
             self._write_walk(batch, name, new=False)
+            yield
 
     def _write_chain(self, batch: Batch, chain: Chain, *, new: bool) -> None:
         name = _policy_chain(chain.name)
@@ -539,14 +595,11 @@ class Firewall:
     def _undecided(self, place: Place, origin: str) -> bytes:
         return nft.verdict(Verdict.RETURN) if place in _OPEN_ENDED else self._deny(f"end of {origin}")
 
-    def _remove_walk(self, batch: Batch, name: str) -> None:
-        walk, place = self._walk_of.pop(name)
-        del self._walks[name]
-        names = (name, *_stage_chains(name, _stages(walk, place)))
-        for chain in names:
-            batch.flush_chain(chain)
-        for chain in names:
-            batch.delete_chain(chain)
+    def _chains_of_walk(self, name: str) -> tuple[str, ...]:
+        return (name, *_stage_chains(name, _stages(*self._walk_of[name])))
+
+    def _forget_walk(self, name: str) -> None:
+        del self._walk_of[name], self._walks[name]
 
     # ---- base chains
 
@@ -779,6 +832,14 @@ def _ends(host: HostRules, family: Family) -> list[bytes]:
 
 
 # ---- elements
+
+
+def _by_portions(change: Callable[[str, list[Element]], int], name: str, elements: Iterable[Element]) -> Iterator[None]:
+    """A change of a set's elements in steps: a set may have all pods of a cluster."""
+    rest = iter(elements)
+    while portion := list(islice(rest, PORTION)):
+        change(name, portion)
+        yield
 
 
 def _shape(spec: SetSpec) -> SetShape:

@@ -1,7 +1,8 @@
 """The firewall's program in the kernel: one thread commits batches, a monitor notices who else changed the table.
 
 Nothing is written before the first `apply`, so a restart leaves the rules of before in force until all that is wanted is
-known; then the whole table is replaced in one transaction. Later changes are batches of what differs. A batch the kernel
+known; then the whole table is replaced in one transaction. However large, a batch is written in slices, a turn of the loop
+each, and sent as one. Later changes are batches of what differs. A batch the kernel
 refuses changes nothing there: the whole table is made anew. Where it is a policy's rules that are refused, everything is
 denied in their place, so that no policy keeps another from being enforced. What is refused still is tried again with
 growing pauses; the rules of before stay in force, and where there are none, no new connection from or to a pod passes.
@@ -16,8 +17,9 @@ import asyncio
 import errno
 import os
 import select
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 from routed.dataplane.firewall import CLOSED, Firewall
@@ -47,6 +49,9 @@ RETRY_MAX = 60.0
 
 #: Seconds the kernel may take for one answer. Making thousands of rules takes some.
 _PATIENCE = 60.0
+
+#: Octets of a batch written before the loop has a turn: a few milliseconds' work.
+SLICE = 32_000
 
 #: What the kernel says of a message it could never take, and not of one it can't take now.
 _NEVER = (
@@ -157,11 +162,14 @@ class FirewallKernel:
             while self._waiting or self._rebuild:
                 waiting, self._waiting = self._waiting, []
                 taken = self._applied
-                batches = [self._firewall.change(batch) for batch in waiting]
                 if self._rebuild:
                     self._rebuild = False
-                    batches = [self._firewall.rebuild()]
+                    for change in waiting:
+                        self._firewall.take_in(change)
+                    batches = [await self._written(self._firewall.rebuilding)]
                     self.rebuilds += 1
+                else:
+                    batches = [await self._written(partial(self._firewall.changing, change)) for change in waiting]
                 refusal = await self._loop.run_in_executor(self._thread, self._commit, batches)
                 self.commits += len(batches)
                 if refusal is not None:
@@ -186,6 +194,16 @@ class FirewallKernel:
                             waiter.set_result(None)
         finally:
             self._running = None
+
+    async def _written(self, steps: Callable[[Batch], Iterator[None]]) -> Batch:
+        """A batch, written while the loop has a turn after every few messages."""
+        batch = Batch(self._firewall.table)
+        written = 0
+        for _ in steps(batch):
+            if batch.size - written >= SLICE:
+                written = batch.size
+                await asyncio.sleep(0)
+        return batch
 
     def _report(self, problem: str) -> None:
         if problem != self._problem:

@@ -136,6 +136,8 @@ class Batch:
         self.subject = ""
         """What messages are about from here on, for who must find one that is refused."""
         self._subjects: list[str] = []
+        self.size = 0
+        """Octets of its messages so far."""
 
     def __len__(self) -> int:
         return self._sequence
@@ -277,6 +279,7 @@ class Batch:
         body = _HEADER.pack(NFPROTO_INET, 0, 0) + b"".join(parts)
         self._subjects.append(self.subject)
         self._messages.append(request(_SUBSYSTEM | kind, flags | NLM_F_ACK, self._sequence, body))
+        self.size += len(body)
         return self._sequence
 
 

@@ -5,7 +5,8 @@ select, and keeps the sets that rules name. `_subjects` follows which endpoints 
 their walks. A policy is compiled when it changes, or when a set it names changes its kind (addresses or networks), and
 only while an endpoint here is subject to it.
 
-Invariants: what `flush` gives, applied in order, is the whole program for the resources so far. A policy that cannot be
+Invariants: what `flush` gives, applied in order, is the whole program for the resources so far, in however many slices
+(`work`) it was made, and whatever changed between them. A policy that cannot be
 read (`refuse`) closes what it is for, in its directions; it never opens anything, nor keeps another from being enforced.
 Pure: no clock, no kernel.
 
@@ -15,6 +16,7 @@ Long for one idea: everything that must be told when a resource changes is here,
 from __future__ import annotations
 
 import hashlib
+import heapq
 import itertools
 import re
 from collections import Counter
@@ -80,6 +82,11 @@ _UNREADABLE = Tier(name="policies that cannot be read", order=-_LAST)
 """Asked before all others: what cannot be read must not be overruled by what allows."""
 
 _WILDCARD = "*"
+
+SLICE = 16
+"""Walks or policies made in one go, so that whoever calls gets to other things between."""
+SLICE_MEMBERS = 2_000
+"""Members of sets found in one go; the policy that has most of them at once is made in full."""
 
 _DIRECTIONS = {PolicyType.INGRESS: "ingress", PolicyType.EGRESS: "egress"}
 
@@ -153,6 +160,12 @@ class PolicyEngine:
         self._stale_services: set[tuple[str, str]] = set()
         self._interfaces_by_address: Mapping[bytes, str] = {}
         self._gone_sets: list[_Set] = []
+        self._made_chains: dict[str, ChainUpdate] = {}
+        """What the next batch says of chains."""
+        self._made_endpoints: dict[tuple[str, Place], EndpointPolicy | None] = {}
+        """What it says of endpoints."""
+        self._found_members = 0
+        """In this slice of work."""
         self.problems: tuple[str, ...] = ()
 
     # ---- inputs
@@ -230,12 +243,28 @@ class PolicyEngine:
 
     # ---- outputs
 
-    def flush(self) -> PolicyBatch | None:
-        """What changed since the last call, in one batch; None where nothing did."""
+    def work(self, limit: int = SLICE) -> bool:
+        """Make up to `limit` walks or policies anew that changes concern, or fewer where they have many members in sets.
+        Whether there is more to do before `flush`.
+
+        Updates may come between two slices: what was made of what they change is made again.
+        """
         self._follow_subjects()
-        endpoints = self._rewalk()
-        chains = tuple(self._recompile())
-        self._follow_peers()
+        self._found_members = 0
+        if self._stale_endpoints:
+            self._rewalk(heapq.nsmallest(limit, self._stale_endpoints))
+        else:
+            self._recompile(heapq.nsmallest(limit, self._stale_policies))
+            self._follow_peers()  # a set may have to hold networks now, and then its rules change
+        return bool(self._stale_endpoints or self._stale_policies)
+
+    def flush(self) -> PolicyBatch | None:
+        """What changed since the last call, in one batch; None where nothing did. What `work` left undone is done first."""
+        while self.work():
+            pass
+        chains, self._made_chains = tuple(self._made_chains.values()), {}
+        made, self._made_endpoints = self._made_endpoints, {}
+        endpoints = tuple(EndpointUpdate(*at, policy) for at, policy in made.items())
         sets = tuple(self._changed_sets())
         self._tell_problems()
         if not sets and not chains and not endpoints:
@@ -353,12 +382,12 @@ class PolicyEngine:
         for changes in self._subjects.take().values():
             self._stale_endpoints |= changes.keys()
 
-    def _rewalk(self) -> tuple[EndpointUpdate, ...]:
+    def _rewalk(self, stale: list[ResourceKey]) -> None:
         """The walks of endpoints that may have changed."""
-        stale, self._stale_endpoints = self._stale_endpoints, set()
-        updates: dict[tuple[str, Place], EndpointPolicy | None] = {}
+        self._stale_endpoints.difference_update(stale)
+        updates = self._made_endpoints
         ordered = self._ordered_policies(stale)
-        for key in sorted(stale):
+        for key in stale:
             if key not in self._walks:
                 continue
             self._look_for_profiles(key)
@@ -385,7 +414,6 @@ class PolicyEngine:
                     updates[at] = each
             if not self._is_here(key):
                 del self._walks[key]
-        return tuple(EndpointUpdate(*at, policy) for at, policy in updates.items())
 
     def _is_here(self, key: ResourceKey) -> bool:
         found = self._resources.get(key)
@@ -512,15 +540,17 @@ class PolicyEngine:
 
     # ---- chains
 
-    def _recompile(self) -> Iterator[ChainUpdate]:
-        while self._stale_policies:
-            stale, self._stale_policies = self._stale_policies, set()
-            for key in sorted(stale):
-                for direction in PolicyType:
-                    yield from self._compile((key, direction))
-            self._follow_peers()  # a set may have to hold networks now, and then its rules change
+    def _recompile(self, stale: list[ResourceKey]) -> None:
+        for key in stale:
+            self._stale_policies.discard(key)
+            for direction in PolicyType:
+                update = self._compile((key, direction))
+                if update is not None:
+                    self._made_chains[update.name] = update
+            if self._found_members >= SLICE_MEMBERS:
+                return
 
-    def _compile(self, chain: ChainKey) -> Iterator[ChainUpdate]:
+    def _compile(self, chain: ChainKey) -> ChainUpdate | None:
         key, direction = chain
         name = chain_name(key, direction)
         rules = self._rules(chain)
@@ -528,8 +558,8 @@ class PolicyEngine:
             self._users.pop(chain, None)
             if self._chains.pop(chain, None) is not None:
                 self._release(chain)
-                yield ChainUpdate(name, None)
-            return
+                return ChainUpdate(name, None)
+            return None
         before = self._sets_of_chain.pop(chain, set())
         compiled: list[Rule] = []
         label = _label(key)
@@ -542,9 +572,10 @@ class PolicyEngine:
         if key in self._refused:
             compiled = [Rule(Action.DENY, origin=f"{label} cannot be read")]
         made = Chain(name, tuple(compiled), label)
-        if self._chains.get(chain) != made:
-            self._chains[chain] = made
-            yield ChainUpdate(name, made)
+        if self._chains.get(chain) == made:
+            return None
+        self._chains[chain] = made
+        return ChainUpdate(name, made)
 
     def _rules(self, chain: ChainKey) -> tuple[PolicyRule, ...] | None:
         key, direction = chain
@@ -578,6 +609,7 @@ class PolicyEngine:
         made = _Set(source, family, SetSpec(_set_name(source, family, kind), family, kind), members)
         for member in self._members(made):
             members.add(member, made.difference)
+            self._found_members += 1
         return made
 
     def _members(self, of: _Set) -> Iterator[bytes]:

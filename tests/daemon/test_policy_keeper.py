@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
 
 from routed.daemon.policy import PolicyKeeper
 from routed.datastore.file import Problem
-from routed.desired_policy import Place
+from routed.desired_policy import Place, PolicyBatch
 from routed.model.resources import Update
 from routed.model.schema import parse_manifest
+from routed.policy.engine import SLICE
 from routed.policy.judge import FirewallModel
 from tests.policy.nodes import workload
 from tests.policy.specification import Endpoint
@@ -67,3 +69,59 @@ def test_a_selector_that_can_be_read_closes_whatever_else_is_wrong(first: str):
     assert tiers(keeper) == ["default"]
     (problem,) = keeper.problems
     assert problem.startswith("WorkloadEndpoint red/n1-k8s-db-eth0: there is no Profile kns.red, so it allows nothing")
+
+
+class Kernel:
+    """Takes batches."""
+
+    def __init__(self) -> None:
+        self.batches: list[PolicyBatch] = []
+
+    def apply(self, batch: PolicyBatch) -> None:
+        self.batches.append(batch)
+
+    def start(self) -> None: ...
+
+    async def settled(self) -> None: ...
+
+
+def test_the_loop_has_a_turn_between_two_slices_of_a_large_program(monkeypatch: pytest.MonkeyPatch):
+    keeper = PolicyKeeper("n1", lambda _: None, bug)
+    kernel = Kernel()
+    monkeypatch.setattr(keeper, "kernel", kernel)
+    done: list[int] = []
+    """Slices of work at each turn of the loop."""
+    work = keeper.engine.work
+
+    def counted(limit: int = SLICE) -> bool:
+        done[-1] += 1
+        return work(limit)
+
+    monkeypatch.setattr(keeper.engine, "work", counted)
+
+    async def run() -> None:
+        keeper.start()
+        pod = workload(POD, "cali0")
+        keeper.update(Update(pod.key, pod))
+        for number in range(10 * SLICE):
+            made = parse_manifest({**WIDE, "metadata": {"name": f"wide{number}"}})
+            keeper.update(Update(made.key, made))
+        await asyncio.sleep(0)
+        assert done == []  # nothing before the datastore was read
+        keeper.in_sync()
+        while not kernel.batches:
+            done.append(0)
+            await asyncio.sleep(0)
+            assert len(done) < 100
+        assert max(done) <= 2  # the last slice, and that nothing is left
+        assert sum(done) > 10
+        assert len(kernel.batches[0].chains) == 10 * SLICE
+        # a pod that waits for its policy waits for all of it
+        for number in range(5 * SLICE):
+            made = parse_manifest({**WIDE, "metadata": {"name": f"more{number}"}})
+            keeper.update(Update(made.key, made))
+        done.append(0)
+        await keeper.settled()
+        assert len(kernel.batches[1].chains) == 5 * SLICE
+
+    asyncio.run(run())

@@ -10,9 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from routed.desired_policy import Place
+from routed.model.resources import Resource, Update
 from routed.model.workloads import WorkloadEndpoint
+from routed.policy.engine import SLICE, PolicyEngine
+from routed.policy.judge import FirewallModel
 from tests.policy.cases import FILE, cases, steps
-from tests.policy.nodes import Nodes, profile, workload
+from tests.policy.nodes import Nodes, policy, profile, workload
 from tests.policy.specification import Connection, Endpoint, World, admitted
 
 
@@ -218,3 +221,84 @@ def test_a_set_that_is_needed_again_in_the_turn_it_was_given_up_keeps_nothing_it
         nodes.become(world, pods)
         admits = {pod.name for pod in pods[1:] if nodes.judge(Connection(pod, pods[0], "TCP", 80)).admitted}
         assert admits == set(good)
+
+
+@given(st.lists(st.tuples(st.integers(0, 11), st.integers(0, 5), st.integers(0, 3)), min_size=1, max_size=30))
+@settings(max_examples=60, deadline=None)
+def test_what_changes_between_two_slices_is_in_the_same_program(changes: list[tuple[int, int, int]]):
+    """One engine works a little after every change, the other in one go at the end: they say the same."""
+    sliced, whole = PolicyEngine("n1"), PolicyEngine("n1")
+    for number, namespace in enumerate(NAMESPACES):
+        made = profile(namespace, {"team": str(number)})
+        for engine in (sliced, whole):
+            engine.update(Update(made.key, made))
+    for which, value, slices in changes:
+        update = _change(which, value)
+        for engine in (sliced, whole):
+            engine.update(update)
+        for _ in range(slices):
+            sliced.work(1)
+    told = []
+    for engine in (sliced, whole):
+        model, batch = FirewallModel(), engine.flush()
+        if batch is not None:
+            model.apply(batch)
+        told.append((model.sets, model.chains, model.endpoints))
+    assert told[0] == told[1]
+
+
+def _change(which: int, value: int) -> Update:
+    """A pod or a policy becomes another one, or goes."""
+    namespace = NAMESPACES[which % 2]
+    made: Resource
+    if which < 6:
+        labels = {"app": "ab"[value % 2], **({"tier": "a"} if value % 3 else {})}
+        pod = Endpoint("pod", f"p{which}", namespace, labels, "n1" if which < 4 else "n2", (f"10.0.0.{which}",))
+        made = workload(pod, f"cali{which}")
+    else:
+        peer = [
+            {"podSelector": {"matchLabels": {"app": "a"}}},
+            {"namespaceSelector": {"matchLabels": {"team": str(value % 2)}}},
+            {"ipBlock": {"cidr": "10.0.0.0/24"}},
+        ][value % 3]
+        made = policy(
+            {
+                "apiVersion": "networking.k8s.io/v1",
+                "kind": "NetworkPolicy",
+                "metadata": {"name": f"p{which}", "namespace": namespace},
+                "spec": {
+                    "podSelector": {"matchLabels": {"app": "ab"[value // 3]}},
+                    "ingress": [{"from": [peer], "ports": [{"port": 80}]}],
+                },
+            }
+        )
+    return Update(made.key, None if value == 5 else made)
+
+
+def test_a_slice_is_bounded_by_policies_walks_and_members():
+    engine = PolicyEngine("n1")
+    pods = [
+        Endpoint("pod", f"p{n}", "red", {"app": f"a{n % 50}"}, "n1" if n < 50 else "n2", (f"10.{n >> 8}.{n & 255}.1",))
+        for n in range(3_000)
+    ]
+    for made in (profile("red", {}), *(workload(pod, f"cali{n}") for n, pod in enumerate(pods))):
+        engine.update(Update(made.key, made))
+    for number in range(200):
+        peer = {"matchLabels": {"app": f"a{number % 50}"}} if number % 20 else {}
+        spec = {
+            "podSelector": {"matchLabels": {"app": f"a{number % 50}"}},
+            "ingress": [{"from": [{"podSelector": peer}]}],
+        }
+        manifest = {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "spec": spec}
+        made = policy({**manifest, "metadata": {"name": f"p{number}", "namespace": "red"}})
+        engine.update(Update(made.key, made))
+    slices = 1
+    while engine.work():
+        slices += 1
+        assert slices < 1_000
+    assert slices > (50 + 200) // SLICE
+    batch = engine.flush()
+    assert batch is not None
+    assert len(batch.chains) == 200 + 2  # and the two of the profile
+    # everybody is in one set, which is made once however many policies name it
+    assert max(len(update.added) for update in batch.sets) == 3_000
