@@ -8,7 +8,6 @@ the policies'), a set with other members, an interface without its way to a chai
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 
 from routed.control.protocol import Request
@@ -18,6 +17,7 @@ from routed.dataplane.firewall import Firewall
 from routed.errors import ControlError
 from routed.net.addresses import format_address, is_link_local, parse_address
 from routed.net.prefixes import covers, make_prefix
+from routed.netlink.nft_expressions import same
 from routed.netlink.nftables import RuleFound
 from routed.policy.judge import FirewallModel, Packet, described
 from routed.policy.verdicts import UPLINK
@@ -56,11 +56,15 @@ class Explanations:
         for name in asked:
             chain, expected = firewall.rules_of(name)
             rules = [rule for rule in found if rule.chain == chain]
-            comments = [rule.comment for rule in rules]
-            if comments != expected:
-                differences.append(
-                    f"chain {chain}: the kernel has the rules {comments}, and these were made: {expected}"
-                )
+            comments, wanted = [rule.comment for rule in rules], [comment for comment, _ in expected]
+            if comments != wanted:
+                differences.append(f"chain {chain}: the kernel has the rules {comments}, and these were made: {wanted}")
+            else:
+                differences += [
+                    f"chain {chain}: the kernel's rule {comment!r} is not the one that was made"
+                    for (comment, made), rule in zip(expected, rules, strict=True)
+                    if not same(made, rule.expressions)
+                ]
             if name in deciding:
                 chains.append(
                     {
@@ -117,10 +121,17 @@ class Explanations:
 
 
 def _base(firewall: Firewall, found: list[RuleFound]) -> Iterator[str]:
-    counted = Counter(rule.chain for rule in found)
+    by_chain: dict[str, list[RuleFound]] = {}
+    for rule in found:
+        by_chain.setdefault(rule.chain, []).append(rule)
     for chain, expected in firewall.base_rules.items():
-        if counted[chain] != expected:
-            yield f"chain {chain}: the kernel has {counted[chain]} rules, and {expected} were made"
+        rules = by_chain.get(chain, [])
+        if len(rules) != len(expected):
+            yield f"chain {chain}: the kernel has {len(rules)} rules, and {len(expected)} were made"
+            continue
+        for number, (made, rule) in enumerate(zip(expected, rules, strict=True), 1):
+            if not same(made, rule.expressions):
+                yield f"chain {chain}: the kernel's rule {number} is not the one that was made"
 
 
 def _set(firewall: Firewall, name: str, found: set[tuple[bytes, bool]]) -> Iterator[str]:

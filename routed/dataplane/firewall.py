@@ -321,9 +321,11 @@ class Firewall:
             self._host,
         )
 
-    def rules_of(self, chain: str) -> tuple[str, list[str]]:
-        """The kernel's name of a policy's chain, and the comments its rules must have there, in order."""
-        made = [comment(rule.origin) for rule in self._rules(self._chains[chain]) for _ in self._render(rule)]
+    def rules_of(self, chain: str) -> tuple[str, list[tuple[str, bytes]]]:
+        """The kernel's name of a policy's chain, and the comments and expressions its rules must have there, in order."""
+        made = [
+            (comment(rule.origin), each) for rule in self._rules(self._chains[chain]) for each in self._render(rule)
+        ]
         return _policy_chain(chain), made
 
     def sets_of(self, chain: str) -> set[str]:
@@ -353,9 +355,9 @@ class Firewall:
         }
 
     @property
-    def base_rules(self) -> dict[str, int]:
-        """How many rules base and dispatch chains must have."""
-        return {chain: len(rules) for chain, rules in self._base.items()}
+    def base_rules(self) -> dict[str, tuple[bytes, ...]]:
+        """The rules that base and dispatch chains must have."""
+        return self._base
 
     def decisions(self) -> dict[str, dict[str, tuple[str, Action]]]:
         """By the kernel's chain and a rule's comment there: whose rule it is, and what it does."""

@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import enum
 import struct
+from collections.abc import Mapping
+from typing import TypeAlias
 
-from routed.netlink.messages import attribute
+from routed.netlink.messages import attribute, attributes
 
 NFPROTO_INET = 1
 NFPROTO_IPV4 = 2
@@ -280,3 +282,60 @@ def reject_port_unreachable() -> bytes:
 
 def _expression(name: str, *data: bytes) -> bytes:
     return nested(_LIST_ELEM, attribute(1, text(name)), nested(2, *data))
+
+
+# ---- reading back
+
+_Fields: TypeAlias = "dict[int, bytes | int | _Fields]"
+
+#: Attributes that hold data in attributes, and those that are registers, by expression.
+_DATA: Mapping[str, tuple[int, ...]] = {"cmp": (3,), "immediate": (2,), "range": (3, 4), "bitwise": (4, 5)}
+_REGISTERS: Mapping[str, tuple[int, ...]] = {
+    "meta": (1, 3), "payload": (1,), "ct": (1,), "fib": (1,), "immediate": (1,), "bitwise": (1, 2), "cmp": (1,),
+    "range": (1,), "lookup": (2, 3), "nat": (3,),
+}  # fmt: skip
+
+
+def same(made: bytes, found: bytes) -> bool:
+    """Whether a rule the kernel lists is the one that was made.
+
+    The kernel writes defaults out, names a register of 16 octets by its other number, and has counted meanwhile.
+    """
+    ours, theirs = _read(made), _read(found)
+    return len(ours) == len(theirs) and all(
+        name == other and (name == "counter" or _holds(fields, there))
+        for (name, fields), (other, there) in zip(ours, theirs, strict=True)
+    )
+
+
+def _read(expressions: bytes) -> list[tuple[str, _Fields]]:
+    found: list[tuple[str, _Fields]] = []
+    for _, expression in attributes(expressions, 0):
+        parts = dict(attributes(expression, 0))
+        name = parts.get(1, b"").rstrip(b"\x00").decode("ascii", "replace")
+        fields: _Fields = {}
+        for kind, value in attributes(parts.get(2, b""), 0):
+            if kind in _DATA.get(name, ()):
+                inner = dict(attributes(value, 0))
+                fields[kind] = {1: inner[1]} if 1 in inner else {2: dict(attributes(inner.get(2, b""), 0))}
+            elif kind in _REGISTERS.get(name, ()):
+                number = int.from_bytes(value, "big")
+                fields[kind] = 1 + (number - 8) // 4 if number >= 8 and not number % 4 else number
+            else:
+                fields[kind] = value
+        found.append((name, fields))
+    return found
+
+
+def _holds(ours: _Fields, theirs: _Fields) -> bool:
+    """All of ours is there, and what is more is nothing but zeros."""
+    for kind, value in ours.items():
+        other = theirs.get(kind)
+        if isinstance(value, dict):
+            if not isinstance(other, dict) or not _holds(value, other):
+                return False
+        elif value != other and not (other is None and isinstance(value, bytes) and not any(value)):
+            return False
+    return not any(
+        any(value) if isinstance(value, bytes) else bool(value) for kind, value in theirs.items() if kind not in ours
+    )

@@ -350,6 +350,8 @@ class RuleFound:
     packets: int | None
     """Of its first anonymous counter; None where it has none."""
     octets: int | None
+    expressions: bytes = b""
+    """As the kernel writes them; see `nft_expressions.same`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -402,6 +404,7 @@ def decode_rule(message: Message, table: str) -> RuleFound | None:
     handle = 0
     packets: int | None = None
     octets: int | None = None
+    expressions = b""
     for kind, value in _attributes(message):
         if kind == 1 and _text(value) != table:
             return None
@@ -411,9 +414,10 @@ def decode_rule(message: Message, table: str) -> RuleFound | None:
             handle = _U64.unpack(value)[0]
         elif kind == 7:
             comment = _text(value[2:]) if value[:1] == b"\x00" else ""
-        elif kind == 4 and packets is None:
+        elif kind == 4:
+            expressions = value
             packets, octets = _first_counter(value)
-    return RuleFound(chain, handle, comment, packets, octets)
+    return RuleFound(chain, handle, comment, packets, octets, expressions)
 
 
 def decode_counter(message: Message, table: str) -> CounterFound | None:

@@ -40,6 +40,7 @@ from routed.desired_policy import (
 from routed.net.addresses import parse_address
 from routed.net.families import Family
 from routed.net.prefixes import parse_prefix
+from routed.netlink.nft_expressions import same
 from routed.policy.judge import FirewallModel, Packet
 from routed.testing.lab import Lab, Namespace, wait_for
 
@@ -300,6 +301,22 @@ def random_rule(rng: random.Random, sets: list[SetSpec]) -> Rule:
     return Rule(action, family, protocol, refused, None, None, source, destination, f"rule {rng.randrange(1000)}")
 
 
+def not_as_made(site: Site) -> list[str]:
+    """Rules that are read back otherwise than they were written."""
+    found = site.run(site.kernel.rules())
+    wanted = dict(site.firewall.base_rules)
+    for update in site.firewall.program.chains:
+        chain, rules = site.firewall.rules_of(update.name)
+        wanted[chain] = tuple(each for _, each in rules)
+    there = {chain: [rule for rule in found if rule.chain == chain] for chain in wanted}
+    return [
+        f"{chain} {number}"
+        for chain, rules in wanted.items()
+        for number, (made, rule) in enumerate(zip(rules, there[chain], strict=True))
+        if not same(made, rule.expressions)
+    ]
+
+
 def random_members(rng: random.Random, spec: SetSpec) -> frozenset[bytes]:
     addresses = [parse_address(each[spec.family]) for each in (*PODS.values(), OUTSIDE)]
     if spec.kind is SetKind.HOSTS:
@@ -397,6 +414,7 @@ def test_any_program_and_any_change_of_it(site: Site, seed: int):
         )
         members[spec] = new
         assert agree(site, probes(rng)) == []
+        assert not_as_made(site) == []
     assert site.problems == [] and site.kernel.rebuilds == 1
 
 
@@ -577,7 +595,8 @@ def test_names_longer_than_the_kernel_keeps(site: Site):
         )
     )
     assert site.problems == []
-    chain, comments = site.firewall.rules_of("named")
+    chain, made = site.firewall.rules_of("named")
+    comments = [each for each, _ in made]
     assert [each.comment for each in site.run(site.kernel.rules()) if each.chain == chain] == comments
     assert all(each.startswith("NetworkPolicy red/ж?ж?") for each in comments)
 

@@ -65,6 +65,16 @@ def name_in(site: Site, kind: str, part: str) -> str:
     raise AssertionError(f"no {kind} with {part}")
 
 
+RULE = "GlobalNetworkPolicy into-b ingress 1"
+
+
+def replaced(site: Site, chain: str, part: str, rule: str) -> str:
+    """The command that has another rule in place of a chain's first with a part."""
+    lines = site.node.run("nft", "-a", "list", "chain", "inet", "routed", chain).splitlines()
+    handle = next(line.rsplit("# handle ", 1)[1] for line in lines if part in line)
+    return f"replace rule inet routed {chain} handle {handle} {rule}"
+
+
 CHANGES = {
     "a member more": lambda site: (
         ["add", "element", "inet", "routed", name_in(site, "set", PODS[A]), "{ 192.0.2.7 }"],
@@ -85,6 +95,14 @@ CHANGES = {
     "a rule more": lambda site: (
         ["insert", "rule", "inet", "routed", name_in(site, "chain", "into-b ingress 1"), "accept"],
         "the kernel has the rules ['', ",
+    ),
+    "another rule in a rule's place": lambda site: (
+        [replaced(site, name_in(site, "chain", "into-b ingress 1"), "into-b ingress 1", f'accept comment "{RULE}"')],
+        "the kernel's rule 'GlobalNetworkPolicy into-b ingress 1' is not the one that was made",
+    ),
+    "another rule at the beginning": lambda site: (
+        [replaced(site, "forward", "ct state", "accept")],
+        "chain forward: the kernel's rule 1 is not the one that was made",
     ),
     "a way past": lambda _: (
         ["insert", "rule", "inet", "routed", "forward", "accept"],
