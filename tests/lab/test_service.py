@@ -486,12 +486,7 @@ def test_the_unit_s_daemon_takes_pods_of_the_installed_plugin(
         addresses.append([ip["address"].partition("/")[0] for ip in result["ips"]])
     assert len(addresses[0]) == 2
     for address in addresses[1]:
-        wait_for(
-            lambda address=address: pods[0].pings(address) and machine.pings(address),
-            SOON,
-            f"{address} answers",
-            state=pod_node.log,
-        )
+        assert pods[0].pings(address) and machine.pings(address), pod_node.log()
     for pod in pods:
         assert cni(root, plugin, "DEL", pod) == (0, None)
     wait_for(lambda: "\ncali" not in machine.run("ip", "-br", "link"), SOON, "the interfaces go", state=pod_node.log)
