@@ -5,6 +5,8 @@ the datastore. The BGP port opens when the core asks for it, after the first in-
 
 Stop: no more input, sessions end as `onStop` says, the last words are written, and the kernel's routes stay. A second
 signal does not wait.
+
+Long for one idea: what is started, in which order, what it is told of the others, and how it all ends.
 """
 
 from __future__ import annotations
@@ -444,7 +446,12 @@ class Daemon:
         relay = self._relay = Relay(
             driver,
             (workloads.policy.update, workloads.pods.update, workloads.tunnel_addresses.update, node_status.update),
-            (workloads.policy.in_sync, workloads.tunnel_addresses.in_sync, tell_collector_of_the_cluster),
+            (
+                workloads.forward,
+                workloads.policy.in_sync,
+                workloads.tunnel_addresses.in_sync,
+                tell_collector_of_the_cluster,
+            ),
             driver.clock,
             (workloads.policy.unreadable,),
         )

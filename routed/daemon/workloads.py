@@ -19,6 +19,7 @@ from routed.daemon.policy import PolicyKeeper
 from routed.daemon.relay import Relay
 from routed.daemon.tunnel_addresses import TunnelAddresses
 from routed.daemon.tunnels import TunnelKeeper
+from routed.dataplane.forwarding import forward, not_forwarding
 from routed.dataplane.kernel import Kernel
 from routed.dataplane.pods import PodWiring
 from routed.dataplane.tunnels import DeviceState
@@ -130,9 +131,21 @@ class Workloads:
         await self.pods.close()
         self.policy.close()
 
+    def forward(self) -> None:
+        """The datastore was read: packets of the pools' families are to be passed on."""
+        changed, problems = forward(self._families())
+        for line in changed:
+            self._log(Level.INFO, "kernel", f"{line}, so that packets to and from pods are passed on")
+        for line in problems:
+            self._log(Level.WARNING, "kernel", line)
+
+    def _families(self) -> set[Family]:
+        return {pool.cidr.family for pool in self.pods.pools() if not pool.disabled}
+
     @property
     def problems(self) -> tuple[str, ...]:
         return (
+            *not_forwarding(sorted(self._families(), key=lambda family: family.label)),
             *((self._problem,) if self._problem else ()),
             *self.policy.problems,
             *self.tunnels.problems,

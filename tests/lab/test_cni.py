@@ -156,6 +156,22 @@ def test_pods_come_and_go(node: Node):
     assert gone.status == 1 and gone.output["code"] == 3
 
 
+def test_a_node_that_takes_pods_passes_packets_on():
+    switches = ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding")
+    with Lab() as lab:
+        node = Node(lab, 1)
+        for switch in switches:
+            node.namespace.sysctl(switch, "0")
+        node.namespace.ip("link add eth0 type bridge", "link set eth0 up")
+        node.namespace.address("eth0", "10.0.0.1/24", "fd00::1/64")
+        node.routed.put(*cluster(1))
+        node.start()
+        assert node.namespace.run("sysctl", "-n", *switches).split() == ["1", "1"]
+        assert "no packet passes" not in node.routed.ctl("status")
+        node.namespace.sysctl(switches[1], "0")
+        assert f"{switches[1]} is 0, so no packet passes" in node.routed.ctl("status")
+
+
 def test_a_restart_of_the_daemon_loses_no_packet_and_finds_all_again(node: Node):
     one, two = node.lab.namespace("web-0"), node.lab.namespace("web-1")
     first, second = node.runtime.add(one), node.runtime.add(two)
