@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
@@ -30,6 +31,9 @@ MAX_ALIASED = 100_000
 MAX_ONE_LINE = 10_000
 #: Documents of one file that are no YAML before the rest is left unread; each costs a new start of the parser.
 MAX_BROKEN = 100
+
+#: Texts of a file that are kept once however often it says them: how many, and how long.
+MAX_TEXTS, MAX_SHARED = 20_000, 64
 
 _Loader: type[yaml.SafeLoader] | type[yaml.CSafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -235,6 +239,8 @@ class _Reader:
         self.started = 0
         """Line (from 0, in the text given) where the document under way began."""
         self._aliased = 0
+        self._texts: dict[str, str] = {}
+        """Short texts so far: thousands of resources say the same words, which are kept once."""
 
     def read(self, text: str, first_line: int) -> Iterator[Document]:
         """The documents of `text`, whose first line is number `first_line` (from 0).
@@ -259,7 +265,7 @@ class _Reader:
             loader.dispose()
 
     def _document(self, loader: yaml.SafeLoader | yaml.CSafeLoader, first_line: int) -> Document | None:
-        builder = _Builder(first_line + 1, MAX_ALIASED - self._aliased)
+        builder = _Builder(first_line + 1, MAX_ALIASED - self._aliased, self._texts)
         unreadable: Document | None = None
         while True:
             event = cast("yaml.Event", loader.get_event())
@@ -282,7 +288,8 @@ class _Reader:
 class _Builder:
     """One document's value and marks, from its events."""
 
-    def __init__(self, first_line: int, may_alias: int) -> None:
+    def __init__(self, first_line: int, may_alias: int, texts: dict[str, str]) -> None:
+        self._texts = texts
         self.root: _Anchored | None = None
         self.aliased = 0
         self._may_alias = may_alias
@@ -300,6 +307,8 @@ class _Builder:
                 return
             self._size += 1
             value = self._scalar(event, line)
+            if isinstance(value, str):
+                value = self._once(value)
             mark = Mark(line)
             if event.anchor is not None:
                 self._anchors[event.anchor] = _Anchored(value, mark, 1, 0)
@@ -310,6 +319,14 @@ class _Builder:
             self._close()
         elif isinstance(event, yaml.AliasEvent):
             self._alias(event, line)
+
+    def _once(self, text: str) -> str:
+        known = self._texts.get(text)
+        if known is None:
+            if len(text) <= MAX_SHARED and len(self._texts) < MAX_TEXTS:
+                self._texts[text] = text
+            return text
+        return known
 
     def _path(self) -> str:
         """The path of the value that comes next."""
@@ -325,7 +342,7 @@ class _Builder:
         if key in frame.value and key != "<<":
             first = (frame.mark.children or {})[key].line
             raise _Unreadable(line, field_path(frame.path, key), f"is given twice, first on line {first}")
-        frame.key = key
+        frame.key = sys.intern(key)
         frame.key_line = line
 
     def _open(self, event: yaml.MappingStartEvent | yaml.SequenceStartEvent, line: int) -> None:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 #: Parentheses and negations deeper than this are refused; people write three or four.
 MAX_DEPTH = 64
@@ -174,6 +174,13 @@ class Not(Selector):
 @dataclass(frozen=True, slots=True)
 class And(Selector):
     operands: tuple[Selector, ...]
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_hash", hash(("And", self.operands)))
+
+    def __hash__(self) -> int:
+        return self._hash  # they are keys of tables that are asked for each of thousands of pods
 
     def matches(self, labels: Mapping[str, str]) -> bool:
         return all(operand.matches(labels) for operand in self.operands)
@@ -185,6 +192,13 @@ class And(Selector):
 @dataclass(frozen=True, slots=True)
 class Or(Selector):
     operands: tuple[Selector, ...]
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_hash", hash(("Or", self.operands)))
+
+    def __hash__(self) -> int:
+        return self._hash  # they are keys of tables that are asked for each of thousands of pods
 
     def matches(self, labels: Mapping[str, str]) -> bool:
         return any(operand.matches(labels) for operand in self.operands)

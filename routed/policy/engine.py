@@ -628,19 +628,22 @@ class PolicyEngine:
     def _follow_peers(self) -> None:
         """Bring sets in line with what selectors select."""
         for selector, changes in self._peers.take().items():
-            networks = self._network_items[selector]
+            before = networks = self._network_items[selector]
+            has_sets = bool(self._sets_of.get(selector))
             for item, matched in changes.items():
                 contribution = self._contributions[item]
                 selected_by = self._selected_by.setdefault(item, set())
-                self._network_items[selector] += (1 if matched else -1) * contribution.is_network
-                self._contribute(selector, contribution, 1 if matched else -1)
+                networks += (1 if matched else -1) * contribution.is_network
+                if has_sets:
+                    self._contribute(selector, contribution, 1 if matched else -1)
                 if matched:
                     selected_by.add(selector)
                 else:
                     selected_by.discard(selector)
                     if not selected_by:
                         del self._selected_by[item]
-            if bool(networks) is not bool(self._network_items[selector]):
+            self._network_items[selector] = networks
+            if bool(before) is not bool(networks):
                 self._change_kind(selector)
 
     def _contribute(self, selector: Selector, contribution: _Contribution, step: int) -> None:

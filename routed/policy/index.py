@@ -118,12 +118,16 @@ class LabelIndex(Generic[K, I]):
             self._waiting.setdefault(ticket, set()).add(key)
         for label in mentioned(selector):
             self._mentioned.setdefault(label, set()).add(key)
-        candidates: Iterable[I] = self._items
-        if tickets is not None:
-            candidates = set().union(*(self._by_ticket.get(ticket, ()) for ticket in tickets))
-        for item in candidates:
-            if selector.matches(self._items[item].labels):
-                matches.add(item)
+        exactly = self._with_tickets(selector)
+        if exactly is not None:
+            matches |= exactly
+        else:
+            candidates: Iterable[I] = self._items
+            if tickets is not None:
+                candidates = set().union(*(self._by_ticket.get(ticket, ()) for ticket in tickets))
+            for item in candidates:
+                if selector.matches(self._items[item].labels):
+                    matches.add(item)
         if matches:
             self._changes[key] = dict.fromkeys(matches, True)
 
@@ -167,6 +171,22 @@ class LabelIndex(Generic[K, I]):
         return changes
 
     # ---- inside
+
+    def _with_tickets(self, selector: Selector) -> set[I] | None:
+        """What matches, where tickets alone tell; not to be changed. None: labels have to be looked at."""
+        match selector:
+            case Equal(label, value):
+                return self._by_ticket.get((label, value), set())
+            case Has(label):
+                return self._by_ticket.get((label, None), set())
+            case In(label, values):
+                return set().union(*(self._by_ticket.get((label, value), ()) for value in values))
+            case And(operands):
+                found = [self._with_tickets(operand) for operand in operands]
+                known = [each for each in found if each is not None]
+                return set.intersection(*sorted(known, key=len)) if known and len(known) == len(found) else None
+            case _:
+                return None
 
     def _leave(self, item: I, parents: tuple[str, ...]) -> None:
         for parent in parents:

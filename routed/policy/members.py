@@ -40,15 +40,15 @@ class Members:
     """Members that do not cover each other: packed addresses, or ports at addresses."""
 
     def __init__(self) -> None:
-        self._counts: Counter[bytes] = Counter()
+        self._counts: dict[bytes, int] = {}
 
     @property
     def shown(self) -> frozenset[bytes]:
         return frozenset(self._counts)
 
     def add(self, member: bytes, difference: Difference) -> None:
-        self._counts[member] += 1
-        if self._counts[member] == 1:
+        count = self._counts[member] = self._counts.get(member, 0) + 1
+        if count == 1:
             difference.add(member)
 
     def remove(self, member: bytes, difference: Difference) -> None:
