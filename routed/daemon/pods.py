@@ -519,7 +519,9 @@ class Pods:
         return tuple(given)
 
     async def _listed(self, kind: str) -> list[Found]:
-        return [Found(value, "") for value in self._mirror[kind].values()]
+        """All of a kind, but what the datastore has no more: that nodes go on as before says nothing of who has what."""
+        gone = self._store.gone
+        return [Found(value, "") for key, value in self._mirror[kind].items() if key not in gone]
 
     def _tell(self, update: Update) -> None:
         self.update(update)

@@ -319,7 +319,7 @@ async def _delete_one(store: Store, key: ResourceKey, contents: Contents, dry_ru
             note = ""
             if not dry_run:
                 if store.guards_deletions:
-                    revision, note = await _announce(store, key, contents.resources.get(key), revision)
+                    revision, note = await announce(store, key, contents.resources.get(key), revision)
                 await store.write(key, None, revision)
             return Outcome(key, "deleted", note=note)
         except Conflict as error:
@@ -331,7 +331,7 @@ async def _delete_one(store: Store, key: ResourceKey, contents: Contents, dry_ru
     raise AssertionError("the loop returns")
 
 
-async def _announce(store: Store, key: ResourceKey, stored: Stored | None, revision: str) -> tuple[str, str]:
+async def announce(store: Store, key: ResourceKey, stored: Stored | None, revision: str) -> tuple[str, str]:
     """Let all who follow the store know that what comes is no accident. The new revision, and what to know where not."""
     going = None if stored is None else announced(stored.resource, _now())
     if stored is not None and is_announced(stored.resource):

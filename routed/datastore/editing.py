@@ -116,6 +116,7 @@ class FolderStore:
 
     shared_with_calico = False
     guards_deletions = False
+    gone = frozenset[ResourceKey]()
 
     def __init__(self, path: str) -> None:
         self.path = path

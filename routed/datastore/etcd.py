@@ -22,15 +22,16 @@ from typing import Protocol
 from routed.datastore.etcd_client import Client, Events, KeyValue
 from routed.datastore.etcd_settings import EtcdConfig
 from routed.datastore.folder import Problem
-from routed.datastore.guard import Change, Guard, MassDelete
+from routed.datastore.guard import Change, Good, Guard, MassDelete
 from routed.datastore.health import StoreHealth
 from routed.datastore.saved import Loaded, SavedState, Saver, is_another
 from routed.datastore.store import Conflict, Contents, Edit, Stored
 from routed.errors import Compacted, ConfigError, StoreError
 from routed.model.head import API_VERSION
+from routed.model.ipam import IPAMBlock
 from routed.model.paths import TIERED_KINDS, Layout, Place, decode_at, encode
 from routed.model.policies import GlobalNetworkPolicy, NetworkPolicy, Profile
-from routed.model.resources import BGPPeer, BlockAffinity, Resource, ResourceKey, Update
+from routed.model.resources import BGPPeer, BlockAffinity, JsonValue, Node, Resource, ResourceKey, Update
 from routed.model.schema import KINDS
 from routed.model.settings import CalicoNodeStatus, ClusterInformation
 from routed.model.workloads import WorkloadEndpoint
@@ -54,6 +55,8 @@ _SLICE = 0.005
 _TICK = 1.0
 _MARK = 30.0
 
+#: Kinds of which each belongs to a node, and goes with it.
+_OF_ONE_NODE = (BlockAffinity.kind, IPAMBlock.kind, WorkloadEndpoint.kind)
 #: Kinds of which nothing broken stays in force as it was: whoever enforces policies says what becomes of it.
 _CLOSING = (NetworkPolicy.kind, GlobalNetworkPolicy.kind)
 
@@ -242,7 +245,9 @@ class EtcdStore:
         updates = self.guard.own(own)
         if not continues and not self._synced and is_another(self.guard.good, changes):
             updates += self.guard.own([key for key in self.guard.good if key not in present])
+        was = self.guard.good.get(ResourceKey(Node.kind, self._node))
         updates += self.guard.listed(present, changes, self._clock())
+        updates += self.guard.own(self._taken_back(was))
         if self._may_use_saved:  # nobody knows what was saved
             self._may_use_saved = False
             updates = [Update(key, good.resource) for key, good in self.guard.good.items()]
@@ -338,6 +343,15 @@ class EtcdStore:
         for kind in (WorkloadEndpoint.kind, Profile.kind):
             self._ranges += [(prefix, _end(prefix)) for prefix in self.layout.kind_prefixes(kind)]
         raise _ListAnew
+
+    def _taken_back(self, was: Good | None) -> list[ResourceKey]:
+        """What of this node's own is held though it was removed meanwhile: its Node `was` another, and the rest is there."""
+        now = self.guard.good.get(ResourceKey(Node.kind, self._node))
+        if was is None or (now is not None and _identity(now.resource) == _identity(was.resource)):
+            return []
+        if any(key.kind not in _OF_ONE_NODE for key in self.guard.held):
+            return []
+        return [key for key in self.guard.held if _node_of(self.guard.good[key].resource) == self._node]
 
     def _older_twin(self, key: ResourceKey, pair: KeyValue, path: str, pairs: Iterable[KeyValue]) -> bool:
         """Two paths are of one policy. Whether the second was written before the one at `path`."""
@@ -469,6 +483,10 @@ class EtcdStore:
 
     # ---- reading and writing
 
+    @property
+    def gone(self) -> Collection[ResourceKey]:
+        return self.guard.gone
+
     async def read(self, kinds: Collection[str] | None = None) -> Contents:
         """Everything, or these kinds."""
         prefixes = [prefix for kind in kinds or KINDS for prefix in self.layout.kind_prefixes(kind)]
@@ -591,6 +609,18 @@ def _is_ready(value: bytes | None) -> bool:
         return json.loads(value or b"{}")["spec"]["datastoreReady"] is not False
     except (ValueError, KeyError, TypeError):
         return True
+
+
+def _identity(resource: Resource) -> JsonValue:
+    """What tells a resource from another that is called the same."""
+    metadata = resource.manifest.get("metadata")
+    return [metadata.get("uid"), metadata.get("creationTimestamp")] if isinstance(metadata, dict) else None
+
+
+def _node_of(resource: Resource) -> str | None:
+    if isinstance(resource, IPAMBlock):
+        return resource.host
+    return resource.node if isinstance(resource, (BlockAffinity, WorkloadEndpoint)) else None
 
 
 def _manifest_of(key: ResourceKey, value: bytes) -> str:

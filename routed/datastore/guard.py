@@ -23,6 +23,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from routed.model.deletion import is_announced
+from routed.model.ipam import IPAMHandle
 from routed.model.resources import Resource, ResourceKey, Update
 from routed.model.settings import CalicoNodeStatus
 
@@ -76,8 +77,9 @@ class Guard:
 
     def __init__(self, rules: MassDelete) -> None:
         self.rules = rules
-        self.harmless = {CalicoNodeStatus.kind}
-        """Kinds of which a node may well have none left: their deletions are followed at once, however many."""
+        self.harmless = {CalicoNodeStatus.kind, IPAMHandle.kind}
+        """Kinds of which a node may well have none left, and no packet goes by them: their deletions are followed at once,
+        however many."""
         self.good: dict[ResourceKey, Good] = {}
         self.garbage: dict[ResourceKey, str] = {}
         """Keys whose stored value is no resource, and why."""
@@ -113,6 +115,11 @@ class Guard:
                 self._there(change, updates)
         self._gone(gone, now, updates, put_off=True)
         return updates
+
+    @property
+    def gone(self) -> Collection[ResourceKey]:
+        """Keys that are believed, and that the store has no more."""
+        return self.held.keys() | self._put_off.keys() if self.held or self._put_off else ()
 
     def due(self) -> float | None:
         """When `settle` should be called; None: nothing waits."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 
 from routed.datastore.allocating import carry_out, clock
+from routed.datastore.applying import announce
 from routed.datastore.store import Conflict, Store, Stored
 from routed.ipam.allocator import Cluster, claim, recount_handle, release_affinity, release_allocation, release_node
 from routed.ipam.check import Finding, Problem
@@ -60,7 +61,10 @@ async def remove_endpoints(
         if not isinstance(endpoint, WorkloadEndpoint) or endpoint.node != node:
             continue
         try:
-            await store.write(endpoint.key, None, each.revision)
+            revision = each.revision
+            if store.guards_deletions:
+                revision, _ = await announce(store, endpoint.key, each, revision)
+            await store.write(endpoint.key, None, revision)
         except Conflict:
             raise Conflict(f"{endpoint.key} is changed by others: is its node still running?") from None
         written(Update(endpoint.key, None))

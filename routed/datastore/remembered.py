@@ -39,12 +39,16 @@ class RememberingStore:
     def guards_deletions(self) -> bool:
         return self._store.guards_deletions
 
+    @property
+    def gone(self) -> Collection[ResourceKey]:
+        return self._store.gone
+
     async def read(self, kinds: Collection[str] | None = None) -> Contents:
         return await self._store.read(kinds)
 
     async def get(self, key: ResourceKey) -> Stored | None:
         """What is stored, as far as this is known; as the datastore says after a conflict."""
-        if key not in self._doubtful:
+        if key not in self._doubtful and key not in self._store.gone:
             known = self._known.get(key)
             if known is not None:
                 return known

@@ -75,6 +75,10 @@ class Store(Editable, Protocol):
     def guards_deletions(self) -> bool:
         """Who follows it holds deletions that look like an accident, unless they were announced (`model.deletion`)."""
 
+    @property
+    def gone(self) -> Collection[ResourceKey]:
+        """What is there no more, and those who follow it are not told so yet, or until somebody confirms it."""
+
     async def read(self, kinds: Collection[str] | None = None) -> Contents:
         """Everything, or these kinds."""
 

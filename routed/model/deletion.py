@@ -1,9 +1,10 @@
 """How a resource says that it is about to be deleted on purpose, before it is.
 
 Calico and Kubernetes say it already, each where it can be said: an affinity by its state `pendingDeletion`, blocks and
-handles by `deleted`, everything else by `metadata.deletionTimestamp`. Who then sees it vanish knows that it is no accident
-(`datastore.guard`), on every node, and also where the vanishing was all that it missed. Invariant: an announcement
-changes nothing else of the resource.
+handles by `deleted`, everything else by `metadata.deletionTimestamp`. A block says it too by having no address in use:
+allocators, Calico's as well, delete no other. Who then sees it vanish knows that it is no accident (`datastore.guard`),
+on every node, and also where the vanishing was all that it missed. Invariant: an announcement changes nothing else of
+the resource.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ def is_announced(resource: Resource) -> bool:
     """Whether a resource says that it is about to be deleted."""
     if isinstance(resource, BlockAffinity):
         return resource.state is AffinityState.PENDING_DELETION or resource.deleted
-    if isinstance(resource, (IPAMBlock, IPAMHandle)):
+    if isinstance(resource, IPAMBlock):
+        whole = resource.whole
+        return whole.deleted or all(whole.owner(ordinal) is None for ordinal in range(len(whole.allocations)))
+    if isinstance(resource, IPAMHandle):
         return resource.deleted
     metadata = resource.manifest.get("metadata")
     return isinstance(metadata, dict) and bool(metadata.get("deletionTimestamp"))

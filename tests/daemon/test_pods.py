@@ -34,6 +34,7 @@ class Store:
 
     shared_with_calico = False
     guards_deletions = False
+    gone = frozenset[ResourceKey]()
 
     def __init__(self) -> None:
         self.items: dict[ResourceKey, tuple[Resource, str]] = {}

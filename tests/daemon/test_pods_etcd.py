@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from routed.cli.main import main
 from routed.datastore.etcd import EtcdStore
 from routed.datastore.etcd_settings import EtcdConfig
 from routed.datastore.folder import Problem
-from routed.model.resources import JsonObject, Update
+from routed.datastore.saved import Identity, SavedState
+from routed.model.ipam import IPAMBlock
+from routed.model.resources import BlockAffinity, JsonObject, Update
 from routed.model.schema import KINDS
 from tests.daemon.test_pods import Node
 from tests.datastore.etcd_server import Cluster, P, cluster
@@ -33,9 +36,11 @@ def server(tmp_path: Path) -> Iterator[Cluster]:
 class Follower(Node):
     """A node and what it follows of etcd."""
 
-    def __init__(self, server: Cluster, name: str) -> None:
+    def __init__(self, server: Cluster, name: str, saved: Path | None) -> None:
         self.name = name
-        self.etcd = EtcdStore(EtcdConfig(server.endpoints), node=name, kinds=KINDS)
+        identity = Identity(name, "/calico", server.endpoints)
+        state = None if saved is None else SavedState(str(saved), identity)
+        self.etcd = EtcdStore(EtcdConfig(server.endpoints), node=name, kinds=KINDS, saved=state)
         super().__init__(self.etcd, name)
         self.synced = False
         self.open: tuple[Problem, ...] = ()
@@ -53,9 +58,9 @@ class Follower(Node):
         self.open = problems
 
 
-def on_node(server: Cluster, name: str, test: Callable[[Follower], Awaitable[None]]) -> None:
-    async def main() -> None:
-        node = Follower(server, name)
+def on_node(server: Cluster, name: str, test: Callable[[Follower], Awaitable[None]], saved: Path | None = None) -> None:
+    async def run() -> None:
+        node = Follower(server, name, saved)
         running = asyncio.create_task(node.etcd.run(node))
         try:
             await until(lambda: node.synced, "in sync")
@@ -66,7 +71,7 @@ def on_node(server: Cluster, name: str, test: Callable[[Follower], Awaitable[Non
             await node.close()
             await node.etcd.close()
 
-    asyncio.run(main())
+    asyncio.run(run())
 
 
 def pool(name: str, **spec: object) -> dict[str, object]:
@@ -74,12 +79,12 @@ def pool(name: str, **spec: object) -> dict[str, object]:
     return {f"{P}ippools/{name}": manifest}
 
 
-def nodes(*names: str) -> dict[str, object]:
+def nodes(*names: str, uid: str = "first") -> dict[str, object]:
     return {
         f"{P}nodes/{name}": {
             "apiVersion": "projectcalico.org/v3",
             "kind": "Node",
-            "metadata": {"name": name, "labels": {"rack": name}},
+            "metadata": {"name": name, "labels": {"rack": name}, "uid": uid},
             "spec": {},
         }
         for name in names
@@ -114,7 +119,7 @@ def history(server: Cluster, since: int) -> list[str]:
     end = f"{IPAM}handle/end"
     server.put(end, "")
 
-    async def main() -> None:
+    async def run() -> None:
         store = EtcdStore(EtcdConfig(server.endpoints))
         async with asyncio.timeout(20):
             async for events in store.client.watch([(IPAM, IPAM[:-1] + "0", since)]):
@@ -127,7 +132,7 @@ def history(server: Cluster, since: int) -> list[str]:
                     break
         await store.close()
 
-    asyncio.run(main())
+    asyncio.run(run())
     return told
 
 
@@ -156,3 +161,63 @@ def test_a_block_is_taken_over_with_the_other_node_s_affinity(server: Cluster) -
         f"host/n1/{block} confirmed",
     ]
     assert keys(server, "host/") == [f"{IPAM}host/n1/{block}"]
+
+
+def test_a_node_that_was_removed_and_comes_back_begins_with_nothing(server: Cluster, tmp_path: Path) -> None:
+    """`delete node`, `ipam release --node`, all while it is stopped: its saved state is of blocks it has no more."""
+    blocks = [f"10.60.0.{4 * number}/30" for number in range(8)]
+    server.put_all(pool("p", cidr="10.60.0.0/26", blockSize=30) | nodes("n1", "n2"))
+    server.put_all({key: value for cidr in blocks for key, value in claimed("n1", cidr).items()})
+    config = tmp_path / "routed.yaml"
+    config.write_text(f"nodeName: x\ndatastore: {{type: etcd, endpoints: ['{server.endpoints[0]}']}}\n")
+    saved = tmp_path / "saved"
+
+    async def before(node: Follower) -> None:
+        await node.call("ADD")
+        await until(lambda: len(node.pods.known({BlockAffinity.kind})) == 8, "all are known")
+
+    on_node(server, "n1", before, saved)
+
+    async def beside(other: Follower) -> None:
+        for words in (["delete", "node", "n1"], ["ipam", "release", "--node", "n1"]):
+            assert await asyncio.to_thread(main, ["--config", str(config), *words]) == 0
+        await until(lambda: not other.pods.known({IPAMBlock.kind}), "nobody believes in the blocks any more")
+        assert other.open == (), "nor takes it for an accident"
+
+    on_node(server, "n2", beside)
+    assert keys(server, "") == []
+    server.put_all(nodes("n1", uid="second"))
+
+    async def after(node: Follower) -> None:
+        result = await node.call("ADD", "db", "c2")
+        (affinity,) = keys(server, "host/")
+        assert len(result["ips"]) == 1 and affinity.startswith(f"{IPAM}host/n1/")
+        await until(
+            lambda: len(node.pods.known({BlockAffinity.kind})) == 1, "it holds what it claimed, and nothing else"
+        )
+
+    on_node(server, "n1", after, saved)
+
+
+def test_what_is_held_is_announced_on_and_gives_no_address(server: Cluster, tmp_path: Path) -> None:
+    """Blocks and affinities vanish as by accident: routes stay, and addresses are given by what etcd has."""
+    blocks = [f"10.60.0.{4 * number}/30" for number in range(16)]
+    server.put_all(pool("p", cidr="10.60.0.0/26", blockSize=30) | nodes("n1", "n2"))
+    server.put_all({key: value for cidr in blocks for key, value in claimed("n1", cidr).items()})
+    saved = tmp_path / "saved"
+
+    async def before(node: Follower) -> None:
+        await until(lambda: len(node.pods.known({BlockAffinity.kind})) == 16, "all are known")
+
+    on_node(server, "n1", before, saved)
+    server.delete("--prefix", f"{IPAM}host/")
+    server.delete("--prefix", f"{IPAM}assignment/")
+    server.put_all({key: value for cidr in blocks[1:] for key, value in claimed("n2", cidr).items()})
+
+    async def after(node: Follower) -> None:
+        result = await node.call("ADD")
+        assert result["ips"][0]["address"] == "10.60.0.0/32", "of the block that nobody has now"
+        assert keys(server, "host/n1/") == [f"{IPAM}host/n1/ipv4/block/10.60.0.0-30"]
+        assert len(node.pods.known({BlockAffinity.kind})) == 16 and "15 of 16 BlockAffinity" in str(node.open)
+
+    on_node(server, "n1", after, saved)

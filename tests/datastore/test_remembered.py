@@ -30,6 +30,7 @@ class Backend:
 
     shared_with_calico = False
     guards_deletions = False
+    gone = frozenset[ResourceKey]()
 
     def __init__(self) -> None:
         self.items: dict[ResourceKey, tuple[Resource, int]] = {}
