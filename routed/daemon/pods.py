@@ -31,6 +31,7 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from routed.cni.call import (
+    FIRST_INTERFACE,
     INTERNAL,
     INVALID_ENVIRONMENT,
     NO_ADDRESS,
@@ -295,7 +296,14 @@ class Pods:
             families = tuple((Family.of_address(each), each) for each in addresses)
             mtu = request.mtu or self._dataplane.mtu
             port = PodPort(
-                identity.interface, request.interface, mac, families, mtu, self._proxy_arp, bridge=request.bridge
+                identity.interface,
+                request.interface,
+                mac,
+                families,
+                mtu,
+                self._proxy_arp,
+                secondary=request.interface != FIRST_INTERFACE,
+                bridge=request.bridge,
             )
             problem = await asyncio.get_running_loop().run_in_executor(self._hands, self._attach, port, inside)
             if problem and problem != self._said:
@@ -373,6 +381,7 @@ class Pods:
             tuple((network.family, network.prefix[1:]) for network in endpoint.ip_networks),
             mtu or request.mtu or self._wiring.mtu_of(endpoint.interface_name) or self._dataplane.mtu,
             self._proxy_arp,
+            secondary=request.interface != FIRST_INTERFACE,
             bridge=endpoint.bridge,
         )
 

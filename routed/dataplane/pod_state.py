@@ -62,13 +62,13 @@ def look(exchange: Exchange, name: str) -> End | None:
     return End(link, decode_mac(answer.data), addresses, neighbours)
 
 
-def default_gateways(exchange: Exchange, family: Family) -> list[tuple[bytes, int]]:
-    """Gateway and interface of the main table's default routes, in the kernel's order. Raises KernelError."""
+def default_gateways(exchange: Exchange, family: Family, table: int = RT_TABLE_MAIN) -> list[tuple[bytes, int]]:
+    """Gateway and interface of a table's default routes, in the kernel's order. Raises KernelError."""
     decoder = RouteDecoder()
     found: list[tuple[bytes, int]] = []
-    for message in exchange.dump(dump_routes(family, table=RT_TABLE_MAIN, sequence=exchange.next()), "routes"):
+    for message in exchange.dump(dump_routes(family, table=table, sequence=exchange.next()), "routes"):
         decoded = decoder.decode(message.data)
-        if decoded is not None and decoded[0] is family and decoded[1] == b"\x00" and decoded[2].table == RT_TABLE_MAIN:
+        if decoded is not None and decoded[0] is family and decoded[1] == b"\x00" and decoded[2].table == table:
             found += [(gateway.address, gateway.interface) for gateway in decoded[2].gateways]
     return found
 

@@ -45,11 +45,13 @@ from routed.netlink.bridge import (
     set_master,
 )
 from routed.netlink.links import Link, decode_link
+from routed.netlink.numbers import RT_TABLE_MAIN
 from routed.netlink.tunnels import remove_neighbour
 from routed.netlink.veth import (
     add_default_route,
     add_host_address,
     add_link_route,
+    add_source_rule,
     delete_group,
     delete_link,
     get_link,
@@ -114,6 +116,10 @@ BRIDGE_SYSCTLS = (("ipv4/conf/{}/send_redirects", "0"),)
 #: On the node's end where it is a port: what comes in belongs to the bridge.
 PORT_SYSCTLS = (("ipv6/conf/{}/disable_ipv6", "1"),)
 
+#: Routing table of a pod's second interface, less its index, and the place of the rule that leads to it: before `main`.
+_TABLES = 1000
+_RULE_PRIORITY = 1000
+
 _INTERFACE_NAME = re.compile(r"[A-Za-z0-9_-]{1,15}")
 
 
@@ -132,6 +138,8 @@ class PodPort:
     mtu: int
     proxy_arp: bool = False
     default_routes: bool = True
+    secondary: bool = False
+    """The pod may have its default routes by another interface: then only what comes from these addresses goes out here."""
     bridge: str = ""
     """The bridge whose port the node's end is; empty: it stands alone."""
 
@@ -249,7 +257,8 @@ class PodWiring:
         else:
             found += permanent(node, ((address, port.mac) for _, address in port.addresses))
         for family in families if port.default_routes else ():
-            if (GATEWAYS[family], end.link.index) not in default_gateways(pod, family):
+            table = _table(port, pod, family, end.link.index)
+            if (GATEWAYS[family], end.link.index) not in default_gateways(pod, family, table):
                 found.append(f"the container has no default route by {format_address(GATEWAYS[family])}")
         asked = NODE_SYSCTLS + (PROXY_SYSCTLS if port.proxy_arp else ())
         found += self._wrong_sysctls(port.bridge or port.interface, asked)
@@ -357,9 +366,14 @@ class PodWiring:
             requests.append(set_neighbour(inside.next(), index, family, gateway, NODE_MAC))
             if not port.default_routes:
                 continue
+            table = _table(port, inside, family, index)
             if family is Family.IPV4_UNICAST:
-                requests.append(add_link_route(inside.next(), index, family, gateway))
-            requests.append(add_default_route(inside.next(), index, family, gateway))
+                requests.append(add_link_route(inside.next(), index, family, gateway, table))
+            requests.append(add_default_route(inside.next(), index, family, gateway, table))
+            if table != RT_TABLE_MAIN:
+                for each, address in port.addresses:
+                    if each is family:
+                        requests.append(add_source_rule(inside.next(), family, address, table, _RULE_PRIORITY))
         addresses = ", ".join(format_address(address) for _, address in port.addresses)
         inside.ask_all(requests, f"interface {port.pod_interface} inside the pod ({addresses})")
 
@@ -405,3 +419,10 @@ class PodWiring:
         if link is None:
             raise KernelError(errno.EPROTO, "", f"interface {name}")
         return link
+
+
+def _table(port: PodPort, inside: Exchange, family: Family, index: int) -> int:
+    """The routing table in the pod that its default route by this interface belongs into."""
+    if port.secondary and any(interface != index for _, interface in default_gateways(inside, family)):
+        return _TABLES + index
+    return RT_TABLE_MAIN

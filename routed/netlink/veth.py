@@ -14,6 +14,10 @@ from routed.netlink.links import IFADDRMSG, IFINFOMSG, NDMSG
 from routed.netlink.messages import HEADER_LENGTH, attribute, attributes, request
 from routed.netlink.numbers import (
     AF_UNSPEC,
+    FR_ACT_TO_TBL,
+    FRA_PRIORITY,
+    FRA_SRC,
+    FRA_TABLE,
     IFA_ADDRESS,
     IFA_F_NODAD,
     IFA_FLAGS,
@@ -36,21 +40,26 @@ from routed.netlink.numbers import (
     NUD_PERMANENT,
     RT_SCOPE_LINK,
     RT_SCOPE_UNIVERSE,
+    RT_TABLE_COMPAT,
     RT_TABLE_MAIN,
     RTA_DST,
     RTA_GATEWAY,
     RTA_OIF,
+    RTA_TABLE,
     RTM_DELLINK,
     RTM_GETLINK,
     RTM_NEWADDR,
     RTM_NEWLINK,
     RTM_NEWNEIGH,
     RTM_NEWROUTE,
+    RTM_NEWRULE,
     VETH_INFO_PEER,
 )
 from routed.netlink.routes import AF_OF_FAMILY, RTMSG
 
 _U32 = struct.Struct("=I")
+
+_FIB_RULE = struct.Struct("=BBBBBBBBI")
 
 _RTPROT_BOOT = 3
 _RTN_UNICAST = 1
@@ -137,29 +146,46 @@ def set_neighbour(sequence: int, index: int, family: Family, address: bytes, mac
     )
 
 
-def add_link_route(sequence: int, index: int, family: Family, address: bytes) -> bytes:
+def add_link_route(sequence: int, index: int, family: Family, address: bytes, table: int = RT_TABLE_MAIN) -> bytes:
     """A host route for what is directly behind the link."""
     return _route(
         sequence,
         family,
+        table,
         family.max_length,
         RT_SCOPE_LINK,
         attribute(RTA_DST, address) + attribute(RTA_OIF, _U32.pack(index)),
     )
 
 
-def add_default_route(sequence: int, index: int, family: Family, gateway: bytes) -> bytes:
+def add_default_route(sequence: int, index: int, family: Family, gateway: bytes, table: int = RT_TABLE_MAIN) -> bytes:
     return _route(
         sequence,
         family,
+        table,
         0,
         RT_SCOPE_UNIVERSE,
         attribute(RTA_GATEWAY, gateway) + attribute(RTA_OIF, _U32.pack(index)),
     )
 
 
-def _route(sequence: int, family: Family, length: int, scope: int, rest: bytes) -> bytes:
-    header = RTMSG.pack(AF_OF_FAMILY[family], length, 0, 0, RT_TABLE_MAIN, _RTPROT_BOOT, scope, _RTN_UNICAST, 0)
+def add_source_rule(sequence: int, family: Family, address: bytes, table: int, priority: int) -> bytes:
+    """What has this source is routed by this table. `struct fib_rule_hdr`: u8 family, destination and source length, tos,
+    table, two reserved, u8 action, u32 flags."""
+    header = _FIB_RULE.pack(AF_OF_FAMILY[family], 0, family.max_length, 0, 0, 0, 0, FR_ACT_TO_TBL, 0)
+    rest = (
+        attribute(FRA_SRC, address)
+        + attribute(FRA_TABLE, _U32.pack(table))
+        + attribute(FRA_PRIORITY, _U32.pack(priority))
+    )
+    return request(RTM_NEWRULE, NLM_F_ACK | NLM_F_CREATE, sequence, header + rest)
+
+
+def _route(sequence: int, family: Family, table: int, length: int, scope: int, rest: bytes) -> bytes:
+    short = table if table <= 255 else RT_TABLE_COMPAT
+    header = RTMSG.pack(AF_OF_FAMILY[family], length, 0, 0, short, _RTPROT_BOOT, scope, _RTN_UNICAST, 0)
+    if table > 255:
+        rest += attribute(RTA_TABLE, _U32.pack(table))
     return request(RTM_NEWROUTE, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE, sequence, header + rest)
 
 

@@ -131,6 +131,30 @@ def test_the_gateway_is_what_the_kernel_makes_of_the_mac(node: Node):
     assert socket.inet_ntop(socket.AF_INET6, GATEWAYS[V6]) == "fe80::ecee:eeff:feee:eeee"
 
 
+def test_a_second_interface_takes_nothing_from_the_first(node: Node):
+    """What comes from its addresses goes out by it, everything else as before, also once it is gone."""
+    pod, other = node.pod(1, "10.65.0.1", "fd00:65::1"), node.pod(2, "10.65.0.2", "fd00:65::2")
+    node.attach(pod)
+    node.attach(other)
+    before = pod.namespace.routes()
+    packed = ((V4, parse_address("10.65.0.11")), (V6, parse_address("fd00:65::11")))
+    mac = bytes.fromhex("0e0000000011")
+    second = replace(pod, port=PodPort("cali11", "net1", mac, packed, 1400, secondary=True))
+    node.attach(second)
+    assert pod.namespace.routes() == before
+    for first_address, second_address, target in (
+        ("10.65.0.1", "10.65.0.11", "10.65.0.2"), ("fd00:65::1", "fd00:65::11", "fd00:65::2"),
+    ):  # fmt: skip
+        for source in (first_address, second_address):
+            pod.namespace.run("ping", "-n", "-c", "1", "-W", "2", "-I", source, target)
+        assert other.namespace.pings(second_address) and other.namespace.pings(first_address)
+    with node.namespace.entered():
+        assert node.wiring.differences(second.port, second.inside) == []
+        assert node.wiring.differences(pod.port, pod.inside) == []
+    node.namespace.ip("link del cali11")
+    assert other.namespace.pings("10.65.0.1") and other.namespace.pings("fd00:65::1")
+
+
 def test_what_is_not_as_it_was_made_is_named(node: Node):
     pod = node.pod(1, "10.65.0.1", "fd00:65::1")
     node.attach(pod)
