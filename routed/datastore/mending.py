@@ -42,7 +42,7 @@ async def put_right(
             procedure = recount_handle(finding.handle, cidr, finding.count)
         case Problem.NO_BLOCK | Problem.STALE_AFFINITY if cidr is not None:
             procedure = release_affinity(finding.node, cidr)
-        case Problem.SPARE if cidr is not None:
+        case Problem.SPARE | Problem.NO_POOL if cidr is not None and finding.node and finding.count < 1:
             procedure = release_affinity(finding.node, cidr, only_empty=True)
         case Problem.NO_AFFINITY if cidr is not None and finding.node in nodes:
             procedure = claim(cidr, finding.node, clock())

@@ -212,6 +212,16 @@ def pool_of(pools: Iterable[IPPool], family: Family, address: bytes) -> IPPool |
     return next((pool for pool in pools if pool.cidr.family is family and covers(pool.cidr.prefix, host)), None)
 
 
+def is_for_node(pools: Iterable[IPPool], block: Cidr, labels: Mapping[str, str]) -> bool:
+    """Whether a block is in a pool that selects a node with these labels: else it is given up once nobody uses it."""
+    return any(
+        pool.cidr.family is block.family
+        and covers(pool.cidr.prefix, block.prefix)
+        and pool.node_selector.matches(labels)
+        for pool in pools
+    )
+
+
 def block_at(pool: IPPool, number: int) -> Cidr:
     """The n-th block of a pool."""
     family = pool.cidr.family
@@ -319,6 +329,9 @@ def assign_addresses(cluster: Cluster, demand: Demand, clock: Clock) -> Procedur
     reserved = _reservations(cluster)
     own = yield from _own_blocks(demand.node, demand.family)
     usable = [cidr for pool in pools for cidr in own if covers(pool.cidr.prefix, cidr.prefix)]
+    for cidr in own:
+        if cidr not in usable and not is_for_node(cluster.pools, cidr, demand.node_labels):
+            yield from release_affinity(demand.node, cidr, only_empty=True)
     for cidr in usable:
         if len(given) >= demand.count:
             break

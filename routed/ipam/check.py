@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from routed.ipam.blocks import address_at, allocations
+from routed.ipam.blocks import address_at, allocations, is_empty
 from routed.model.ipam import AllocationAttribute, IPAMBlock, IPAMHandle
 from routed.model.resources import AffinityType, BlockAffinity, Cidr, IPPool, Node, Resource
 from routed.model.workloads import WorkloadEndpoint
@@ -51,6 +51,8 @@ class Problem(enum.StrEnum):
     """A node claims a block that another holds."""
     NO_AFFINITY = "no affinity"
     """A block says that a node holds it, and the node does not claim it."""
+    NO_POOL = "no pool"
+    """A block is in no pool: nobody gets an address of it any more, and it goes with the last it has given out."""
     NO_NODE = "no node"
     """Addresses or blocks are held for a node that is not there."""
     SPARE = "spare block"
@@ -113,7 +115,7 @@ def state_of(resources: Iterable[Resource]) -> State:
 
 def check(state: State) -> list[Finding]:
     """All that is wrong, in order."""
-    found = [*_addresses(state), *_handles(state), *_affinities(state), *_missing_nodes(state)]
+    found = [*_addresses(state), *_handles(state), *_affinities(state), *_missing_pools(state), *_missing_nodes(state)]
     return sorted(found)
 
 
@@ -243,6 +245,15 @@ def _affinities(state: State) -> Iterator[Finding]:
 
 def _of(block: IPAMBlock) -> str:
     return f"node {block.host}" if block.host else block.affinity or "nobody"
+
+
+def _missing_pools(state: State) -> Iterator[Finding]:
+    for block in state.blocks:
+        cidr = block.cidr
+        if not any(pool.cidr.family is cidr.family and covers(pool.cidr.prefix, cidr.prefix) for pool in state.pools):
+            used = not is_empty(block)
+            text = f"block {cidr} of {_of(block)} is in no pool{', and addresses of it are in use' if used else ''}"
+            yield Finding(Problem.NO_POOL, text, cidr=str(cidr), node=block.host or "", count=int(used))
 
 
 def _missing_nodes(state: State) -> Iterator[Finding]:

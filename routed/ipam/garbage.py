@@ -5,8 +5,8 @@ what no block has, claims without a block, all of a node that is gone, and empty
 a check finds beside that is left to a person.
 
 Invariants: a thing is garbage only while every look finds it in the same way, from the first look to one at least the grace
-period later; an address given out anew meanwhile is another (its sequence number). A node keeps a block of each pool with an
-address to give.
+period later; an address given out anew meanwhile is another (its sequence number). A node keeps a block of each pool that
+selects it with an address to give.
 
 Not here: what is wrong (`check`), reading, and taking back.
 """
@@ -59,11 +59,15 @@ def _spare_blocks(state: State) -> Iterator[Finding]:
         if block.host in state.nodes:
             assert block.host is not None
             held.setdefault((block.host, _pool_of(state, block)), []).append(block)
-    for (node, pool), blocks in held.items():
+    pools = {pool.cidr: pool for pool in state.pools}
+    for (node, cidr_of_pool), blocks in held.items():
+        pool = pools[cidr_of_pool] if cidr_of_pool is not None else None
         empty = sorted(block.cidr for block in blocks if is_empty(block))
         others = any(not is_empty(block) and free_count(block, lambda _: False) for block in blocks)
-        for cidr in empty if others or pool is None else empty[1:]:
-            text = f"node {node} holds {cidr}, which is empty, and has others of the pool with free addresses"
+        unfit = pool is None or not pool.node_selector.matches(state.nodes[node].labels)
+        why = "is in no pool that selects it" if unfit else "has others of the pool with free addresses"
+        for cidr in empty if others or unfit else empty[1:]:
+            text = f"node {node} holds {cidr}, which is empty, and {why}"
             yield Finding(Problem.SPARE, text, cidr=str(cidr), node=node)
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from routed.cli.main import main
+from routed.datastore import folder
 from routed.datastore.etcd import EtcdStore
 from routed.datastore.etcd_settings import EtcdConfig
-from routed.datastore.folder import Problem
 from routed.datastore.saved import Identity, SavedState
+from routed.ipam.check import CHECKED, Problem, check, state_of
 from routed.model.ipam import IPAMBlock
 from routed.model.resources import BlockAffinity, JsonObject, Update
 from routed.model.schema import KINDS
@@ -43,7 +44,7 @@ class Follower(Node):
         self.etcd = EtcdStore(EtcdConfig(server.endpoints), node=name, kinds=KINDS, saved=state)
         super().__init__(self.etcd, name)
         self.synced = False
-        self.open: tuple[Problem, ...] = ()
+        self.open: tuple[folder.Problem, ...] = ()
 
     def update(self, update: Update) -> None:
         self.pods.update(update)
@@ -54,7 +55,7 @@ class Follower(Node):
     def in_sync(self) -> None:
         self.synced = True
 
-    def problems(self, problems: tuple[Problem, ...]) -> None:
+    def problems(self, problems: tuple[folder.Problem, ...]) -> None:
         self.open = problems
 
 
@@ -218,6 +219,34 @@ def test_what_is_held_is_announced_on_and_gives_no_address(server: Cluster, tmp_
         result = await node.call("ADD")
         assert result["ips"][0]["address"] == "10.60.0.0/32", "of the block that nobody has now"
         assert keys(server, "host/n1/") == [f"{IPAM}host/n1/ipv4/block/10.60.0.0-30"]
-        assert len(node.pods.known({BlockAffinity.kind})) == 16 and "15 of 16 BlockAffinity" in str(node.open)
+        await until(lambda: "15 of 16 BlockAffinity" in str(node.open), "the others are held")
+        assert len(node.pods.known({BlockAffinity.kind})) == 16
 
     on_node(server, "n1", after, saved)
+
+
+def test_empty_blocks_of_pools_that_do_not_select_the_node_are_given_up(server: Cluster) -> None:
+    """And those of no pool; what somebody uses stays, and a check names it where there is no pool."""
+    config = {"strict_affinity": False, "auto_allocate_blocks": True}
+    used = claimed("n1", "10.9.0.0/30")
+    held = used[f"{IPAM}assignment/ipv4/block/10.9.0.0-30"]
+    assert isinstance(held, dict)
+    held |= {"allocations": [0, None, None, None], "unallocated": [1, 2, 3], "attributes": [{"handle_id": "x"}]}
+    server.put_all(
+        pool("p", cidr="10.60.0.0/26", blockSize=30)
+        | pool("other", cidr="10.61.0.0/26", blockSize=30, nodeSelector="rack == 'zz'")
+        | nodes("n1")
+        | {f"{IPAM}config": config}
+        | {key: value for number in range(16) for key, value in claimed("n1", f"10.61.0.{4 * number}/30").items()}
+        | claimed("n1", "10.8.0.0/30")
+        | claimed("n1", "10.60.0.0/30")
+        | used
+    )
+
+    async def test(node: Follower) -> None:
+        await node.call("ADD")
+        assert keys(server, "host/") == [f"{IPAM}host/n1/ipv4/block/{block}-30" for block in ("10.60.0.0", "10.9.0.0")]
+        found = check(state_of(node.pods.known(CHECKED)))
+        assert [each.cidr for each in found if each.problem is Problem.NO_POOL] == ["10.9.0.0/30"]
+
+    on_node(server, "n1", test)

@@ -71,6 +71,24 @@ def test_a_node_keeps_a_block_with_an_address_to_give():
     assert not site.store.run(release_affinity("n1", blocks[1], only_empty=True))  # in use: it stays
 
 
+def test_a_node_keeps_no_empty_block_of_a_pool_that_does_not_select_it():
+    site = Site()
+    blocks = [Cidr(*parse_prefix(f"10.0.0.{last}/30")) for last in (0, 4)]
+    for cidr in blocks:
+        assert site.store.run(claim(cidr, "n1", site.clock()))
+    held = [found.value for found in site.store.items.values()]
+    node = parse_manifest({"apiVersion": API, "kind": "Node", "metadata": {"name": "n1"}, "spec": {}})
+
+    def found(**spec: str) -> list[tuple[Problem, str]]:
+        pool = {"apiVersion": API, "kind": "IPPool", "metadata": {"name": "p"}, "spec": {"cidr": "10.0.0.0/24", **spec}}
+        state = state_of([parse_manifest(pool), node, *held])
+        return sorted((each.problem, each.cidr) for each in garbage(state))
+
+    assert found() == [(Problem.SPARE, "10.0.0.4/30")]
+    assert found(nodeSelector="rack == 'b'") == [(Problem.SPARE, "10.0.0.0/30"), (Problem.SPARE, "10.0.0.4/30")]
+    assert found(cidr="10.9.0.0/24") == [(Problem.SPARE, "10.0.0.0/30"), (Problem.SPARE, "10.0.0.4/30")]
+
+
 def test_a_virtual_owner_of_blocks_is_no_missing_node():
     affinity = parse_manifest(
         {
