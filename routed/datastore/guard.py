@@ -2,7 +2,8 @@
 
 Invariants:
 - A key whose stored value is no resource keeps its last good value, until a valid one or its deletion is believed.
-- Deletions that the resource itself announced (`model.deletion`) are followed, however many, and count as nothing.
+- Deletions that the resource itself announced, and of endpoints whose addresses were given back (`model.deletion`), are
+  followed, however many, and count as nothing.
 - What an accident looks like is held: a kind that has nothing left, or, within `window` seconds, `minimum` objects and
   more than `share` of a kind. It is held until the key is there again, somebody confirms, or `timeout` is over.
 - So that this is seen before anything was withdrawn where deletions come one after the other, as programs make them, each
@@ -22,10 +23,11 @@ from collections import Counter, deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from routed.model.deletion import is_announced
-from routed.model.ipam import IPAMHandle
+from routed.model.deletion import is_announced, is_given_back
+from routed.model.ipam import IPAMBlock, IPAMHandle
 from routed.model.resources import Resource, ResourceKey, Update
 from routed.model.settings import CalicoNodeStatus
+from routed.model.workloads import WorkloadEndpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,10 @@ class Guard:
             else:
                 self._there(change, updates)
         self._gone(gone, now, updates, put_off=True)
+        if any(
+            change.key.kind == IPAMBlock.kind for change in changes
+        ):  # addresses may be given back after the endpoint
+            updates += self.own([key for key in self.gone if self._on_purpose(key)])
         return updates
 
     @property
@@ -198,8 +204,7 @@ class Guard:
 
     def _gone(self, gone: Collection[ResourceKey], now: float, updates: list[Update], *, put_off: bool) -> None:
         rules, recent = self.rules, self._recent
-        on_purpose = [key for key in gone if key in self.good and is_announced(self.good[key].resource)]
-        updates += self.own(on_purpose)
+        updates += self.own([key for key in gone if self._on_purpose(key)])
         while recent and now - recent[0][0] > rules.window:
             recent.popleft()
         kinds: dict[str, dict[ResourceKey, None]] = {}
@@ -233,6 +238,20 @@ class Guard:
                 for key in keys:
                     at, _ = self._put_off.pop(key, (now, now))
                     self._follow(key, at, updates)
+
+    def _on_purpose(self, key: ResourceKey) -> bool:
+        """Whether a deletion is nothing to wonder at."""
+        good = self.good.get(key)
+        if good is None:
+            return False
+        if isinstance(good.resource, WorkloadEndpoint) and is_given_back(good.resource, self._believed):
+            return True
+        return is_announced(good.resource)
+
+    def _believed(self, key: ResourceKey) -> Resource | None:
+        good = self.good.get(key)
+        gone = key in self.held or key in self._put_off
+        return good.resource if good is not None and not gone else None
 
     def _follow(self, key: ResourceKey, at: float, updates: list[Update]) -> None:
         self._recent.append((at, key, self.good.pop(key)))

@@ -1,4 +1,4 @@
-"""How a resource says that it is about to be deleted on purpose, before it is.
+"""How a resource says that it is deleted on purpose: before it is, or by what was done with it.
 
 Calico and Kubernetes say it already, each where it can be said: an affinity by its state `pendingDeletion`, blocks and
 handles by `deleted`, everything else by `metadata.deletionTimestamp`. A block says it too by having no address in use:
@@ -9,10 +9,18 @@ the resource.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from routed.model.ipam import IPAMBlock, IPAMHandle
-from routed.model.paths import ALLOCATOR_KINDS
-from routed.model.resources import AffinityState, BlockAffinity, JsonObject, Resource
+from routed.model.paths import ALLOCATOR_KINDS, block_name
+from routed.model.resources import AffinityState, BlockAffinity, Cidr, JsonObject, Resource, ResourceKey
 from routed.model.schema import parse_stored
+from routed.model.workloads import WorkloadEndpoint
+from routed.net.families import Family
+from routed.net.prefixes import make_prefix
+
+#: Lengths of the prefixes blocks may have.
+_BLOCK_SIZES = {Family.IPV4_UNICAST: range(20, 33), Family.IPV6_UNICAST: range(116, 129)}
 
 
 def is_announced(resource: Resource) -> bool:
@@ -37,6 +45,26 @@ def announced(resource: Resource, at: str) -> Resource | None:
     if resource.kind in ALLOCATOR_KINDS:
         return None
     return _with(resource, "metadata", {"deletionTimestamp": at})
+
+
+def is_given_back(endpoint: WorkloadEndpoint, stored: Callable[[ResourceKey], Resource | None]) -> bool:
+    """Whether all addresses of an endpoint are somebody else's or nobody's, in blocks that are there (`stored`)."""
+    return bool(endpoint.ip_networks) and all(
+        _is_free(network.family, network.prefix[1:], endpoint.container_id, stored) for network in endpoint.ip_networks
+    )
+
+
+def _is_free(
+    family: Family, address: bytes, container_id: str, stored: Callable[[ResourceKey], Resource | None]
+) -> bool:
+    for size in _BLOCK_SIZES[family]:
+        prefix = make_prefix(address, size)
+        block = stored(ResourceKey(IPAMBlock.kind, block_name(Cidr(family, prefix))))
+        if isinstance(block, IPAMBlock):
+            ordinal = int.from_bytes(address, "big") & (1 << family.max_length - size) - 1
+            owner = block.owner(ordinal) if ordinal < len(block.allocations) else None
+            return owner is None or (bool(container_id) and container_id not in (owner.handle_id or container_id))
+    return False
 
 
 def _with(resource: Resource, part: str, fields: JsonObject) -> Resource:

@@ -77,6 +77,61 @@ def test_one_by_one_is_an_accident_too_and_nothing_goes(count: int, gaps: list[f
     assert guard.settle(now + 100.0) == []
 
 
+def endpoint(number: int) -> Resource:
+    spec = {
+        "orchestrator": "k8s", "node": "n1", "containerID": f"c{number}", "endpoint": "eth0", "pod": f"web{number}",
+        "ipNetworks": [f"10.65.0.{number}/32"], "interfaceName": f"cali{number}", "profiles": [],
+    }  # fmt: skip
+    metadata = {"name": f"n1-k8s-web{number}-eth0", "namespace": "shop"}
+    return parse_manifest(
+        {"apiVersion": "projectcalico.org/v3", "kind": "WorkloadEndpoint", "metadata": metadata, "spec": spec}
+    )
+
+
+def block(owners: dict[int, str]) -> Resource:
+    """10.65.0.0/28, with a container for each ordinal that is given out."""
+    spec = {
+        "cidr": "10.65.0.0/28", "affinity": "host:n1", "deleted": False,
+        "allocations": [list(owners).index(each) if each in owners else None for each in range(16)],
+        "unallocated": [each for each in range(16) if each not in owners],
+        "attributes": [{"handle_id": f"k8s-pod-network.{each}", "secondary": {"node": "n1"}} for each in owners.values()],
+    }  # fmt: skip
+    metadata = {"name": "10-65-0-0-28"}
+    return parse_manifest(
+        {"apiVersion": "projectcalico.org/v3", "kind": "IPAMBlock", "metadata": metadata, "spec": spec}
+    )
+
+
+def pods(*numbers: int) -> tuple[Guard, list[Change]]:
+    """A guard that knows these pods and their block, and the deletions of all their endpoints."""
+    guard = Guard(MassDelete())
+    known = [endpoint(number) for number in numbers]
+    known.append(block({number: f"c{number}" for number in numbers}))
+    guard.changes([Change(each.key, each, 1) for each in known], 0.0)
+    return guard, [Change(each.key, None, 2) for each in known[:-1]]
+
+
+def test_pods_that_gave_their_addresses_back_are_no_accident_however_many() -> None:
+    """As routed removes a pod, all at one revision; as Calico's plugin does, the addresses later; and where another pod
+    has the addresses already."""
+    empty = block({})
+    guard, deletions = pods(*range(12))
+    assert len(names(guard.changes([*deletions, Change(empty.key, empty, 2)], 10.0))) == 12 and not guard.held
+    for again in (empty, block({number: f"other{number}" for number in range(12)})):
+        guard, deletions = pods(*range(12))
+        assert guard.changes(deletions, 10.0) == [] and len(guard.held) == 12
+        assert len(names(guard.changes([Change(again.key, again, 3)], 10.1))) == 12 and not guard.held
+
+
+def test_endpoints_that_vanish_without_their_addresses_are_held() -> None:
+    guard, deletions = pods(*range(12))
+    partly = block({number: f"c{number}" for number in range(9)})
+    assert len(names(guard.changes([*deletions, Change(partly.key, partly, 2)], 10.0))) == 3
+    assert len(guard.held) == 9
+    guard, deletions = pods(*range(12))  # all of /calico/ at once
+    assert guard.changes([*deletions, Change(partly.key, None, 2)], 10.0) == [] and len(guard.held) == 13
+
+
 def test_few_one_by_one_are_followed_each_after_the_window() -> None:
     guard = full(20)
     for number in range(5):
