@@ -4,6 +4,8 @@
 
 Time is processor time, so that what else the machine does counts little. Without `--kernel` the engine alone is measured,
 and no privileges are needed; with it (as root) the whole program is also written into a network namespace of its own.
+With `--daemon` (as root) the real daemon reads it all from three files of its datastore, Kubernetes' own NetworkPolicies and
+Namespaces among them, and is measured from its start: until the node's pods are in its table, and some seconds later.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ import argparse
 import asyncio
 import gc
 import json
+import os
 import random
+import re
 import resource
 import sys
 import time
@@ -25,11 +29,14 @@ from routed.desired_policy import PolicyBatch
 from routed.model.resources import Resource, Update
 from routed.policy.engine import PolicyEngine
 from routed.policy.kubernetes import Kubernetes
-from routed.testing.lab import Lab
+from routed.testing.lab import Lab, wait_for
+from routed.testing.routers import Routed
 from tests.policy.nodes import policy, profile, workload
 from tests.policy.specification import Endpoint
 
 PODS, HERE, POLICIES, NAMESPACES, LARGE = 10_000, 100, 1_000, 50, 1_000
+#: Seconds after which the daemon is looked at again.
+SETTLED = 5.0
 
 
 def pod(number: int, rng: random.Random) -> Resource:
@@ -58,23 +65,22 @@ def rule(rng: random.Random) -> dict[str, Any]:
     return {"from": peers, "ports": [{"port": rng.choice((80, 443, 8080)), "protocol": "TCP"}]}
 
 
+def kubernetes_policy(number: int, rng: random.Random) -> dict[str, Any]:
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": f"policy{number}", "namespace": f"ns{number % NAMESPACES}"},
+        "spec": {
+            "podSelector": {"matchLabels": {"app": f"app{rng.randrange(20)}"}},
+            "ingress": [rule(rng) for _ in range(3)],
+        },
+    }
+
+
 def world(rng: random.Random, policies: int) -> list[Resource]:
     made: list[Resource] = [profile(f"ns{number}", {"team": f"team{number % 10}"}) for number in range(NAMESPACES)]
     made += [pod(number, rng) for number in range(PODS)]
-    for number in range(policies):
-        made.append(
-            policy(
-                {
-                    "apiVersion": "networking.k8s.io/v1",
-                    "kind": "NetworkPolicy",
-                    "metadata": {"name": f"policy{number}", "namespace": f"ns{number % NAMESPACES}"},
-                    "spec": {
-                        "podSelector": {"matchLabels": {"app": f"app{rng.randrange(20)}"}},
-                        "ingress": [rule(rng) for _ in range(3)],
-                    },
-                }
-            )
-        )
+    made += [policy(kubernetes_policy(number, rng)) for number in range(policies)]
     return made
 
 
@@ -112,7 +118,7 @@ def run(*, kernel: bool) -> dict[str, float]:
         return batch
 
     first = bench.timed("start: engine (ms)", start)
-    bench.timed("start: program (ms)", lambda: (firewall.change(first), firewall.rebuild().encode()))
+    bench.timed("start: program (ms)", lambda: (firewall.take_in(first), firewall.rebuild().encode()))
     bench.results["memory (MiB)"] = round((resident() - memory_before) / 1048576, 1)
     bench.results["sets"] = len(first.sets)
     bench.results["chains"] = len(first.chains)
@@ -143,16 +149,64 @@ async def in_kernel(first: PolicyBatch) -> dict[str, float]:
         return {"start: in the kernel (ms)": round(took * 1000, 2)}
 
 
-def resident() -> int:
-    with open("/proc/self/statm", encoding="ascii") as file:
+def of_daemon(pods: int = PODS, policies: int = POLICIES) -> dict[str, float]:
+    """The real daemon, from its start on."""
+    rng = random.Random(1)
+    namespaces: list[dict[str, Any]] = [
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": f"ns{n}", "labels": {"team": f"team{n % 10}"}}}
+        for n in range(NAMESPACES)
+    ]
+    cluster = {
+        "namespaces": namespaces,
+        "endpoints": [pod(number, rng).manifest for number in range(pods)],
+        "policies": [kubernetes_policy(number, rng) for number in range(policies)],
+    }
+    with Lab() as lab:
+        node = lab.namespace("node", forward=True)
+        daemon = Routed(node, "n1", cni={"enabled": True, "socket": str(node.folder / "cni.sock")}, log=None)
+        for name, manifests in cluster.items():
+            text = "".join(f"---\n{json.dumps(manifest)}\n" for manifest in manifests)
+            (daemon.resources / f"{name}.yaml").write_text(text)
+        started = time.monotonic()
+        daemon.launch()
+        pid = daemon.pid
+
+        def complete() -> bool:
+            found = node.run("nft", "list", "map", "inet", "routed", "by_to_workload", check=False)
+            return found.count("goto") == min(pods, HERE)
+
+        wait_for(complete, 120, "the node's pods are in the table")
+        results = {
+            "daemon: table complete, on the clock (s)": round(time.monotonic() - started, 1),
+            "daemon: table complete, processor time (s)": processor_time(pid),
+            "daemon: resident then (MiB)": round(resident(pid) / 1048576, 1),
+        }
+        time.sleep(SETTLED)
+        results["daemon: processor time after 5 s more (s)"] = processor_time(pid)
+        results["daemon: resident after 5 s more (MiB)"] = round(resident(pid) / 1048576, 1)
+        busy = re.findall(r"busy or stopped for ([0-9.]+) s", daemon.log())
+        results["daemon: longest wait of the loop it complains of (s)"] = max(map(float, busy), default=0.0)
+        daemon.stop()
+    return results
+
+
+def processor_time(pid: int) -> float:
+    with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+        fields = file.read().rpartition(")")[2].split()
+    return round((int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), 2)
+
+
+def resident(pid: int | str = "self") -> int:
+    with open(f"/proc/{pid}/statm", encoding="ascii") as file:
         return int(file.read().split()[1]) * resource.getpagesize()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kernel", action="store_true", help="also write the program into a kernel, as root")
+    parser.add_argument("--daemon", action="store_true", help="measure the real daemon, as root")
     arguments = parser.parse_args()
-    json.dump(run(kernel=arguments.kernel), sys.stdout, indent=2)
+    json.dump(of_daemon() if arguments.daemon else run(kernel=arguments.kernel), sys.stdout, indent=2)
     sys.stdout.write("\n")
 
 

@@ -13,7 +13,7 @@ from routed.model.ipam import IPAMBlock
 from routed.model.paths import Layout
 from routed.testing.lab import Lab
 from routed.testing.routers import missing
-from tests.bench import datastore, packets, pods
+from tests.bench import datastore, packets, pods, policies
 from tests.bench.__main__ import BEGIN, DOCUMENT, END, QUICK, STANDARD, main
 from tests.bench.contenders import CONTENDERS, peer_address
 from tests.bench.scenarios import KINDS, Scenario, Wrong, build, measure, verify
@@ -108,6 +108,16 @@ class TestInSmall:
         made = packets.measure(20, 1, 5, 1 << 20)
         assert len(packets.table(made).splitlines()) == 2 + len(made) == 10
         assert all(seconds > 0 for each in made for seconds in (*each.connection, *each.stream))
+
+    @pytest.mark.skipif(shutil.which("nft") is None, reason="nft is not installed (Debian: nftables)")
+    def test_the_real_daemon_is_measured_with_policies(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(policies, "SETTLED", 0.0)
+        made = policies.of_daemon(pods=120, policies=30)
+        assert len(made) == 6
+        assert (
+            0 < made["daemon: table complete, processor time (s)"] <= made["daemon: processor time after 5 s more (s)"]
+        )
+        assert made["daemon: resident then (MiB)"] > 10
 
     @pytest.mark.skipif(not Path(pods.PLUGINS, "ptp").exists(), reason="needs Debian's containernetworking-plugins")
     @pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed (Debian: etcd-server)")
