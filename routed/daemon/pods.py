@@ -107,7 +107,6 @@ UNDO = 3.0
 PAY_EVERY = 2.0
 #: Times an endpoint that others change at the same time is written again.
 _ATTEMPTS = 3
-_POLL = 0.001
 _API = "projectcalico.org/v3"
 _PROTOCOLS = {6: "TCP", 17: "UDP", 132: "SCTP"}
 
@@ -128,6 +127,9 @@ class Dataplane(Protocol):
     @property
     def ready(self) -> str:
         """Why pods cannot be added now, or empty."""
+
+    async def until_ready(self) -> str:
+        """Wait while a restart is nearly over; why pods cannot be added then, or empty."""
 
     @property
     def mtu(self) -> int:
@@ -273,7 +275,7 @@ class Pods:
                 del self._turns[container_id]
 
     async def _add(self, request: Request, inside: Inside, conversation: Conversation) -> bytes:
-        if problem := self._not_ready():
+        if problem := await self._dataplane.until_ready() or self._lock():
             raise CniError(TRY_AGAIN, problem)
         identity = await self._identify(request)
         there = self._mirror[WorkloadEndpoint.kind].get(identity.key)

@@ -201,6 +201,13 @@ class Workloads:
             return "routed restarts and waits for its peers; try again"
         return ""
 
+    async def until_ready(self) -> str:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + SETTLE
+        while self.synced and self._core.restart.deferring and loop.time() < until:
+            await asyncio.sleep(_LOOK_AGAIN)
+        return self.ready
+
     @property
     def mtu(self) -> int:
         """Of the interface with the node's address, less what the pools' tunnels put around packets."""

@@ -131,6 +131,9 @@ class Dataplane:
     def publish(self, update: Update) -> None:
         self.published.append(update)
 
+    async def until_ready(self) -> str:
+        return self.ready
+
     async def in_force(self, _: Iterable[tuple[Family, bytes]]) -> str:
         await asyncio.sleep(0)
         return self.problem
