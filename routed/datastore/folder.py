@@ -4,10 +4,11 @@ Invariants:
 - A look (`Folder.look`) costs one `stat` per file (links followed) and reads only files that changed. A change is
   believed once two looks agree on it, so a file caught in the middle of being written, or missing for the moment
   between an editor's two renames, is not taken at its word.
-- What could not be read deletes nothing. A file with a bad document keeps every resource it had and does not name now;
-  so does one that is empty, holds nothing but comments, or names fewer resources than before and breaks off in the
-  middle of a line; one cut short in the middle of what it said before is not believed at all, and one that names fewer
-  only once nobody has it open for writing and it has been left alone for a moment. Good documents beside a
+- What could not be read deletes nothing. A file with a bad document keeps the resource that the document names; where
+  that cannot be told, every resource it may be that the file had and does not name now, and says so. All are kept by one
+  that is empty, holds nothing but comments, or names fewer resources than before and breaks off in the middle of a line,
+  or within what it said before; one cut short in the middle of what it said before is not believed at all, and one that
+  names fewer only once nobody has it open for writing and it has been left alone for a moment. Good documents beside a
   bad one apply. What is kept so is written down, so that it outlives a restart. A file that is gone from the folder, and
   only that, takes all its resources with it.
 - One resource, one file: the first by file name has it, any other is reported and takes over when the first lets go.
@@ -27,13 +28,13 @@ import os
 import signal
 import stat
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from routed.datastore.documents import Document, read_documents
 from routed.errors import ConfigError, StoreError
 from routed.model.fields import field_path
 from routed.model.resources import JsonObject, JsonValue, Resource, ResourceKey, Update
-from routed.model.schema import KINDS, OTHER_KINDS, parse_manifest, versions_of
+from routed.model.schema import KINDS, OTHER_KINDS, manifest_kind, parse_manifest, versions_of
 
 SUFFIXES = (".yaml", ".yml", ".json")
 #: Octets of the largest file that is read.
@@ -87,6 +88,21 @@ class _Entry:
     line: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Suspect:
+    """What a manifest that cannot be read may be."""
+
+    problem: int
+    """Which of the reading's problems it is."""
+    kind: str = ""
+    """Empty: of any kind."""
+    name: str = ""
+    """Empty: of any name."""
+
+    def may_be(self, key: ResourceKey) -> bool:
+        return self.kind in ("", key.kind) and self.name in ("", key.name)
+
+
 @dataclass(slots=True)
 class _Reading:
     """What one reading of a file's text gave."""
@@ -94,8 +110,8 @@ class _Reading:
     entries: dict[ResourceKey, _Entry] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     documents: int = 0
-    bad: bool = False
-    """A document could not be read, so what is missing may be in it."""
+    bad: list[_Suspect] = field(default_factory=list)
+    """What could not be read: what is missing may be in it."""
     last_line: int = 0
 
 
@@ -320,10 +336,22 @@ def _take(file: _File, path: str, data: bytes, signature: tuple[int, ...]) -> bo
     missing = [key for key in file.entries if key not in reading.entries]
     kept: list[ResourceKey] = []
     reason = _reason_to_keep(reading, data, whole)
+    if reading.bad and whole and not file.good_data.startswith(data):
+        # what is certainly none of what cannot be read is gone
+        held = [key for key in missing if any(suspect.may_be(key) for suspect in reading.bad)]
+        if len(held) < len(missing) and file.data is not None and _unfinished(path, signature):
+            return False
+        missing = held
     if missing and not reason and file.data is not None and _unfinished(path, signature):
         return False
     if missing and reason:
-        if not reading.bad:
+        guessed = [key for key in missing if not any(each.name and each.may_be(key) for each in reading.bad)]
+        if guessed and reading.bad:
+            at = next((each.problem for each in reading.bad if each.may_be(min(guessed))), reading.bad[-1].problem)
+            more = f" and {len(guessed) - 1} more of the file stay" if len(guessed) > 1 else " stays"
+            text = f"{reading.problems[at].text}; {min(guessed)}{more}, since it may be in this"
+            reading.problems[at] = replace(reading.problems[at], text=text)
+        elif not reading.bad:
             more = f" and {len(missing) - 1} more stay" if len(missing) > 1 else " stays"
             text = f"{reason}, so {min(missing)}{more}; delete the file to delete all it had"
             reading.problems.append(Problem(path, reading.last_line, "", text))
@@ -397,12 +425,12 @@ def _parse(path: str, data: bytes, known: dict[ResourceKey, _Entry]) -> _Reading
     for document in read_documents(data):
         reading.documents += 1
         if document.error:
-            reading.bad = True
+            reading.bad.append(_Suspect(len(reading.problems)))
             reading.problems.append(Problem(path, document.line, document.field, document.error))
             continue
         manifests, problem = manifests_of(document)
         if problem is not None:
-            reading.bad = True
+            reading.bad.append(_Suspect(len(reading.problems)))
             reading.problems.append(Problem(path, document.line_of(problem[0]), *problem))
         for where, manifest in manifests:
             line = document.line_of(where) if where else document.line
@@ -410,7 +438,8 @@ def _parse(path: str, data: bytes, known: dict[ResourceKey, _Entry]) -> _Reading
                 entry = _Entry(parse_manifest(manifest, where), line)
             except ConfigError as error:
                 # A Calico kind that is not ours is whole, so it cannot be a broken form of something missing.
-                reading.bad |= not (isinstance(manifest, dict) and manifest.get("kind") in _NOT_OURS)
+                if not (isinstance(manifest, dict) and manifest.get("kind") in _NOT_OURS):
+                    reading.bad.append(_suspect(len(reading.problems), manifest, error, where))
                 at = document.line_of(error.path)
                 reading.problems.append(Problem(path, at, error.path, error.message, json.dumps(manifest)))
                 continue
@@ -426,6 +455,19 @@ def _parse(path: str, data: bytes, known: dict[ResourceKey, _Entry]) -> _Reading
                 entry = _Entry(before.resource, line)
             reading.entries[key] = entry
     return reading
+
+
+def _suspect(problem: int, manifest: JsonValue, error: ConfigError, where: str) -> _Suspect:
+    """What a manifest with an error may be. A name that is itself in doubt tells nothing."""
+    kind = manifest_kind(manifest)
+    if kind is None or not isinstance(manifest, dict):
+        return _Suspect(problem)
+    metadata = manifest.get("metadata")
+    name = metadata.get("name") if isinstance(metadata, dict) else None
+    named = f"{field_path(where, 'metadata')}.name"
+    if not isinstance(name, str) or error.path == named or kind.free_name:
+        return _Suspect(problem, kind.name)
+    return _Suspect(problem, kind.name, name)
 
 
 def manifests_of(document: Document) -> tuple[list[tuple[str, JsonValue]], tuple[str, str] | None]:

@@ -233,10 +233,32 @@ def test_one_bad_document_keeps_its_resource_and_the_others_apply(watched: Watch
     assert watched.peers == {"one": 1, "two": 22, "three": 3}
     (problem,) = watched.problems
     assert problem.startswith("b.yaml:6: spec.peerIP: must be an address")
-    # What it does not name any more stays as long as something is unreadable: it may be that.
-    assert watched.write("b.yaml", several(bad, peer("three", 3))) == []
-    assert watched.write("b.yaml", several(peer("one", 5), peer("three", 3))) == [("one", True), ("two", False)]
+    # What is neither there nor in what cannot be read is gone.
+    assert watched.write("b.yaml", several(bad, peer("three", 3))) == [("two", False)]
+    assert len(watched.problems) == 1
+    assert watched.write("b.yaml", several(peer("one", 5), peer("three", 3))) == [("one", True)]
     assert watched.problems == []
+
+
+@pytest.mark.parametrize(
+    ("broken", "stay"),
+    [
+        ("apiVersion: v1\nkind: Namespace\nmetadata: {name: w, labels: {a b: c}}\n", []),
+        (peer("two").replace("10.0.0.1", "10.0.0"), ["two"]),
+        (peer("Two"), ["one", "two"]),
+        (peer("two").replace("BGPPeer", "BGPPear"), ["one", "two"]),
+        (peer("two") + "  filters: [a\n", ["one", "two"]),
+    ],
+    ids=["of another kind", "its name can be told", "its name is wrong", "its kind is wrong", "no YAML"],
+)
+def test_what_a_bad_document_cannot_be_is_gone_and_what_it_may_be_stays(
+    watched: Watched, broken: str, stay: list[str]
+) -> None:
+    watched.write("b.yaml", several(peer("three", 3), broken))
+    assert sorted(watched.peers) == sorted([*stay, "three"])
+    (problem,) = watched.problems
+    # who deleted it must hear why it is still there
+    assert problem.endswith("; BGPPeer one and 1 more of the file stay, since it may be in this") is (len(stay) > 1)
 
 
 def test_calico_s_other_kinds_are_reported_and_hold_nothing_back(watched: Watched) -> None:
