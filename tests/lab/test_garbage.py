@@ -83,7 +83,7 @@ def test_what_is_lost_comes_back_and_what_lives_stays(site: Collected) -> None:
     manifest = json.loads(site.etcd.ctl("get", "--print-value-only", f"{P}nodes/n{first}"))
     site.etcd.ctl("del", f"{P}nodes/n{first}")
     kept = f"node n{first} runs and its Node is gone: its addresses are kept"
-    wait_for(lambda: kept in site.nodes[second].routed.log(), 60, "it is said", state=site.lab.report)
+    wait_for(lambda: kept in site.nodes[second].routed.log(), 60, "it is said", state=site.nodes[second].routed.log)
     assert site.held_by(first) and f"p{first}a" in site.handles() and f"p{first}b" in site.handles()
     assert f"Node n{first} is gone and this node has pods" in " ".join(
         site.nodes[first].routed.ask("status")["problems"]
