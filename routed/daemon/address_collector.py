@@ -150,7 +150,7 @@ class AddressCollector:
             held = self._lease.held
             if not await self._lease.take(ttl):
                 self._patience.forget()
-                return ttl
+                return min(ttl, interval)  # or this node's sign of life might come after the other's patience
             if not held:
                 self._log(Level.INFO, "ipam", "this node takes back lost addresses now, for the cluster")
         now = asyncio.get_running_loop().time()
