@@ -11,7 +11,7 @@ Invariants: a function of what it is told and of `now`; what is there before the
 from __future__ import annotations
 
 from routed.net.families import Family
-from routed.rib.program import ProgramPolicy
+from routed.rib.program import Programming, ProgramPolicy
 
 #: Seconds a tunnel must be there on this side before its first packet: the other side hears of it that much later at most.
 SETTLE = 2.0
@@ -36,7 +36,9 @@ class Moving:
         before = {rule.prefix for rule in old.rules if rule.device}
         after = {rule.prefix for rule in new.rules if rule.device}
         for prefix in after - before:
-            self._until[family, prefix] = now + PATIENCE
+            rule = old.judge(prefix)
+            if rule is None or rule.programming is not Programming.LEAVE:  # else it never was bare
+                self._until[family, prefix] = now + PATIENCE
         for key in [key for key in self._until if key[0] is family and key[1] not in after]:
             del self._until[key]
         for next_hop, way in new.ways.items():

@@ -8,6 +8,7 @@ import re
 import socket
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -283,7 +284,9 @@ def test_what_is_read_back(kernel: Nft):
     kernel.namespace.pings("127.0.0.1", timeout=0.1)
     assert [decode_chain(message, "routed") for message in kernel.ask(dump_chains("routed", 1))] == ["out"]
     (rule,) = [decode_rule(message, "routed") for message in kernel.ask(dump_rules("routed", 1))]
-    assert rule == RuleFound("out", rule.handle if rule else 0, "policy x", 1, 84)
+    assert rule is not None
+    assert replace(rule, expressions=b"") == RuleFound("out", rule.handle, "policy x", 1, 84)
+    assert b"objref" in rule.expressions and b"denied" in rule.expressions
     assert [decode_counter(message, "routed") for message in kernel.ask(dump_counters("routed", 1))] == [
         CounterFound("denied", 1, 84)
     ]

@@ -271,7 +271,7 @@ CASES = [
                 rule("Allow", "ICMPv6", notICMP={"type": 128}),
             ),
         ),
-        "web>api ICMP/13/0 v4, web>api ICMP/8/1 v4, web>api ICMP/200/0 v6",
+        "web>api ICMP/13/0 v4, web>api ICMP/8/1 v4, web>api ICMP/139/0 v6",
         "web>api ICMP/8/0 v4, web>api ICMP/128/0 v6, web>api ICMP/128/4 v6, web>api UDP/80",
     ),
     Case(
