@@ -39,6 +39,16 @@ _ENVIRONMENT = {
 }
 _ENDPOINT = re.compile(r"(https?)://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 
+#: Names that Calico knows, or once knew, and what says the same here.
+_NOT_DONE = {
+    "ETCD_DISCOVERY_SRV": "ETCD_ENDPOINTS",
+    "ETCD_AUTHORITY": "ETCD_ENDPOINTS",
+    "ETCD_SCHEME": "ETCD_ENDPOINTS",
+    "ETCD_CA_CERT": "ETCD_CA_CERT_FILE",
+    "ETCD_CERT": "ETCD_CERT_FILE",
+    "ETCD_KEY": "ETCD_KEY_FILE",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class EtcdConfig:
@@ -70,7 +80,8 @@ def etcd_settings(datastore: Mapping[str, object], environment: Mapping[str, str
     `base` is the folder that relative paths begin at. Files are not looked at.
     """
     said = datastore.get("type")
-    kind = said if said is not None else environment.get("DATASTORE_TYPE") or "file"
+    usual = "etcd" if environment.get("ETCD_ENDPOINTS") and "path" not in datastore else "file"
+    kind = said if said is not None else environment.get("DATASTORE_TYPE") or usual
     if not isinstance(kind, str) or kind not in _TYPES:
         name = "datastore.type" if said is not None else "DATASTORE_TYPE"
         raise ConfigError(name, f"must be file or etcd, not {kind!r:.40}")
@@ -81,6 +92,9 @@ def etcd_settings(datastore: Mapping[str, object], environment: Mapping[str, str
         return None
     if "path" in datastore:
         raise ConfigError("datastore.path", "is a key of type file, and the type is etcd")
+    for name, instead in _NOT_DONE.items():
+        if environment.get(name):
+            raise ConfigError(name, f"is set in the environment and not supported; use {instead}")
     texts = {
         key: _text(datastore, key) or environment.get(_ENVIRONMENT.get(key, ""), "")
         for key in ("caFile", "certFile", "keyFile", "username", "passwordFile")
@@ -134,7 +148,9 @@ def _endpoints(datastore: Mapping[str, object], environment: Mapping[str, str]) 
     if isinstance(said, str):
         said = [said]
     if not isinstance(said, list) or not said:
-        raise ConfigError("datastore.endpoints", "is required: a list such as [https://10.0.0.5:2379]")
+        raise ConfigError(
+            "datastore.endpoints", "is required, or ETCD_ENDPOINTS: a list such as [https://10.0.0.5:2379]"
+        )
     found: list[str] = []
     for index, one in enumerate(said):
         match = _ENDPOINT.fullmatch(one.rstrip("/")) if isinstance(one, str) else None

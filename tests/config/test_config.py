@@ -320,6 +320,27 @@ def test_calicos_environment_says_what_the_file_does_not(monkeypatch: pytest.Mon
     assert parse("datastore: {type: file, path: /r}").etcd is None
 
 
+def test_endpoints_in_the_environment_mean_etcd_where_no_folder_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for Calico, whose usual datastore is etcd."""
+    monkeypatch.setenv("ETCD_ENDPOINTS", "http://a:2379")
+    etcd = parse("nodeName: n").etcd
+    assert etcd is not None and etcd.client.endpoints == ("http://a:2379",)
+    assert parse("datastore: {path: /r}").etcd is None and parse("datastore: {type: file, path: /r}").etcd is None
+
+
+@pytest.mark.parametrize("name", ["ETCD_DISCOVERY_SRV", "ETCD_AUTHORITY", "ETCD_SCHEME", "ETCD_KEY"])
+def test_names_of_calicos_environment_that_are_not_heeded_are_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "example.org")
+    assert parse("datastore: {path: /r}").etcd is None
+    with pytest.raises(ConfigError, match=f"{name}.* not supported; use ETCD_"):
+        parse("datastore: {type: etcd, endpoints: ['http://a:2379']}")
+    monkeypatch.delenv(name)
+    with pytest.raises(ConfigError, match="or ETCD_ENDPOINTS"):
+        parse("datastore: {type: etcd}")
+
+
 def test_how_a_node_is_registered() -> None:
     given = parse(
         f"""{DATASTORE}nodeName: n1
