@@ -616,9 +616,8 @@ class Core:
 
     def _group(self, policy: ExportPolicy) -> UpdateGroup:
         rib = self.ribs[policy.family]
-        if (
-            rib.changes
-        ):  # a new group counts what the table holds, who moves to one knows it: they must not hear it again
+        if rib.changes:
+            # a new group counts what the table holds, who moves to one knows it: they must not hear it again
             self._best_paths_changed(policy.family, rib)
         group = self._groups.get(policy)
         if group is None:
@@ -1140,9 +1139,8 @@ class Core:
                 gateways.update(next_hop.gateways)
                 continue
             device, way = self._tunnels.get(rule.device, 0), policy.way(rule, next_hop.address)
-            if (
-                not way
-            ):  # who announces it is no node, as a switch that sets itself as next hop: the block says the node
+            if not way:
+                # who announces it is no node, as a switch that sets itself as next hop: the block says the node
                 way = policy.way(rule, self._planner.holder(Cidr(family, prefix)))
             if self._moving.is_bare(family, rule.prefix, next_hop.address, carries=bool(device and way)):
                 gateways.update(next_hop.gateways)

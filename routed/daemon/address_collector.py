@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 
 from routed.core.effects import Level, problem_lines
+from routed.daemon.background import Background
 from routed.datastore.allocating import cluster_of
 from routed.datastore.etcd import EtcdStore
 from routed.datastore.lease import Lease
@@ -27,7 +28,7 @@ from routed.ipam.check import CHECKED, Finding, Problem, state_of, unchanged
 from routed.ipam.garbage import DEFAULT_GRACE, Patience, garbage
 from routed.model.ipam import IPAMConfig, IPReservation
 from routed.model.resources import JsonObject, Node, Resource, ResourceKey, Update
-from routed.model.settings import ClusterInformation, KubeControllersConfiguration
+from routed.model.settings import ClusterInformation, KubeControllersConfiguration, locked
 from routed.model.workloads import WorkloadEndpoint
 from routed.net.addresses import format_address
 
@@ -82,20 +83,16 @@ class AddressCollector:
         if isinstance(store, EtcdStore):
             self._lease = Lease(store.client, f"{store.layout.root}/routed/v1/address-collector", node_name)
             self._life = Lease(store.client, self._life_of(store, node_name), node_name)
-        self._task: asyncio.Task[None] | None = None
+        self._work = Background()
         self.problems: tuple[str, ...] = ()
         self.released: Counter[str] = Counter(dict.fromkeys(_TAKEN_BACK.values(), 0))
 
     def start(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        self._work.start(self._run())
 
     async def stop(self) -> None:
         """Another node may go on at once."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
+        await self._work.stop()
         with contextlib.suppress(StoreError, TimeoutError):
             async with asyncio.timeout(1):
                 if self._lease is not None:
@@ -104,7 +101,7 @@ class AddressCollector:
     @property
     def collects(self) -> bool:
         """This node does it now."""
-        return self._task is not None and (self._lease is None or self._lease.held)
+        return self._work.runs and (self._lease is None or self._lease.held)
 
     @property
     def state(self) -> tuple[bool, int, tuple[tuple[str, int], ...]]:
@@ -168,10 +165,7 @@ class AddressCollector:
         return DEFAULT_GRACE
 
     def _is_locked(self) -> bool:
-        return any(
-            isinstance(one, ClusterInformation) and one.name == "default" and not one.datastore_ready
-            for one in self._known((ClusterInformation.kind,))
-        )
+        return any(one.name == "default" and locked(one) for one in self._known((ClusterInformation.kind,)))
 
     # ---- looking, and taking back
 

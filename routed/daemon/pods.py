@@ -83,7 +83,7 @@ from routed.model.kubernetes import (
 from routed.model.policies import Profile
 from routed.model.resources import BlockAffinity, IPPool, JsonObject, JsonValue, Node, Resource, ResourceKey, Update
 from routed.model.schema import parse_manifest
-from routed.model.settings import ClusterInformation, KubeControllersConfiguration
+from routed.model.settings import ClusterInformation, KubeControllersConfiguration, locked
 from routed.model.workloads import BRIDGE, WorkloadEndpoint, workload_endpoint_name
 from routed.net.addresses import format_address
 from routed.net.families import Family
@@ -740,10 +740,7 @@ class Pods:
 
     def _lock(self) -> str:
         """Why nothing may be written, as during a migration of the datastore, or empty."""
-        found = self._mirror[ClusterInformation.kind].get(ResourceKey(ClusterInformation.kind, "default"))
-        if isinstance(found, ClusterInformation) and not found.datastore_ready:
-            return "the datastore is locked (ClusterInformation default: datastoreReady is false)"
-        return ""
+        return locked(self._mirror[ClusterInformation.kind].get(ResourceKey(ClusterInformation.kind, "default")))
 
     def _must_know(self) -> None:
         """Raises CniError while it is not known who has what, or that may not change."""

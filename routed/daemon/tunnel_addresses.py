@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from routed.core.effects import Level, problem_lines
+from routed.daemon.background import Background
 from routed.datastore.allocating import carry_out, clock, cluster_of
 from routed.datastore.store import Conflict, Store
 from routed.errors import ConfigError, StoreError
@@ -104,17 +105,14 @@ class TunnelAddresses:
         self._synced = False
         self._due = asyncio.Event()
         self._unwanted_since: dict[Slot, float] = {}
-        self._task: asyncio.Task[None] | None = None
+        self._work = Background()
         self.problems: tuple[str, ...] = ()
 
     def start(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        self._work.start(self._run())
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await self._work.stop()
 
     def update(self, update: Update) -> None:
         """A resource exists with this value, or (None) does not."""

@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Callable, Mapping
 
 from routed.core.effects import Level, problem_lines
+from routed.daemon.background import Background
 from routed.dataplane.tunnels import KINDS, DeviceState, TunnelKernel, tell
 from routed.desired import Tunnel
 from routed.observed import Interface
@@ -31,20 +32,17 @@ class TunnelKeeper:
         self._there: dict[str, tuple[int, bool]] = {}
         self._due = asyncio.Event()
         self._settled = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._work = Background()
         self.states: tuple[DeviceState, ...] = ()
         """The devices as they were made last."""
         self.problems: tuple[str, ...] = ()
 
     def start(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        self._work.start(self._run())
 
     async def stop(self) -> None:
         """The devices stay."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await self._work.stop()
         self._kernel.close()
 
     def apply(self, tunnels: tuple[Tunnel, ...]) -> None:

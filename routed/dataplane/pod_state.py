@@ -35,18 +35,24 @@ class End:
     """By address."""
 
 
+def link_of(exchange: Exchange, name: str) -> tuple[Link, bytes]:
+    """The link of that name, and the message that describes it. Raises KernelError, ENODEV where there is none."""
+    (answer,) = exchange.ask(get_link(exchange.next(), name), f"interface {name}")
+    link = decode_link(answer.data)
+    if link is None:
+        raise KernelError(errno.EPROTO, "", f"interface {name}")
+    return link, answer.data
+
+
 def look(exchange: Exchange, name: str) -> End | None:
     """The end of that name; None where there is none. Raises KernelError."""
     what = f"interface {name}"
     try:
-        (answer,) = exchange.ask(get_link(exchange.next(), name), what)
+        link, answer = link_of(exchange, name)
     except KernelError as error:
         if error.errno == errno.ENODEV:
             return None
         raise
-    link = decode_link(answer.data)
-    if link is None:
-        raise KernelError(errno.EPROTO, "", what)
     found: Iterator[Address | None] = (
         decode_address(message.data) for message in exchange.dump(dump_addresses(exchange.next()), what)
     )
@@ -59,7 +65,7 @@ def look(exchange: Exchange, name: str) -> End | None:
             neighbour = decode_neighbour(message.data)
             if neighbour is not None and neighbour.index == link.index:
                 neighbours[neighbour.address] = neighbour
-    return End(link, decode_mac(answer.data), addresses, neighbours)
+    return End(link, decode_mac(answer), addresses, neighbours)
 
 
 def default_gateways(exchange: Exchange, family: Family, table: int = RT_TABLE_MAIN) -> list[tuple[bytes, int]]:

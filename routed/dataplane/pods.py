@@ -32,7 +32,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from routed.dataplane.exchange import Exchange, open_exchange
-from routed.dataplane.pod_state import default_gateways, look, permanent
+from routed.dataplane.pod_state import default_gateways, link_of, look, permanent
 from routed.errors import KernelError
 from routed.net.addresses import format_address
 from routed.net.families import Family
@@ -44,7 +44,6 @@ from routed.netlink.bridge import (
     make_bridge,
     set_master,
 )
-from routed.netlink.links import Link, decode_link
 from routed.netlink.numbers import RT_TABLE_MAIN
 from routed.netlink.tunnels import remove_neighbour
 from routed.netlink.veth import (
@@ -357,7 +356,7 @@ class PodWiring:
         return decode_bridge_link(answer.data)
 
     def _configure_pod(self, port: PodPort, inside: Exchange) -> None:
-        index = self._link(inside, port.pod_interface).index
+        index = link_of(inside, port.pod_interface)[0].index
         requests = [set_link_up(inside.next(), _LOOPBACK), set_link_up(inside.next(), index)]
         for family, address in port.addresses:
             requests.append(add_host_address(inside.next(), index, family, address))
@@ -383,7 +382,7 @@ class PodWiring:
         until = time.monotonic() + _CARRIER
         while True:
             with self._turn:
-                link = self._link(self._node, interface)  # newer kernels have the link watch look before they answer
+                link = link_of(self._node, interface)[0]  # newer kernels have the link watch look before they answer
             if link.up and link.running:
                 return
             if time.monotonic() > until:
@@ -412,13 +411,6 @@ class PodWiring:
                 continue
             if there != value:
                 yield f"net/{path} is {there}, not {value}"
-
-    def _link(self, exchange: Exchange, name: str) -> Link:
-        (answer,) = exchange.ask(get_link(exchange.next(), name), f"interface {name}")
-        link = decode_link(answer.data)
-        if link is None:
-            raise KernelError(errno.EPROTO, "", f"interface {name}")
-        return link
 
 
 def _table(port: PodPort, inside: Exchange, family: Family, index: int) -> int:

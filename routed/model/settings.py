@@ -65,6 +65,13 @@ class ClusterInformation(Resource):
         return None if found is None else (int(found[1]), int(found[2]))
 
 
+def locked(found: Resource | None) -> str:
+    """Why nothing may be written, as while the datastore is moved; empty where it may. Of ClusterInformation `default`."""
+    if isinstance(found, ClusterInformation) and not found.datastore_ready:
+        return "the datastore is locked (ClusterInformation default: datastoreReady is false)"
+    return ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FelixConfiguration(Resource):
     """`default` is the cluster's; `node.<name>` overrides it field by field. None: not set."""

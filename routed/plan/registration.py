@@ -33,7 +33,7 @@ from routed.model.resources import (
     Resource,
     ResourceKey,
 )
-from routed.model.settings import ClusterInformation
+from routed.model.settings import ClusterInformation, locked
 from routed.net.addresses import format_address, format_router_id
 from routed.net.families import Family
 from routed.net.prefixes import covers, make_prefix
@@ -113,11 +113,10 @@ def _of_the_cluster(registration: Registration, known: Iterable[Resource], guid:
     """ClusterInformation and tiers, as calico-node's start makes them or makes them complete."""
     there = {one.key: one for one in known}
     information = there.get(ResourceKey(ClusterInformation.kind, "default"))
-    if isinstance(information, ClusterInformation) and not information.datastore_ready:
+    if lock := locked(information):
         raise ConfigError(
             "",
-            "the datastore is locked (ClusterInformation default: datastoreReady is false), as while it is moved: "
-            "nothing is written until it is unlocked",
+            f"{lock}, as while it is moved: nothing is written until it is unlocked",
         )
     stored = information.manifest if information is not None else None
     made = copy.deepcopy(stored) if stored is not None else _manifest(ClusterInformation.kind, "default", {})
