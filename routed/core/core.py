@@ -56,11 +56,10 @@ from routed.core.effects import (
     problem_lines,
 )
 from routed.core.learned import Key, Learned, Learner
-from routed.core.moving import Moving
 from routed.core.peer import Peer
+from routed.core.programming import TUNNEL_DEVICES, Programmer
 from routed.core.restart import Restart, awaited
 from routed.desired import Gateway, KernelRoute, RouteBatch, RouteKind
-from routed.model.resources import Cidr
 from routed.model.resources import Update as ResourceUpdate
 from routed.net.addresses import format_address, format_router_id, is_link_local
 from routed.net.families import Family
@@ -68,7 +67,6 @@ from routed.net.prefixes import covers, make_prefix
 from routed.observed import Interface, KernelChange, RouteFailure
 from routed.plan.diff import diff
 from routed.plan.planner import Planner
-from routed.plan.tunnels import IPIP_DEVICE, VXLAN_DEVICES
 from routed.plan.types import CalicoVersion, KernelPlan, Origin, PeerChange, PeerPlan, Plan, PlanSettings, PodCidrs
 from routed.rib.adj_out import AdjRibOut, UpdateGroup
 from routed.rib.decide import MAXIMUM_PATHS, best
@@ -76,7 +74,7 @@ from routed.rib.export import ExportPolicy
 from routed.rib.nexthops import NextHop, NextHopTable
 from routed.rib.path import HIGHEST_LOCAL_PREF, Path, Source, SourceKind
 from routed.rib.program import Programming
-from routed.rib.table import PATH_CACHE, SLICE, Change, FamilyRib
+from routed.rib.table import PATH_CACHE, Change, FamilyRib
 
 #: Seconds stale routes are kept for a restarted peer whose End-of-RIB does not come.
 STALE_MAX = 360.0
@@ -101,9 +99,6 @@ CHANGES = {
 NAMED = 3
 
 BLACKHOLE = KernelRoute(RouteKind.BLACKHOLE)
-
-#: Devices that routes may lead into.
-TUNNEL_DEVICES = frozenset((IPIP_DEVICE, *VXLAN_DEVICES.values()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,15 +193,14 @@ class Core:
             ),
         )
         self._learner = Learner()
-        self._moving = Moving()
+        self.programmer = Programmer(self.ribs, self._planner.holder)
+        """What of the chosen routes goes into the kernel."""
         self._speaks_from: set[bytes] = set()
         """The Node's addresses."""
         self._up: dict[str, int] = {}
         """Indexes of the interfaces that are up, by name."""
         self._behind_devices: dict[str, dict[Key, tuple[Origin, int]]] = {}
         """Origins directly behind an interface, by its name, with the index their route has now; 0: there is none."""
-        self._tunnels: dict[str, int] = {}
-        """Indexes of the tunnel devices that are up, by name."""
         self._replan_needed = False
         self._conns: dict[int, Peer] = {}
         self._local_address: dict[int, bytes] = {}
@@ -334,8 +328,8 @@ class Core:
             if change.full or any(address in self._speaks_from for each in touched for address, _ in each.addresses):
                 self._check_addresses()
             names = {interface.name for interface in touched}
-            if not TUNNEL_DEVICES.isdisjoint(names):
-                self._check_tunnels(now)
+            if not TUNNEL_DEVICES.isdisjoint(names) and self.programmer.devices(self.interfaces.values(), now):
+                self._program_pools()
             self._devices_changed(names)
         self._next_hops_changed(set(self.next_hops.apply(change)))
         if before or change.interfaces:
@@ -386,7 +380,7 @@ class Core:
                 self._log(Level.WARNING, name, f"no End-of-RIB within {STALE_MAX:.0f} s: its stale routes are removed")
                 self._sweep(peer)
             self._after(peer, now)
-        if self._moving.timer(now):
+        if self.programmer.moving.timer(now):
             self._program_pools()
 
     def shutdown(self, mode: str, reason: str, now: float) -> None:
@@ -448,8 +442,9 @@ class Core:
                 chosen = True
                 kernel_changes = rib.take_kernel_changes()
                 if not self.restart.deferring:
-                    if self.plan.kernel.policy[family]:
-                        batches = self._by_policy(family, [each for _, prefixes in kernel_changes for each in prefixes])
+                    if self.programmer.policy[family]:
+                        prefixes_now = [each for _, prefixes in kernel_changes for each in prefixes]
+                        batches = self.programmer.batches(family, prefixes_now)
                     else:
                         batches = tuple(RouteBatch(family, prefixes, route) for route, prefixes in kernel_changes)
                     self.effects.append(Routes(batches))
@@ -485,7 +480,7 @@ class Core:
 
     def next_timer(self) -> float | None:
         """When `timer` wants to be called, or None."""
-        times = (self._timers[0][0] if self._timers else None, self._moving.next_timer())
+        times = (self._timers[0][0] if self._timers else None, self.programmer.moving.next_timer())
         at = min((each for each in times if each is not None), default=None)
         look = None if self.restart.is_over else self.restart.next_look(self.peers.values())
         return look if at is None or (look is not None and look < at) else at
@@ -882,9 +877,10 @@ class Core:
 
     def _apply_kernel_plan(self, old: Plan, plan: Plan, now: float) -> None:
         """What of the routes goes into the kernel, and what of the kernel's is ours, changed."""
+        self.programmer.policy = plan.kernel.policy
         for family, rib in self.ribs.items():
             if self.planned:
-                self._moving.plan(family, old.kernel.policy[family], plan.kernel.policy[family], now)
+                self.programmer.moving.plan(family, old.kernel.policy[family], plan.kernel.policy[family], now)
             if plan.kernel.normal_priority[family] != old.kernel.normal_priority[family]:
                 self._priorities_changed(family, rib)
             elif plan.kernel.policy[family] != old.kernel.policy[family] and not self.restart.deferring and rib.table:
@@ -1095,99 +1091,24 @@ class Core:
     def _program_all(self, family: Family, *, absent: bool = False) -> Iterator[None]:
         """Put a family's chosen routes into the kernel, a slice at a time; with `absent`, take those out that are not to
         be there."""
-        rib = self.ribs[family]
-        prefixes = list(rib.table) if rib.program_routes else []
-        for start in range(0, len(prefixes), SLICE):
-            batches = self._by_policy(family, prefixes[start : start + SLICE])
-            self.effects.append(Routes(tuple(batch for batch in batches if absent or batch.route is not None)))
+        for batches in self.programmer.everything(family, absent=absent):
+            self.effects.append(Routes(batches))
             yield
-
-    def _by_policy(self, family: Family, prefixes: Iterable[bytes]) -> tuple[RouteBatch, ...]:
-        """What prefixes should be in the kernel now."""
-        wanted: dict[KernelRoute | None, list[bytes]] = {}
-        for prefix in dict.fromkeys(prefixes):
-            route, _ = self.kernel_route(family, prefix)
-            wanted.setdefault(route, []).append(prefix)
-        return tuple(RouteBatch(family, batch, route) for route, batch in wanted.items())
 
     def kernel_route(self, family: Family, prefix: bytes) -> tuple[KernelRoute | None, str]:
         """What the kernel should hold for a prefix; where that is nothing though a route was chosen, why."""
-        rib, policy = self.ribs[family], self.plan.kernel.policy[family]
-        route = rib.kernel_route(prefix)
-        if route is None or not policy:
-            return route, ""
-        rule = policy.judge(prefix)
-        if rule is not None and rule.programming is Programming.LEAVE:
-            return None, rule.why
-        paths = rib.multipath(prefix)
-        if policy.left:
-            kept = tuple(path for path in paths if path.next_hop is None or path.next_hop.address not in policy.left)
-            if paths and not kept:
-                return None, next(policy.left[path.next_hop.address] for path in paths if path.next_hop is not None)
-            if len(kept) == len(paths) and rule is None:
-                return route, ""
-            paths = kept
-        elif rule is None:
-            return route, ""
-        gateways: set[Gateway] = set()
-        tunnelled, missing = False, ""
-        for path in paths:
-            next_hop = path.next_hop
-            if next_hop is None:
-                return route, ""
-            if rule is None or not policy.tunnels(rule, next_hop.address):
-                gateways.update(next_hop.gateways)
-                continue
-            device, way = self._tunnels.get(rule.device, 0), policy.way(rule, next_hop.address)
-            if not way:
-                # who announces it is no node, as a switch that sets itself as next hop: the block says the node
-                way = policy.way(rule, self._planner.holder(Cidr(family, prefix)))
-            if self._moving.is_bare(family, rule.prefix, next_hop.address, carries=bool(device and way)):
-                gateways.update(next_hop.gateways)
-            elif device and way:
-                tunnelled = True
-                gateways.add(Gateway(way, device, onlink=True))
-            elif device:
-                missing = (
-                    f"no Node with the address {format_address(next_hop.address)} has a VXLAN address, "
-                    "and no other node that holds this very block"
-                )
-            else:
-                missing = f"no interface {rule.device} is up on this node"
-        if not gateways and rule is not None:
-            return None, f"{rule.why}, but {missing}"
-        if not tunnelled and not missing and len(paths) == len(rib.multipath(prefix)):
-            return route, ""
-        return KernelRoute(RouteKind.UNICAST, tuple(sorted(gateways)), route.metric), ""
-
-    def _check_tunnels(self, now: float) -> None:
-        """A tunnel device came or went: routes lead into it, or can't."""
-        found = {each.name: each.index for each in self.interfaces.values() if each.up and each.name in TUNNEL_DEVICES}
-        if found == self._tunnels:
-            return
-        self._tunnels = found
-        self._moving.devices(now)
-        self._program_pools()
+        return self.programmer.route(family, prefix)
 
     def _blocks_moved(self) -> None:
         """Routes into VXLAN tunnels may go by the node that holds the block."""
         for cidr in self._planner.take_moved_blocks():
-            family, rib, policy = cidr.family, self.ribs[cidr.family], self.plan.kernel.policy[cidr.family]
-            rule = policy.judge(cidr.prefix) if policy.ways and not self.restart.deferring else None
-            if (
-                rule is not None
-                and rule.device
-                and not rule.by_next_hop
-                and rib.program_routes
-                and cidr.prefix in rib.table
-            ):
-                self.effects.append(Routes(self._by_policy(family, (cidr.prefix,))))
+            if not self.restart.deferring and self.programmer.goes_by_holder(cidr):
+                self.effects.append(Routes(self.programmer.batches(cidr.family, (cidr.prefix,))))
 
     def _program_pools(self) -> None:
         """What decides about routes of pools with encapsulation is another."""
-        for family, policy in self.plan.kernel.policy.items():
-            if any(rule.programming is not Programming.LEAVE for rule in policy.rules) and not self.restart.deferring:
-                self._jobs.append(self._program_all(family, absent=True))
+        if not self.restart.deferring:
+            self._jobs.extend(self._program_all(family, absent=True) for family in self.programmer.tunnelled())
 
     # ================================================================ log
 

@@ -141,7 +141,7 @@ def test_a_pool_that_changes_its_mind_again_waits_for_nobody() -> None:
     for mode in ("Always", "Never"):
         one.apply(pool(mode))
         world.run(1)
-    assert one.core._moving.next_timer() is None
+    assert one.core.programmer.moving.next_timer() is None
     direct = remote(one)
     assert direct is not None and direct.address == parse_address("10.0.0.2")
 
