@@ -15,14 +15,14 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING
 
 from routed.core.effects import Level, problem_lines
 from routed.daemon.background import Background
 from routed.datastore.allocating import cluster_of
-from routed.datastore.etcd import EtcdStore
-from routed.datastore.lease import Lease
+from routed.datastore.editing import FolderStore
 from routed.datastore.mending import give_back, put_right, remove_endpoints
-from routed.datastore.store import Conflict, Contents, Store
+from routed.datastore.store import Conflict, Contents
 from routed.errors import StoreError
 from routed.ipam.check import CHECKED, Finding, Problem, state_of, unchanged
 from routed.ipam.garbage import DEFAULT_GRACE, Patience, garbage
@@ -31,6 +31,10 @@ from routed.model.resources import JsonObject, Node, Resource, ResourceKey, Upda
 from routed.model.settings import ClusterInformation, KubeControllersConfiguration, locked
 from routed.model.workloads import WorkloadEndpoint
 from routed.net.addresses import format_address
+
+if TYPE_CHECKING:  # gRPC and httpx are imported by who needs them: see `datastores`
+    from routed.datastore.etcd import EtcdStore
+    from routed.datastore.lease import Lease
 
 #: Seconds a dead collector is waited for, at most and at least; it writes its lease anew three times in that.
 MAX_TTL, MIN_TTL = 60.0, 5.0
@@ -56,7 +60,7 @@ class AddressCollector:
     def __init__(
         self,
         node_name: str,
-        store: Store,
+        store: EtcdStore | FolderStore,
         known: Callable[[Iterable[str]], list[Resource]],
         ready: Callable[[], bool],
         publish: Callable[[Update], None],
@@ -80,9 +84,9 @@ class AddressCollector:
         self._looked_at = float("-inf")
         self._lease: Lease | None = None
         self._life: Lease | None = None
-        if isinstance(store, EtcdStore):
-            self._lease = Lease(store.client, f"{store.layout.root}/routed/v1/address-collector", node_name)
-            self._life = Lease(store.client, self._life_of(store, node_name), node_name)
+        if not isinstance(store, FolderStore):
+            self._lease = store.lease("address-collector", node_name)
+            self._life = store.lease(self._life_of(node_name), node_name)
         self._work = Background()
         self.problems: tuple[str, ...] = ()
         self.released: Counter[str] = Counter(dict.fromkeys(_TAKEN_BACK.values(), 0))
@@ -234,13 +238,13 @@ class AddressCollector:
     # ---- nodes without a Node that live
 
     @staticmethod
-    def _life_of(store: EtcdStore, node: str) -> str:
-        return f"{store.layout.root}/routed/v1/alive/{node}"
+    def _life_of(node: str) -> str:
+        return f"alive/{node}"
 
     async def _lives(self, node: str) -> bool:
-        if not isinstance(self._store, EtcdStore):
+        if isinstance(self._store, FolderStore):
             return False
-        return await self._store.client.get(self._life_of(self._store, node)) is not None
+        return await self._store.lease(self._life_of(node), self._node_name).taken()
 
     async def _sign_of_life(self, ttl: float, problems: list[str]) -> None:
         """Where this node has pods and no Node, whoever takes back addresses hears that they are in use."""

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from itertools import chain
+from typing import TYPE_CHECKING
 
 from routed import __version__
 from routed.config import Config
@@ -24,7 +25,6 @@ from routed.daemon.driver import Driver
 from routed.daemon.events import KINDS, Follower
 from routed.dataplane.kernel import Kernel
 from routed.dataplane.ours import FibEntry
-from routed.datastore.etcd import EtcdStore
 from routed.datastore.file import FileStore
 from routed.desired import KernelRoute, RouteKind
 from routed.errors import ControlError
@@ -32,6 +32,9 @@ from routed.net.addresses import format_address, parse_address
 from routed.net.families import Family
 from routed.net.prefixes import format_prefix, parse_prefix
 from routed.observed import Interface
+
+if TYPE_CHECKING:  # gRPC and httpx are imported by who needs them: see `datastores`
+    from routed.datastore.etcd import EtcdStore
 
 #: Words for all neighbours, as other routers have them.
 EVERYBODY = ("all", "*")
@@ -300,7 +303,7 @@ class Answers:
         return follower
 
     def confirm(self, request: Request) -> Row:
-        if not isinstance(self._store, EtcdStore):
+        if isinstance(self._store, FileStore):
             raise ControlError("nothing is held: deletions in a folder of resource files are followed at once")
         kind = request.text("kind") or ""
         held = sorted({key.kind for key in self._store.guard.held})
@@ -313,7 +316,7 @@ class Answers:
         health, store = self._store.health, self._store
         return {
             "type": health.kind,
-            "endpoint": store.client.endpoint or None if isinstance(store, EtcdStore) else store.path,
+            "endpoint": store.path if isinstance(store, FileStore) else store.client.endpoint or None,
             "connected": health.connected,
             "stale": health.from_snapshot,
             "ageSeconds": None if health.as_of is None else round(max(0.0, time.time() - health.as_of), 3),

@@ -19,7 +19,7 @@ import secrets
 import signal
 import time
 from collections.abc import Coroutine, Sequence
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from routed import __version__
 from routed.bgp.neighbor import State, StateChanged
@@ -47,9 +47,7 @@ from routed.dataplane.conntrack import FullnessWatch, tune, use
 from routed.dataplane.engine import KernelSettings
 from routed.dataplane.handover import hand_over
 from routed.dataplane.kernel import Kernel
-from routed.datastore.etcd import EtcdStore
 from routed.datastore.file import FileStore
-from routed.datastore.kubernetes import KubernetesSource
 from routed.datastore.secrets import LOOK, SecretFolder
 from routed.errors import ConfigError, ControlError, KernelError, StoreError
 from routed.net.addresses import format_address
@@ -58,6 +56,10 @@ from routed.observe.logs import LogWriter
 from routed.observe.recorder import Engine, Header, RecordingCore
 from routed.observed import KernelChange, RouteFailure
 from routed.plan.speaker import router_id_from_name
+
+if TYPE_CHECKING:  # gRPC and httpx are imported by who needs them: see `datastores`
+    from routed.datastore.etcd import EtcdStore
+    from routed.datastore.kubernetes import KubernetesSource
 
 #: Seconds the last words may take to reach the peers.
 FAREWELL = 3.0
@@ -219,7 +221,7 @@ class Daemon:
                 node_status = self._node_status = NodeStatusWriter(
                     config.node_name,
                     core,
-                    store if isinstance(store, EtcdStore) else None,
+                    None if isinstance(store, FileStore) else store,
                     driver.clock,
                     self._log.write,
                     driver.bug,

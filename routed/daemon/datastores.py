@@ -2,23 +2,29 @@
 
 Both are on the same folder or the same etcd. An etcd that is followed remembers what it last said (`SAVED`), and so does
 the Kubernetes API beside it; a folder the last good state of what cannot be read (`KEPT`).
+
+gRPC and the HTTP client are imported here, by who asks for etcd or for the Kubernetes API: a quarter of what a daemon
+without them keeps in memory.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from routed.config import Config, make_folder
 from routed.datastore.editing import FolderStore
-from routed.datastore.etcd import FOLLOWED, EtcdStore
 from routed.datastore.etcd_settings import check_files
 from routed.datastore.file import FileStore
 from routed.datastore.kubeconfig import load_kubeconfig
-from routed.datastore.kubernetes import ENDPOINT_SLICES, SERVICES, KubernetesSource
 from routed.datastore.saved import Identity, SavedState
 from routed.errors import ConfigError
 from routed.model.schema import KINDS, parse_manifest
+
+if TYPE_CHECKING:
+    from routed.datastore.etcd import EtcdStore
+    from routed.datastore.kubernetes import KubernetesSource
 
 #: What etcd last said, in stateDir.
 SAVED = "datastore.saved"
@@ -36,6 +42,8 @@ def open_followed(config: Config) -> FileStore | EtcdStore:
         if not os.path.isdir(config.datastore_path):
             raise ConfigError(config.datastore_path, "there is no such folder, and datastore.path names it")
         return FileStore(config.datastore_path, os.path.join(config.state_dir, KEPT))
+    from routed.datastore.etcd import FOLLOWED, EtcdStore  # noqa: PLC0415 - see the module's docstring
+
     etcd = config.etcd
     check_files(etcd.client)
     saved = SavedState(
@@ -53,6 +61,8 @@ def open_followed(config: Config) -> FileStore | EtcdStore:
 
 def open_kubernetes(config: Config, told: Callable[[str, bool], None]) -> KubernetesSource:
     """The Kubernetes API that kubernetes.kubeconfig leads to. Raises ConfigError."""
+    from routed.datastore.kubernetes import ENDPOINT_SLICES, SERVICES, KubernetesSource  # noqa: PLC0415
+
     access = load_kubeconfig(config.kubeconfig)
     path = os.path.join(config.state_dir, SAVED_FROM_KUBERNETES)
     saved = SavedState(path, Identity(config.node_name, "kubernetes", (access.server,)))
@@ -61,12 +71,14 @@ def open_kubernetes(config: Config, told: Callable[[str, bool], None]) -> Kubern
 
 def to_write(followed: FileStore | EtcdStore, config: Config) -> EtcdStore | FolderStore:
     """What is written where `followed` is followed: the same etcd connection, or the folder."""
-    return followed if isinstance(followed, EtcdStore) else FolderStore(config.datastore_path)
+    return FolderStore(config.datastore_path) if isinstance(followed, FileStore) else followed
 
 
 def writable_datastore(config: Config) -> EtcdStore | FolderStore:
     """The datastore, for who writes it and follows nothing. Raises ConfigError."""
     if config.etcd is None:
         return FolderStore(config.datastore_path)
+    from routed.datastore.etcd import EtcdStore  # noqa: PLC0415
+
     check_files(config.etcd.client)
     return EtcdStore(config.etcd.client, root=config.etcd.prefix)

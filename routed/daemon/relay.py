@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from routed.datastore.etcd import EtcdSink
 from routed.datastore.folder import Problem
 from routed.model.resources import Resource, ResourceKey, Update
+
+if TYPE_CHECKING:  # gRPC and httpx are imported by who needs them: see `datastores`
+    from routed.datastore.etcd import EtcdSink
 
 #: Seconds the datastore may take to tell us of our own write.
 PATIENCE = 5.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from routed.config import Config
 from routed.core.core import Core
@@ -23,14 +24,17 @@ from routed.dataplane.forwarding import forward, not_forwarding
 from routed.dataplane.kernel import Kernel
 from routed.dataplane.pods import PodWiring
 from routed.dataplane.tunnels import DeviceState
-from routed.datastore.kubernetes import KubernetesSource
-from routed.datastore.store import Store
+from routed.datastore.editing import FolderStore
 from routed.desired import Tunnel, TunnelKind, tunnel_overhead
 from routed.errors import ConfigError
 from routed.model.resources import EncapMode, IPPool, JsonObject, Update
 from routed.net.addresses import format_address
 from routed.net.families import Family
 from routed.net.prefixes import format_prefix
+
+if TYPE_CHECKING:  # gRPC and httpx are imported by who needs them: see `datastores`
+    from routed.datastore.etcd import EtcdStore
+    from routed.datastore.kubernetes import KubernetesSource
 
 #: Of the uplink, where it cannot be told.
 DEFAULT_MTU = 1500
@@ -47,7 +51,7 @@ class Workloads:
         config: Config,
         core: Core,
         kernel: Kernel,
-        store: Store,
+        store: EtcdStore | FolderStore,
         log: Callable[[Level, str, str], None],
         bug: Callable[[str, Exception], None],
         kubernetes: KubernetesSource | None,

@@ -24,6 +24,7 @@ from routed.datastore.etcd_settings import EtcdConfig
 from routed.datastore.folder import Problem
 from routed.datastore.guard import Change, Good, Guard, MassDelete
 from routed.datastore.health import StoreHealth
+from routed.datastore.lease import Lease
 from routed.datastore.saved import Loaded, SavedState, Saver, is_another
 from routed.datastore.store import Conflict, Contents, Edit, Stored
 from routed.errors import Compacted, ConfigError, StoreError
@@ -587,6 +588,10 @@ class EtcdStore:
         stored = await self.get(ResourceKey(ClusterInformation.kind, "default"))
         found = stored.resource if stored is not None else None
         return isinstance(found, ClusterInformation) and (found.release or (0, 0)) < TIER_LEFT_OUT
+
+    def lease(self, name: str, node: str) -> Lease:
+        """A key of ours that one of many has, for `node` to take."""
+        return Lease(self.client, f"{self.layout.root}/routed/v1/{name}", node)
 
     async def close(self) -> None:
         """Give back the connection."""

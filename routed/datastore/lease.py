@@ -31,6 +31,10 @@ class Lease:
         self.held = await self._client.swap([(self._path, before)], [(self._path, self._value)], ttl) is not None
         return self.held
 
+    async def taken(self) -> bool:
+        """Whether anybody has it. Raises StoreError."""
+        return await self._client.get(self._path) is not None
+
     async def give_up(self) -> None:
         """Let another have it at once. Raises StoreError."""
         if not self.held:
