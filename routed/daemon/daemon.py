@@ -447,10 +447,17 @@ class Daemon:
         self._workloads = workloads
         relay = self._relay = Relay(
             driver,
-            (workloads.policy.update, workloads.pods.update, workloads.tunnel_addresses.update, node_status.update),
+            (
+                workloads.policy.update,
+                workloads.pods.update,
+                workloads.pod_keeper.update,
+                workloads.tunnel_addresses.update,
+                node_status.update,
+            ),
             (
                 workloads.forward,
                 workloads.policy.in_sync,
+                workloads.pod_keeper.in_sync,
                 workloads.tunnel_addresses.in_sync,
                 tell_collector_of_the_cluster,
             ),

@@ -244,7 +244,7 @@ class Pods:
         if request.command == "GC":
             await self._collect(request)
             return b""
-        async with self._turn(request.container_id):
+        async with self.turn(request.container_id):
             if request.command == "DEL":
                 await self._delete(request)
                 return b""
@@ -262,7 +262,7 @@ class Pods:
                 raise
 
     @contextlib.asynccontextmanager
-    async def _turn(self, container_id: str) -> AsyncIterator[None]:
+    async def turn(self, container_id: str) -> AsyncIterator[None]:
         """One call at a time for a container, in the order they came."""
         turns = self._turns.setdefault(container_id, _Turns())
         turns.calls += 1
@@ -397,7 +397,7 @@ class Pods:
             handle = handle_of(request.network, endpoint.container_id, endpoint.endpoint)
             # those whose addresses are not counted under it are another network's
             if handle not in valid and ResourceKey(IPAMHandle.kind, handle) in self._mirror[IPAMHandle.kind]:
-                async with self._turn(endpoint.container_id):
+                async with self.turn(endpoint.container_id):
                     self._log(Level.INFO, "cni", f"GC removes {endpoint.key} of container {endpoint.container_id}")
                     await self._remove([endpoint], handle)
         # a network's name may begin as this one's, and a dot follow: what an endpoint has is settled above
@@ -701,7 +701,7 @@ class Pods:
             while self._owed:
                 await asyncio.sleep(PAY_EVERY)
                 for container_id, interface in list(self._owed):
-                    async with self._turn(container_id):
+                    async with self.turn(container_id):
                         owed = self._owed.get((container_id, interface))
                         if owed is None:  # an ADD has done so
                             continue

@@ -15,6 +15,7 @@ from routed.core.core import Core
 from routed.core.effects import Level
 from routed.daemon.address_collector import AddressCollector
 from routed.daemon.cni import CniServer
+from routed.daemon.pod_keeper import PodKeeper
 from routed.daemon.pods import SETTLE, Pods
 from routed.daemon.policy import PolicyKeeper
 from routed.daemon.relay import Relay
@@ -82,6 +83,7 @@ class Workloads:
             self if kubernetes is not None else None,
             config.cni.proxy_arp,
         )
+        self.pod_keeper = PodKeeper(config.node_name, self.pods, self._wiring, config.cni.proxy_arp, log, bug)
         self._server = CniServer(self.pods.handle, bug)
         self.tunnels = TunnelKeeper(log, bug)
         self.tunnel_addresses = TunnelAddresses(config.node_name, store, self.publish, self._tunnel_gone, log, bug)
@@ -118,6 +120,7 @@ class Workloads:
             self._server.start(path)
         except OSError as error:
             raise ConfigError("", f"cni.socket: cannot listen at {path}: {error.strerror}") from None
+        self.pod_keeper.start()
         self.tunnels.start()
         self.tunnel_addresses.start()
         self.collector.start()
@@ -129,6 +132,7 @@ class Workloads:
     async def stop(self) -> None:
         """No more calls. Interfaces, routes and rules stay."""
         await self._server.stop()
+        await self.pod_keeper.stop()
         await self.collector.stop()
         await self.tunnel_addresses.stop()
         await self.tunnels.stop()
@@ -152,6 +156,7 @@ class Workloads:
             *not_forwarding(sorted(self._families(), key=lambda family: family.label)),
             *((self._problem,) if self._problem else ()),
             *self.policy.problems,
+            *self.pod_keeper.problems,
             *self.tunnels.problems,
             *self.tunnel_addresses.problems,
             *self.collector.problems,

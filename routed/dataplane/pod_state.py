@@ -1,7 +1,8 @@
 """What is wrong with a pod's interface: its two ends as they are, beside what `pods` made of them.
 
-For CHECK, and for an ADD of a pod that is there already. Only looks; what it says is for people. What chained plugins or
-the pod itself add (more routes, more addresses) is their business and no difference.
+For CHECK, for an ADD of a pod that is there already, and for putting right what somebody did to the node's end. Only
+looks; what it says is for people. What chained plugins or the pod itself add (more routes, more addresses) is their business
+and no difference.
 
 Not here: routes to the pod on the node and its policy, which are looked after all the time (`routes`, `firewall`).
 """
@@ -9,14 +10,16 @@ Not here: routes to the pod on the node and its policy, which are looked after a
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from routed.dataplane.exchange import Exchange
 from routed.errors import KernelError
 from routed.net.addresses import format_address
 from routed.net.families import Family
-from routed.netlink.links import Address, Link, decode_address, decode_link, dump_addresses
+from routed.netlink.bridge import BridgeLink, decode_bridge_link
+from routed.netlink.links import Address, Link, decode_address, decode_link, dump_addresses, dump_links
+from routed.netlink.messages import Message
 from routed.netlink.numbers import RT_TABLE_MAIN
 from routed.netlink.routes import RouteDecoder, dump_routes
 from routed.netlink.tunnels import NeighbourEntry, decode_neighbour, dump_neighbours
@@ -33,6 +36,17 @@ class End:
     """Packed, with the prefix length."""
     neighbours: dict[bytes, NeighbourEntry]
     """By address."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeState:
+    """What the kernel has of the node's ends and of their bridges."""
+
+    links: Mapping[str, tuple[Link, BridgeLink]]
+    neighbours: Mapping[int, Mapping[bytes, NeighbourEntry]]
+    """By address, by the index of the link."""
+    let_in: Mapping[int, frozenset[bytes]]
+    """The MAC addresses that are written for a port, by its index."""
 
 
 def link_of(exchange: Exchange, name: str) -> tuple[Link, bytes]:
@@ -68,6 +82,43 @@ def look(exchange: Exchange, name: str) -> End | None:
     return End(link, decode_mac(answer), addresses, neighbours)
 
 
+def read_node(exchange: Exchange, names: Iterable[str] | None = None) -> NodeState:
+    """What there is of the links of these names; None: of all. Raises KernelError."""
+    what, messages = "reading the interfaces of pods", []
+    if names is None:
+        messages = exchange.dump(dump_links(exchange.next()), what)
+    for name in names or ():
+        try:
+            messages += exchange.ask(get_link(exchange.next(), name), f"interface {name}")
+        except KernelError as error:
+            if error.errno != errno.ENODEV:
+                raise
+    links = {}
+    for message in messages:
+        link, facts = decode_link(message.data), decode_bridge_link(message.data)
+        if link is not None and facts is not None:
+            links[link.name] = link, facts
+    indexes = {link.index for link, _ in links.values()}
+    neighbours: dict[int, dict[bytes, NeighbourEntry]] = {}
+    for family in Family:
+        for entry in _neighbours(exchange.dump(dump_neighbours(exchange.next(), family), what)):
+            if entry.index in indexes:
+                neighbours.setdefault(entry.index, {})[entry.address] = entry
+    let_in: dict[int, frozenset[bytes]] = {}
+    if any(facts.master for _, facts in links.values()):
+        for entry in _neighbours(exchange.dump(dump_neighbours(exchange.next(), None), what)):
+            if entry.index in indexes and not entry.permanent:  # that is its own
+                let_in[entry.index] = let_in.get(entry.index, frozenset()) | {entry.mac}
+    return NodeState(links, neighbours, let_in)
+
+
+def _neighbours(messages: Iterable[Message]) -> Iterator[NeighbourEntry]:
+    for message in messages:
+        found = decode_neighbour(message.data)
+        if found is not None:
+            yield found
+
+
 def default_gateways(exchange: Exchange, family: Family, table: int = RT_TABLE_MAIN) -> list[tuple[bytes, int]]:
     """Gateway and interface of a table's default routes, in the kernel's order. Raises KernelError."""
     decoder = RouteDecoder()
@@ -79,9 +130,11 @@ def default_gateways(exchange: Exchange, family: Family, table: int = RT_TABLE_M
     return found
 
 
-def permanent(end: End, neighbours: Iterable[tuple[bytes, bytes]]) -> Iterator[str]:
+def permanent(
+    name: str, there: Mapping[bytes, NeighbourEntry], neighbours: Iterable[tuple[bytes, bytes]]
+) -> Iterator[str]:
     """What is wrong with those that must be permanent: (address, MAC)."""
     for address, mac in neighbours:
-        found = end.neighbours.get(address)
+        found = there.get(address)
         if found is None or not found.permanent or found.mac != mac:
-            yield f"{end.link.name} has no permanent neighbour {format_address(address)} at {mac.hex(':')}"
+            yield f"{name} has no permanent neighbour {format_address(address)} at {mac.hex(':')}"

@@ -32,7 +32,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from routed.dataplane.exchange import Exchange, open_exchange
-from routed.dataplane.pod_state import default_gateways, link_of, look, permanent
+from routed.dataplane.pod_state import NodeState, default_gateways, link_of, look, permanent, read_node
 from routed.errors import KernelError
 from routed.net.addresses import format_address
 from routed.net.families import Family
@@ -45,7 +45,7 @@ from routed.netlink.bridge import (
     set_master,
 )
 from routed.netlink.numbers import RT_TABLE_MAIN
-from routed.netlink.tunnels import remove_neighbour
+from routed.netlink.tunnels import change_link, remove_neighbour
 from routed.netlink.veth import (
     add_default_route,
     add_host_address,
@@ -232,36 +232,81 @@ class PodWiring:
         pod, found = Exchange(inside), []
         end = look(pod, port.pod_interface)
         with self._turn:
-            node = look(self._node, port.interface)
-        if end is None or node is None:
-            gone = f"{port.pod_interface} in the container" if end is None else port.interface
-            return [f"{gone} is gone"]
-        for link, name in ((end.link, f"{port.pod_interface} in the container"), (node.link, port.interface)):
-            if not link.up:
-                found.append(f"{name} is down")
+            node = read_node(self._node, (port.interface, *((port.bridge,) if port.bridge else ())))
+        where = f"{port.pod_interface} in the container"
+        if end is None or port.interface not in node.links:
+            return [f"{where if end is None else port.interface} is gone"]
+        if not end.link.up:
+            found.append(f"{where} is down")
         if end.mac != port.mac:
-            found.append(f"{port.pod_interface} in the container has the MAC address {end.mac.hex(':')}")
-        if node.mac != NODE_MAC:
-            found.append(f"{port.interface} has the MAC address {node.mac.hex(':')}")
-        for mtu, name in ((end.link.mtu, f"{port.pod_interface} in the container"), (node.link.mtu, port.interface)):
-            if mtu != port.mtu:
-                found.append(f"{name} has an MTU of {mtu}, not {port.mtu}")
+            found.append(f"{where} has the MAC address {end.mac.hex(':')}")
+        if end.link.mtu != port.mtu:
+            found.append(f"{where} has an MTU of {end.link.mtu}, not {port.mtu}")
         for family, address in port.addresses:
             if (address, family.max_length) not in end.addresses:
                 found.append(f"the container has no address {format_address(address)}")
         families = list(dict.fromkeys(family for family, _ in port.addresses))
-        found += permanent(end, ((GATEWAYS[family], NODE_MAC) for family in families))
-        if port.bridge:
-            found += self._wrong_at_bridge(port)
-        else:
-            found += permanent(node, ((address, port.mac) for _, address in port.addresses))
+        found += permanent(port.pod_interface, end.neighbours, ((GATEWAYS[family], NODE_MAC) for family in families))
         for family in families if port.default_routes else ():
             table = _table(port, pod, family, end.link.index)
             if (GATEWAYS[family], end.link.index) not in default_gateways(pod, family, table):
                 found.append(f"the container has no default route by {format_address(GATEWAYS[family])}")
-        asked = NODE_SYSCTLS + (PROXY_SYSCTLS if port.proxy_arp else ())
-        found += self._wrong_sysctls(port.bridge or port.interface, asked)
-        return found
+        link = node.links[port.interface][0]
+        if link.enabled and not link.up:
+            found.append(f"{port.interface} is down")
+        return found + list(self.wrong_at_node(port, node))
+
+    def node_state(self, names: Iterable[str] | None = None) -> NodeState:
+        """What there is of the node's links of these names, empty ones aside; None: of all. Raises KernelError."""
+        with contextlib.closing(open_exchange()) as exchange:
+            return read_node(exchange, names if names is None else filter(None, names))
+
+    def wrong_at_node(self, port: PodPort, node: NodeState) -> Iterator[str]:
+        """What of the node's end, which is there, `mend` would change, for people."""
+        link, facts = node.links[port.interface]
+        if not link.enabled:
+            yield f"{link.name} is down"
+        if facts.mac != NODE_MAC:
+            yield f"{link.name} has the MAC address {facts.mac.hex(':')}"
+        if link.mtu != port.mtu:
+            yield f"{link.name} has an MTU of {link.mtu}, not {port.mtu}"
+        at, neighbours = link, ((address, port.mac) for _, address in port.addresses)
+        if port.bridge:
+            found = node.links.get(port.bridge)
+            if found is None or facts.master != found[0].index:
+                yield f"{link.name} is no port of {port.bridge}"
+                return
+            at, about = found
+            if not facts.guarded:
+                yield f"{link.name} is a port that learns, is not locked or not isolated"
+            if port.mac not in node.let_in.get(link.index, ()):
+                yield f"{link.name} does not let in {port.mac.hex(':')}"
+            if not at.enabled:
+                yield f"{at.name} is down"
+            if about.mac != NODE_MAC:
+                yield f"{at.name} has the MAC address {about.mac.hex(':')}"
+            yield from self._wrong_sysctls(at.name, BRIDGE_SYSCTLS)
+            yield from self._wrong_sysctls(link.name, PORT_SYSCTLS)
+        elif facts.master:
+            yield f"{link.name} is a port of somebody's bridge"
+        yield from permanent(at.name, node.neighbours.get(at.index, {}), neighbours)
+        yield from self._wrong_sysctls(at.name, NODE_SYSCTLS + (PROXY_SYSCTLS if port.proxy_arp else ()))
+
+    def mend(self, port: PodPort, node: NodeState) -> None:
+        """Make the node's end, which is there, what `attach` makes it. Raises KernelError."""
+        what = f"interface {port.interface} of a pod"
+        link, facts = node.links[port.interface]
+        at = node.links.get(port.bridge)
+        is_port = at is not None and facts.master == at[0].index
+        with self._turn:
+            requests = [change_link(self._node.next(), link.index, mtu=port.mtu, mac=NODE_MAC)]
+            if facts.master and not port.bridge:
+                requests.append(set_master(self._node.next(), link.index, 0))
+            if at is not None and is_port:  # with a port of ours in it, it is ours
+                requests.append(change_link(self._node.next(), at[0].index, mac=NODE_MAC))
+            self._node.ask_all(requests, what)
+        let_in = is_port and port.mac in node.let_in.get(link.index, ())
+        self._configure_node(port, link.index, what, let_in=let_in)
 
     def detach(self, index: int) -> None:
         """Delete a pair by the node's end; one that is gone is no error. Slow: see the module's docstring."""
@@ -290,15 +335,16 @@ class PodWiring:
 
     # ---- inside
 
-    def _configure_node(self, port: PodPort, index: int, what: str) -> None:
-        node, at, joining = self._node, index, []
+    def _configure_node(self, port: PodPort, index: int, what: str, *, let_in: bool = False) -> None:
+        """`let_in`: the port lets the pod's MAC address in already."""
+        node, at = self._node, index
         if port.bridge:
             at = self._bridge(port)
             self._write_sysctls(port.interface, PORT_SYSCTLS)
-            joining = [set_master(node.next(), index, at), guard_port(node.next(), index)]
         else:
             self._write_sysctls(port.interface, NODE_SYSCTLS + (PROXY_SYSCTLS if port.proxy_arp else ()))
         with self._turn:
+            joining = [set_master(node.next(), index, at), guard_port(node.next(), index)] if port.bridge else []
             node.ask_all(
                 [
                     *joining,
@@ -307,7 +353,7 @@ class PodWiring:
                 ],
                 what,
             )
-            if port.bridge:
+            if port.bridge and not let_in:
                 self._let_in(port, index)
 
     def _bridge(self, port: PodPort) -> int:
@@ -327,15 +373,6 @@ class PodWiring:
             self._write_sysctls(name, NODE_SYSCTLS + BRIDGE_SYSCTLS + (PROXY_SYSCTLS if port.proxy_arp else ()))
             self._node.ask(set_link_up(self._node.next(), found.index), what)
         return found.index
-
-    def _wrong_at_bridge(self, port: PodPort) -> list[str]:
-        with self._turn:
-            link, at = self._bridge_link(port.interface), self._bridge_link(port.bridge)
-            bridge = look(self._node, port.bridge)
-        if link is None or at is None or bridge is None or link.master != at.index:
-            return [f"{port.interface} is no port of {port.bridge}"]
-        found = [] if bridge.link.up else [f"{port.bridge} is down"]
-        return found + list(permanent(bridge, ((address, port.mac) for _, address in port.addresses)))
 
     def _let_in(self, port: PodPort, index: int) -> None:
         what = f"interface {port.interface} of a pod: its MAC address {port.mac.hex(':')} at the bridge {port.bridge}"

@@ -141,6 +141,11 @@ def open_monitor(writer_port: int, table: int) -> NetlinkSocket:
     return monitor
 
 
+def open_link_monitor() -> NetlinkSocket:
+    """Hears of links alone, whoever changes them."""
+    return NetlinkSocket(receive_buffer=_WRITER_BUFFER, groups=1 << (RTNLGRP_LINK - 1))
+
+
 def open_nftables(*, groups: int = 0) -> NetlinkSocket:
     """To nf_tables. A batch is one send, however large, and every message of it is answered."""
     return NetlinkSocket(

@@ -38,6 +38,8 @@ from routed.netlink.numbers import (
 
 _U32 = struct.Struct("=I")
 
+_GUARDS = {IFLA_BRPORT_LEARNING: b"\x00", IFLA_BRPORT_ISOLATED: b"\x01", IFLA_BRPORT_LOCKED: b"\x01"}
+
 
 @dataclass(frozen=True, slots=True)
 class BridgeLink:
@@ -49,6 +51,8 @@ class BridgeLink:
     mac: bytes
     master: int
     """Index of the bridge it is a port of; 0: of none."""
+    guarded: bool = False
+    """It is a port, and as `guard_port` makes it."""
 
 
 def make_bridge(sequence: int, name: str, mac: bytes) -> bytes:
@@ -63,18 +67,14 @@ def make_bridge(sequence: int, name: str, mac: bytes) -> bytes:
 
 
 def set_master(sequence: int, index: int, bridge: int) -> bytes:
-    """Make a link a port of a bridge."""
+    """Make a link a port of a bridge; 0: of none."""
     body = IFINFOMSG.pack(AF_UNSPEC, 0, 0, index, 0, 0) + attribute(IFLA_MASTER, _U32.pack(bridge))
     return request(RTM_NEWLINK, NLM_F_ACK, sequence, body)
 
 
 def guard_port(sequence: int, index: int) -> bytes:
     """A port that learns nothing, is locked and isolated. EINVAL or EOPNOTSUPP on kernels before 5.18."""
-    data = b"".join((
-        attribute(IFLA_BRPORT_LEARNING, b"\x00"),
-        attribute(IFLA_BRPORT_ISOLATED, b"\x01"),
-        attribute(IFLA_BRPORT_LOCKED, b"\x01"),
-    ))  # fmt: skip
+    data = b"".join(attribute(each, value) for each, value in _GUARDS.items())
     info = attribute(IFLA_INFO_SLAVE_KIND, b"bridge\x00") + attribute(IFLA_INFO_SLAVE_DATA, data)
     body = IFINFOMSG.pack(AF_UNSPEC, 0, 0, index, 0, 0) + attribute(IFLA_LINKINFO, info)
     return request(RTM_NEWLINK, NLM_F_ACK, sequence, body)
@@ -93,7 +93,7 @@ def decode_bridge_link(data: bytes) -> BridgeLink | None:
     family, _, _, index, _, _ = IFINFOMSG.unpack_from(data, HEADER_LENGTH)
     if family != AF_UNSPEC:
         return None
-    kind, mac, master = "", b"", 0
+    kind, mac, master, details = "", b"", 0, b""
     for number, value in attributes(data, HEADER_LENGTH + IFINFOMSG.size):
         if number == IFLA_ADDRESS:
             mac = value
@@ -103,4 +103,7 @@ def decode_bridge_link(data: bytes) -> BridgeLink | None:
             for inner, content in attributes(value, 0):
                 if inner == IFLA_INFO_KIND:
                     kind = content.rstrip(b"\x00").decode("ascii", "replace")
-    return BridgeLink(index, kind, mac, master)
+                elif inner == IFLA_INFO_SLAVE_DATA:
+                    details = content
+    port = dict(attributes(details, 0)) if master else {}
+    return BridgeLink(index, kind, mac, master, all(port.get(each) == value for each, value in _GUARDS.items()))

@@ -86,6 +86,14 @@ def decode_link(data: bytes) -> Link | None:
     return Link(index, name, enabled, enabled and bool(flags & IFF_LOWER_UP), mtu, bool(flags & IFF_RUNNING))
 
 
+def link_name(data: bytes) -> str:
+    """Which link a message is about, one about a bridge port included; empty where it does not say."""
+    for kind, value in attributes(data, HEADER_LENGTH + IFINFOMSG.size):
+        if kind == IFLA_IFNAME:
+            return value.rstrip(b"\x00").decode("utf-8", "replace")
+    return ""
+
+
 def decode_address(data: bytes) -> Address | None:
     """An address message, header included. None for a family that is not IP."""
     if len(data) < HEADER_LENGTH + IFADDRMSG.size:

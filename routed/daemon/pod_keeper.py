@@ -1,0 +1,217 @@
+"""Keeps the node's ends of pods as they were made, against whoever else changes them.
+
+At once where the kernel tells of it, and every RESYNC seconds against all. What is put right is the node's: link state,
+MAC address, MTU, neighbours, sysctls, and at a bridge the port's flags and what it lets in. Routes and policy have
+keepers of their own; the pod's own end is the pod's. An interface that is gone can only be made by the runtime, and is
+told until it is.
+
+Invariants: nothing is changed while a call for the pod is under way. An MTU is kept as it was when the interface was first
+seen: what the call asked for is written nowhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+from routed.core.effects import Level, problem_lines
+from routed.daemon.background import Background
+from routed.daemon.pods import Pods
+from routed.dataplane.pod_state import NodeState
+from routed.dataplane.pods import NODE_MAC, PodPort, PodWiring
+from routed.dataplane.sockets import is_overflow, open_link_monitor
+from routed.errors import KernelError
+from routed.model.resources import ResourceKey, Update
+from routed.model.workloads import WorkloadEndpoint
+from routed.netlink.bridge import decode_bridge_link
+from routed.netlink.links import decode_link, link_name
+from routed.netlink.messages import messages
+from routed.netlink.numbers import RTM_NEWLINK
+
+#: Seconds between two looks at interfaces nobody touched.
+RESYNC = 30.0
+#: Seconds in which the kernel's news are gathered, and from one look to the next at least.
+GATHER = 0.2
+PAUSE = 1.0
+#: Interfaces named in one sentence.
+_NAMED = 5
+
+
+class PodKeeper:
+    """See the module's docstring. All methods belong to the loop's thread."""
+
+    def __init__(
+        self,
+        node_name: str,
+        pods: Pods,
+        wiring: PodWiring,
+        proxy_arp: bool,
+        log: Callable[[Level, str, str], None],
+        bug: Callable[[str, Exception], None],
+    ) -> None:
+        self._node_name = node_name
+        self._pods = pods
+        self._wiring = wiring
+        self._proxy_arp = proxy_arp
+        self._log = log
+        self._bug = bug
+        self._endpoints: dict[ResourceKey, WorkloadEndpoint] = {}
+        """Those of this node that calls made."""
+        self._by_interface: dict[str, WorkloadEndpoint] = {}
+        self._mtus: dict[int, int] = {}
+        """By the index of the link."""
+        self._due = asyncio.Event()
+        self._synced = False
+        self._work = Background()
+        self.problems: tuple[str, ...] = ()
+
+    def start(self) -> None:
+        """Raises OSError where there is no netlink."""
+        self._loop = asyncio.get_running_loop()
+        self._monitor = open_link_monitor()
+        self._loop.add_reader(self._monitor.fileno(), self._told)
+        self._gathering: asyncio.TimerHandle | None = None
+        self._work.start(self._run())
+
+    async def stop(self) -> None:
+        await self._work.stop()
+        if self._gathering is not None:
+            self._gathering.cancel()
+        self._loop.remove_reader(self._monitor.fileno())
+        self._monitor.close()
+
+    def update(self, update: Update) -> None:
+        """A resource exists with this value, or (None) does not."""
+        if update.key.kind != WorkloadEndpoint.kind:
+            return
+        old, new = self._endpoints.pop(update.key, None), update.value
+        if old is not None and self._by_interface.get(old.interface_name) is old:
+            del self._by_interface[old.interface_name]
+        if (
+            isinstance(new, WorkloadEndpoint)
+            and new.node == self._node_name
+            and new.container_id
+            and new.interface_name
+            and new.mac is not None
+        ):
+            self._endpoints[update.key] = self._by_interface[new.interface_name] = new
+
+    def in_sync(self) -> None:
+        self._synced = True
+        self._due.set()
+
+    # ---- the kernel's news
+
+    def _told(self) -> None:
+        """Something happened to some link. Pods that come and go tell much, so what comes soon after is read with it."""
+        self._loop.remove_reader(self._monitor.fileno())
+        self._gathering = self._loop.call_later(GATHER, self._read)
+
+    def _read(self) -> None:
+        self._gathering = None
+        last: dict[str, bytes] = {}
+        while True:
+            try:
+                data = self._monitor.receive()
+            except OSError as error:
+                if not is_overflow(error):
+                    raise
+                self._due.set()
+                continue
+            if data is None:
+                break
+            for message in messages(data):
+                last[link_name(message.data)] = message.data if message.type == RTM_NEWLINK else b""
+        self._loop.add_reader(self._monitor.fileno(), self._told)
+        bridges = {each.bridge for each in self._by_interface.values() if each.bridge}
+        if any(self._concerns(name, data, bridges) for name, data in last.items()):
+            self._due.set()
+
+    def _concerns(self, name: str, data: bytes, bridges: set[str]) -> bool:
+        """Whether a link is not as it should be, by the last that was told of it; no data: it is gone."""
+        endpoint = self._by_interface.get(name)
+        if endpoint is None and name not in bridges:
+            return False
+        link, facts = decode_link(data), decode_bridge_link(data)
+        if link is None or facts is None:  # gone, or about its being a port
+            return endpoint is None or bool(endpoint.bridge) or not data
+        if not link.enabled or facts.mac != NODE_MAC:
+            return True
+        if endpoint is None:
+            return False
+        return link.mtu != self._mtus.get(link.index, link.mtu) or bool(facts.master) != bool(endpoint.bridge)
+
+    # ---- looking, and putting right
+
+    async def _run(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RESYNC):
+                    await self._due.wait()
+            self._due.clear()
+            if not self._synced:
+                continue
+            problems: list[str] = []
+            try:
+                await self._look(problems)
+            except KernelError as error:
+                problems.append(str(error))
+            except Exception as error:
+                self._bug("the interfaces of pods", error)
+                problems.append("the interfaces of pods: an internal error; the log has it")
+            for level, line in problem_lines(self.problems, problems, Level.ERROR):
+                self._log(level, "cni", line)
+            self.problems = tuple(problems)
+            await asyncio.sleep(PAUSE)
+
+    async def _look(self, problems: list[str]) -> None:
+        node = await asyncio.to_thread(self._wiring.node_state)
+        there = {link.index: link.mtu for link, _ in node.links.values()}
+        self._mtus = {index: self._mtus.get(index, mtu) for index, mtu in there.items()}
+        gone = [each for each in self._by_interface.values() if each.interface_name not in node.links]
+        there_are = [each for each in self._by_interface.values() if each.interface_name in node.links]
+        for endpoint in await asyncio.to_thread(lambda: [each for each in there_are if self._wrong(each, node)]):
+            async with self._pods.turn(endpoint.container_id):  # it may have been a call that was half done
+                if self._by_interface.get(endpoint.interface_name) is endpoint:
+                    await self._mend(endpoint, problems)
+        gone = [each for each in gone if self._by_interface.get(each.interface_name) is each]
+        if gone:
+            named = ", ".join(_named(each) for each in gone[:_NAMED])
+            more = f" and {len(gone) - _NAMED} more" if len(gone) > _NAMED else ""
+            problems.append(f"the interfaces of pods are gone until their runtime makes the pods anew: {named}{more}")
+
+    async def _mend(self, endpoint: WorkloadEndpoint, problems: list[str]) -> None:
+        node = await asyncio.to_thread(self._wiring.node_state, (endpoint.interface_name, endpoint.bridge))
+        if endpoint.interface_name not in node.links:
+            return
+        wrong = await asyncio.to_thread(self._wrong, endpoint, node)
+        if not wrong:
+            return
+        what = f"{_named(endpoint)} was changed by others"
+        try:
+            await asyncio.to_thread(self._wiring.mend, self._port(endpoint, node), node)
+        except KernelError as error:
+            problems.append(f"{what}: {'; '.join(wrong)}; that cannot be put right: {error}")
+            return
+        self._log(Level.WARNING, "cni", f"{what} and put right: {'; '.join(wrong)}")
+
+    def _wrong(self, endpoint: WorkloadEndpoint, node: NodeState) -> list[str]:
+        return list(self._wiring.wrong_at_node(self._port(endpoint, node), node))
+
+    def _port(self, endpoint: WorkloadEndpoint, node: NodeState) -> PodPort:
+        assert endpoint.mac is not None
+        link, _ = node.links[endpoint.interface_name]
+        return PodPort(
+            endpoint.interface_name,
+            endpoint.endpoint,
+            endpoint.mac,
+            tuple((network.family, network.prefix[1:]) for network in endpoint.ip_networks),
+            self._mtus.get(link.index, link.mtu),
+            self._proxy_arp,
+            bridge=endpoint.bridge,
+        )
+
+
+def _named(endpoint: WorkloadEndpoint) -> str:
+    return f"{endpoint.interface_name} of {endpoint.namespace}/{endpoint.pod or endpoint.container_id}"

@@ -1,0 +1,142 @@
+"""What somebody does to the node's end of a pod is put right by the daemon, on a real kernel; the other end is the pod's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from routed.testing.lab import Lab, Namespace, wait_for
+from tests.lab.test_cni import DUAL, Node, cluster
+
+pytestmark = pytest.mark.lab
+
+BRIDGED = {**DUAL, "attach": "bridge"}
+NODE_MAC = "ee:ee:ee:ee:ee:ee"
+
+
+class Site:
+    def __init__(self, lab: Lab) -> None:
+        self.node = Node(lab, 1)
+        self.host = self.node.namespace
+        self.host.ip("link add eth0 type bridge", "link set eth0 up")
+        self.host.address("eth0", "10.0.0.1/24", "fd00::1/64")
+        self.node.routed.put(*cluster(1))
+        self.node.start()
+        self.pods: dict[str, tuple[Namespace, list[str], str]] = {}
+        """Namespace, addresses, the node's end."""
+        for name, values in (("plain", DUAL), ("other", DUAL), ("at-bridge", BRIDGED)):
+            pod = lab.namespace(name)
+            made = self.node.runtime.add(pod, mtu=1400, **values)
+            self.pods[name] = (pod, made.addresses, made.output["interfaces"][0]["name"])
+            self.made = {**getattr(self, "made", {}), name: made.output}
+
+    def check(self, name: str) -> str:
+        """What CHECK has against a pod; empty: nothing."""
+        values = BRIDGED if name == "at-bridge" else DUAL
+        answer = self.node.runtime.call("CHECK", self.pods[name][0], previous=self.made[name], mtu=1400, **values)
+        return "" if answer.status == 0 else str(answer.output["msg"])
+
+    def put_right(self, name: str) -> Callable[[], bool]:
+        other = self.pods["other"][0]
+        return lambda: not self.check(name) and all(other.pings(each, timeout=0.5) for each in self.pods[name][1])
+
+    def log(self) -> str:
+        return self.node.routed.log()
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Site]:
+    with Lab() as lab:
+        yield Site(lab)
+
+
+def test_the_link_the_mac_address_and_the_mtu_come_back_at_once(site: Site) -> None:
+    _, _, end = site.pods["plain"]
+    for words, told in (
+        (f"link set {end} down", "is down"),
+        (f"link set {end} address 02:00:00:00:00:01", "has the MAC address 02:00:00:00:00:01"),
+        (f"link set {end} mtu 1300", "has an MTU of 1300, not 1400"),
+    ):
+        site.host.ip(words)
+        wait_for(site.put_right("plain"), 15, f"{words} is undone", state=site.node.lab.report)
+        wait_for(
+            lambda told=told: (
+                f"{end} of default/plain was changed by others and put right" in site.log() and told in site.log()
+            ),
+            5,
+            "and told",
+        )
+
+
+def test_somebodys_bridge_does_not_keep_a_pods_interface(site: Site) -> None:
+    _, _, end = site.pods["plain"]
+    site.host.ip("link add br7 type bridge", "link set br7 up", f"link set {end} master br7")
+    wait_for(site.put_right("plain"), 15, "it is alone again", state=site.node.lab.report)
+    site.host.ip("link del br7")
+
+
+def test_routes_neighbours_and_sysctls_come_back_with_the_next_event_or_in_time(site: Site) -> None:
+    _, (ipv4, ipv6), end = site.pods["plain"]
+    site.host.ip(f"neigh del {ipv4} dev {end}", f"neigh del {ipv6} dev {end}", f"route del {ipv4}")
+    site.host.sysctl(f"net.ipv4.conf.{end}.rp_filter", "0")
+    assert "permanent neighbour" in site.check("plain")
+    site.host.ip(f"link set {end} mtu 1300")  # else within RESYNC
+    wait_for(site.put_right("plain"), 15, "all is there", state=site.node.lab.report)
+    assert site.host.run("sysctl", "-n", f"net.ipv4.conf.{end}.rp_filter").strip() == "1"
+    assert f"{ipv4} lladdr" in site.host.run("ip", "neigh", "show", "dev", end, "nud", "permanent")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("ip link set {end} nomaster", "is no port of routed0"),
+        ("bridge link set dev {end} isolated off", "not isolated"),
+        ("bridge link set dev {end} locked off learning on", "not locked"),
+        ("ip link set routed0 down", "routed0 is down"),
+        ("ip link set routed0 address 02:00:00:00:00:02", "routed0 has the MAC address"),
+        ("ip link del routed0", "is no port of routed0"),
+    ],
+)
+def test_a_port_of_a_bridge_is_guarded_again(site: Site, words: str, told: str) -> None:
+    _, _, end = site.pods["at-bridge"]
+    site.host.run(*words.format(end=end).split())
+    wait_for(site.put_right("at-bridge"), 15, f"{words} is undone", state=site.node.lab.report)
+    wait_for(lambda: told in site.log(), 5, "and told")
+
+
+def test_check_sees_what_a_port_lets_in(site: Site) -> None:
+    _, _, end = site.pods["at-bridge"]
+    (mac,) = (each["mac"] for each in site.made["at-bridge"]["interfaces"] if each.get("sandbox"))
+    site.host.run("bridge", "fdb", "del", mac, "dev", end, "master")
+    assert f"does not let in {mac}" in site.check("at-bridge")
+    site.host.run("bridge", "link", "set", "dev", end, "isolated", "off")  # an event
+    wait_for(site.put_right("at-bridge"), 15, "it lets its pod in", state=site.node.lab.report)
+
+
+def test_the_pods_own_end_is_left_to_it_and_what_is_gone_is_told(site: Site) -> None:
+    pod, _, end = site.pods["plain"]
+    pod.ip("link set eth0 mtu 1200")
+    assert "eth0 in the container has an MTU of 1200" in site.check("plain")
+    assert "mtu 1200" in pod.run("ip", "link", "show", "eth0")
+    site.host.ip(f"link del {end}")
+    wait_for(
+        lambda: (
+            f"are gone until their runtime makes the pods anew: {end} of default/plain"
+            in site.node.routed.ctl("status")
+        ),
+        10,
+        "status says so",
+        state=site.node.lab.report,
+    )
+    assert site.node.runtime.call("DEL", pod, **DUAL).status == 0
+    site.host.ip(f"link set {site.pods['other'][2]} mtu 1300")
+    wait_for(lambda: "are gone until" not in site.node.routed.ctl("status"), 10, "and no longer")
+
+
+def test_what_happened_while_the_daemon_was_away(site: Site) -> None:
+    _, _, end = site.pods["at-bridge"]
+    site.node.routed.kill()
+    site.host.ip("link set routed0 down", f"link set {end} nomaster")
+    site.node.start()
+    wait_for(site.put_right("at-bridge"), 20, "it is put right at start", state=site.node.lab.report)
