@@ -450,12 +450,13 @@ class Daemon:
             (
                 workloads.policy.update,
                 workloads.pods.update,
+                workloads.update,
                 workloads.pod_keeper.update,
                 workloads.tunnel_addresses.update,
                 node_status.update,
             ),
             (
-                workloads.forward,
+                workloads.in_sync,
                 workloads.policy.in_sync,
                 workloads.pod_keeper.in_sync,
                 workloads.tunnel_addresses.in_sync,

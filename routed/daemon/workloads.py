@@ -64,6 +64,10 @@ class Workloads:
         self._kernel = kernel
         self._log = log
         self._problem = ""
+        self._read = False
+        """The datastore was."""
+        self._forwarded: set[Family] = set()
+        """Families whose packets the node was told to pass on."""
         self.policy = PolicyKeeper(
             config.node_name,
             self._policy_problem,
@@ -139,9 +143,21 @@ class Workloads:
         await self.pods.close()
         self.policy.close()
 
-    def forward(self) -> None:
-        """The datastore was read: packets of the pools' families are to be passed on."""
-        changed, problems = forward(self._families())
+    def in_sync(self) -> None:
+        """The datastore was read."""
+        self._read = True
+        self._forward()
+
+    def update(self, update: Update) -> None:
+        """A resource is another one, as `pods` knows: a family of addresses may be new here."""
+        if self._read and update.key.kind == IPPool.kind:
+            self._forward()
+
+    def _forward(self) -> None:
+        """Packets of the pools' families are to be passed on. Once: who turns it off later is told, and has his will."""
+        families = self._families() - self._forwarded
+        self._forwarded |= families
+        changed, problems = forward(families)
         for line in changed:
             self._log(Level.INFO, "kernel", f"{line}, so that packets to and from pods are passed on")
         for line in problems:

@@ -172,6 +172,32 @@ def test_a_node_that_takes_pods_passes_packets_on():
         assert f"{switches[1]} is 0, so no packet passes" in node.routed.ctl("status")
 
 
+def test_a_family_that_gets_its_first_pool_later_is_passed_on_too():
+    switches = ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding")
+    with Lab() as lab:
+        node = Node(lab, 1)
+        for switch in switches:
+            node.namespace.sysctl(switch, "0")
+        node.namespace.ip("link add eth0 type bridge", "link set eth0 up")
+        node.namespace.address("eth0", "10.0.0.1/24", "fd00::1/64")
+        pools = [each for each in cluster(1) if each["kind"] == "IPPool"]
+        node.routed.put(*(each for each in cluster(1) if each["kind"] != "IPPool"))
+        node.start()
+        assert node.namespace.run("sysctl", "-n", *switches).split() == ["0", "0"]
+        for pool, expected in zip(pools, (["1", "0"], ["1", "1"]), strict=True):
+            node.routed.put(pool)
+            wait_for(
+                lambda expected=expected: node.namespace.run("sysctl", "-n", *switches).split() == expected,
+                10,
+                f"{pool['metadata']['name']} is passed on",
+                state=lab.report,
+            )
+        node.namespace.sysctl(switches[0], "0")
+        node.routed.put({**pools[0], "spec": {**pools[0]["spec"], "natOutgoing": True}})
+        wait_for(lambda: "masquerade" in node.namespace.run("nft", "list", "ruleset"), 10, "the change is read")
+        assert node.namespace.run("sysctl", "-n", *switches).split() == ["0", "1"]
+
+
 def test_a_restart_of_the_daemon_loses_no_packet_and_finds_all_again(node: Node):
     one, two = node.lab.namespace("web-0"), node.lab.namespace("web-1")
     first, second = node.runtime.add(one), node.runtime.add(two)
