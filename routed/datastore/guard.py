@@ -6,6 +6,9 @@ Invariants:
   followed, however many, and count as nothing.
 - What an accident looks like is held: a kind that has nothing left, or, within `window` seconds, `minimum` objects and
   more than `share` of a kind. It is held until the key is there again, somebody confirms, or `timeout` is over.
+- Rules of policy are followed as they go, since one that is deleted must not stay in force: ordinary work deletes the last
+  of a kind. Theirs is an accident where at least `minimum` go at one moment and leave none, or none is left while other
+  kinds are held.
 - So that this is seen before anything was withdrawn where deletions come one after the other, as programs make them, each
   is put off: for `pause` seconds where it is alone, for `window` seconds where another of its kind is deleted within as
   long before or after it. Should an accident be seen too late for one, since it began more slowly, that one comes back.
@@ -25,9 +28,30 @@ from dataclasses import dataclass
 
 from routed.model.deletion import is_announced, is_given_back
 from routed.model.ipam import IPAMBlock, IPAMHandle
+from routed.model.kubernetes import KubernetesNetworkPolicy
+from routed.model.policies import (
+    GlobalNetworkPolicy,
+    GlobalNetworkSet,
+    NetworkPolicy,
+    NetworkSet,
+    Profile,
+    StagedGlobalNetworkPolicy,
+    StagedKubernetesNetworkPolicy,
+    StagedNetworkPolicy,
+    Tier,
+)
 from routed.model.resources import Resource, ResourceKey, Update
 from routed.model.settings import CalicoNodeStatus
-from routed.model.workloads import WorkloadEndpoint
+from routed.model.workloads import HostEndpoint, WorkloadEndpoint
+
+#: Kinds that say which packets pass. No route and no session goes by them.
+POLICY = frozenset(
+    each.kind
+    for each in (
+        NetworkPolicy, GlobalNetworkPolicy, KubernetesNetworkPolicy, StagedNetworkPolicy, StagedGlobalNetworkPolicy,
+        StagedKubernetesNetworkPolicy, Tier, NetworkSet, GlobalNetworkSet, Profile, HostEndpoint,
+    )
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +236,7 @@ class Guard:
             self.garbage.pop(key, None)
             if key in self.good and key not in self.held:
                 kinds.setdefault(key.kind, {})[key] = None
+        policy = {kind: kinds.pop(kind) for kind in list(kinds) if kind in POLICY and rules.enabled}
         for kind, keys in kinds.items():
             keys |= {key: None for key in self._put_off if key.kind == kind}
             followed = {key: good for _, key, good in recent if key.kind == kind and key not in self.good}
@@ -238,6 +263,32 @@ class Guard:
                 for key in keys:
                     at, _ = self._put_off.pop(key, (now, now))
                     self._follow(key, at, updates)
+        self._policy_gone(policy, now, updates, put_off=put_off)
+
+    def _policy_gone(
+        self, kinds: Mapping[str, Collection[ResourceKey]], now: float, updates: list[Update], *, put_off: bool
+    ) -> None:
+        """Rules are gone, or (whatever `kinds` is) other kinds are held now, of which the last rules that wait are part."""
+        rules = self.rules
+        accident = any(key.kind not in POLICY and now - at <= rules.window for key, at in self.held.items())
+        if accident:
+            for key in [key for key in self._put_off if key.kind in POLICY]:
+                self._hold(key, self._put_off[key][0])
+        for kind, keys in kinds.items():
+            emptied = len(keys) == self._count[kind]
+            for key in keys:
+                if emptied and (accident or len(keys) >= rules.minimum):
+                    self._hold(key, now)
+                elif emptied and put_off:  # all there was may be about to be gone: the moment until that is seen
+                    self._put_off[key] = now, now + rules.pause
+                else:
+                    self._put_off.pop(key, None)
+                    self._follow(key, now, updates)
+
+    def _hold(self, key: ResourceKey, now: float) -> None:
+        self._put_off.pop(key, None)
+        self.held[key] = now
+        self._count[key.kind] -= 1
 
     def _on_purpose(self, key: ResourceKey) -> bool:
         """Whether a deletion is nothing to wonder at."""

@@ -168,6 +168,56 @@ def test_what_went_before_it_looked_like_an_accident_comes_back() -> None:
     assert len(guard.held) == 5 and len(guard.good) == 10
 
 
+def policy(name: str) -> Resource:
+    return parse_manifest(
+        {
+            "apiVersion": "projectcalico.org/v3",
+            "kind": "NetworkPolicy",
+            "metadata": {"name": name, "namespace": "x"},
+            "spec": {"selector": "all()", "ingress": [{"action": "Allow"}]},
+        }
+    )
+
+
+def with_policies(count: int, peers: int = 3) -> tuple[Guard, list[Change]]:
+    """A guard that knows policies and peers, and the deletions of the policies."""
+    guard = full(peers)
+    policies = [policy(f"n{number}") for number in range(count)]
+    guard.changes([Change(each.key, each, 1) for each in policies], 0.0)
+    return guard, [Change(each.key, None) for each in policies]
+
+
+def test_a_rule_that_is_deleted_is_out_of_force_at_once_however_many_but_the_last() -> None:
+    guard, deletions = with_policies(20)
+    assert len(names(guard.changes(deletions[:10], 10.0))) == 10
+    assert len(names(guard.changes(deletions[10:19], 10.1))) == 9
+    assert names(guard.changes(deletions[19:], 10.2)) == []
+    assert len(names(guard.settle(10.7))) == 1 and not guard.held
+
+
+def test_all_rules_at_one_moment_are_an_accident_where_they_are_not_few() -> None:
+    guard, deletions = with_policies(5)
+    assert names(deleted(guard, deletions, 10.0)) == [] and len(guard.held) == 5
+    guard, deletions = with_policies(4)
+    assert len(names(deleted(guard, deletions, 10.0))) == 4
+    guard, deletions = with_policies(2)
+    assert len(names(guard.listed([key for key in guard.good if key.kind == "BGPPeer"], [], 10.0))) == 2
+
+
+def test_the_last_rule_is_kept_where_other_kinds_vanish_with_it_in_either_order() -> None:
+    peers = [gone(f"p{number}") for number in range(3)]
+    for first, second in ((0, 1), (1, 0)):
+        guard, deletions = with_policies(1)
+        turns = (deletions, peers)
+        assert guard.changes(turns[first], 10.0) == guard.changes(turns[second], 10.3) == []
+        assert guard.settle(100.0) == [] and len(guard.held) == 4
+    guard, deletions = with_policies(1)
+    assert guard.listed([], [], 10.0) == [] and len(guard.held) == 4
+    guard, deletions = with_policies(1)
+    assert guard.changes([*deletions, *peers], 10.0) == [] and len(guard.held) == 4
+    assert len(names(guard.confirm())) == 4
+
+
 def test_without_a_guard_all_is_followed_at_once() -> None:
     guard = Guard(MassDelete(enabled=False))
     guard.changes([there("p0")], 0.0)
@@ -260,12 +310,20 @@ def test_a_key_that_comes_and_goes_is_one_key() -> None:
     assert len(guard.held) == 5
 
 
+def changed(name: str, what: int) -> Change:
+    """A peer or (n) a policy is gone (0), or there."""
+    if name.startswith("p"):
+        return gone(name) if what == 0 else there(name, 65000 + what)
+    found = policy(name)
+    return Change(found.key, found if what else None, 1)
+
+
 _STEPS = st.lists(
     st.tuples(
         st.lists(
             st.builds(
-                lambda name, what: gone(name) if what == 0 else there(name, 65000 + what),
-                st.sampled_from([f"p{number}" for number in range(12)]),
+                changed,
+                st.sampled_from([*(f"p{number}" for number in range(12)), *(f"n{number}" for number in range(7))]),
                 st.integers(0, 2),
             ),
             max_size=14,
