@@ -206,6 +206,7 @@ class Core:
         self._local_address: dict[int, bytes] = {}
         self._last_words: dict[int, bytes] = {}
         self._last_conn = 0
+        self._peers_added = 0
         self._groups: dict[ExportPolicy, UpdateGroup] = {}
         self._jobs: deque[Iterator[None]] = deque()
         self._timers: list[tuple[float, str]] = []
@@ -854,13 +855,18 @@ class Core:
             self.effects.append(guards)
         for name in delta.removed:
             self._remove_peer(name, now)
+        for name, before in delta.renamed.items():
+            self._rename_peer(before, plan.peers[name])
         for name, reason in delta.reset.items():
             self._reset_peer(plan.peers[name], reason, now)
         self._tell_changes(delta.changed)
         for name, change in delta.changed.items():
             self._change_peer(plan.peers[name], change, now)
         for name in delta.added:
-            self._add_peer(plan.peers[name], now)
+            self._peers_added += 1
+            self._add_peer(plan.peers[name], self._peers_added, now)
+        for name, peer in self.peers.items():
+            peer.plan = plan.peers[name]  # another resource may ask for the very same
         for family, prefix in delta.origins_removed:
             self.ribs[family].withdraw_origin(prefix, self.local)
             self._forget_behind(old.origins[family, prefix].interface, (family, prefix))
@@ -997,9 +1003,9 @@ class Core:
             path.interface = found.interface
             self.ribs[family].originate(prefix, path)
 
-    def _add_peer(self, plan: PeerPlan, now: float) -> None:
+    def _add_peer(self, plan: PeerPlan, number: int, now: float) -> None:
         neighbor = Neighbor(plan.session, rng=self._random, pool=self._pool, allocate=self._allocate)
-        peer = self.peers[plan.name] = Peer(plan, neighbor)
+        peer = self.peers[plan.name] = Peer(plan, neighbor, number)
         peer.source.default_local_pref = default_local_pref(self.plan.kernel, plan.session.families[0])
         if self.restart.sweep_pending:
             neighbor.restarting(self.settings.routes_found)
@@ -1011,12 +1017,21 @@ class Core:
         self._drop_peer(name, CeaseSubcode.PEER_DECONFIGURED, "no resource asks for this peer any more", now)
         self._log(Level.INFO, name, "peer removed: no resource asks for it any more")
 
+    def _rename_peer(self, old: str, plan: PeerPlan) -> None:
+        """Another resource asks for the same session now."""
+        peer = self.peers[plan.name] = self.peers.pop(old)
+        peer.source.name = plan.name
+        peer.timer_at = None  # its wake-up was under the other name
+        self._rearm(peer)
+        self._log(Level.INFO, plan.name, f"{plan.why} asks for the peer that was {old}")
+
     def _reset_peer(self, plan: PeerPlan, reason: str, now: float) -> None:
         """A change its session can't survive: a new peer takes its place."""
         self._log(Level.INFO, plan.name, f"its session starts anew: {reason}")
-        before = self.peers[plan.name].neighbor.counters
+        peer = self.peers[plan.name]
+        before = peer.neighbor.counters
         self._drop_peer(plan.name, CeaseSubcode.OTHER_CONFIGURATION_CHANGE, reason, now)
-        self._add_peer(plan, now)
+        self._add_peer(plan, peer.number, now)
         neighbor = self.peers[plan.name].neighbor
         if before.established and not self.restart.deferring:
             neighbor.restarting(None)  # it has been up since, and was told to forget what it heard
@@ -1035,7 +1050,7 @@ class Core:
         """A change its session survives."""
         peer = self.peers[plan.name]
         old, peer.plan = peer.plan, plan
-        if PeerChange.SESSION in change:
+        if change & (PeerChange.SESSION | PeerChange.NAME):
             peer.neighbor.reconfigure(plan.session, now)
         for family, adj_in in peer.adj_in.items():
             adj_in.import_filter = plan.import_filter[family]

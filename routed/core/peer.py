@@ -21,6 +21,7 @@ class Peer:
         "link",
         "link_lost",
         "neighbor",
+        "number",
         "plan",
         "problem_told",
         "source",
@@ -28,7 +29,9 @@ class Peer:
         "timer_at",
     )
 
-    def __init__(self, plan: PeerPlan, neighbor: Neighbor) -> None:
+    def __init__(self, plan: PeerPlan, neighbor: Neighbor, number: int) -> None:
+        self.number = number
+        """Its own, whatever it is called, and that of the one that takes its place when its session is reset."""
         self.plan = plan
         self.neighbor = neighbor
         self.source = Source(plan.name, plan.kind, 0, plan.session.address)

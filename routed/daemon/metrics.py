@@ -143,7 +143,7 @@ class Metrics:
         self._named_peers = named_peers
         self._ready = ready
         self._named: dict[str, None] = {}
-        self._seen: dict[tuple[str, str, Labels], float] = {}
+        self._seen: dict[tuple[str, int, Labels], float] = {}
         """Last values of counters that count among the others: (metric, peer, labels)."""
         self._others: dict[tuple[str, Labels], float] = {}
         self._process = ProcessCollector(registry=None)
@@ -369,7 +369,7 @@ class Metrics:
                 continue
             for labels, value in values:
                 if metric.kind == "counter":
-                    key = (metric.name, name, labels)
+                    key = (metric.name, peer.number, labels)
                     before = self._seen.get(key, 0.0)
                     self._seen[key] = value
                     sums[labels] = sums.get(labels, 0.0) + (value - before if value >= before else value)
@@ -377,7 +377,8 @@ class Metrics:
                     sums[labels] = sums.get(labels, 0.0) + value
         if metric.kind == "counter":
             self._others.update({(metric.name, labels): value for labels, value in sums.items()})
-            gone = [key for key in self._seen if key[0] == metric.name and key[1] not in self._core.peers]
+            numbers = {peer.number for peer in self._core.peers.values()}
+            gone = [key for key in self._seen if key[0] == metric.name and key[1] not in numbers]
             for key in gone:
                 del self._seen[key]
         if metric.name in _NOT_SUMMED:

@@ -3,11 +3,14 @@
 For every field of a `PeerPlan` it is settled here whether a session survives its change. What the session itself is made
 of is `NeighborConfig.needs_reset`'s to say; beside it only the kind of the peer and the cluster id end a session, since
 what its routes mean to every other peer hangs on them. Filters, next-hop mode and loop tolerance apply live.
+
+A neighbour is who it is by its address and port, not by its name: where the resource that asks for it is another one now
+(`Mesh_10_0_0_2` -> `Global_10_0_0_2`), it is renamed.
 """
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from routed.bgp.neighbor import NeighborConfig
 from routed.net.addresses import format_address, format_router_id
@@ -21,8 +24,10 @@ def diff(old: Plan, new: Plan) -> PlanDelta:
     reset: dict[str, str] = {}
     changed: dict[str, PeerChange] = {}
     added: list[str] = []
+    renamed = _renamed(old, new)
+    stay = {*new.peers, *renamed.values()}
     for name, peer in new.peers.items():
-        before = old.peers.get(name)
+        before = old.peers.get(renamed.get(name, name))
         if before is peer:
             continue
         if before is None:
@@ -37,10 +42,11 @@ def diff(old: Plan, new: Plan) -> PlanDelta:
             changed[name] = change
     return PlanDelta(
         speaker_changed=old.speaker != new.speaker,
-        removed=tuple(name for name in old.peers if name not in new.peers),
+        removed=tuple(name for name in old.peers if name not in stay),
         added=tuple(added),
         reset=reset,
         changed=changed,
+        renamed=renamed,
         origins_removed=tuple(key for key in old.origins if key not in new.origins),
         origins_set={
             key: origin
@@ -48,6 +54,19 @@ def diff(old: Plan, new: Plan) -> PlanDelta:
             if (was := old.origins.get(key)) is None or (was is not origin and _in_kernel(was) != _in_kernel(origin))
         },
     )
+
+
+def _renamed(old: Plan, new: Plan) -> dict[str, str]:
+    """Peers with another name than before, by the new one. Address and port are enough to know one by: see `plan/peers`."""
+    gone = {_end(peer): name for name, peer in old.peers.items() if name not in new.peers}
+    if not gone:
+        return {}
+    come = {name: _end(peer) for name, peer in new.peers.items() if name not in old.peers}
+    return {name: gone[end] for name, end in come.items() if end in gone}
+
+
+def _end(peer: PeerPlan) -> tuple[bytes, int, str]:
+    return peer.session.address, peer.session.port, peer.session.interface
 
 
 def _in_kernel(origin: Origin) -> tuple[bool, bytes, str]:
@@ -68,7 +87,9 @@ def reset_reason(old: PeerPlan, new: PeerPlan) -> str:
 
 def _live_change(old: PeerPlan, new: PeerPlan) -> PeerChange:
     change = PeerChange(0)
-    if old.session != new.session:
+    if old.name != new.name:
+        change |= PeerChange.NAME
+    if replace(old.session, name=new.session.name) != new.session:
         change |= PeerChange.SESSION
     if old.import_filter != new.import_filter or old.allowed_own_as != new.allowed_own_as:
         change |= PeerChange.IMPORT
@@ -82,7 +103,7 @@ def _session_text(old: NeighborConfig, new: NeighborConfig) -> str:
     texts = []
     for entry in fields(NeighborConfig):
         before, after = getattr(old, entry.name), getattr(new, entry.name)
-        if entry.name == "held":  # what holds it is said where it is held
+        if entry.name in ("name", "held"):  # what holds it is said where it is held
             continue
         if entry.name == "password_generation":
             if before and after and before != after:

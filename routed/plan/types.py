@@ -153,6 +153,8 @@ class Plan:
 class PeerChange(enum.Flag):
     """What of a neighbour changed that its session survives."""
 
+    NAME = enum.auto()
+    """Its name: another resource asks for the same session now."""
     SESSION = enum.auto()
     """Its NeighborConfig, in fields that apply live."""
     IMPORT = enum.auto()
@@ -174,6 +176,8 @@ class PlanDelta:
     """Peers whose session must end and begin anew, with the reason for people: "peer AS 65001 -> 65002"."""
     changed: Mapping[str, PeerChange] = field(default_factory=dict)
     """Peers whose session stays up."""
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """New name -> old name of peers that are the same as before; they are in `reset` or `changed` too, by their new name."""
     origins_removed: tuple[tuple[Family, bytes], ...] = ()
     origins_set: Mapping[tuple[Family, bytes], Origin] = field(default_factory=dict)
     """Added, or changed in what the kernel gets."""

@@ -418,6 +418,50 @@ def test_a_thousand_changes_reset_nothing_that_they_do_not_touch() -> None:
     assert nodes[1].core.peers["Node_10_0_0_1"].neighbor.counters.established == 1
 
 
+def test_a_session_outlives_the_resource_that_asked_for_it() -> None:
+    """Mesh, then a global BGPPeer, one of this node, the same at its port, and the mesh again: one session throughout."""
+    world = World()
+    nodes = mesh(world, 3)
+    world.run(30, until=lambda: up(world))
+    world.run(1)
+    for each in nodes:
+        each.batches.clear()
+    peer = {"peerIP": "10.0.0.2", "asNumber": 64512}
+    for change, name in (
+        (manifest("BGPPeer", "a", peer), "Global_10_0_0_2"),
+        (manifest("BGPPeer", "a", {**peer, "node": "n1"}), "Node_10_0_0_2"),
+        (manifest("BGPPeer", "a", {**peer, "node": "n1", "peerIP": "10.0.0.2:179"}), "Node_10_0_0_2_port_179"),
+    ):
+        nodes[0].apply(change)
+        world.run(10)
+        assert name in nodes[0].core.peers and len(nodes[0].core.peers) == 4
+        found = nodes[0].core.peers[name]
+        assert (found.plan.why, found.source.name, found.neighbor.config.name) == ("BGPPeer a", name, name)
+        assert nodes[0].core.ribs[V4].best(parse_prefix("10.244.2.0/26")[1]).source.name == name  # type: ignore[union-attr]
+    nodes[0].apply(manifest("BGPPeer", "b", {**peer, "node": "n1", "peerIP": "10.0.0.2:179"}))
+    nodes[0].delete(ResourceKey("BGPPeer", "a"))
+    world.run(1)
+    assert nodes[0].core.peers["Node_10_0_0_2_port_179"].plan.why == "BGPPeer b"
+    nodes[0].delete(ResourceKey("BGPPeer", "b"))
+    world.run(300)  # the renamed one's keepalives and hold timer go on
+    assert "Mesh_10_0_0_2" in nodes[0].core.peers
+    for each in nodes:
+        assert set(times_up(each).values()) == {1}
+        assert not each.batches, "no route was touched"
+
+
+def test_a_parameter_that_counts_resets_under_the_new_name() -> None:
+    world = World()
+    nodes = mesh(world, 2)
+    world.run(30, until=lambda: up(world))
+    for each, other in zip(nodes, ("10.0.0.2", "10.0.0.1"), strict=True):
+        each.apply(manifest("BGPPeer", "a", {"peerIP": other, "asNumber": 64512, "ttlSecurity": 1}))
+    world.run(1)
+    world.run(30, until=lambda: up(world))
+    assert any("Global_10_0_0_2: its session starts anew: ttl security 0 -> 1" in line for line in nodes[0].log)
+    assert up(world) and nodes[0].core.peers["Global_10_0_0_2"].neighbor.counters.downs
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_any_interleaving_ends_in_the_same_tables(seed: int) -> None:
     rng = random.Random(seed)

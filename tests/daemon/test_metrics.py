@@ -226,6 +226,9 @@ def test_what_the_others_count_never_runs_backwards() -> None:
     del core.peers[a.plan.name]
     b.neighbor.counters.downs[DownReason.CONNECTION_LOST] = 1  # a new neighbour in its place
     assert values(metrics)[key] == 9
+    core.peers["renamed"] = core.peers.pop(b.plan.name)
+    b.neighbor.counters.downs[DownReason.CONNECTION_LOST] = 2
+    assert values(metrics)[key] == 10
 
 
 @pytest.mark.parametrize(

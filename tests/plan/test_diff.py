@@ -99,6 +99,20 @@ def test_peers_and_origins_come_and_go(scenario: Make) -> None:
     assert diff(new, back).origins_removed == (parse_prefix("10.244.1.0/26"),)
 
 
+def test_another_resource_for_the_same_peer_is_another_name() -> None:
+    renamed = replace(PEER, name="Global_172_16_0_1", session=replace(SESSION, name="Global_172_16_0_1"), why="x")
+    names = {renamed.name: PEER.name}
+    assert diff(plan(PEER), plan(renamed)) == PlanDelta(changed={renamed.name: PeerChange.NAME}, renamed=names)
+    other_as = replace(renamed, session=replace(renamed.session, peer_as=65002))
+    assert diff(plan(PEER), plan(other_as)) == PlanDelta(reset={renamed.name: "peer as 65001 -> 65002"}, renamed=names)
+    filtered = replace(renamed, import_filter={V4: REJECT}, session=replace(renamed.session, keepalive_time=5))
+    assert diff(plan(PEER), plan(filtered)).changed == {
+        renamed.name: PeerChange.NAME | PeerChange.SESSION | PeerChange.IMPORT
+    }
+    elsewhere = replace(renamed, session=replace(renamed.session, port=1790))
+    assert diff(plan(PEER), plan(elsewhere)) == PlanDelta(removed=(PEER.name,), added=(renamed.name,))
+
+
 def test_a_first_plan_is_all_added(scenario: Make) -> None:
     new = scenario().plan
     delta = diff(Plan(), new)

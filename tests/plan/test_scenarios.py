@@ -21,7 +21,8 @@ Each file under `scenarios/` is one case, and says what it is about. Its parts:
         apply: [...]
         delete: [{kind, name}]
         secrets: {...}
-        expect: as above, and which sessions were `added`, `removed`, `reset` or `changed`: all left out are none
+        expect: as above, and which sessions were `added`, `removed`, `reset` or `changed`, and which `renamed`
+                ({NEW: OLD}): all left out are none
 """
 
 from __future__ import annotations
@@ -193,6 +194,7 @@ def check(expected: Json, before: Plan, plan: Plan, *, first: bool) -> None:
             ("changed", tuple(delta.changed)),
         ):
             assert sorted(names) == sorted(expected.get(key, [])), f"{key}: {dict(delta.reset)}"
+        assert delta.renamed == expected.get("renamed", {})
 
 
 def known_keys(scenario: Json) -> Iterator[str]:
@@ -205,7 +207,7 @@ def known_keys(scenario: Json) -> Iterator[str]:
         for expected in expectations(step):
             yield from set(expected) - {
                 "node", "port", "neighbours", "routes", "withheld", "kernel", "verdicts", "problems", "added", "removed",
-                "reset", "changed",
+                "reset", "changed", "renamed",
             }  # fmt: skip
 
 
