@@ -29,6 +29,8 @@ from routed.model.paths import ALLOCATOR_KINDS
 from routed.model.resources import JsonObject, JsonValue, ResourceKey
 from routed.model.settings import ClusterInformation
 from routed.model.unread import read_text
+from routed.model.unread_endpoints import plain_endpoint
+from routed.model.workloads import WorkloadEndpoint
 
 SCHEMA = 1
 #: A line of a key: kind, namespace, name, revision, manifest, since when it is held, why it is garbage. And one of the time.
@@ -296,7 +298,8 @@ def _take(loaded: Loaded, text: bytes) -> None:
     if bytes(manifest) == b"null":
         return
     try:
-        loaded.good[key] = Good(read_text(bytes(manifest)), revision)
+        endpoint = plain_endpoint(bytes(manifest), key) if kind == WorkloadEndpoint.kind else None
+        loaded.good[key] = Good(endpoint or read_text(bytes(manifest)), revision)
     except ConfigError as error:  # another version of routed wrote it
         loaded.garbage[key] = str(error)
         return

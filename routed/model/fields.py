@@ -254,9 +254,10 @@ class Fields:
         text = self.text(name)
         if not text:
             return None
-        if not _MAC.fullmatch(text):
+        mac = plain_mac(text)
+        if mac is None:
             raise self.error(name, f'must be a MAC address such as "66:e6:8a:12:34:56", not {shown(text)}')
-        return bytes.fromhex(text.replace(":", "").replace("-", ""))
+        return mac
 
     def address_and_port(self, name: str) -> tuple[bytes, int | None] | None:
         """A peer's address and, where the text names one, its port: `10.0.0.254:1790`, `[fd00::1]:179`, `fd00::1`."""
@@ -371,6 +372,17 @@ def _plain_cidr(text: str, family: Family | None) -> Cidr | None:
         return None
     found, prefix, address = plain
     return Cidr(found, prefix) if prefix[1:].ljust(len(address), b"\0") == address else None
+
+
+def plain_host(text: str) -> Cidr | None:
+    """A prefix of one address, in the spelling nearly all have; None: look closer."""
+    plain = plain_prefix(text)
+    return Cidr(plain[0], plain[1]) if plain is not None and plain[1][0] == plain[0].max_length else None
+
+
+def plain_mac(text: str) -> bytes | None:
+    """The octets of a MAC address; None where it is none."""
+    return bytes.fromhex(text.replace(":", "").replace("-", "")) if _MAC.fullmatch(text) else None
 
 
 def as_network(text: str, path: str) -> Cidr:

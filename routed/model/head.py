@@ -36,6 +36,16 @@ def is_name(text: str) -> bool:
     return len(text) <= 253 and _NAME.fullmatch(text) is not None
 
 
+def is_namespace(text: str) -> bool:
+    """Whether a namespace may be called so: a DNS label."""
+    return _NAMESPACE.fullmatch(text) is not None
+
+
+def is_label(name: str, value: str) -> bool:
+    """Whether Kubernetes' rules allow this label."""
+    return _LABEL_NAME.fullmatch(name) is not None and _LABEL_VALUE.fullmatch(value) is not None
+
+
 @dataclass(frozen=True, slots=True)
 class Head:
     """What every kind has in common, already read."""
@@ -109,7 +119,7 @@ def read_head(kind: Kind, manifest: JsonObject, where: str) -> Head:
     if not kind.namespaced:
         if namespace:
             raise metadata.error("namespace", "must be left out: this kind belongs to the whole cluster")
-    elif namespace and not _NAMESPACE.fullmatch(namespace):
+    elif namespace and not is_namespace(namespace):
         raise metadata.error(
             "namespace", f'must be lower case letters, digits and "-", at most 63 of them, not {shown(namespace)}'
         )
@@ -129,7 +139,7 @@ def read_labels(fields: Fields, name: str) -> Mapping[str, str]:
     """Labels, by Kubernetes' rules for their names and values."""
     labels = fields.text_map(name)
     for key, text in labels.items():
-        if not (_LABEL_NAME.fullmatch(key) and _LABEL_VALUE.fullmatch(text)):  # a path only where there is need of one
+        if not is_label(key, text):  # a path only where there is need of one
             path = field_path(fields.at(name), key)
             check_label_name(key, path)
             check_label_value(text, path)

@@ -33,6 +33,8 @@ from routed.model.policies import (
 from routed.model.resources import AffinityType, BlockAffinity, Cidr, JsonObject, JsonValue, Resource, ResourceKey
 from routed.model.schema import KIND_TABLE, parse_manifest
 from routed.model.unread import plain_block
+from routed.model.unread_endpoints import plain_endpoint
+from routed.model.workloads import WorkloadEndpoint
 from routed.net.families import Family
 from routed.net.prefixes import format_prefix, parse_prefix, plain_prefix
 
@@ -172,6 +174,8 @@ def decode_at(place: Place, value: bytes) -> Decoded:
     key = place.key
     if place.block is not None and (plain := plain_block(key.name, value, *place.block)) is not None:
         return Decoded(plain)
+    if key.kind == WorkloadEndpoint.kind and (endpoint := plain_endpoint(value, key)) is not None:
+        return Decoded(endpoint)
     data = _json(value, key.kind == BlockAffinity.kind)
     unknown: list[ConfigError] = []
     if key.kind not in ALLOCATOR_KINDS:

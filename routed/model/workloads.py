@@ -103,6 +103,11 @@ def workload_endpoint_name(segments: tuple[str, ...]) -> str:
     return "-".join(segment.replace("-", "--") for segment in segments)
 
 
+def is_segment(text: str) -> bool:
+    """Whether it may be part of an endpoint's name."""
+    return text != "" and text[0] != "-" and text[-1] != "-"
+
+
 def _bridge(head: Head) -> str:
     metadata = head.top.object("metadata")
     assert metadata is not None
@@ -117,7 +122,7 @@ def _parse_workload_endpoint(head: Head) -> WorkloadEndpoint:
     orchestrator = spec.required_text("orchestrator")
     segments = tuple(spec.text(name) for name in NAME_SEGMENTS.get(orchestrator, _OTHER_SEGMENTS))
     for name, segment in zip(NAME_SEGMENTS.get(orchestrator, _OTHER_SEGMENTS), segments, strict=True):
-        if not segment or segment[0] == "-" or segment[-1] == "-":
+        if not is_segment(segment):
             raise spec.error(
                 name, f'is part of the name, so it must be there and not begin or end with "-": {shown(segment)}'
             )
@@ -132,7 +137,7 @@ def _parse_workload_endpoint(head: Head) -> WorkloadEndpoint:
             raise ConfigError(path, f"must be one address, not {shown(value)}")
     qos = spec.object("qosControls")
     interface = spec.text("interfaceName")
-    if interface and not _is_interface(interface):
+    if interface and not is_interface(interface):
         raise spec.error("interfaceName", f"must be an interface name of at most 15 octets, not {shown(interface)}")
     return WorkloadEndpoint(
         **head.common,
@@ -161,7 +166,8 @@ def _parse_workload_endpoint(head: Head) -> WorkloadEndpoint:
     )
 
 
-def _is_interface(name: str) -> bool:
+def is_interface(name: str) -> bool:
+    """Whether the kernel takes it for an interface's name."""
     return _INTERFACE.fullmatch(name) is not None and len(name.encode(errors="replace")) <= _INTERFACE_OCTETS
 
 
@@ -197,7 +203,7 @@ def _parse_host_endpoint(head: Head) -> HostEndpoint:
     spec = head.spec
     interface = spec.text("interfaceName")
     expected = tuple(as_address(as_text(value, path), path) for path, value in spec.array("expectedIPs"))
-    if interface and not _is_interface(interface):
+    if interface and not is_interface(interface):
         raise spec.error(
             "interfaceName", f'must be "*" or an interface name of at most 15 octets, not {shown(interface)}'
         )

@@ -139,7 +139,7 @@ class Kubernetes:
         if not isinstance(pod, Pod):
             return stored
         kept = {label: text for label, text in stored.labels.items() if label.startswith(_CALICO)}
-        made = replace(stored, labels={**pod.labels, **kept}, ports=_ports(pod) or stored.ports)
+        made = replace(stored, labels={**pod.labels, **kept}, ports=_ports(pod) or stored.ports, manifest={})
         if pod.service_account == stored.service_account_name:
             return made
         others = tuple(name for name in stored.profiles if not name.startswith(ACCOUNT_PROFILE))

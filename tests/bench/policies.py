@@ -4,8 +4,9 @@
 
 Time is processor time, so that what else the machine does counts little. Without `--kernel` the engine alone is measured,
 and no privileges are needed; with it (as root) the whole program is also written into a network namespace of its own.
-With `--daemon` (as root) the real daemon reads it all from three files of its datastore, Kubernetes' own NetworkPolicies and
-Namespaces among them, and is measured from its start: until the node's pods are in its table, and some seconds later.
+With `--daemon etcd` (as root) the real daemon reads it all from a real etcd, as Calico's plugin and controllers write it,
+and with `--daemon file` from three files, Kubernetes' own NetworkPolicies and Namespaces among them. It is measured from its
+start: until the node's pods are in its table, and some seconds later.
 """
 
 from __future__ import annotations
@@ -18,19 +19,25 @@ import os
 import random
 import re
 import resource
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import routed
 from routed.dataplane.firewall import Firewall
 from routed.dataplane.firewall_kernel import FirewallKernel
 from routed.desired_policy import PolicyBatch
-from routed.model.resources import Resource, Update
+from routed.model.paths import Layout, encode
+from routed.model.resources import JsonObject, Resource, Update
+from routed.model.schema import parse_manifest
 from routed.policy.engine import PolicyEngine
 from routed.policy.kubernetes import Kubernetes
 from routed.testing.lab import Lab, wait_for
 from routed.testing.routers import Routed
+from tests.bench.datastore import fill
+from tests.lab.etcd import Etcd
 from tests.policy.nodes import policy, profile, workload
 from tests.policy.specification import Endpoint
 
@@ -149,24 +156,23 @@ async def in_kernel(first: PolicyBatch) -> dict[str, float]:
         return {"start: in the kernel (ms)": round(took * 1000, 2)}
 
 
-def of_daemon(pods: int = PODS, policies: int = POLICIES) -> dict[str, float]:
+def of_daemon(pods: int = PODS, policies: int = POLICIES, *, etcd: bool = False) -> dict[str, float]:
     """The real daemon, from its start on."""
-    rng = random.Random(1)
-    namespaces: list[dict[str, Any]] = [
-        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": f"ns{n}", "labels": {"team": f"team{n % 10}"}}}
-        for n in range(NAMESPACES)
-    ]
-    cluster = {
-        "namespaces": namespaces,
-        "endpoints": [pod(number, rng).manifest for number in range(pods)],
-        "policies": [kubernetes_policy(number, rng) for number in range(policies)],
-    }
     with Lab() as lab:
         node = lab.namespace("node", forward=True)
         daemon = Routed(node, "n1", cni={"enabled": True, "socket": str(node.folder / "cni.sock")}, log=None)
-        for name, manifests in cluster.items():
-            text = "".join(f"---\n{json.dumps(manifest)}\n" for manifest in manifests)
-            (daemon.resources / f"{name}.yaml").write_text(text)
+        if etcd:
+            store = Etcd(node)
+            store.start()
+            daemon.configure(datastore={"type": "etcd", "endpoints": [store.url]})
+            words = ("--fill", store.url, f"--pods={pods}", f"--policies={policies}")
+            node.run(sys.executable, "-m", "tests.bench.policies", *words)
+        else:
+            for name, manifests in in_files(pods, policies).items():
+                text = "".join(f"---\n{json.dumps(manifest)}\n" for manifest in manifests)
+                (daemon.resources / f"{name}.yaml").write_text(text)
+        # as it is where it is installed
+        subprocess.run([sys.executable, "-m", "compileall", "-q", *routed.__path__], check=True)
         started = time.monotonic()
         daemon.launch()
         pid = daemon.pid
@@ -190,6 +196,32 @@ def of_daemon(pods: int = PODS, policies: int = POLICIES) -> dict[str, float]:
     return results
 
 
+def in_files(pods: int, policies: int) -> dict[str, list[JsonObject]]:
+    """The cluster as people apply it: manifests by the name of their file."""
+    rng = random.Random(1)
+    namespaces: list[JsonObject] = [
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": f"ns{n}", "labels": {"team": f"team{n % 10}"}}}
+        for n in range(NAMESPACES)
+    ]
+    return {
+        "namespaces": namespaces,
+        "endpoints": [pod(number, rng).manifest for number in range(pods)],
+        "policies": [kubernetes_policy(number, rng) for number in range(policies)],
+    }
+
+
+def in_etcd(pods: int, policies: int) -> Iterator[tuple[str, JsonObject]]:
+    """The cluster as Calico's plugin and controllers write it: paths and values."""
+    layout, kubernetes = Layout(), Kubernetes()
+    for manifests in in_files(pods, policies).values():
+        for manifest in manifests:
+            read = parse_manifest(manifest)
+            for update in kubernetes.update(Update(read.key, read)):
+                assert update.value is not None
+                path = layout.path(update.value, old_policy_names=True)
+                yield path, json.loads(encode(update.value, path))
+
+
 def processor_time(pid: int) -> float:
     with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
         fields = file.read().rpartition(")")[2].split()
@@ -202,11 +234,23 @@ def resident(pid: int | str = "self") -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.policies", description=__doc__)
     parser.add_argument("--kernel", action="store_true", help="also write the program into a kernel, as root")
-    parser.add_argument("--daemon", action="store_true", help="measure the real daemon, as root")
+    parser.add_argument(
+        "--daemon", choices=("etcd", "file"), help="measure the real daemon with this datastore, as root"
+    )
+    parser.add_argument("--pods", type=int, default=PODS, help="of the cluster, for the daemon")
+    parser.add_argument("--policies", type=int, default=POLICIES, help="of the cluster, for the daemon")
+    parser.add_argument("--fill", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    json.dump(of_daemon() if arguments.daemon else run(kernel=arguments.kernel), sys.stdout, indent=2)
+    if arguments.fill:
+        asyncio.run(fill((arguments.fill,), in_etcd(arguments.pods, arguments.policies)))
+        return
+    if arguments.daemon:
+        found = of_daemon(arguments.pods, arguments.policies, etcd=arguments.daemon == "etcd")
+    else:
+        found = run(kernel=arguments.kernel)
+    json.dump(found, sys.stdout, indent=2)
     sys.stdout.write("\n")
 
 

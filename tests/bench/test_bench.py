@@ -110,9 +110,11 @@ class TestInSmall:
         assert all(seconds > 0 for each in made for seconds in (*each.connection, *each.stream))
 
     @pytest.mark.skipif(shutil.which("nft") is None, reason="nft is not installed (Debian: nftables)")
-    def test_the_real_daemon_is_measured_with_policies(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed (Debian: etcd-server)")
+    @pytest.mark.parametrize("etcd", [False, True])
+    def test_the_real_daemon_is_measured_with_policies(self, monkeypatch: pytest.MonkeyPatch, etcd: bool) -> None:
         monkeypatch.setattr(policies, "SETTLED", 0.0)
-        made = policies.of_daemon(pods=120, policies=30)
+        made = policies.of_daemon(pods=120, policies=30, etcd=etcd)
         assert len(made) == 6
         assert (
             0 < made["daemon: table complete, processor time (s)"] <= made["daemon: processor time after 5 s more (s)"]
