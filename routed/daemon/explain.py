@@ -3,12 +3,13 @@
 The answer to the control socket's request `policy` (source, destination, protocol, port; a packet in numbers). A judge
 walks the program that was given to the kernel; the chains it went through are then read back with their counters, and the
 sets they name. What is not as it was made is named: a chain with other rules (they are told by their comments, which are
-the policies'), a set with other members, an interface without its way to a chain.
+the policies'), a set with other members, an interface without its way to a chain, or with
+one to another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from routed.control.protocol import Request
 from routed.core.core import Core
@@ -17,15 +18,16 @@ from routed.dataplane.firewall import Firewall
 from routed.errors import ControlError
 from routed.net.addresses import format_address, is_link_local, parse_address
 from routed.net.prefixes import covers, make_prefix
-from routed.netlink.nft_expressions import same
-from routed.netlink.nftables import RuleFound
-from routed.policy.judge import FirewallModel, Packet, described
+from routed.netlink.nft_expressions import Verdict, same
+from routed.netlink.nftables import ElementFound, RuleFound
+from routed.policy.judge import FirewallModel, Packet, Step, described
 from routed.policy.verdicts import UPLINK
 
 Row = dict[str, object]
 
 #: Elements of one set that are named at most.
 _SHOWN = 5
+_VERDICTS = frozenset(Verdict)
 
 
 class Explanations:
@@ -51,20 +53,13 @@ class Explanations:
         differences = [
             *_base(firewall, found),
             *(each for name in sets for each in _set(firewall, name, elements[name])),
+            *_walks(firewall, judgement.steps, found),
         ]
         deciding = {step.chain for step in judgement.steps}
         for name in asked:
             chain, expected = firewall.rules_of(name)
             rules = [rule for rule in found if rule.chain == chain]
-            comments, wanted = [rule.comment for rule in rules], [comment for comment, _ in expected]
-            if comments != wanted:
-                differences.append(f"chain {chain}: the kernel has the rules {comments}, and these were made: {wanted}")
-            else:
-                differences += [
-                    f"chain {chain}: the kernel's rule {comment!r} is not the one that was made"
-                    for (comment, made), rule in zip(expected, rules, strict=True)
-                    if not same(made, rule.expressions)
-                ]
+            differences += _chain(chain, expected, rules)
             if name in deciding:
                 chains.append(
                     {
@@ -134,13 +129,42 @@ def _base(firewall: Firewall, found: list[RuleFound]) -> Iterator[str]:
                 yield f"chain {chain}: the kernel's rule {number} is not the one that was made"
 
 
-def _set(firewall: Firewall, name: str, found: set[tuple[bytes, bool]]) -> Iterator[str]:
+def _walks(firewall: Firewall, steps: Iterable[Step], found: list[RuleFound]) -> Iterator[str]:
+    """The chains that lead from an interface's entry to the policies'."""
+    for place, direction, interface in dict.fromkeys((step.place, step.direction, step.interface) for step in steps):
+        for chain, expected in firewall.walk_of(place, interface, direction).items():
+            yield from _chain(chain, expected, [rule for rule in found if rule.chain == chain])
+
+
+def _chain(chain: str, expected: list[tuple[str, bytes]], rules: list[RuleFound]) -> Iterator[str]:
+    comments, wanted = [rule.comment for rule in rules], [comment for comment, _ in expected]
+    if comments != wanted:
+        yield f"chain {chain}: the kernel has the rules {comments}, and these were made: {wanted}"
+        return
+    for number, ((comment, made), rule) in enumerate(zip(expected, rules, strict=True), 1):
+        if not same(made, rule.expressions):
+            yield f"chain {chain}: the kernel's rule {comment or number!r} is not the one that was made"
+
+
+def _set(firewall: Firewall, name: str, found: set[ElementFound]) -> Iterator[str]:
     expected = firewall.elements_of(name)
-    for what, keys in (("lacks", expected - found), ("has, and nobody put there,", found - expected)):
-        if keys:
-            shown = sorted(_shown(name, key) + (" (end)" if end else "") for key, end in keys)
+    ways = {each.key: each.verdict for each in expected if each.verdict is not None}
+    lead_elsewhere = {each for each in found - expected if each.verdict is not None and each.key in ways}
+    for each in sorted(lead_elsewhere):
+        there, made = _way(each.verdict), _way(ways[each.key])
+        yield f"set {name}: the kernel has {_shown(name, each.key)} : {there}, and what was made is {made}"
+    missing = {each for each in expected - found if each.key not in {other.key for other in lead_elsewhere}}
+    for what, these in (("lacks", missing), ("has, and nobody put there,", found - expected - lead_elsewhere)):
+        if these:
+            shown = sorted(_shown(name, each.key) + (" (end)" if each.end else "") for each in these)
             more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
             yield f"set {name}: the kernel {what} {', '.join(shown[:_SHOWN])}{more}"
+
+
+def _way(verdict: tuple[int, str] | None) -> str:
+    code, chain = verdict or (0, "")
+    word = Verdict(code).name.lower() if code in _VERDICTS else f"verdict {code}"
+    return f"{word} {chain}" if chain else word
 
 
 def _shown(name: str, key: bytes) -> str:

@@ -68,11 +68,13 @@ from routed.netlink.nftables import (
     PROTOCOL,
     Batch,
     Element,
+    ElementFound,
     Hook,
     Priority,
     SetShape,
     comment,
     concatenation,
+    found_as,
 )
 
 TABLE = "routed"
@@ -341,17 +343,27 @@ class Firewall:
         )
         return f"by_{name}", *by_address
 
-    def elements_of(self, name: str) -> set[tuple[bytes, bool]]:
-        """What the kernel must list of a set or a dispatch map: keys, and whether each is the end of a range."""
-        if name in self._sets:
-            made = list(_members(*self._sets[name]))
-            return {(each.key, False) for each in made} | {(each.end, True) for each in made if each.end}
+    def elements_of(self, name: str) -> set[ElementFound]:
+        """What the kernel must list of a set or a dispatch map."""
+        made: Iterable[Element] = (
+            _members(*self._sets[name])
+            if name in self._sets
+            else (
+                element
+                for key, policy in self._endpoints.items()
+                for direction in ("ingress", "egress")
+                for place, element in self._entries(key, policy, direction)
+                if place == name
+            )
+        )
+        return {found for element in made for found in found_as(element)}
+
+    def walk_of(self, place: Place, interface: str, direction: str) -> dict[str, list[tuple[str, bytes]]]:
+        """The chains that lead a packet at an endpoint through its tiers: the comments and expressions of their rules."""
+        name = self.walk_chain(place, interface, direction) or ""
         return {
-            (element.key, False)
-            for key, policy in self._endpoints.items()
-            for direction in ("ingress", "egress")
-            for place, element in self._entries(key, policy, direction)
-            if place == name
+            chain: [(comment(origin), expressions) for expressions, origin in rules]
+            for chain, rules in (self._walk_rules(name) if name in self._walk_of else {}).items()
         }
 
     @property
@@ -565,27 +577,37 @@ class Firewall:
             self._walk_of.setdefault(name, (walk, policy.place))
 
     def _write_walk(self, batch: Batch, name: str, *, new: bool = True) -> None:
-        """The chain of a walk, and one for each tier, which returns once it decided or came to its end."""
-        walk, place = self._walk_of[name]
-        stages = _stages(walk, place)
-        names = _stage_chains(name, stages)
-        for chain in (*names, name):  # a chain must be there before something leads to it
+        rules = self._walk_rules(name)
+        for chain in rules:  # a chain must be there before something leads to it
             if new:
                 batch.add_chain(chain)
             else:
                 batch.flush_chain(chain)
+        for chain, made in rules.items():
+            for expressions, origin in made:
+                batch.add_rule(chain, expressions, origin)
+
+    def _walk_rules(self, name: str) -> dict[str, list[tuple[bytes, str]]]:
+        """The rules, with what people call them, of a walk's chain and of one for each tier, which returns once it decided
+        or came to its end."""
+        walk, place = self._walk_of[name]
+        stages = _stages(walk, place)
+        names = _stage_chains(name, stages)
+        found: dict[str, list[tuple[bytes, str]]] = {}
+        whole: list[tuple[bytes, str]] = []
         for chain, (tier, chains, end) in zip(names, stages, strict=True):
-            batch.add_rule(chain, _clear_mark(DECIDED))
+            rules = found[chain] = [(_clear_mark(DECIDED), "")]
             for each in chains:
-                batch.add_rule(chain, nft.verdict(Verdict.JUMP, _policy_chain(each)))
-                batch.add_rule(chain, _has_mark(DECIDED) + nft.verdict(Verdict.RETURN))
+                rules.append((nft.verdict(Verdict.JUMP, _policy_chain(each)), ""))
+                rules.append((_has_mark(DECIDED) + nft.verdict(Verdict.RETURN), ""))
             if end is not Action.PASS:
-                asked = ", ".join(found.policy for each in chains if (found := self._chains.get(each)) is not None)
+                asked = ", ".join(made.policy for each in chains if (made := self._chains.get(each)) is not None)
                 origin = f"end of {tier}"
-                batch.add_rule(chain, self._deny(f"{origin}: {asked}" if asked else origin), origin)
-            batch.add_rule(name, nft.verdict(Verdict.JUMP, chain))
-            batch.add_rule(name, _has_mark(ALLOWED) + self._allowed(place))
-        batch.add_rule(name, self._undecided(place, "the last tier" if stages else "no policy"))
+                rules.append((self._deny(f"{origin}: {asked}" if asked else origin), origin))
+            whole.append((nft.verdict(Verdict.JUMP, chain), ""))
+            whole.append((_has_mark(ALLOWED) + self._allowed(place), ""))
+        whole.append((self._undecided(place, "the last tier" if stages else "no policy"), ""))
+        return found | {name: whole}
 
     def _allowed(self, place: Place) -> bytes:
         if place is Place.HOST_UNTRACKED:

@@ -29,6 +29,7 @@ from routed.netlink.messages import messages, parse_error
 from routed.netlink.nftables import (
     Batch,
     CounterFound,
+    ElementFound,
     RuleFound,
     decode_chain,
     decode_elements,
@@ -143,10 +144,10 @@ class FirewallKernel:
         """The table's rules with what they counted, as the kernel has them. Raises OSError."""
         return await self._loop.run_in_executor(self._thread, self._read_rules)
 
-    async def look(self, sets: Collection[str]) -> tuple[list[RuleFound], dict[str, set[tuple[bytes, bool]]]]:
+    async def look(self, sets: Collection[str]) -> tuple[list[RuleFound], dict[str, set[ElementFound]]]:
         """The rules, and what is in these sets (see `Firewall.elements_of`), at one time. Raises OSError."""
 
-        def read() -> tuple[list[RuleFound], dict[str, set[tuple[bytes, bool]]]]:
+        def read() -> tuple[list[RuleFound], dict[str, set[ElementFound]]]:
             return self._read_rules(), {name: self._read_elements(name) for name in sets}
 
         return await self._loop.run_in_executor(self._thread, read)
@@ -292,10 +293,10 @@ class FirewallKernel:
                 if rule is not None:
                     found.append(rule)
 
-    def _read_elements(self, name: str) -> set[tuple[bytes, bool]]:
+    def _read_elements(self, name: str) -> set[ElementFound]:
         self._drain(self._asker)
         self._asker.send(dump_elements(self._firewall.table, name, 1))
-        found: set[tuple[bytes, bool]] = set()
+        found: set[ElementFound] = set()
         while True:
             for message in messages(self._wait(self._asker)):
                 if message.type in (NLMSG_DONE, NLMSG_ERROR):

@@ -380,21 +380,47 @@ def decode_set(message: Message, table: str) -> str | None:
     return _name_in(message, _NEWSET, table, 2)
 
 
-def decode_elements(message: Message) -> Iterator[tuple[bytes, bool]]:
-    """(key, whether it is the end of a range) of the elements in one message of a dump."""
+@dataclass(frozen=True, slots=True, order=True)
+class ElementFound:
+    """An element as the kernel lists it; of a range there are two."""
+
+    key: bytes
+    end: bool = False
+    """It is the first key behind a range."""
+    verdict: tuple[int, str] | None = None
+    """In a verdict map: the code, and the chain it leads to."""
+
+
+def found_as(element: Element) -> Iterator[ElementFound]:
+    """How the kernel lists an element that was written."""
+    yield ElementFound(element.key, verdict=element.verdict)
+    if element.end:
+        yield ElementFound(element.end, end=True)
+
+
+def decode_elements(message: Message) -> Iterator[ElementFound]:
+    """The elements in one message of a dump."""
     if message.type != _SUBSYSTEM | _NEWSETELEM:
         return
     for kind, value in _attributes(message):
         if kind != 3:
             continue
         for _, element in attributes(value, 0):
-            key, flags = b"", 0
+            key, flags, verdict = b"", 0, None
             for inner, octets in attributes(element, 0):
                 if inner == 1:
                     key = next((data for at, data in attributes(octets, 0) if at == 1), b"")
+                elif inner == 2:
+                    verdict = next((_verdict(data) for at, data in attributes(octets, 0) if at == 2), None)
                 elif inner == 3 and len(octets) == 4:
                     flags = int.from_bytes(octets, "big")
-            yield key, bool(flags & 1)
+            yield ElementFound(key, bool(flags & 1), verdict)
+
+
+def _verdict(data: bytes) -> tuple[int, str]:
+    """NFTA_DATA_VERDICT."""
+    parts = dict(attributes(data, 0))
+    return int.from_bytes(parts.get(1, b""), "big", signed=True), _text(parts.get(2, b""))
 
 
 def decode_rule(message: Message, table: str) -> RuleFound | None:

@@ -12,7 +12,7 @@ from routed.daemon.explain import Explanations
 from routed.daemon.policy import PolicyKeeper
 from routed.errors import ControlError
 from routed.model.resources import Update
-from routed.netlink.nftables import RuleFound
+from routed.netlink.nftables import ElementFound, RuleFound
 from tests.policy.nodes import interface_of, policy, profile, workload
 from tests.policy.specification import Endpoint
 
@@ -30,15 +30,21 @@ class Core:
     interfaces: dict[int, Any] = {}
 
 
-def explained(rules: list[str], strange: frozenset[tuple[bytes, bool]] = frozenset(), **values: str) -> dict[str, Any]:
+def kept() -> PolicyKeeper:
+    """A keeper whose kernel has all that was made."""
     keeper = PolicyKeeper("n1", lambda _: None, lambda *_: None)
     for value in (workload(WEB), workload(API), profile("red", {}), policy(POLICY)):
         keeper.engine.update(Update(value.key, value))
     batch = keeper.engine.flush()
     assert batch is not None
     keeper.firewall.change(batch)
+    return keeper
 
-    async def found(sets: list[str]) -> tuple[list[RuleFound], dict[str, set[tuple[bytes, bool]]]]:
+
+def explained(rules: list[str], strange: frozenset[ElementFound] = frozenset(), **values: str) -> dict[str, Any]:
+    keeper = kept()
+
+    async def found(sets: list[str]) -> tuple[list[RuleFound], dict[str, set[ElementFound]]]:
         chain = next(chain for chain in keeper.firewall.program.chains if chain.name.startswith("red_knp_default_web"))
         listed = [RuleFound(f"p_{chain.name}", number, rule, 7, 700) for number, rule in enumerate(rules)]
         return listed, {name: keeper.firewall.elements_of(name) ^ strange for name in sets}
@@ -69,9 +75,10 @@ def test_a_kernel_with_other_rules_disagrees():
 
 def test_sets_with_other_members_disagree():
     api = interface_of(API).encode().ljust(16, b"\x00")
-    said = explained([RULE], frozenset({(api, False)}))["differences"]
+    (way,) = {each for each in kept().firewall.elements_of("by_to_workload") if each.key == api}
+    said = explained([RULE], frozenset({way}))["differences"]
     assert any("set by_to_workload: the kernel lacks " + interface_of(API) in each for each in said)
-    said = explained([RULE], frozenset({(b"cali0".ljust(16, b"\x00"), False)}))["differences"]
+    said = explained([RULE], frozenset({ElementFound(b"cali0".ljust(16, b"\x00"))}))["differences"]
     assert any("the kernel has, and nobody put there, cali0" in each for each in said)
 
 

@@ -25,6 +25,7 @@ from routed.netlink.nftables import (
     Batch,
     CounterFound,
     Element,
+    ElementFound,
     Hook,
     Priority,
     RuleFound,
@@ -238,7 +239,9 @@ def test_sets_and_maps(kernel: Nft):
         "blocks", "hosts", "interfaces", "named", "ports",
     ]  # fmt: skip
     found = [one for message in kernel.ask(dump_elements("routed", "ports", 1)) for one in decode_elements(message)]
-    assert sorted(found) == [(b"\x00\x50", False), (b"\x00\x5b", True)]
+    assert sorted(found) == [ElementFound(b"\x00\x50"), ElementFound(b"\x00\x5b", end=True)]
+    ways = [one for message in kernel.ask(dump_elements("routed", "interfaces", 1)) for one in decode_elements(message)]
+    assert ways == [ElementFound(b"cali1".ljust(16, b"\x00"), verdict=(Verdict.JUMP, "target"))]
 
 
 def test_more_elements_than_one_message_holds(kernel: Nft):
@@ -250,7 +253,8 @@ def test_more_elements_than_one_message_holds(kernel: Nft):
     change = Batch("routed")
     change.delete_elements("hosts", members[:4990])
     assert kernel.commit(change) == []
-    found = {key for message in kernel.ask(dump_elements("routed", "hosts", 1)) for key, _ in decode_elements(message)}
+    listed = kernel.ask(dump_elements("routed", "hosts", 1))
+    found = {each.key for message in listed for each in decode_elements(message)}
     assert found == {element.key for element in members[4990:]}
 
 

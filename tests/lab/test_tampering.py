@@ -75,6 +75,12 @@ def replaced(site: Site, chain: str, part: str, rule: str) -> str:
     return f"replace rule inet routed {chain} handle {handle} {rule}"
 
 
+def walk_to(site: Site, address: str) -> str:
+    """The chain that packets to a pod are led to."""
+    elements = site.node.run("nft", "list", "map", "inet", "routed", "by_to_workload")
+    return elements.split(f'"{interface_of(address)}" : goto ')[1].split()[0].rstrip(",")
+
+
 CHANGES = {
     "a member more": lambda site: (
         ["add", "element", "inet", "routed", name_in(site, "set", PODS[A]), "{ 192.0.2.7 }"],
@@ -111,6 +117,27 @@ CHANGES = {
     "no way in": lambda _: (
         ["delete", "element", "inet", "routed", "by_to_workload", f'{{ "{interface_of(PODS[B])}" }}'],
         f"set by_to_workload: the kernel lacks {interface_of(PODS[B])}",
+    ),
+    "another way": lambda _: (
+        [
+            (
+                f'delete element inet routed by_to_workload {{ "{interface_of(PODS[B])}" }}; '
+                f'add element inet routed by_to_workload {{ "{interface_of(PODS[B])}" : accept }}'
+            )
+        ],
+        f"set by_to_workload: the kernel has {interface_of(PODS[B])} : accept, and what was made is goto w_",
+    ),
+    "a walk that asks nobody": lambda site: (
+        ["flush", "chain", "inet", "routed", walk_to(site, PODS[B])],
+        "chain w_",
+    ),
+    "a tier that ends in nothing": lambda site: (
+        ["flush", "chain", "inet", "routed", walk_to(site, PODS[B]) + "_0"],
+        "_0: the kernel has the rules []",
+    ),
+    "a tier that asks another policy": lambda site: (
+        [replaced(site, walk_to(site, PODS[B]) + "_0", "jump p_", "accept")],
+        "_0: the kernel's rule 2 is not the one that was made",
     ),
     "no table": lambda _: (["delete", "table", "inet", "routed"], "chain forward: the kernel has 0 rules"),
     "nothing at all": lambda _: (["flush", "ruleset"], "chain forward: the kernel has 0 rules"),
