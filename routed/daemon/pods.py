@@ -280,7 +280,7 @@ class Pods:
         identity = await self._identify(request)
         there = self._mirror[WorkloadEndpoint.kind].get(identity.key)
         if isinstance(there, WorkloadEndpoint) and there.container_id == request.container_id:
-            made = await self._found_again(request, inside, there)
+            made = await self._found_again(request, inside, there, identity)
             if made is not None:
                 return json.dumps(format_result(request, made)).encode()
         mac = request.mac or (there.mac if isinstance(there, WorkloadEndpoint) else None) or _random_mac()
@@ -669,7 +669,9 @@ class Pods:
 
     # ---- putting things right
 
-    async def _found_again(self, request: Request, inside: Inside, there: WorkloadEndpoint) -> Attached | None:
+    async def _found_again(
+        self, request: Request, inside: Inside, there: WorkloadEndpoint, identity: _Identity
+    ) -> Attached | None:
         """What an earlier ADD of the same container made: as it was, or made anew with the same addresses."""
         if there.mac is None or not there.ip_networks or request.mac not in (None, there.mac):
             return None
@@ -678,7 +680,12 @@ class Pods:
         port = self._port(request, there)
         if wrong := await self._differences(request, inside, there):
             self._log(Level.WARNING, "cni", f"{there.key} is added again, and made anew: {'; '.join(wrong)}")
-            await asyncio.get_running_loop().run_in_executor(self._hands, self._attach, port, inside)
+            try:
+                await asyncio.get_running_loop().run_in_executor(self._hands, self._attach, port, inside)
+            except CniError:
+                if self._wiring.index_of(port.interface) is None:  # what there was is gone
+                    await asyncio.shield(self._undo(request, identity))
+                raise
         if await self._dataplane.in_force([(network.family, network.prefix) for network in there.ip_networks]):
             return None
         addresses = tuple(address for _, address in port.addresses)

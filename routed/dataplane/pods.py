@@ -44,15 +44,20 @@ from routed.netlink.bridge import (
     make_bridge,
     set_master,
 )
+from routed.netlink.links import decode_link, dump_links
 from routed.netlink.numbers import RT_TABLE_MAIN
 from routed.netlink.tunnels import change_link, remove_neighbour
 from routed.netlink.veth import (
+    SourceRule,
     add_default_route,
     add_host_address,
     add_link_route,
     add_source_rule,
+    decode_source_rule,
     delete_group,
     delete_link,
+    delete_source_rule,
+    dump_rules,
     get_link,
     make_veth,
     set_link_group,
@@ -138,7 +143,7 @@ class PodPort:
     proxy_arp: bool = False
     default_routes: bool = True
     secondary: bool = False
-    """The pod may have its default routes by another interface: then only what comes from these addresses goes out here."""
+    """What comes from its addresses goes out here, all else only while the pod has no default route by another interface."""
     bridge: str = ""
     """The bridge whose port the node's end is; empty: it stands alone."""
 
@@ -166,6 +171,7 @@ class PodWiring:
         if not _INTERFACE_NAME.fullmatch(port.interface):
             raise KernelError(errno.EINVAL, "", f"{port.interface!r} cannot be an interface")
         what = f"interface {port.interface} of a pod"
+        bridge = self._bridge(port) if port.bridge else None  # before anything goes for a pod that may not be made
         leftover = self.index_of(port.interface)
         if leftover is not None:
             self.detach(leftover)
@@ -186,7 +192,7 @@ class PodWiring:
             index = self.index_of(port.interface)
             if index is None:
                 raise KernelError(errno.ENODEV, "", what)
-            self._configure_node(port, index, what)
+            self._configure_node(port, index, bridge, what)
             self._configure_pod(port, Exchange(inside))
             self._await_carrier(port.interface, what)
             return index
@@ -248,9 +254,13 @@ class PodWiring:
         families = list(dict.fromkeys(family for family, _ in port.addresses))
         found += permanent(port.pod_interface, end.neighbours, ((GATEWAYS[family], NODE_MAC) for family in families))
         for family in families if port.default_routes else ():
-            table = _table(port, pod, family, end.link.index)
+            table = _TABLES + end.link.index if port.secondary else RT_TABLE_MAIN
             if (GATEWAYS[family], end.link.index) not in default_gateways(pod, family, table):
                 found.append(f"the container has no default route by {format_address(GATEWAYS[family])}")
+            there = _source_rules(pod, family) if port.secondary else []
+            for rule in _rules_of(port, family, end.link.index):
+                if rule not in there:
+                    found.append(f"the container has no rule for what comes from {format_address(rule.address)}")
         link = node.links[port.interface][0]
         if link.enabled and not link.up:
             found.append(f"{port.interface} is down")
@@ -306,7 +316,7 @@ class PodWiring:
                 requests.append(change_link(self._node.next(), at[0].index, mac=NODE_MAC))
             self._node.ask_all(requests, what)
         let_in = is_port and port.mac in node.let_in.get(link.index, ())
-        self._configure_node(port, link.index, what, let_in=let_in)
+        self._configure_node(port, link.index, self._bridge(port) if port.bridge else None, what, let_in=let_in)
 
     def detach(self, index: int) -> None:
         """Delete a pair by the node's end; one that is gone is no error. Slow: see the module's docstring."""
@@ -335,16 +345,17 @@ class PodWiring:
 
     # ---- inside
 
-    def _configure_node(self, port: PodPort, index: int, what: str, *, let_in: bool = False) -> None:
+    def _configure_node(
+        self, port: PodPort, index: int, bridge: int | None, what: str, *, let_in: bool = False
+    ) -> None:
         """`let_in`: the port lets the pod's MAC address in already."""
-        node, at = self._node, index
-        if port.bridge:
-            at = self._bridge(port)
+        node, at = self._node, index if bridge is None else bridge
+        if bridge is not None:
             self._write_sysctls(port.interface, PORT_SYSCTLS)
         else:
             self._write_sysctls(port.interface, NODE_SYSCTLS + (PROXY_SYSCTLS if port.proxy_arp else ()))
         with self._turn:
-            joining = [set_master(node.next(), index, at), guard_port(node.next(), index)] if port.bridge else []
+            joining = [set_master(node.next(), index, at), guard_port(node.next(), index)] if bridge is not None else []
             node.ask_all(
                 [
                     *joining,
@@ -353,7 +364,7 @@ class PodWiring:
                 ],
                 what,
             )
-            if port.bridge and not let_in:
+            if bridge is not None and not let_in:
                 self._let_in(port, index)
 
     def _bridge(self, port: PodPort) -> int:
@@ -402,16 +413,26 @@ class PodWiring:
             requests.append(set_neighbour(inside.next(), index, family, gateway, NODE_MAC))
             if not port.default_routes:
                 continue
-            table = _table(port, inside, family, index)
-            if family is Family.IPV4_UNICAST:
-                requests.append(add_link_route(inside.next(), index, family, gateway, table))
-            requests.append(add_default_route(inside.next(), index, family, gateway, table))
-            if table != RT_TABLE_MAIN:
-                for each, address in port.addresses:
-                    if each is family:
-                        requests.append(add_source_rule(inside.next(), family, address, table, _RULE_PRIORITY))
+            tables = [RT_TABLE_MAIN]
+            if port.secondary:
+                self._forget_rules(inside, family)
+                tables = [_TABLES + index, *(() if default_gateways(inside, family) else tables)]
+            for table in tables:
+                if family is Family.IPV4_UNICAST:
+                    requests.append(add_link_route(inside.next(), index, family, gateway, table))
+                requests.append(add_default_route(inside.next(), index, family, gateway, table))
+            requests += [add_source_rule(inside.next(), each) for each in _rules_of(port, family, index)]
         addresses = ", ".join(format_address(address) for _, address in port.addresses)
         inside.ask_all(requests, f"interface {port.pod_interface} inside the pod ({addresses})")
+
+    def _forget_rules(self, inside: Exchange, family: Family) -> None:
+        """Rules of second interfaces that are gone: the kernel removes their routes, and leaves these."""
+        what = "the rules inside the pod"
+        links = (decode_link(message.data) for message in inside.dump(dump_links(inside.next()), what))
+        tables = {_TABLES + link.index for link in links if link is not None}
+        for rule in _source_rules(inside, family):
+            if rule.table > _TABLES and rule.table not in tables:
+                inside.ask(delete_source_rule(inside.next(), rule), what)
 
     def _await_carrier(self, interface: str, what: str) -> None:
         """Until the node's end takes packets. It was up before the pod's end was, and hears of that by the kernel's
@@ -450,8 +471,19 @@ class PodWiring:
                 yield f"net/{path} is {there}, not {value}"
 
 
-def _table(port: PodPort, inside: Exchange, family: Family, index: int) -> int:
-    """The routing table in the pod that its default route by this interface belongs into."""
-    if port.secondary and any(interface != index for _, interface in default_gateways(inside, family)):
-        return _TABLES + index
-    return RT_TABLE_MAIN
+def _source_rules(inside: Exchange, family: Family) -> list[SourceRule]:
+    """Those at the place where ours are."""
+    messages = inside.dump(dump_rules(inside.next(), family), "the rules inside the pod")
+    found = (decode_source_rule(message.data) for message in messages)
+    return [each for each in found if each is not None and each.priority == _RULE_PRIORITY]
+
+
+def _rules_of(port: PodPort, family: Family, index: int) -> list[SourceRule]:
+    """By which a second interface has routes of its own, whichever of the pod's interfaces came first."""
+    if not port.secondary or not port.default_routes:
+        return []
+    return [
+        SourceRule(family, address, _TABLES + index, _RULE_PRIORITY)
+        for each, address in port.addresses
+        if each is family
+    ]

@@ -1,13 +1,15 @@
 """Messages that make a veth pair between a node and a pod, and wire its two ends: links, addresses, neighbours, routes.
 
-Encoders, each one request with an ACK, but for one. The pod's end is made straight into the pod's network namespace
-(IFLA_NET_NS_FD in VETH_INFO_PEER), and what goes on inside it is sent through a socket opened there, so that whoever
-sends these never enters the namespace.
+Encoders, each one request with an ACK, but for questions, and what a rule says. The pod's end is made straight into the
+pod's network namespace (IFLA_NET_NS_FD in VETH_INFO_PEER), and what goes on inside it is sent through a socket opened
+there, so that whoever sends these never enters the namespace.
 """
 
 from __future__ import annotations
 
 import struct
+import sys
+from dataclasses import dataclass
 
 from routed.net.families import Family
 from routed.netlink.links import IFADDRMSG, IFINFOMSG, NDMSG
@@ -35,6 +37,7 @@ from routed.netlink.numbers import (
     NDA_LLADDR,
     NLM_F_ACK,
     NLM_F_CREATE,
+    NLM_F_DUMP,
     NLM_F_EXCL,
     NLM_F_REPLACE,
     NUD_PERMANENT,
@@ -47,7 +50,9 @@ from routed.netlink.numbers import (
     RTA_OIF,
     RTA_TABLE,
     RTM_DELLINK,
+    RTM_DELRULE,
     RTM_GETLINK,
+    RTM_GETRULE,
     RTM_NEWADDR,
     RTM_NEWLINK,
     RTM_NEWNEIGH,
@@ -63,6 +68,16 @@ _FIB_RULE = struct.Struct("=BBBBBBBBI")
 
 _RTPROT_BOOT = 3
 _RTN_UNICAST = 1
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRule:
+    """What has this source is routed by this table."""
+
+    family: Family
+    address: bytes
+    table: int
+    priority: int
 
 
 def make_veth(
@@ -169,16 +184,45 @@ def add_default_route(sequence: int, index: int, family: Family, gateway: bytes,
     )
 
 
-def add_source_rule(sequence: int, family: Family, address: bytes, table: int, priority: int) -> bytes:
-    """What has this source is routed by this table. `struct fib_rule_hdr`: u8 family, destination and source length, tos,
-    table, two reserved, u8 action, u32 flags."""
-    header = _FIB_RULE.pack(AF_OF_FAMILY[family], 0, family.max_length, 0, 0, 0, 0, FR_ACT_TO_TBL, 0)
-    rest = (
-        attribute(FRA_SRC, address)
-        + attribute(FRA_TABLE, _U32.pack(table))
-        + attribute(FRA_PRIORITY, _U32.pack(priority))
-    )
-    return request(RTM_NEWRULE, NLM_F_ACK | NLM_F_CREATE, sequence, header + rest)
+def add_source_rule(sequence: int, rule: SourceRule) -> bytes:
+    return request(RTM_NEWRULE, NLM_F_ACK | NLM_F_CREATE, sequence, _rule(rule))
+
+
+def delete_source_rule(sequence: int, rule: SourceRule) -> bytes:
+    """ENOENT where there is none."""
+    return request(RTM_DELRULE, NLM_F_ACK, sequence, _rule(rule))
+
+
+def dump_rules(sequence: int, family: Family) -> bytes:
+    return request(RTM_GETRULE, NLM_F_DUMP, sequence, _FIB_RULE.pack(AF_OF_FAMILY[family], 0, 0, 0, 0, 0, 0, 0, 0))
+
+
+def decode_source_rule(data: bytes) -> SourceRule | None:
+    """A rule message, header included; None for a rule that is not about one source alone."""
+    if len(data) < HEADER_LENGTH + _FIB_RULE.size:
+        return None
+    number, to, length, _, table, _, _, action, _ = _FIB_RULE.unpack_from(data, HEADER_LENGTH)
+    family = next((each for each, value in AF_OF_FAMILY.items() if value == number), None)
+    if family is None or to or length != family.max_length or action != FR_ACT_TO_TBL:
+        return None
+    found = dict(attributes(data, HEADER_LENGTH + _FIB_RULE.size))
+    table = _number(found.get(FRA_TABLE), table)
+    return SourceRule(family, found.get(FRA_SRC, b""), table, _number(found.get(FRA_PRIORITY), 0))
+
+
+def _number(value: bytes | None, default: int) -> int:
+    return default if value is None else int.from_bytes(value, sys.byteorder)
+
+
+def _rule(rule: SourceRule) -> bytes:
+    """`struct fib_rule_hdr`: u8 family, destination and source length, tos, table, two reserved, u8 action, u32 flags."""
+    header = _FIB_RULE.pack(AF_OF_FAMILY[rule.family], 0, rule.family.max_length, 0, 0, 0, 0, FR_ACT_TO_TBL, 0)
+    return b"".join((
+        header,
+        attribute(FRA_SRC, rule.address),
+        attribute(FRA_TABLE, _U32.pack(rule.table)),
+        attribute(FRA_PRIORITY, _U32.pack(rule.priority)),
+    ))  # fmt: skip
 
 
 def _route(sequence: int, family: Family, table: int, length: int, scope: int, rest: bytes) -> bytes:

@@ -86,6 +86,8 @@ class Wiring:
     interfaces: dict[str, int] = field(default_factory=dict)
     """Index by name."""
     refusal: KernelError | None = None
+    too_late: bool = False
+    """What was there is gone by then."""
     last: int = 0
     slow: threading.Event = field(default_factory=threading.Event)
     """What `detach` waits for."""
@@ -97,6 +99,8 @@ class Wiring:
 
     def attach(self, port: PodPort, _: int, __: socket.socket) -> int:
         if self.refusal is not None:
+            if self.too_late:
+                self.interfaces.pop(port.interface, None)
             raise self.refusal
         self.last += 1
         self.interfaces[port.interface] = self.last
@@ -502,6 +506,29 @@ def test_an_add_again_makes_right_what_was_changed_and_keeps_the_addresses(store
         again = await node.call("ADD")
         assert again["ips"] == first["ips"] and node.wiring.last == 2 and node.wiring.wrong == []
         assert any("made anew: the container has no default route" in line for line in node.log)
+        await node.close()
+
+    runner.run(main())
+
+
+@pytest.mark.parametrize("too_late", [False, True])
+def test_an_add_again_that_fails_leaves_the_pod_as_it_was_or_nothing(
+    store: Store, runner: asyncio.Runner, too_late: bool
+) -> None:
+    async def main() -> None:
+        node = Node(store)
+        first = await node.call("ADD")
+        node.wiring.wrong = ["the container has no default route"]
+        node.wiring.refusal, node.wiring.too_late = KernelError(16, "", "the bridge"), too_late
+        with pytest.raises(CniError, match="the bridge"):
+            await node.call("ADD")
+        await node.pods.close()
+        if too_late:
+            nothing_left(node)
+        else:
+            assert len(store.of(WorkloadEndpoint)) == len(node.wiring.interfaces) == 1
+        node.wiring.refusal = None
+        assert (await node.call("ADD"))["ips"] == first["ips"] or too_late
         await node.close()
 
     runner.run(main())

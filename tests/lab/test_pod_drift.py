@@ -114,6 +114,22 @@ def test_check_sees_what_a_port_lets_in(site: Site) -> None:
     wait_for(site.put_right("at-bridge"), 15, "it lets its pod in", state=site.node.lab.report)
 
 
+def test_an_add_again_that_may_not_make_the_pod_anew_leaves_it_alone(site: Site) -> None:
+    pod, _, end = site.pods["at-bridge"]
+    other = site.node.lab.namespace("third")
+    site.host.ip("link add routed-x type bridge", "link set routed-x up")
+    answer = site.node.runtime.call("ADD", other, **{**BRIDGED, "bridge": "routed-x"})
+    assert answer.status == 1 and "somebody else has this name" in answer.output["msg"]
+    assert site.node.interfaces() and end in site.node.interfaces()
+    site.host.ip(f"link set {end} nomaster", "link del routed0", "link add routed0 type bridge")  # an impostor
+    again = site.node.runtime.call("ADD", pod, mtu=1400, **BRIDGED)
+    assert again.status == 1 and "somebody else has this name" in again.output["msg"]
+    assert end in site.node.interfaces() and "eth0" in pod.run("ip", "-br", "link")
+    wait_for(lambda: "somebody else has this name" in site.node.routed.ctl("status"), 10, "status tells")
+    site.host.ip("link del routed0")
+    wait_for(site.put_right("at-bridge"), 40, "all is as it was", state=site.node.lab.report)
+
+
 def test_the_pods_own_end_is_left_to_it_and_what_is_gone_is_told(site: Site) -> None:
     pod, _, end = site.pods["plain"]
     pod.ip("link set eth0 mtu 1200")

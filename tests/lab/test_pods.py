@@ -155,6 +155,40 @@ def test_a_second_interface_takes_nothing_from_the_first(node: Node):
     assert other.namespace.pings("10.65.0.1") and other.namespace.pings("fd00:65::1")
 
 
+@pytest.mark.parametrize("first", ["eth0", "net1"])
+def test_a_second_interface_has_routes_of_its_own_whichever_came_first(node: Node, first: str):
+    pod, other = node.pod(1, "10.65.0.1", "fd00:65::1"), node.pod(2, "10.65.0.2", "fd00:65::2")
+    node.attach(other)
+    packed = ((V4, parse_address("10.65.0.11")), (V6, parse_address("fd00:65::11")))
+    second = replace(pod, port=PodPort("cali11", "net1", bytes.fromhex("0e0000000011"), packed, 1400, secondary=True))
+    for each in (pod, second) if first == "eth0" else (second, pod):
+        node.attach(each)
+        for address in [*(each.port.addresses)]:
+            text = socket.inet_ntop(socket.AF_INET if len(address[1]) == 4 else socket.AF_INET6, address[1])
+            assert other.namespace.pings(text), "also alone"
+    for address in ("10.65.0.1", "fd00:65::1", "10.65.0.11", "fd00:65::11"):
+        assert other.namespace.pings(address)
+
+    def differences(of: Pod) -> list[str]:
+        with node.namespace.entered():
+            return node.wiring.differences(of.port, of.inside)
+
+    assert differences(pod) == differences(second) == []
+    assert "dev eth0" in pod.namespace.routes()["default"]
+    for family, address in (("-4", "10.65.0.11"), ("-6", "fd00:65::11")):
+        pod.namespace.run("ip", family, "rule", "del", "pref", "1000")
+        assert f"the container has no rule for what comes from {address}" in differences(second)
+    pod.namespace.run("ip", "rule", "add", "from", "192.0.2.7", "lookup", "77", "pref", "1000")  # somebody's
+    with node.namespace.entered():
+        node.wiring.attach(second.port, second.descriptor, second.inside)  # as an ADD again does
+        node.wiring.attach(second.port, second.descriptor, second.inside)
+    node.namespace.ip("route replace 10.65.0.11 dev cali11", "route replace fd00:65::11 dev cali11")
+    assert differences(second) == [] and other.namespace.pings("10.65.0.11") and other.namespace.pings("fd00:65::11")
+    for family, kept in (("-4", 2), ("-6", 1)):
+        rules = [each for each in pod.namespace.run("ip", family, "rule").splitlines() if each.startswith("1000:")]
+        assert len(rules) == kept, rules  # none of interfaces that are gone
+
+
 def test_what_is_not_as_it_was_made_is_named(node: Node):
     pod = node.pod(1, "10.65.0.1", "fd00:65::1")
     node.attach(pod)
