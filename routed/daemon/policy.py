@@ -111,7 +111,7 @@ class PolicyKeeper:
             self.engine.update(Update(key, self._readable.get(key)))
         for key, refusal in refused.items():
             if before.get(key) != refusal:
-                self._refuse(refusal)
+                self.engine.refuse(refusal)
         self._wake()
 
     def tunnels(self, tunnels: tuple[Tunnel, ...]) -> None:
@@ -152,10 +152,7 @@ class PolicyKeeper:
         self.engine.update(update)
         refusal = self._refused.get(update.key)
         if refusal is not None:  # which may keep what was just told in force
-            self._refuse(refusal)
-
-    def _refuse(self, refusal: Refusal) -> None:
-        self.engine.refuse(refusal.key, refusal.reason, refusal.selector, refusal.types)
+            self.engine.refuse(refusal)
 
     async def count(self) -> None:
         """Read the kernel's counters into the tally."""

@@ -60,6 +60,7 @@ from routed.model.workloads import EndpointPort, HostEndpoint, WorkloadEndpoint
 from routed.net.families import Family
 from routed.policy.index import LabelIndex
 from routed.policy.members import Difference, Members, Networks
+from routed.policy.refusals import Refusal
 from routed.policy.rules import (
     FixedNetworks,
     FixedPorts,
@@ -130,7 +131,7 @@ class PolicyEngine:
     def __init__(self, node_name: str) -> None:
         self._node_name = node_name
         self._resources: dict[ResourceKey, Resource] = {DEFAULT_ALLOW.key: DEFAULT_ALLOW}
-        self._refused: dict[ResourceKey, _Refusal] = {}
+        self._refused: dict[ResourceKey, _Refused] = {}
         self._peers: LabelIndex[Selector, ResourceKey] = LabelIndex()
         self._subjects: LabelIndex[ResourceKey, ResourceKey] = LabelIndex()
         self._contributions: dict[ResourceKey, _Contribution] = {}
@@ -154,7 +155,7 @@ class PolicyEngine:
         """Whose the policy at an interface is: the endpoint that named it last."""
         self._chains_of: dict[ResourceKey, frozenset[ChainKey]] = {}
         self._lacking: dict[ResourceKey, frozenset[str]] = {}
-        """Endpoints with profiles that are not there, in sentences."""
+        """Endpoints with profiles that are not there, or interfaces that are another's, in sentences."""
         self._stale_policies: set[ResourceKey] = set()
         self._stale_endpoints: set[ResourceKey] = set()
         self._stale_services: set[tuple[str, str]] = set()
@@ -200,25 +201,35 @@ class PolicyEngine:
                 if value is not None:
                     del self._resources[key]
 
-    def refuse(self, key: ResourceKey, reason: str, selector: Selector | None, types: frozenset[PolicyType]) -> None:
-        """A policy is there and cannot be read: it closes what `selector` says, in these directions.
+    def refuse(self, refusal: Refusal) -> None:
+        """A policy is there and cannot be read: it closes what its selector says, in its directions, where it is asked.
 
-        Where not even that can be read (None): everything in its namespace; a global one keeps its last good version, or
+        Where not even that can be read: everything in its namespace; a global one keeps its last good version, or
         where there was none says nothing.
         """
+        key, selector = refusal.key, refusal.selector
         if selector is None and not key.namespace:
-            self._refused[key] = _Refusal(reason, None, types)
+            self._refused[key] = _Refused(refusal, None)
             return
-        closing = NetworkPolicy(
-            name=key.name,
-            namespace=key.namespace,
-            tier=_UNREADABLE.name,
-            selector=selector,
-            types=types or frozenset(PolicyType),
-        )
+        types = refusal.types or frozenset(PolicyType)
+        closing: Policy
+        if key.kind == GlobalNetworkPolicy.kind:
+            closing = GlobalNetworkPolicy(
+                name=key.name,
+                tier=_UNREADABLE.name,
+                selector=selector,
+                types=types,
+                apply_on_forward=refusal.apply_on_forward,
+                pre_dnat=refusal.pre_dnat,
+                do_not_track=refusal.do_not_track,
+            )
+        else:
+            closing = NetworkPolicy(
+                name=key.name, namespace=key.namespace, tier=_UNREADABLE.name, selector=selector, types=types
+            )
         self._resources.pop(key, None)
         self._unjudged.pop(key, None)
-        self._refused[key] = _Refusal(reason, closing, types)
+        self._refused[key] = _Refused(refusal, closing)
         self._stale_endpoints |= self._matches(key)
         self._subjects.remove_selector(key)
         self._subjects.add_selector(key, subjects(closing))
@@ -390,7 +401,7 @@ class PolicyEngine:
         for key in stale:
             if key not in self._walks:
                 continue
-            self._look_for_profiles(key)
+            self._look_for_problems(key)
             made, chains = self._walks_of(key, ordered)
             before = self._chains_of.pop(key, frozenset())
             for chain in before - chains:
@@ -478,13 +489,11 @@ class PolicyEngine:
                 port = BridgePort(endpoint.bridge, endpoint.mac or b"", addresses)
             return (EndpointPolicy(endpoint.interface_name, Place.WORKLOAD, ingress, egress, port),), frozenset(chains)
         assert isinstance(endpoint, HostEndpoint)
-        interface = endpoint.interface_name or next(
-            (name for ip in endpoint.expected_ips if (name := self._interfaces_by_address.get(ip))), ""
-        )
-        if not interface:
+        interfaces = [name for name, owner in self._host_interfaces().items() if owner == key]
+        if not interfaces:
             return (), frozenset()
         made = []
-        beside_wildcard = interface != _WILDCARD and any(
+        wildcard = any(
             isinstance(each := self._resources.get(other), HostEndpoint) and each.interface_name == _WILDCARD
             for other in self._walks
         )
@@ -494,12 +503,33 @@ class PolicyEngine:
             both = (self._walk(at_place, direction, place, profiles, chains) for direction in PolicyType)
             # but for the host itself, nothing is in the way where nobody asks
             inward, outward = (walk if walk.tiers or place is Place.HOST else None for walk in both)
-            if beside_wildcard or inward is not None or outward is not None:
-                made.append(EndpointPolicy(interface, place, inward, outward))
+            for interface in interfaces:
+                beside_wildcard = wildcard and interface != _WILDCARD
+                if beside_wildcard or inward is not None or outward is not None:
+                    made.append(EndpointPolicy(interface, place, inward, outward))
         return tuple(made), frozenset(chains)
+
+    def _host_interfaces(self) -> dict[str, ResourceKey]:
+        """Whose each interface of the host is: of several endpoints that name it or its addresses the first by name."""
+        found: dict[str, ResourceKey] = {}
+        for key in sorted(self._host_endpoints()):
+            endpoint = self._resources.get(key)
+            if isinstance(endpoint, HostEndpoint) and endpoint.node == self._node_name:
+                for name in self._interfaces_of(endpoint):
+                    found.setdefault(name, key)
+        return found
+
+    def _interfaces_of(self, endpoint: HostEndpoint) -> tuple[str, ...]:
+        """The interfaces an endpoint names, by their name or by their addresses."""
+        if endpoint.interface_name:
+            return (endpoint.interface_name,)
+        named = (self._interfaces_by_address.get(ip) for ip in endpoint.expected_ips)
+        return tuple(dict.fromkeys(name for name in named if name))
 
     def _belongs(self, key: ResourceKey, place: Place) -> bool:
         """Whether a policy is asked at a place of the host."""
+        if self._may_be_asked_anywhere(key):
+            return True
         policy = self._policy(key)
         if not isinstance(policy, GlobalNetworkPolicy):
             return place is Place.HOST
@@ -536,7 +566,12 @@ class PolicyEngine:
 
     def _is_plain(self, key: ResourceKey) -> bool:
         policy = self._policy(key)
-        return not isinstance(policy, GlobalNetworkPolicy) or not (policy.do_not_track or policy.pre_dnat)
+        early = isinstance(policy, GlobalNetworkPolicy) and (policy.do_not_track or policy.pre_dnat)
+        return not early or self._may_be_asked_anywhere(key)
+
+    def _may_be_asked_anywhere(self, key: ResourceKey) -> bool:
+        refused = self._refused.get(key)
+        return refused is not None and refused.refusal.anywhere
 
     # ---- chains
 
@@ -765,7 +800,7 @@ class PolicyEngine:
         problems.update(*self._lacking.values())
         self.problems = tuple(sorted(problems))
 
-    def _look_for_profiles(self, key: ResourceKey) -> None:
+    def _look_for_problems(self, key: ResourceKey) -> None:
         endpoint = self._resources.get(key)
         names = endpoint.profiles if isinstance(endpoint, (WorkloadEndpoint, HostEndpoint)) else ()
         lacking = frozenset(
@@ -773,6 +808,13 @@ class PolicyEngine:
             for name in names
             if ResourceKey(Profile.kind, name) not in self._resources and not name.startswith(ACCOUNT_PROFILE)
         )
+        if isinstance(endpoint, HostEndpoint):
+            owners = self._host_interfaces()
+            lacking |= {
+                f"{_label(key)}: has no effect at {name}, which {_label(owner)} is for, that comes first by name"
+                for name in self._interfaces_of(endpoint)
+                if (owner := owners.get(name, key)) != key
+            }
         if lacking and self._is_here(key):
             self._lacking[key] = lacking
         else:
@@ -780,18 +822,17 @@ class PolicyEngine:
 
 
 @dataclass(frozen=True, slots=True)
-class _Refusal:
+class _Refused:
     """A policy that cannot be read."""
 
-    reason: str
+    refusal: Refusal
     closing: Policy | None
     """What takes its place; None: its last good version stays."""
-    types: frozenset[PolicyType]
 
     def __str__(self) -> str:
         if self.closing is None:
-            return f"{self.reason}; its last good version stays"
-        return f"{self.reason}; until it is put right, what it selects is closed"
+            return f"{self.refusal.reason}; its last good version stays"
+        return f"{self.refusal.reason}; until it is put right, what it selects is closed"
 
 
 def _unjudged(key: ResourceKey, policy: Policy) -> Iterator[str]:

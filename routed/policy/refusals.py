@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from routed.errors import ConfigError
 from routed.model.kubernetes import KubernetesNetworkPolicy, calico_key, calico_policy
@@ -20,7 +20,8 @@ from routed.policy.scope import subjects
 
 _CALICO = (NetworkPolicy.kind, GlobalNetworkPolicy.kind)
 _KUBERNETES_VERSION = "networking.k8s.io/"
-_SCOPE = ("selector", "namespaceSelector", "serviceAccountSelector", "types", "tier")
+_STAGES = ("applyOnForward", "preDNAT", "doNotTrack")
+_SCOPE = ("selector", "namespaceSelector", "serviceAccountSelector", "types", "tier", *_STAGES)
 _KUBERNETES_SCOPE = ("podSelector", "policyTypes")
 
 
@@ -34,6 +35,11 @@ class Refusal:
     selector: Selector | None
     types: frozenset[PolicyType]
     """Empty where it is not known."""
+    apply_on_forward: bool = False
+    pre_dnat: bool = False
+    do_not_track: bool = False
+    anywhere: bool = False
+    """These three cannot be told."""
 
 
 def read_refusal(text: str, reason: str) -> Refusal | None:
@@ -68,20 +74,28 @@ def read_refusal(text: str, reason: str) -> Refusal | None:
     if not isinstance(scope.get("tier"), str):
         scope.pop("tier", None)  # when it is asked matters no more
     # whatever is wrong with the name, it says nothing of what it is for
-    metadata = {"name": "unreadable", "namespace": key.namespace}
+    metadata = {"name": "unreadable", **({"namespace": key.namespace} if key.namespace else {})}
     types = "policyTypes" if fields is _KUBERNETES_SCOPE else "types"
-    for tried, sure in ((scope, True), ({field: value for field, value in scope.items() if field != types}, False)):
+    for left_out in ((), (types,), _STAGES, (types, *_STAGES)):
+        tried = {field: value for field, value in scope.items() if field not in left_out}
         read = _read({**manifest, "metadata": metadata, "spec": {**tried, **rules}})
-        if read is not None:
-            return Refusal(key, reason, subjects(read), read.types if sure else frozenset())
+        if read is None:
+            continue
+        found = Refusal(key, reason, subjects(read), frozenset() if types in left_out else read.types)
+        if not isinstance(read, GlobalNetworkPolicy):
+            return found
+        return replace(
+            found,
+            apply_on_forward=read.apply_on_forward,
+            pre_dnat=read.pre_dnat,
+            do_not_track=read.do_not_track,
+            anywhere="preDNAT" in left_out,
+        )
     return Refusal(key, reason, None, frozenset())
 
 
 def _read(manifest: Mapping[str, JsonValue]) -> Policy | None:
     plain = {field: manifest[field] for field in ("apiVersion", "kind", "metadata", "spec")}
-    metadata = plain["metadata"]
-    if isinstance(metadata, dict) and not metadata["namespace"]:
-        del metadata["namespace"]
     try:
         read = parse_manifest(plain)
         if isinstance(read, KubernetesNetworkPolicy):

@@ -147,7 +147,7 @@ class Verdicts:
             for key, value in self._resources.items():
                 engine.update(Update(key, value))
             for refusal in self._refusals:
-                engine.refuse(refusal.key, refusal.reason, refusal.selector, refusal.types)
+                engine.refuse(refusal)
             engine.interfaces(dict.fromkeys(self._addresses(node), self._uplink(node)))
             found.apply(PolicyBatch(host=host_rules(self._pools, self._felix, node, self._prefixes)))
             batch = engine.flush()

@@ -205,6 +205,25 @@ def test_what_is_left_of_a_broken_policy(text: str, selector: str | None, types:
     assert refusal.key.kind in (NetworkPolicy.kind, "GlobalNetworkPolicy")
 
 
+@pytest.mark.parametrize(
+    ("spec", "stages"),
+    [
+        ({}, (False, False, False, False)),
+        ({"applyOnForward": True}, (True, False, False, False)),
+        ({"applyOnForward": True, "preDNAT": True}, (True, True, False, False)),
+        ({"applyOnForward": True, "doNotTrack": True}, (True, False, True, False)),
+        ({"applyOnForward": "perhaps"}, (False, False, False, True)),
+        ({"applyOnForward": True, "preDNAT": True, "doNotTrack": True}, (False, False, False, True)),
+    ],
+)
+def test_where_a_broken_policy_is_asked(spec: Any, stages: tuple[bool, ...]):
+    text = calico({"selector": "has(x)", "ingress": BROKEN, **spec}, "GlobalNetworkPolicy")
+    refusal = read_refusal(text, "why")
+    assert refusal is not None and refusal.selector is not None and refusal.types == {PolicyType.INGRESS}
+    found = (refusal.apply_on_forward, refusal.pre_dnat, refusal.do_not_track, refusal.anywhere)
+    assert found == stages
+
+
 NOT_POLICIES = ["", "7", "{}", '{"kind": "IPPool", "metadata": {"name": "x"}}', calico({})[:-1] + ', "metadata": 7}']
 
 
