@@ -281,7 +281,7 @@ def _ranges(runtime: JsonObject) -> dict[Family, tuple[str, ...]]:
 def _json_text(text: str, where: str) -> JsonValue:
     try:
         found: JsonValue = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise CniError(INVALID_CONFIGURATION, f"{where}: is not JSON") from None
     return found
 

@@ -612,7 +612,7 @@ def _is_ready(value: bytes | None) -> bool:
     """What ClusterInformation says; what can't be read counts as yes, since it is reported as garbage anyway."""
     try:
         return json.loads(value or b"{}")["spec"]["datastoreReady"] is not False
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return True
 
 
@@ -632,8 +632,9 @@ def _manifest_of(key: ResourceKey, value: bytes) -> str:
     """A value that is no resource as a manifest, as far as it is one."""
     try:
         read = json.loads(value)
-    except ValueError:
-        read = None
-    spec = read.get("spec") if isinstance(read, dict) else None
+        spec = json.dumps(read.get("spec") if isinstance(read, dict) else None)
+    except (ValueError, RecursionError):
+        spec = "null"
     metadata = {"name": key.name, **({"namespace": key.namespace} if key.namespace else {})}
-    return json.dumps({"apiVersion": API_VERSION, "kind": key.kind, "metadata": metadata, "spec": spec})
+    head = json.dumps({"apiVersion": API_VERSION, "kind": key.kind, "metadata": metadata})
+    return f'{head[:-1]}, "spec": {spec}}}'

@@ -242,7 +242,10 @@ class KubernetesSource:
                 *whole, rest = (line + part).split(b"\n")
                 for each in whole:
                     if each.strip():
-                        event = json.loads(each)
+                        try:
+                            event = json.loads(each)
+                        except RecursionError:
+                            raise StoreError("an event is nested too deeply") from None
                         if not isinstance(event, dict):
                             raise StoreError("an event is no object")
                         yield event

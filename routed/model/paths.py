@@ -54,6 +54,11 @@ _HANDLE = re.compile(r"handle/([^/]+)")
 _CONFIG_NAMES = {"strict_affinity": "strictAffinity", "auto_allocate_blocks": "autoAllocateBlocks"}
 _MAX_VALUE = 8 << 20
 
+#: Levels of objects and lists.
+MAX_DEPTH = 200
+_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"')
+_BRACKETS = re.compile(rb"[][{}]")
+
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
@@ -171,6 +176,8 @@ class Layout:
 
 def decode_at(place: Place, value: bytes) -> Decoded:
     """The resource at a place. Raises ConfigError for what is stored there."""
+    if _is_deep(value):
+        raise ConfigError("", f"the value is nested deeper than {MAX_DEPTH} levels")
     key = place.key
     if place.block is not None and (plain := plain_block(key.name, value, *place.block)) is not None:
         return Decoded(plain)
@@ -333,6 +340,17 @@ def _json(value: bytes, may_be_empty: bool) -> JsonValue:
     except (ValueError, RecursionError) as error:
         raise ConfigError("", f"the value is not JSON: {error}") from None
     return data
+
+
+def _is_deep(value: bytes) -> bool:
+    """Whether reading it, or comparing it with another, might end in a RecursionError."""
+    if value.count(b"[") + value.count(b"{") <= MAX_DEPTH:
+        return False
+    depth = deepest = 0
+    for bracket in _BRACKETS.findall(_STRINGS.sub(b"", value)):
+        depth += 1 if bracket in b"[{" else -1
+        deepest = max(deepest, depth)
+    return deepest > MAX_DEPTH
 
 
 def _no_constant(name: str) -> JsonValue:

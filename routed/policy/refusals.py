@@ -44,7 +44,10 @@ class Refusal:
 
 def read_refusal(text: str, reason: str) -> Refusal | None:
     """What a manifest (JSON) that cannot be read is; None where it is no policy, or nobody can tell which."""
-    manifest: JsonValue = json.loads(text) if text else None
+    try:
+        manifest: JsonValue = json.loads(text) if text else None
+    except RecursionError:
+        return None
     if not isinstance(manifest, dict):
         return None
     kind, version, metadata = manifest.get("kind"), manifest.get("apiVersion"), manifest.get("metadata")

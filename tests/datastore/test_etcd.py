@@ -14,7 +14,7 @@ import pytest
 from routed.datastore import etcd as etcd_module
 from routed.datastore.allocating import carry_out, clock
 from routed.datastore.applying import delete
-from routed.datastore.etcd import EtcdStore
+from routed.datastore.etcd import FOLLOWED, EtcdStore
 from routed.datastore.etcd_settings import EtcdConfig
 from routed.datastore.folder import Problem
 from routed.datastore.guard import MassDelete
@@ -423,6 +423,28 @@ def test_garbage_keeps_the_last_good_value_and_names_the_key(server: Cluster, tm
     follow(store_of(server, saved=saved), spoil)
     follow(store_of(server), again)
     follow(store_of(server, saved=saved_in(tmp_path, server)), restarted)
+
+
+@pytest.mark.parametrize("depth", [300, 3000, 100_000])
+def test_garbage_of_any_depth_is_an_alarm_for_its_key_and_nothing_else(server: Cluster, depth: int) -> None:
+    """What reads it must not end in a RecursionError, nor lose what came with it."""
+    paths = [
+        f"{P}{name}" for name in ("nodes/n2", "bgpfilters/x", "clusterinformations/default", "networkpolicies/x/y")
+    ]
+    deep = dict.fromkeys(paths, "[" * depth + "]" * depth)
+
+    async def spoil(_: EtcdStore, sink: Sink) -> None:
+        await ctl(server.put_all, {**deep, f"{P}nodes/n4": node(4)})
+        await until(lambda: all(sink.says(path) for path in paths) and "n4" in sink.names(), "alarms and a change")
+        assert "n2" in sink.names()
+
+    async def started(_: EtcdStore, sink: Sink) -> None:
+        assert all(sink.says(path) for path in paths) and sink.names() == {"n0", "n1", "n4"}
+
+    server.put_all(nodes(3))
+    kinds = (*FOLLOWED, "NetworkPolicy")
+    follow(EtcdStore(EtcdConfig(server.endpoints), node="n1", kinds=kinds), spoil)
+    follow(EtcdStore(EtcdConfig(server.endpoints), node="n1", kinds=kinds), started)
 
 
 def test_an_emptied_prefix_is_held_until_somebody_confirms(server: Cluster) -> None:

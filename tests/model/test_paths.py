@@ -261,6 +261,8 @@ def test_a_condition_we_do_not_know_is_refused_whoever_wrote_it(kind: str, field
         (RESOURCES + "nodes/n", b"\xff\xfe", ""),
         (RESOURCES + "nodes/n", b"[" * 100_000, ""),
         (RESOURCES + "nodes/n", b'{"a":NaN}', ""),
+        (RESOURCES + "nodes/n", b'{"a":' * 201 + b"1" + b"}" * 201, ""),
+        ("/calico/ipam/v2/assignment/ipv4/block/10.244.2.0-30", b'{"a":' * 201 + b"1" + b"}" * 201, ""),
         (RESOURCES + "nodes/n", json.dumps(manifest("Node", {}, name="m")).encode(), "metadata.name"),
         (RESOURCES + "nodes/default", json.dumps(manifest("BGPConfiguration", {})).encode(), "metadata.name"),
         ("/calico/ipam/v2/config", b"7", ""),

@@ -186,6 +186,8 @@ BAD_NAME = {"name": 'a"; flush ruleset #', "namespace": "red"}
         (calico({"selector": "app == 'a'", "types": ["Ingress", "Egress"], "ingress": BROKEN}), "app == 'a'", BOTH),
         (calico({"selector": "app == 'a'", "types": ["Inside"]}), "app == 'a'", set()),
         (calico({"selector": "app = 'a'"}), None, set()),
+        (calico({"selector": "app = 'a'"}, "GlobalNetworkPolicy"), None, set()),
+        (calico({"selector": "app = 'a'", "types": ["Inside"]}, "GlobalNetworkPolicy"), None, set()),
         (calico([]), None, set()),
         (calico({"selector": "has(x)", "ingress": BROKEN}, "GlobalNetworkPolicy"), "has(x)", {PolicyType.INGRESS}),
         (json.dumps({**RAW, "spec": {**RAW["spec"], "egress": [{"to": 7}]}}), "app == 'web'", BOTH),  # type: ignore[dict-item]
