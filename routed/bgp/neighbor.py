@@ -312,6 +312,8 @@ class Neighbor:
             cease = Notification.cease(CeaseSubcode.ADMINISTRATIVE_SHUTDOWN)
             self.stop(now, cease, admin_down=True, why=config.down_reason)
         elif was_down and not config.down_reason:
+            if self.counters.last_error == was_down:
+                self.counters.last_error = ""  # it is no reason any more
             self.start(now)
         else:
             self._settle(now)

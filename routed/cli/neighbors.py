@@ -311,6 +311,7 @@ def neighbor(row: Row) -> Iterator[str]:
             ("our end", f"{row.get('localAddress') or 'any address'}, AS {row.get('localAs')}"),
             ("port", f"{row.get('port')}{' (passive: we wait for the peer)' if row.get('passive') else ''}"),
             ("password", _password(row)),
+            ("goes on as is", row.get("waitsForPassword")),
             ("TTL security", _hops(row)),
             ("router id", negotiated.get("routerId")),
             ("hold time", _times(negotiated)),

@@ -59,6 +59,7 @@ from routed.core.learned import Key, Learned, Learner
 from routed.core.peer import Peer
 from routed.core.programming import TUNNEL_DEVICES, Programmer
 from routed.core.restart import Restart, awaited
+from routed.core.waiting import keep_what_is_up
 from routed.desired import Gateway, KernelRoute, RouteBatch, RouteKind
 from routed.model.resources import Update as ResourceUpdate
 from routed.net.addresses import format_address, format_router_id, is_link_local
@@ -152,6 +153,8 @@ class Core:
         self.connections_refused = 0
         self.peers: dict[str, Peer] = {}
         self.plan = Plan()
+        self._planned: Plan | None = None
+        """What the planner made, which `plan` differs from in sessions that wait for a password."""
         self.planned = False
         """`plan` follows from the datastore: the first was made."""
         self.planned_at: float | None = None
@@ -423,11 +426,12 @@ class Core:
         if self._replan_needed and self.restart.in_sync_at is not None:
             self._replan_needed = False
             plan = self._planner.plan()
-            if plan is not self.plan:
+            differs, self._planned = plan is not self._planned, plan
+            if differs:
                 self.planned_at = now
             self.measure(Milestone.PLANNED)
-            if plan is not self.plan or not self.planned:
-                self._apply_plan(plan, now)
+            if differs or not self.planned:
+                self._apply_plan(*keep_what_is_up(plan, self.peers.values()), now)
             self.planned = True
             self._blocks_moved()
         for family, rib in self.ribs.items():
@@ -519,7 +523,8 @@ class Core:
         problem = neighbor.counters.last_error
         if problem != peer.problem_told:
             peer.problem_told = problem
-            self._log(Level.INFO if self.stopping else Level.WARNING, peer.plan.name, problem)
+            if problem:
+                self._log(Level.INFO if self.stopping else Level.WARNING, peer.plan.name, problem)
         for waiting in neighbor.pending_output():
             self.writable.add(waiting)
         self._rearm(peer)
@@ -833,7 +838,8 @@ class Core:
 
     # ================================================================ the plan
 
-    def _apply_plan(self, plan: Plan, now: float) -> None:
+    def _apply_plan(self, plan: Plan, waiting: Mapping[str, str], now: float) -> None:
+        """Have everything be as a plan says. `waiting`: why peers have not the password they are to have."""
         old, self.plan = self.plan, plan
         delta = diff(old, plan)
         self._filters_ask_for_interfaces = any(
@@ -867,6 +873,13 @@ class Core:
             self._add_peer(plan.peers[name], self._peers_added, now)
         for name, peer in self.peers.items():
             peer.plan = plan.peers[name]  # another resource may ask for the very same
+            told, peer.waits_for_password = peer.waits_for_password, waiting.get(name, "")
+            if peer.waits_for_password and peer.waits_for_password != told:
+                self._log(
+                    Level.WARNING,
+                    name,
+                    f"{peer.waits_for_password}; the session goes on as it came up until there is one",
+                )
         for family, prefix in delta.origins_removed:
             self.ribs[family].withdraw_origin(prefix, self.local)
             self._forget_behind(old.origins[family, prefix].interface, (family, prefix))

@@ -27,6 +27,7 @@ class Peer:
         "source",
         "stale_until",
         "timer_at",
+        "waits_for_password",
     )
 
     def __init__(self, plan: PeerPlan, neighbor: Neighbor, number: int) -> None:
@@ -50,6 +51,8 @@ class Peer:
         """Index of the interface that the session of a directly connected external peer runs over, or ran over last."""
         self.link_lost = False
         """That interface went down and has not come back since."""
+        self.waits_for_password = ""
+        """Why the password it is to have is not known, in words; the session goes on as it came up until it is."""
         self.problem_told = ""
         """The neighbour's `last_error` when it was last put into the log."""
         self.timer_at: float | None = None

@@ -98,6 +98,7 @@ def _neighbor(core: Core, peer: Peer, now: float) -> Row:
         "type": _KIND_NAMES[peer.plan.kind],
         "passive": config.passive,
         "password": config.password or None,
+        "waitsForPassword": peer.waits_for_password or None,
         "ttlSecurity": config.ttl_security or None,
         "state": neighbor.state.label,
         "sinceSeconds": round(max(0.0, now - since), 3) if since is not None else None,

@@ -58,14 +58,15 @@ def diff(old: Plan, new: Plan) -> PlanDelta:
 
 def _renamed(old: Plan, new: Plan) -> dict[str, str]:
     """Peers with another name than before, by the new one. Address and port are enough to know one by: see `plan/peers`."""
-    gone = {_end(peer): name for name, peer in old.peers.items() if name not in new.peers}
+    gone = {end_of(peer): name for name, peer in old.peers.items() if name not in new.peers}
     if not gone:
         return {}
-    come = {name: _end(peer) for name, peer in new.peers.items() if name not in old.peers}
+    come = {name: end_of(peer) for name, peer in new.peers.items() if name not in old.peers}
     return {name: gone[end] for name, end in come.items() if end in gone}
 
 
-def _end(peer: PeerPlan) -> tuple[bytes, int, str]:
+def end_of(peer: PeerPlan) -> tuple[bytes, int, str]:
+    """What a neighbour is known by, whatever it is called."""
     return peer.session.address, peer.session.port, peer.session.interface
 
 

@@ -361,7 +361,7 @@ class _Builder:
         if ref.optional and not secret.problem:
             self.problems.append(f"{label}: {why}, and it is optional: there is no password")
             return _NO_PASSWORD
-        self.problems.append(f"{label}: {why}, so there is no session")
+        self.problems.append(f"{label}: {why}, so no session begins; one that is up goes on as it is")
         return _Password(reference, 0, f"its password is missing: {why}")
 
     def _add_way(self, peer: BGPPeer, address: bytes) -> None:

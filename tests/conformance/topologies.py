@@ -188,6 +188,24 @@ def passwords(world: World) -> None:
     world.run(20)
 
 
+def sessions_stay(world: World) -> None:
+    """Another resource asks for a session that is up, and then a password that is not there yet."""
+    start(world, 1, node(1), node(2))
+    start(world, 2, node(1), node(2))
+    world.run(20)
+    world.nodes["n1"].apply(manifest("BGPPeer", "p", {"peerIP": "10.0.0.2", "asNumber": 64512}))
+    world.run(100)
+    world.nodes["n1"].delete(ResourceKey("BGPPeer", "p"))
+    world.run(5)
+    secret: JsonObject = {"secretKeyRef": {"name": "bgp", "key": "mesh"}}
+    for name in ("n1", "n2"):
+        world.nodes[name].apply(manifest("BGPConfiguration", "default", {"nodeMeshPassword": secret}))
+    world.run(30)
+    for name in ("n1", "n2"):
+        world.nodes[name].secret("bgp/mesh", 1)
+    world.run(30)
+
+
 #: By name: the topology and the node that is recorded.
 TOPOLOGIES: dict[str, tuple[Topology, str]] = {
     "mesh": (mesh, "n1"),
@@ -205,4 +223,5 @@ TOPOLOGIES: dict[str, tuple[Topology, str]] = {
     "blocks-come-and-go": (blocks_come_and_go, "n2"),
     "wrong-as": (wrong_as, "n1"),
     "passwords": (passwords, "n1"),
+    "sessions-stay": (sessions_stay, "n1"),
 }

@@ -623,6 +623,77 @@ def test_a_mesh_waits_for_its_password_and_follows_it() -> None:
     assert any("its session starts anew: the password in Secret bgp/mesh changed" in line for line in nodes[0].log)
 
 
+def test_a_session_that_is_up_goes_on_until_its_new_password_is_there() -> None:
+    """A reference reaches every node at once, its file later: no route goes in between."""
+    world = World()
+    nodes = mesh(world, 2)
+    world.run(30, until=lambda: up(world))
+    world.run(1)
+    for each in nodes:
+        each.batches.clear()
+        each.apply(MESH_PASSWORD)
+    world.run(300)
+    for each in nodes:
+        assert set(times_up(each).values()) == {1} and up(world) and not each.batches
+        assert not each.guards, "connections without a password are let in as before"
+        assert any("so no session begins; one that is up goes on as it is" in text for text in each.core.plan.problems)
+        assert sum("its password is missing" in line for line in each.log) == 2, "told once a session"
+    assert nodes[0].core.peers["Mesh_10_0_0_2"].waits_for_password.startswith("its password is missing")
+    world.sever("n1", "n2")
+    assert world.run(60, until=lambda: up(world)), "it comes back under what it had"
+
+    nodes[0].apply(node("n3", 4))
+    world.run(10)
+    assert nodes[0].core.peers["Mesh_10_0_0_4"].plan.session.held, "one that never was up waits"
+    nodes[0].delete(ResourceKey("Node", "n3"))
+
+    for each in nodes:
+        each.secret("bgp/mesh", 1)
+    world.run(1)
+    assert world.run(60, until=lambda: up(world))
+    for each in nodes:
+        assert each.guards and not each.core.plan.problems
+        assert not any(peer.waits_for_password or peer.plan.session.held for peer in each.core.peers.values())
+        assert any("its session starts anew: password none -> bgp/mesh" in line for line in each.log)
+
+    other = {"nodeMeshPassword": {"secretKeyRef": {"name": "bgp", "key": "next"}}}
+    for each in nodes:
+        each.batches.clear()
+        each.apply(manifest("BGPConfiguration", "default", other))
+    world.run(60)
+    assert [each.guards[parse_address(f"10.0.0.{3 - index}")].password for index, each in enumerate(nodes, 1)] == [
+        "bgp/mesh"
+    ] * 2, "the password before stays in use until there is another"
+    for each in nodes:
+        each.apply(MESH_PASSWORD)
+    world.run(60)
+    for each in nodes:
+        assert set(times_up(each).values()) == {1} and not each.batches and not each.core.plan.problems
+
+
+def test_what_ends_a_session_anyway_does_not_begin_it_without_its_password() -> None:
+    world = World()
+    nodes = mesh(world, 2)
+    world.run(30, until=lambda: up(world))
+    nodes[0].apply(
+        manifest("BGPConfiguration", "default", {**MESH_PASSWORD["spec"], "asNumber": 64600})  # type: ignore[dict-item]
+    )
+    world.run(60)
+    assert {peer.neighbor.state for peer in nodes[0].core.peers.values()} == {State.IDLE}
+    assert all(peer.plan.session.held for peer in nodes[0].core.peers.values())
+
+
+def test_a_reason_that_is_none_any_more_is_not_told() -> None:
+    world = World()
+    nodes = mesh(world, 2, MESH_PASSWORD)
+    world.run(10)
+    peer = nodes[0].core.peers["Mesh_10_0_0_2"]
+    assert peer.neighbor.counters.last_error.startswith("its password is missing")
+    nodes[0].secret("bgp/mesh", 1)
+    world.run(1)
+    assert peer.neighbor.counters.last_error == ""
+
+
 def test_a_password_of_one_peer_is_no_matter_of_the_others() -> None:
     world = World()
     nodes = mesh(world, 3)

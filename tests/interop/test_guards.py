@@ -123,7 +123,7 @@ def test_a_missing_secret_is_said_and_nothing_is_tried(lab: Lab) -> None:
     (problem,) = (text for text in routed.problems() if not text.startswith(TOR4))
     assert problem == (
         "BGPPeer tor4: spec.password: there is no bgp/late in the folder secrets.dir of routed's own configuration, "
-        "so there is no session"
+        "so no session begins; one that is up goes on as it is"
     )
     wait_for(
         lambda: any(text.startswith(f"{TOR4} connected") for text in routed.problems()),
@@ -140,6 +140,27 @@ def test_a_missing_secret_is_said_and_nothing_is_tried(lab: Lab) -> None:
     assert isinstance(tor, Bird)
     tor.configure(tor.config.replace(f"neighbor {NODE4} as", f'password "now"; neighbor {NODE4} as'))
     wait_for(lambda: routed.established(TOR4, TOR6), 60.0, "both are up", state=lab.report)
+    assert routed.problems() == []
+
+    # the other is up without one: it goes on until its password is there, whatever resource asks for it
+    came_up = resets(routed, "Node_fd00__254")
+    six = {"peerIP": TOR6, "asNumber": TOR_AS, "password": password("six")}
+    routed.put(resource("BGPPeer", "tor6", {"node": "node", **six}))
+    wait_for(lambda: len(routed.problems()) == 1, SOON, "it is told", state=routed.problems)
+    routed.put(resource("BGPPeer", "anew", six))
+    wait_for(lambda: "Global_fd00__254: " in routed.log(), SOON, "another resource asks for it", state=lab.report)
+    row = routed.neighbors()[TOR6]
+    assert (row["state"], row["name"], row["establishedCount"]) == ("Established", "Global_fd00__254", 1 + came_up)
+    assert row["waitsForPassword"].startswith("its password is missing: there is no bgp/six")
+    assert "goes on as is" in routed.ctl("show", "neighbors", TOR6)
+    secrets.write("bgp", late="now", six="then")
+    tor.configure(tor.config.replace(f"neighbor {NODE6} as", f'password "then"; neighbor {NODE6} as'))
+    wait_for(
+        lambda: routed.neighbors()[TOR6]["password"] == "bgp/six" and routed.established(TOR4, TOR6),
+        60.0,
+        "both are up, each with its password",
+        state=lab.report,
+    )
     assert routed.problems() == []
 
 
