@@ -124,15 +124,17 @@ def setns(namespace: int) -> int:
 
 
 def write_sysctls(values: bytes) -> bytes:
-    """Write {path NUL value NUL}; what went wrong first, or nothing."""
+    """Write {path NUL value NUL}; what went wrong first, or nothing. A file that says so already is not written: for some
+    the kernel waits until nobody else changes any interface."""
     fields = values.split(b"\0")
     for path, value in zip(fields[0:-1:2], fields[1::2], strict=False):
         if not path.startswith(b"/proc/sys/net/") or b".." in path:
             return b"refused to write " + path
         try:
-            file = posix.open(path, posix.O_WRONLY | posix.O_CLOEXEC)
+            file = posix.open(path, posix.O_RDWR | posix.O_CLOEXEC)
             try:
-                posix.write(file, value)
+                if posix.read(file, 64).strip() != value:
+                    posix.pwrite(file, value, 0)
             finally:
                 posix.close(file)
         except OSError as error:

@@ -162,7 +162,10 @@ static int enter(const char *path, int needed, int rights[2])
 	return 2;
 }
 
-/* Write { path NUL value NUL }; what went wrong first goes into `words`, else nothing. */
+/*
+ * Write { path NUL value NUL }; what went wrong first goes into `words`, else nothing. A file that says so already is not
+ * written: for some the kernel waits until nobody else changes any interface.
+ */
 static void write_sysctls(const char *values, size_t length, char *words, size_t size)
 {
 	const char *end = values + length;
@@ -170,6 +173,8 @@ static void write_sysctls(const char *values, size_t length, char *words, size_t
 	words[0] = '\0';
 	while (values < end) {
 		const char *path = values, *value = path + strlen(path) + 1;
+		char there[64];
+		ssize_t has;
 		int file;
 		if (value >= end)
 			return;
@@ -178,8 +183,15 @@ static void write_sysctls(const char *values, size_t length, char *words, size_t
 			snprintf(words, size, "refused to write %s", path);
 			return;
 		}
-		file = open(path, O_WRONLY | O_CLOEXEC);
-		if (file < 0 || write(file, value, strlen(value)) < 0) {
+		file = open(path, O_RDWR | O_CLOEXEC);
+		has = file < 0 ? -1 : read(file, there, sizeof there);
+		while (has > 0 && (there[has - 1] == '\n' || there[has - 1] == ' '))
+			has--;
+		if (has >= 0 && (size_t)has == strlen(value) && !memcmp(there, value, (size_t)has)) {
+			close(file);
+			continue;
+		}
+		if (file < 0 || pwrite(file, value, strlen(value), 0) < 0) {
 			snprintf(words, size, "%s: %s", path, strerror(errno));
 			return;
 		}

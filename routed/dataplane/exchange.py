@@ -2,20 +2,25 @@
 
 For links, addresses and neighbours, which are few. Routes go another way (`kernel`).
 
-Invariant: an answer is taken for the request that has its sequence number; what comes too late for one given up is left
-aside. Every refusal is a KernelError with the kernel's own sentence.
+Invariants: an answer is taken for the request that has its sequence number; what comes too late for one given up is left
+aside. Every refusal is a KernelError with the kernel's own sentence. Of requests that are sent together only the last is
+acknowledged: the kernel carries them out in order, and tells of each that it refuses.
+
+The kernel does the waiting (SO_RCVTIMEO), not Python's socket, which would ask `poll` before every call: each call into the
+kernel lets go of the interpreter, and a thread that has to get it back from a busy loop waits longer than the kernel took.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import socket
 import struct
 from collections.abc import Iterator, Sequence
 
 from routed.errors import KernelError
-from routed.netlink.messages import Message, dump_errno, messages, parse_error
+from routed.netlink.messages import Message, dump_errno, messages, parse_error, without_ack
 from routed.netlink.numbers import NETLINK_ROUTE, NLMSG_DONE, NLMSG_ERROR, RTM_NEWLINK
 
 #: Seconds the kernel may take to answer.
@@ -26,6 +31,9 @@ _AT_ONCE = 64
 _SOL_NETLINK = 270
 _NETLINK_EXT_ACK = 11
 _RECEIVE = 65536
+_SIOCGIFMTU, _SIOCGIFINDEX = 0x8921, 0x8933
+_TIMEVAL = struct.pack("@ll", int(_PATIENCE), 0)
+_SEQUENCE = struct.Struct("=I")
 
 
 class Exchange:
@@ -34,7 +42,8 @@ class Exchange:
     def __init__(self, opened: socket.socket) -> None:
         self._socket = opened
         self._sequence = 0
-        opened.settimeout(_PATIENCE)
+        opened.setblocking(True)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEVAL)
         with contextlib.suppress(OSError):  # the kernel's sentences are a help, not a need
             opened.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
 
@@ -44,6 +53,22 @@ class Exchange:
     def next(self) -> int:
         self._sequence += 1
         return self._sequence
+
+    def index_of(self, name: str) -> int | None:
+        """The index of a link in the socket's namespace, by the one question that waits for no change of others."""
+        return self._ask_by_name(_SIOCGIFINDEX, name)
+
+    def mtu_of(self, name: str) -> int:
+        """The MTU of a link there, by the same; 0 where there is none."""
+        return self._ask_by_name(_SIOCGIFMTU, name) or 0
+
+    def _ask_by_name(self, question: int, name: str) -> int | None:
+        try:
+            answer = fcntl.ioctl(self._socket, question, struct.pack("16si20x", name.encode()[:15], 0))
+        except OSError:
+            return None
+        value: int = struct.unpack_from("i", answer, 16)[0]
+        return value
 
     def ask(self, request: bytes, what: str) -> list[Message]:
         """The answers to one request. Raises KernelError."""
@@ -55,21 +80,23 @@ class Exchange:
         refusal: KernelError | None = None
         try:
             for start in range(0, len(requests), _AT_ONCE):
-                some = requests[start : start + _AT_ONCE]
-                waiting = {_sequence_of(request) for request in some}
+                some = [without_ack(request) for request in requests[start : start + _AT_ONCE]]
+                some[-1] = requests[start + len(some) - 1]
+                sent = {_sequence_of(request) for request in some}
+                last = _sequence_of(some[-1])
                 self._socket.send(b"".join(some))
-                while waiting:
+                while last in sent:
                     for message in self._receive():
-                        if message.sequence not in waiting:
+                        if message.sequence not in sent:
                             continue  # of a request given up before
-                        waiting.discard(message.sequence)
+                        sent.discard(message.sequence)
                         if message.type == RTM_NEWLINK:
                             answers.append(message)
                         elif message.type == NLMSG_ERROR:
                             answer = parse_error(message)
                             if answer.errno and refusal is None:
                                 refusal = KernelError(answer.errno, answer.text, what)
-        except TimeoutError:
+        except BlockingIOError:
             raise KernelError(errno.ETIMEDOUT, "", what) from None
         except OSError as error:
             raise KernelError(error.errno or 0, "", what) from None
@@ -95,7 +122,7 @@ class Exchange:
                         answer = parse_error(message)
                         raise KernelError(answer.errno, answer.text, what)
                     found.append(message)
-        except TimeoutError:
+        except BlockingIOError:
             raise KernelError(errno.ETIMEDOUT, "", what) from None
         except OSError as error:
             raise KernelError(error.errno or 0, "", what) from None
@@ -110,5 +137,5 @@ def open_exchange(protocol: int = NETLINK_ROUTE) -> Exchange:
 
 
 def _sequence_of(request: bytes) -> int:
-    sequence: int = struct.unpack_from("=I", request, 8)[0]
+    sequence: int = _SEQUENCE.unpack_from(request, 8)[0]
     return sequence

@@ -20,12 +20,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import re
 import secrets
 import socket
-import struct
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -45,7 +43,13 @@ from routed.netlink.bridge import (
     set_master,
 )
 from routed.netlink.links import decode_link, dump_links
-from routed.netlink.numbers import RT_TABLE_MAIN
+from routed.netlink.numbers import (
+    IPV4_DEVCONF_FORWARDING,
+    IPV4_DEVCONF_PROXY_ARP,
+    IPV4_DEVCONF_ROUTE_LOCALNET,
+    IPV4_DEVCONF_RP_FILTER,
+    RT_TABLE_MAIN,
+)
 from routed.netlink.tunnels import change_link, remove_neighbour
 from routed.netlink.veth import (
     SourceRule,
@@ -60,12 +64,13 @@ from routed.netlink.veth import (
     dump_rules,
     get_link,
     make_veth,
+    set_ipv4_settings,
     set_link_group,
     set_link_up,
     set_neighbour,
 )
 
-_SIOCGIFMTU, _SIOCGIFINDEX = 0x8921, 0x8933
+_SIOCGIFMTU = 0x8921
 #: Seconds in which the kernel should have seen that a pair's other end is up, and between two looks.
 _CARRIER, _LOOK_AGAIN = 5.0, 0.002
 #: The index of `lo` in every network namespace.
@@ -98,6 +103,14 @@ NODE_SYSCTLS = (
     ("ipv6/conf/{}/accept_ra", "0"),
     ("ipv6/conf/{}/accept_dad", "0"),
 )
+
+#: Of these, what the kernel also takes in a message: a file is several calls into it, and each waits for a turn.
+_BY_MESSAGE = {
+    "ipv4/conf/{}/forwarding": IPV4_DEVCONF_FORWARDING,
+    "ipv4/conf/{}/rp_filter": IPV4_DEVCONF_RP_FILTER,
+    "ipv4/conf/{}/route_localnet": IPV4_DEVCONF_ROUTE_LOCALNET,
+    "ipv4/conf/{}/proxy_arp": IPV4_DEVCONF_PROXY_ARP,
+}
 
 #: Answering ARP and neighbour solicitations for everybody, for pods that somebody else configures.
 PROXY_SYSCTLS = (
@@ -156,12 +169,10 @@ class PodWiring:
         self._node = open_exchange()
         self._turn = threading.Lock()
         """Who may ask on it: pods are made by several threads."""
-        self._names = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         self._sysctl_root = sysctl_root
 
     def close(self) -> None:
         self._node.close()
-        self._names.close()
 
     def attach(self, port: PodPort, namespace: int, inside: socket.socket) -> int:
         """Make a pod's interface; the index of the node's end. `inside` is a netlink socket in the pod.
@@ -217,21 +228,12 @@ class PodWiring:
                         raise
 
     def index_of(self, interface: str) -> int | None:
-        """The index of a link on the node, at once: by the one question that waits for no change of others."""
-        return self._ask_by_name(_SIOCGIFINDEX, interface)
+        """The index of a link on the node, at once."""
+        return self._node.index_of(interface)
 
     def mtu_of(self, interface: str) -> int:
         """The MTU of a link on the node, at once; 0 where there is none."""
-        return self._ask_by_name(_SIOCGIFMTU, interface) or 0
-
-    def _ask_by_name(self, question: int, interface: str) -> int | None:
-        request = struct.pack("16si12x", interface.encode()[:15], 0)
-        try:
-            answer = fcntl.ioctl(self._names, question, request)
-        except OSError:
-            return None
-        value: int = struct.unpack_from("i", answer, 16)[0]
-        return value
+        return self._node.mtu_of(interface)
 
     def differences(self, port: PodPort, inside: socket.socket) -> list[str]:
         """What of a pod's interface is not as `attach` makes it, for people. Raises KernelError."""
@@ -350,15 +352,17 @@ class PodWiring:
     ) -> None:
         """`let_in`: the port lets the pod's MAC address in already."""
         node, at = self._node, index if bridge is None else bridge
-        if bridge is not None:
-            self._write_sysctls(port.interface, PORT_SYSCTLS)
-        else:
-            self._write_sysctls(port.interface, NODE_SYSCTLS + (PROXY_SYSCTLS if port.proxy_arp else ()))
+        wanted = NODE_SYSCTLS + (PROXY_SYSCTLS if port.proxy_arp else ()) if bridge is None else PORT_SYSCTLS
+        self._write_sysctls(port.interface, (each for each in wanted if each[0] not in _BY_MESSAGE))
+        settings = {_BY_MESSAGE[path]: int(value) for path, value in wanted if path in _BY_MESSAGE}
         with self._turn:
-            joining = [set_master(node.next(), index, at), guard_port(node.next(), index)] if bridge is not None else []
+            if bridge is not None:
+                first = [set_master(node.next(), index, at), guard_port(node.next(), index)]
+            else:
+                first = [set_ipv4_settings(node.next(), index, settings)]
             node.ask_all(
                 [
-                    *joining,
+                    *first,
                     set_link_up(node.next(), index),
                     *(set_neighbour(node.next(), at, family, address, port.mac) for family, address in port.addresses),
                 ],
@@ -404,7 +408,9 @@ class PodWiring:
         return decode_bridge_link(answer.data)
 
     def _configure_pod(self, port: PodPort, inside: Exchange) -> None:
-        index = link_of(inside, port.pod_interface)[0].index
+        index = inside.index_of(port.pod_interface)
+        if index is None:
+            raise KernelError(errno.ENODEV, "", f"interface {port.pod_interface} inside the pod")
         requests = [set_link_up(inside.next(), _LOOPBACK), set_link_up(inside.next(), index)]
         for family, address in port.addresses:
             requests.append(add_host_address(inside.next(), index, family, address))
@@ -451,8 +457,7 @@ class PodWiring:
         for template, value in values:
             path = os.path.join(self._sysctl_root, template.format(interface))
             try:
-                with open(path, "w", encoding="ascii") as file:
-                    file.write(value)
+                set_to(path, value.encode())
             except FileNotFoundError:
                 if not template.startswith("ipv6/"):  # a kernel may be without IPv6
                     raise KernelError(errno.ENOENT, "", path) from None
@@ -469,6 +474,19 @@ class PodWiring:
                 continue
             if there != value:
                 yield f"net/{path} is {there}, not {value}"
+
+
+def set_to(path: str, value: bytes) -> None:
+    """Have a file below /proc/sys say this. Raises OSError.
+
+    One that does so already is not written: of some the kernel makes a change of all interfaces, one after the other.
+    """
+    file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        if os.read(file, 64).strip() != value:
+            os.pwrite(file, value, 0)
+    finally:
+        os.close(file)
 
 
 def _source_rules(inside: Exchange, family: Family) -> list[SourceRule]:

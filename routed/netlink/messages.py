@@ -17,6 +17,7 @@ HEADER = struct.Struct("=IHHII")
 HEADER_LENGTH = 16
 
 _ATTRIBUTE = struct.Struct("=HH")
+_FLAGS = struct.Struct("=H")
 _ERROR = struct.Struct("=i")
 _TYPE_MASK = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 
@@ -75,6 +76,12 @@ def attribute(kind: int, value: bytes) -> bytes:
 def request(kind: int, flags: int, sequence: int, body: bytes) -> bytes:
     """One request to the kernel; NLM_F_REQUEST is implied."""
     return HEADER.pack(HEADER_LENGTH + len(body), kind, flags | NLM_F_REQUEST, sequence, 0) + body
+
+
+def without_ack(asked: bytes) -> bytes:
+    """The same request, of which the kernel only tells that it refuses it."""
+    flags: int = _FLAGS.unpack_from(asked, 6)[0]
+    return asked[:6] + _FLAGS.pack(flags & ~NLM_F_ACK) + asked[8:]
 
 
 def fence(sequence: int) -> bytes:

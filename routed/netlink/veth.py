@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import struct
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from routed.net.families import Family
 from routed.netlink.links import IFADDRMSG, IFINFOMSG, NDMSG
 from routed.netlink.messages import HEADER_LENGTH, attribute, attributes, request
 from routed.netlink.numbers import (
+    AF_INET,
     AF_UNSPEC,
     FR_ACT_TO_TBL,
     FRA_PRIORITY,
@@ -26,8 +28,10 @@ from routed.netlink.numbers import (
     IFA_LOCAL,
     IFF_UP,
     IFLA_ADDRESS,
+    IFLA_AF_SPEC,
     IFLA_GROUP,
     IFLA_IFNAME,
+    IFLA_INET_CONF,
     IFLA_INFO_DATA,
     IFLA_INFO_KIND,
     IFLA_LINKINFO,
@@ -116,6 +120,14 @@ def decode_mac(data: bytes) -> bytes:
 
 def set_link_up(sequence: int, index: int) -> bytes:
     return request(RTM_NEWLINK, NLM_F_ACK, sequence, IFINFOMSG.pack(AF_UNSPEC, 0, 0, index, IFF_UP, IFF_UP))
+
+
+def set_ipv4_settings(sequence: int, index: int, settings: Mapping[int, int]) -> bytes:
+    """Of a link: what /proc/sys/net/ipv4/conf/NAME has as files, by their numbers (IPV4_DEVCONF_*)."""
+    values = b"".join(attribute(number, _U32.pack(value)) for number, value in settings.items())
+    inet = attribute(AF_INET, attribute(IFLA_INET_CONF, values))
+    body = IFINFOMSG.pack(AF_UNSPEC, 0, 0, index, 0, 0) + attribute(IFLA_AF_SPEC, inet)
+    return request(RTM_NEWLINK, NLM_F_ACK, sequence, body)
 
 
 def delete_link(sequence: int, index: int) -> bytes:
