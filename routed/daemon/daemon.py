@@ -445,6 +445,7 @@ class Daemon:
         workloads = Workloads(config, core, kernel, written, self._log.write, driver.bug, self._kubernetes, named)
         workloads.start()
         self._workloads = workloads
+        workloads.interfaces_changed()  # what was told before
         relay = self._relay = Relay(
             driver,
             (

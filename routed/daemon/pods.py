@@ -24,7 +24,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -68,6 +68,7 @@ from routed.ipam.allocator import (
     release_by_handle,
 )
 from routed.ipam.blocks import Owner
+from routed.ipam.holders import Holder, Holders
 from routed.model.head import is_name
 from routed.model.ipam import IPAMBlock, IPAMConfig, IPAMHandle, IPReservation
 from routed.model.kubernetes import (
@@ -135,6 +136,9 @@ class Dataplane(Protocol):
     def mtu(self) -> int:
         """Of pods' interfaces: the uplink's, less what tunnels need."""
 
+    def own(self, address: bytes) -> Holder | None:
+        """The interface of the node that has an address."""
+
 
 class Labels(Protocol):
     """Who knows a pod that is in no datastore: the Kubernetes API."""
@@ -187,6 +191,9 @@ class Pods:
         self._proxy_arp = proxy_arp
         self._own_namespace = os.stat("/proc/self/ns/net")
         self._mirror: dict[str, dict[ResourceKey, Resource]] = {kind: {} for kind in MIRRORED}
+        self._holders = Holders()
+        self._leaving: set[ResourceKey] = set()
+        """Endpoints that are being removed."""
         self._turns: dict[str, _Turns] = {}
         self._rounds = Rounds(self._store, self._listed, self._tell)
         self._owed: dict[tuple[str, str], tuple[ResourceKey, str]] = {}
@@ -211,10 +218,15 @@ class Pods:
         if mirror is None:
             return
         self._store.told(update)
+        self._holders.change(update.key, mirror.get(update.key), update.value)
         if update.value is None:
             mirror.pop(update.key, None)
         else:
             mirror[update.key] = update.value
+
+    def holder(self, address: bytes, but: Collection[ResourceKey] = ()) -> Holder | None:
+        """Who has an address by what is followed, whatever the blocks say; apart from these, and from who is just going."""
+        return self._holders.who(address, but, self._leaving) or self._dataplane.own(address)
 
     def _is_absent(self, key: ResourceKey) -> bool:
         """Nothing is there, by what is followed; of the affinities an etcd has, that is this node's only."""
@@ -483,7 +495,7 @@ class Pods:
     def _admission(self, request: Request, identity: _Identity, mac: bytes) -> Procedure[tuple[bytes, ...]]:
         """Addresses, and the endpoint that has them, once what an earlier sandbox or an ADD that was cut off left behind
         is given back. Raises CniError."""
-        cluster, now = self._cluster(), clock()
+        cluster, now = self._cluster((identity.key,)), clock()
         there = self._mirror[WorkloadEndpoint.kind].get(identity.key)
         if isinstance(there, WorkloadEndpoint) and there.container_id and there.container_id != request.container_id:
             yield from release_by_handle(
@@ -546,9 +558,11 @@ class Pods:
         """The cluster's."""
         return [pool for pool in self._mirror[IPPool.kind].values() if isinstance(pool, IPPool)]
 
-    def _cluster(self) -> Cluster:
+    def _cluster(self, but: Collection[ResourceKey] = ()) -> Cluster:
+        """`but`: endpoints that may get their own address."""
         kinds = (IPPool.kind, IPAMConfig.kind, IPReservation.kind)
-        return cluster_of(one for kind in kinds for one in self._mirror[kind].values())
+        resources = (one for kind in kinds for one in self._mirror[kind].values())
+        return cluster_of(resources, lambda address: self.holder(address, but))
 
     def _node_labels(self) -> Mapping[str, str]:
         node = self._mirror[Node.kind].get(ResourceKey(Node.kind, self._node_name))
@@ -665,7 +679,12 @@ class Pods:
                         break
             yield from release_by_handle(self._cluster(), handle, clock())
 
-        await self._rounds.carry_out(removal)
+        leaving = {key for key, _ in endpoints}
+        self._leaving |= leaving
+        try:
+            await self._rounds.carry_out(removal)
+        finally:
+            self._leaving -= leaving
 
     # ---- putting things right
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 
 from routed.core.effects import Level, problem_lines
@@ -34,6 +34,7 @@ from routed.ipam.allocator import (
     release_by_handle,
 )
 from routed.ipam.blocks import Owner, ordinal_of
+from routed.ipam.holders import Holder
 from routed.model.ipam import IPAMBlock, IPAMConfig, IPReservation
 from routed.model.resources import AllowedUse, EncapMode, IPPool, JsonObject, Node, Resource, ResourceKey, Update
 from routed.model.schema import parse_stored
@@ -90,14 +91,17 @@ class TunnelAddresses:
         store: Store,
         publish: Callable[[Update], None],
         gone: Callable[[bytes], Awaitable[None]],
+        holder: Callable[[bytes, Collection[ResourceKey]], Holder | None],
         log: Callable[[Level, str, str], None],
         bug: Callable[[str, Exception], None],
     ) -> None:
-        """`publish` hears of every write; `gone` waits until no device has an address any more."""
+        """`publish` hears of every write; `gone` waits until no device has an address any more; `holder` knows who has an
+        address, apart from some."""
         self._node_name = node_name
         self._store = store
         self._publish = publish
         self._gone = gone
+        self._holder = holder
         self._log = log
         self._bug = bug
         self._known: dict[ResourceKey, Resource] = {}
@@ -192,7 +196,7 @@ class TunnelAddresses:
         self, slot: Slot, node: Node, pools: list[IPPool], current: bytes | None
     ) -> tuple[float | None, str]:
         handle = self._handle(slot)
-        cluster = cluster_of(self._known.values())
+        cluster = cluster_of(self._known.values(), lambda address: self._holder(address, (self._own,)))
         await carry_out(self._store, release_by_handle(cluster, handle, clock()), written=self._publish)
         demand = Demand(
             node=self._node_name,

@@ -24,10 +24,11 @@ from routed.daemon.tunnels import TunnelKeeper
 from routed.dataplane.forwarding import forward, not_forwarding
 from routed.dataplane.kernel import Kernel
 from routed.dataplane.pods import PodWiring
-from routed.dataplane.tunnels import DeviceState
+from routed.dataplane.tunnels import KINDS, DeviceState
 from routed.datastore.editing import FolderStore
 from routed.desired import Tunnel, TunnelKind, tunnel_overhead
 from routed.errors import ConfigError
+from routed.ipam.holders import Holder
 from routed.model.resources import EncapMode, IPPool, JsonObject, Update
 from routed.net.addresses import format_address
 from routed.net.families import Family
@@ -66,6 +67,7 @@ class Workloads:
         self._problem = ""
         self._read = False
         """The datastore was."""
+        self._own_addresses: dict[bytes, str] = {}
         self._forwarded: set[Family] = set()
         """Families whose packets the node was told to pass on."""
         self.policy = PolicyKeeper(
@@ -90,7 +92,9 @@ class Workloads:
         self.pod_keeper = PodKeeper(config.node_name, self.pods, self._wiring, config.cni.proxy_arp, log, bug)
         self._server = CniServer(self.pods.handle, bug)
         self.tunnels = TunnelKeeper(log, bug)
-        self.tunnel_addresses = TunnelAddresses(config.node_name, store, self.publish, self._tunnel_gone, log, bug)
+        self.tunnel_addresses = TunnelAddresses(
+            config.node_name, store, self.publish, self._tunnel_gone, self.pods.holder, log, bug
+        )
         self.collector = AddressCollector(
             config.node_name,
             store,
@@ -180,6 +184,12 @@ class Workloads:
 
     def interfaces_changed(self) -> None:
         """The kernel's interfaces or addresses are others now."""
+        self._own_addresses = {
+            address: interface.name
+            for interface in self._core.interfaces.values()
+            if interface.name not in KINDS  # those of tunnels are the tunnels'
+            for address, _ in interface.addresses
+        }
         self.policy.interfaces(self._core.interfaces)
         self.tunnels.interfaces(self._core.interfaces)
 
@@ -249,6 +259,10 @@ class Workloads:
         mtu = (self._wiring.mtu_of(uplink) if uplink else 0) or DEFAULT_MTU
         said = {(tunnel.kind, tunnel.family): tunnel.mtu for tunnel in self._core.plan.tunnels or ()}
         return min((_mtu_within(pool, mtu, said) for pool in self.pods.pools() if not pool.disabled), default=mtu)
+
+    def own(self, address: bytes) -> Holder | None:
+        at = self._own_addresses.get(address)
+        return Holder(f"interface {at} of this node", self._config.node_name) if at is not None else None
 
     async def in_force(self, prefixes: Iterable[tuple[Family, bytes]]) -> str:
         waiting = list(prefixes)

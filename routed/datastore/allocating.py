@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from routed.datastore.store import Conflict, Editable, Store
 from routed.ipam.allocator import CONFLICT, Answer, Clock, Cluster, Found, Get, List, Procedure, Write
+from routed.ipam.holders import Holder
 from routed.model.ipam import DEFAULT_IPAM_CONFIG, IPAMConfig, IPReservation
 from routed.model.resources import Cidr, IPPool, Resource, Update
 from routed.model.schema import parse_stored
@@ -73,8 +74,8 @@ async def _list(store: Store, kind: str) -> list[Found]:
     return [Found(each.resource, each.revision) for key, each in contents.resources.items() if key.kind == kind]
 
 
-def cluster_of(resources: Iterable[Resource]) -> Cluster:
-    """What the allocator must know of these resources."""
+def cluster_of(resources: Iterable[Resource], held: Callable[[bytes], Holder | None] = lambda _: None) -> Cluster:
+    """What the allocator must know of these resources. `held` says who has an address, whatever the blocks say."""
     pools: list[IPPool] = []
     config = DEFAULT_IPAM_CONFIG
     reserved: list[Cidr] = []
@@ -86,7 +87,7 @@ def cluster_of(resources: Iterable[Resource]) -> Cluster:
                 config = one
             case IPReservation():
                 reserved += one.reserved_cidrs
-    return Cluster(tuple(pools), config, tuple(reserved))
+    return Cluster(tuple(pools), config, tuple(reserved), held)
 
 
 def clock() -> Clock:

@@ -41,6 +41,7 @@ from routed.ipam.blocks import (
     touched,
     without_affinity,
 )
+from routed.ipam.holders import Holder
 from routed.model.ipam import DEFAULT_IPAM_CONFIG, IPAMBlock, IPAMConfig, IPAMHandle
 from routed.model.paths import block_name
 from routed.model.resources import (
@@ -131,6 +132,8 @@ class Cluster:
     config: IPAMConfig = DEFAULT_IPAM_CONFIG
     reserved: tuple[Cidr, ...] = ()
     """Of IPReservations."""
+    held: Callable[[bytes], Holder | None] = field(default=lambda _: None, compare=False)
+    """Who has an address, whatever the blocks say: nobody else is given it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,7 +329,7 @@ def assign_addresses(cluster: Cluster, demand: Demand, clock: Clock) -> Procedur
     if not pools:
         return Outcome((), (), reason)
     given: list[bytes] = []
-    reserved = _reservations(cluster)
+    reserved = _kept_back(cluster)
     own = yield from _own_blocks(demand.node, demand.family)
     usable = [cidr for pool in pools for cidr in own if covers(pool.cidr.prefix, cidr.prefix)]
     for cidr in own:
@@ -368,6 +371,8 @@ def assign_specific(cluster: Cluster, demand: Demand, address: bytes, clock: Clo
         return Outcome((), (), "it is in no enabled pool")
     if demand.use not in pool.allowed_uses:
         return Outcome((), (), f"the pool {pool.name} is not for this use")
+    if holder := cluster.held(address):
+        return Outcome((), (), f"{holder.what} has it")
     cidr = block_holding(pool, address)
     for _ in range(RETRIES):
         found = yield Get(block_key(cidr))
@@ -397,16 +402,23 @@ def _pools_of(pools: list[IPPool], family: Family, addresses: Iterable[bytes]) -
             yield pool
 
 
-def _reservations(cluster: Cluster) -> Callable[[bytes], bool]:
-    if not cluster.reserved:
-        return lambda _: False
+def _kept_back(cluster: Cluster) -> Callable[[bytes], bool]:
+    """Which addresses nobody is given of himself: those reserved, and those that somebody has."""
+    families = {cidr.family for cidr in cluster.reserved}
 
-    def is_reserved(address: bytes) -> bool:
-        host = make_prefix(address, 8 * len(address))
+    def is_kept_back(address: bytes) -> bool:
+        if cluster.held(address) is not None:
+            return True
         family = Family.of_address(address)
+        host = make_prefix(address, family.max_length) if family in families else b""
         return any(cidr.family is family and covers(cidr.prefix, host) for cidr in cluster.reserved)
 
-    return is_reserved
+    return is_kept_back
+
+
+def _is_lived_in(cluster: Cluster, cidr: Cidr, node: str) -> bool:
+    """Whether somebody on another node has an address of a block."""
+    return any(holder.node != node for holder in map(cluster.held, _addresses(cidr)) if holder is not None)
 
 
 def _addresses(cidr: Cidr) -> Iterator[bytes]:
@@ -439,7 +451,7 @@ def _from_block(
     cidr: Cidr,
     demand: Demand,
     count: int,
-    is_reserved: Callable[[bytes], bool],
+    is_kept_back: Callable[[bytes], bool],
     clock: Clock,
     *,
     own: bool,
@@ -458,7 +470,7 @@ def _from_block(
             if not (yield from _confirm(cidr, demand.node)):
                 return ()
         block = _collected(cluster, answer, clock)
-        manifest, given = assign(block, count, demand.owner, is_reserved)
+        manifest, given = assign(block, count, demand.owner, is_kept_back)
         if not given:
             return ()
         yield from _count_handle(demand.owner.handle, cidr, len(given))
@@ -481,7 +493,7 @@ def _borrow(
     pools: list[IPPool],
     demand: Demand,
     count: int,
-    is_reserved: Callable[[bytes], bool],
+    is_kept_back: Callable[[bytes], bool],
     clock: Clock,
 ) -> Procedure[tuple[bytes, ...]]:
     """Addresses of blocks that other nodes hold, or nobody."""
@@ -496,9 +508,9 @@ def _borrow(
         for cidr in in_search_order(pool, demand.node, there):
             if len(given) >= count:
                 return tuple(given)
-            if not free_count(there[cidr], is_reserved):
+            if not free_count(there[cidr], is_kept_back):
                 continue
-            given += yield from _from_block(cluster, cidr, demand, count - len(given), is_reserved, clock, own=False)
+            given += yield from _from_block(cluster, cidr, demand, count - len(given), is_kept_back, clock, own=False)
     return tuple(given)
 
 
@@ -508,25 +520,30 @@ def _borrow(
 def _claim_next(cluster: Cluster, pools: list[IPPool], node: str, clock: Clock) -> Procedure[Cidr | None]:
     """A block for a node: one nobody has, or an empty one another node has held for a while.
 
-    Never one whose addresses are all reserved: it would give nothing, and the next call would take another.
+    Never one whose addresses are all kept back: it would give nothing, and the next call would take another. One that pods
+    of other nodes live in, because it got lost, is left to them while there is another.
     """
-    is_reserved = _reservations(cluster)
+    is_kept_back = _kept_back(cluster)
     answer = yield List(IPAMBlock.kind)
     there = {
         found.value.cidr: found
         for found in (answer if isinstance(answer, list) else ())
         if isinstance(found.value, IPAMBlock)
     }
+    lived_in: list[Cidr] = []
     for pool in pools:
         for cidr in search_order(pool, node, cluster.reserved):
-            if cidr in there or all(map(is_reserved, _addresses(cidr))):
+            if cidr in there or all(map(is_kept_back, _addresses(cidr))):
+                continue
+            if _is_lived_in(cluster, cidr, node):
+                lived_in.append(cidr)
                 continue
             if (yield from claim(cidr, node, clock)):
                 return cidr
     for pool in pools:
         for cidr in in_search_order(pool, node, there):
             block = _block(there[cidr])
-            if all(map(is_reserved, _addresses(cidr))):
+            if all(map(is_kept_back, _addresses(cidr))) or _is_lived_in(cluster, cidr, node):
                 continue
             host = block.host
             if (
@@ -539,6 +556,9 @@ def _claim_next(cluster: Cluster, pools: list[IPPool], node: str, clock: Clock) 
                 and (yield from claim(cidr, node, clock))
             ):
                 return cidr
+    for cidr in lived_in:
+        if (yield from claim(cidr, node, clock)):
+            return cidr
     return None
 
 

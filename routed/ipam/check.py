@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from routed.ipam.blocks import address_at, allocations, is_empty
+from routed.ipam.holders import addresses_of
 from routed.model.ipam import AllocationAttribute, IPAMBlock, IPAMHandle
 from routed.model.resources import AffinityType, BlockAffinity, Cidr, IPPool, Node, Resource
 from routed.model.workloads import WorkloadEndpoint
@@ -129,27 +130,12 @@ def holders(state: State) -> dict[bytes, list[str]]:
     """Who has which address: endpoints, and nodes by their tunnels."""
     held: dict[bytes, list[str]] = {}
     for endpoint in state.endpoints:
-        for network in endpoint.ip_networks:
-            held.setdefault(network.prefix[1:], []).append(str(endpoint.key))
+        for address in addresses_of(endpoint):
+            held.setdefault(address, []).append(str(endpoint.key))
     for node in state.nodes.values():
-        for address in _tunnel_addresses(node):
+        for address in addresses_of(node):
             held.setdefault(address, []).append(f"a tunnel of node {node.name}")
     return held
-
-
-def _tunnel_addresses(node: Node) -> set[bytes]:
-    wireguard = node.wireguard
-    return {
-        address
-        for address in (
-            node.bgp.ipv4_ipip_tunnel_addr if node.bgp is not None else None,
-            node.ipv4_vxlan_tunnel_addr,
-            node.ipv6_vxlan_tunnel_addr,
-            wireguard.interface_ipv4_address if wireguard is not None else None,
-            wireguard.interface_ipv6_address if wireguard is not None else None,
-        )
-        if address is not None
-    }
 
 
 def _addresses(state: State) -> Iterator[Finding]:

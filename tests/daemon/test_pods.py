@@ -21,6 +21,7 @@ from routed.datastore.etcd import EtcdStore
 from routed.datastore.store import Conflict, Contents, Edit, Stored
 from routed.errors import CniError, KernelError, StoreError
 from routed.ipam.allocator import handle_key
+from routed.ipam.holders import Holder
 from routed.model.ipam import IPAMBlock, IPAMHandle
 from routed.model.policies import Profile
 from routed.model.resources import JsonObject, Resource, ResourceKey, Update
@@ -131,12 +132,16 @@ class Dataplane:
         self.ready = ""
         self.synced = True
         self.mtu = 1450
+        self.uplink = b""
 
     def publish(self, update: Update) -> None:
         self.published.append(update)
 
     async def until_ready(self) -> str:
         return self.ready
+
+    def own(self, address: bytes) -> Holder | None:
+        return Holder("interface eth0 of this node", "n1") if address == self.uplink else None
 
     async def in_force(self, _: Iterable[tuple[Family, bytes]]) -> str:
         await asyncio.sleep(0)
@@ -506,6 +511,35 @@ def test_an_add_again_makes_right_what_was_changed_and_keeps_the_addresses(store
         again = await node.call("ADD")
         assert again["ips"] == first["ips"] and node.wiring.last == 2 and node.wiring.wrong == []
         assert any("made anew: the container has no default route" in line for line in node.log)
+        await node.close()
+
+    runner.run(main())
+
+
+def test_nobody_is_given_an_address_that_somebody_has_though_no_block_says_so(store: Store, runner: asyncio.Runner):
+    """The blocks, handles and affinities are gone, by somebody's hand; the pods are not."""
+
+    async def main() -> None:
+        node = Node(store)
+        node.dataplane.uplink = bytes((10, 65, 0, 4))
+        living = {f"web-{number}": await node.call("ADD", f"web-{number}", f"c{number}") for number in range(3)}
+        for key in [key for key in store.items if key.kind in ("IPAMBlock", "IPAMHandle", "BlockAffinity")]:
+            del store.items[key]
+            node.pods.update(Update(key, None))
+        told = {each["ips"][0]["address"] for each in living.values()}
+        for number in range(3, 12):
+            made = await node.call("ADD", f"web-{number}", f"c{number}")
+            assert made["ips"][0]["address"] not in {*told, "10.65.0.4/32"}, number
+            told.add(made["ips"][0]["address"])
+        asked = living["web-0"]["ips"][0]["address"].partition("/")[0]
+        with pytest.raises(CniError, match="WorkloadEndpoint shop/n1-k8s-web--0-eth0 has it"):
+            await node.call("ADD", "other", "c90", runtimeConfig={"ips": [asked]})
+        again = await node.call("ADD", "web-0", "c91", runtimeConfig={"ips": [asked]})  # a new sandbox of the same pod
+        assert again["ips"] == living["web-0"]["ips"]
+        for number in (91, *range(1, 12)):
+            await node.call("DEL", "web-0" if number == 91 else f"web-{number}", f"c{number}")
+        await node.pods.close()
+        nothing_left(node)
         await node.close()
 
     runner.run(main())

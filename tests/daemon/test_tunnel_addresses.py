@@ -17,6 +17,7 @@ from routed.datastore.allocating import carry_out, clock
 from routed.datastore.editing import FolderStore
 from routed.ipam.allocator import Cluster, Demand, assign_specific
 from routed.ipam.blocks import Owner
+from routed.ipam.holders import Holders
 from routed.model.resources import IPPool, ResourceKey, Update
 from routed.net.addresses import parse_address
 from routed.net.families import Family
@@ -32,6 +33,7 @@ class Here:
         self.store = FolderStore(str(folder))
         self.gone: list[bytes] = []
         self.lines: list[str] = []
+        self.holders = Holders()
         self.put("Node", "n1", {"bgp": {"ipv4Address": "10.0.0.1/24"}})
 
     def put(self, kind: str, name: str, spec: dict[str, Any]) -> None:
@@ -61,10 +63,11 @@ class Here:
         def publish(update: Update) -> None:
             made.update(update)
 
-        made = TunnelAddresses("n1", self.store, publish, gone, log, bug)
+        made = TunnelAddresses("n1", self.store, publish, gone, self.holders.who, log, bug)
         contents = await self.store.read()
         for key, stored in contents.resources.items():
             made.update(Update(key, stored.resource))
+            self.holders.change(key, None, stored.resource)
         made.start()
         made.in_sync()
         async with asyncio.timeout(20):
@@ -109,6 +112,27 @@ def test_one_that_is_written_already_is_claimed(here: Here) -> None:
         here.put("Node", "n1", {"bgp": {"ipv4Address": "10.0.0.1/24"}, "ipv4VXLANTunnelAddr": "10.65.0.77"})
         await here.during(lambda: any("10.65.0.77" in line for line in here.lines))
         assert here.node()["ipv4VXLANTunnelAddr"] == "10.65.0.77"
+        assert await here.handles() == {"vxlan-tunnel-addr-n1": 1}
+
+    run(work())
+
+
+def test_one_that_a_pod_has_is_left_to_it_though_no_block_says_so(here: Here) -> None:
+    async def work() -> None:
+        here.put("Node", "n1", {"bgp": {"ipv4Address": "10.0.0.1/24"}, "ipv4VXLANTunnelAddr": "10.65.0.77"})
+        endpoint = {
+            "orchestrator": "cni",
+            "node": "n2",
+            "containerID": "c1",
+            "endpoint": "eth0",
+            "ipNetworks": ["10.65.0.77/32"],
+        }
+        manifest = {
+            "apiVersion": API, "kind": "WorkloadEndpoint", "spec": endpoint,
+            "metadata": {"name": "n2-cni-c1-eth0", "namespace": "default"},
+        }  # fmt: skip
+        (here.folder / "endpoint.yaml").write_text(yaml.safe_dump(manifest))
+        await here.during(lambda: here.node()["ipv4VXLANTunnelAddr"] != "10.65.0.77")
         assert await here.handles() == {"vxlan-tunnel-addr-n1": 1}
 
     run(work())

@@ -29,6 +29,7 @@ from routed.ipam.allocator import (
     usable_pools,
 )
 from routed.ipam.blocks import Owner, address_at
+from routed.ipam.holders import Holder
 from routed.model.ipam import IPAMConfig
 from routed.model.resources import AllowedUse, AssignmentMode, Cidr, IPPool
 from routed.model.selector import All, parse_selector
@@ -429,3 +430,41 @@ def test_crashes(seed: int):
     held_by_none = [block for block in site.store.blocks.values() if block.host is None]
     assert len(everything) == 16 and not held_by_none
     site.check()
+
+
+def test_addresses_that_somebody_has_are_given_to_nobody():
+    """Whatever the blocks say: they may be lost, and begin anew."""
+    has = {parse_address("10.0.0.1"): Holder("pod a", "n1"), parse_address("10.0.0.5"): Holder("pod b", "n2")}
+    site = Site(held=has.get)
+    given = site.assign(demand("n1", "h", 16))
+    assert len(given) == 14 and not {"10.0.0.1", "10.0.0.5"} & {*given}
+    site.check()
+    wanted = demand("n1", "x")
+    outcome = site.store.run(assign_specific(site.cluster, wanted, parse_address("10.0.0.5"), site.clock()))
+    assert (outcome.addresses, outcome.reason) == ((), "pod b has it")
+    site.cluster = replace(site.cluster, held=lambda _: None)
+    assert site.assign(demand("n1", "y", 3)) == ["10.0.0.1", "10.0.0.5"]
+
+
+def test_a_lost_block_is_left_to_the_node_whose_pods_are_in_it_while_there_are_others():
+    others = {parse_address(f"10.0.0.{number}"): Holder("pod", "n2") for number in range(1, 13, 4)}
+    site = Site(held=others.get)
+    site.assign(demand("n1", "a", 4))
+    assert [str(block) for block in site.store.blocks] == ["10.0.0.12/30"]
+    assert len(site.assign(demand("n1", "b", 2))) == 2
+    assert len(site.store.blocks) == 2  # rather than nothing
+
+
+def test_an_empty_block_of_a_node_with_pods_in_it_is_not_taken_from_it():
+    has: dict[bytes, Holder] = {}
+    site = Site(held=has.get)
+    blocks = [block for number in range(4) if (block := site.assign(demand("n2", f"h{number}", 4)))]
+    assert len(blocks) == 4
+    for number in range(4):
+        site.release(f"h{number}")
+    has |= {parse_address(each[0]): Holder("pod", "n2") for each in blocks}
+    site.clock.now += 3600
+    site.cluster = replace(site.cluster, config=STRICT)
+    assert site.assign(demand("n1", "x")) == [] and "no block is free" in site.reason
+    has.clear()
+    assert len(site.assign(demand("n1", "x"))) == 1

@@ -1,0 +1,62 @@
+"""Somebody deletes IPAM's keys under living pods, on a real etcd: the pods go on, and nobody gets an address of theirs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from routed.testing.lab import Lab, wait_for
+from tests.lab.test_cni import DUAL
+from tests.lab.test_cni_etcd import NUMBERS, Site
+
+pytestmark = [
+    pytest.mark.lab,
+    pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed (Debian: etcd-server)"),
+]
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Site]:
+    with Lab() as lab:
+        made = Site(lab)
+        made.start()
+        for number in NUMBERS:
+            made.add(number, f"old-{number}")
+        wait_for(lambda: not made.unreachable(), 30, "every pod reaches every other", state=made.unreachable)
+        yield made
+
+
+def given(site: Site) -> list[str]:
+    return [address for _, addresses in site.pods.values() for address in addresses]
+
+
+@pytest.mark.parametrize(
+    "prefix", ["/calico/ipam/v2/assignment/", "/calico/ipam/v2/handle/", "/calico/ipam/v2/host/", "/calico/ipam/"]
+)
+def test_nobody_is_given_what_a_living_pod_has(site: Site, prefix: str) -> None:
+    site.etcd.ctl("del", "--prefix", prefix)
+    suffix = prefix.strip("/").rpartition("/")[2]
+    for number in NUMBERS:
+        for letter in "ab":
+            site.add(number, f"{suffix}-{number}{letter}")
+    assert len(set(given(site))) == len(given(site)), site.pods
+    wait_for(lambda: not site.unreachable(), 60, "every pod reaches every other", state=site.unreachable)
+    for number in NUMBERS:  # and back again
+        for letter in "ab":
+            pod, _ = site.pods.pop(f"{suffix}-{number}{letter}")
+            assert site.nodes[number].runtime.call("DEL", pod, **DUAL).status == 0
+    assert not site.unreachable()
+
+
+def test_what_is_left_can_be_told_and_goes_with_the_pods(site: Site) -> None:
+    told = site.routedctl("ipam", "check", check=False)
+    assert all(f"{address} of WorkloadEndpoint" in told for address in given(site)), told
+    for number in NUMBERS:
+        pod, _ = site.pods.pop(f"old-{number}")
+        assert site.nodes[number].runtime.call("DEL", pod, **DUAL).status == 0
+    wait_for(
+        lambda: "add up" in site.routedctl("ipam", "check", check=False) and not site.in_use(), 30, "nothing is left",
+        state=lambda: site.routedctl("ipam", "check", check=False),
+    )  # fmt: skip
