@@ -2,8 +2,8 @@
 
 Invariants: only the kinds that somebody here reads are listed and watched, and of the blocks' affinities only this
 node's; each range resumes behind what it has told itself, so a change of member loses nothing and lists nothing. Where
-etcd has forgotten that revision, everything is listed and compared: what did not change is not even parsed. What is
-believed is the `Guard`'s business; until etcd answers it is what `saved` holds.
+etcd has forgotten that revision, or counts anew (restored, set up anew), everything is listed and compared: what did not
+change is not even parsed. What is believed is the `Guard`'s business; until etcd answers it is what `saved` holds.
 While ClusterInformation says that the datastore is not ready (a migration is under way) nothing changes but that, which
 those who write must know. etcd failing changes nothing either: it is tried again, and `health` and the problems say why.
 
@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Protocol
 
-from routed.datastore.etcd_client import Client, Events, KeyValue
+from routed.datastore.etcd_client import Client, Count, Events, KeyValue
 from routed.datastore.etcd_settings import EtcdConfig
 from routed.datastore.folder import Problem
 from routed.datastore.guard import Change, Good, Guard, MassDelete
@@ -138,7 +138,8 @@ class EtcdStore:
         """Why there is none to begin with."""
         self._elsewhere: Loaded | None = None
         """A saved state of other endpoints, until etcd says which cluster it is."""
-        self._cluster = 0
+        self._cluster, self._term = 0, 0
+        """Of etcd, and of its last election we know of."""
         self._marked_at = 0.0
         self._written: dict[tuple[str, bytes], Resource] = {}
         """What we wrote, by path and octets, until etcd tells of it."""
@@ -182,7 +183,12 @@ class EtcdStore:
                 await self._saver.close()
 
     async def _follow(self) -> None:
-        if not self._revisions:
+        if self._revisions:  # etcd may have been restored, and say nothing of a revision until it gets there again
+            count = await self.client.count(self._ranges[0])
+            if not count.continues(self._known()):
+                raise _ListAnew
+            self._term = count.term
+        else:
             await self._list()
         watch = self.client.watch(
             [(first, end, known + 1) for (first, end), known in zip(self._ranges, self._revisions, strict=True)]
@@ -196,13 +202,18 @@ class EtcdStore:
             if events.pairs:
                 await self._take(events)
 
+    def _known(self) -> Count:
+        """How far etcd had counted when it last said something."""
+        return Count(self._cluster, self.health.revision, self._term)
+
     async def _list(self) -> None:
         listing = await self.client.listing(self._ranges)
-        if self._elsewhere is not None and self._elsewhere.cluster == listing.cluster_id:
+        count = listing.count
+        if self._elsewhere is not None and self._elsewhere.cluster == count.cluster_id:
             self._believe(self._elsewhere)
         self._elsewhere = None
         # an etcd that was set up anew may well have the same id, but it begins to count anew
-        continues = listing.cluster_id == self._cluster and listing.revision >= self.health.revision
+        continues = count.continues(self._known())
         changes: list[Change] = []
         self._twins.clear()
         present: dict[ResourceKey, None] = {}
@@ -227,13 +238,13 @@ class EtcdStore:
             if self._clock() > until:
                 await asyncio.sleep(0)
                 until = self._clock() + _SLICE
-        self._cluster = listing.cluster_id
+        self._cluster, self._term = count.cluster_id, count.term
         self._paths = paths
-        self._revisions = [listing.revision] * len(self._ranges)
+        self._revisions = [count.revision] * len(self._ranges)
         self._ready = ready
         self._connected()
         self.health.readings += 1
-        self.health.revision = listing.revision
+        self.health.revision = count.revision
         if not ready:
             self._use_saved()
             lock = [change for change in changes if paths.get(change.key) == self._ready_path]
@@ -258,7 +269,7 @@ class EtcdStore:
             self._synced = True
             self._sink.in_sync()
         if self._saver is not None:
-            self._saver.save_all(listing.revision, self._cluster)
+            self._saver.save_all(count.revision, self._cluster)
         self._tell_problems()
 
     async def _take(self, events: Events) -> None:
@@ -456,7 +467,7 @@ class EtcdStore:
         self._believe(loaded)
 
     def _believe(self, loaded: Loaded) -> None:
-        self._cluster = loaded.cluster
+        self._cluster, self._term = loaded.cluster, 0
         self.guard.garbage = dict(loaded.garbage)
         self._asks_for_workloads = any(
             isinstance(good.resource, BGPPeer) and good.resource.local_workload_selector is not None

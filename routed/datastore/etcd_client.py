@@ -29,9 +29,10 @@ from routed.datastore.etcd_settings import EtcdConfig, contents
 from routed.datastore.tls import tls_problem
 from routed.errors import Compacted, Denied, StoreError, Unavailable
 
-#: Seconds between the attempts to reach one endpoint and the next, and that one may take.
+#: Seconds between the attempts to reach one endpoint and the next, and that one may take: with TLS and a login it is five
+#: round trips, and a member may need 2 s for each.
 STAGGER = 1.0
-PROBE = 6.0
+PROBE = 15.0
 #: Seconds a call may take.
 CALL = 20.0
 #: Seconds without a sign of life after which a watch is asked for one, and that the answer may take.
@@ -64,11 +65,24 @@ class KeyValue:
 
 
 @dataclass(frozen=True, slots=True)
+class Count:
+    """How far an etcd has counted. Within one life of one cluster neither number ever gets smaller."""
+
+    cluster_id: int
+    revision: int
+    term: int
+    """Of raft: one more with each election."""
+
+    def continues(self, before: Count) -> bool:
+        """Whether this may be the etcd of before, later: not another one, one set up anew, or one restored."""
+        return self.cluster_id == before.cluster_id and self.revision >= before.revision and self.term >= before.term
+
+
+@dataclass(frozen=True, slots=True)
 class Listing:
     """All keys under some prefixes, as they were at one revision."""
 
-    revision: int
-    cluster_id: int
+    count: Count
     pairs: list[KeyValue]
 
 
@@ -118,10 +132,14 @@ class Client:
 
         Raises Compacted where etcd forgets that revision before we are through.
         """
-        head = await self._read(lambda member: self._range(member, ranges[0][0], ranges[0][1], 0, 1, keys_only=True))
-        revision = int(head.header.revision)
-        found = await asyncio.gather(*(self._pages(first, end, revision) for first, end in ranges))
-        return Listing(revision, int(head.header.cluster_id), [pair for pairs in found for pair in pairs])
+        count = await self.count(ranges[0])
+        found = await asyncio.gather(*(self._pages(first, end, count.revision) for first, end in ranges))
+        return Listing(count, [pair for pairs in found for pair in pairs])
+
+    async def count(self, of: tuple[str, str]) -> Count:
+        """How far etcd has counted now, asked by way of a range that we may read."""
+        head = await self._read(lambda member: self._range(member, *of, 0, 1, keys_only=True))
+        return Count(int(head.header.cluster_id), int(head.header.revision), int(head.header.raft_term))
 
     async def _pages(self, first: str, end: str, revision: int) -> list[KeyValue]:
         limit = PAGE

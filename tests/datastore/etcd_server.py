@@ -51,6 +51,9 @@ class Member:
         ]  # fmt: skip
         self._process: subprocess.Popen[bytes] | None = None
 
+    def flag(self, name: str) -> str:
+        return self._argv[self._argv.index(name) + 1]
+
     def start(self) -> None:
         unsafe = [word for word in self._argv if word != "--unsafe-no-fsync"]  # not in every release
         self._process = subprocess.Popen(
@@ -118,6 +121,18 @@ class Cluster:
         ):  # fmt: skip
             self.ctl(*words.split())
         self._ctl.append("--user=root:rootpw")
+
+    def restore(self, backup: Path, token: str) -> None:
+        """Begin again with what `etcdctl snapshot save` wrote; the cluster's token is the same or another."""
+        (member,) = self.members
+        cluster, peers = (member.flag(name) for name in ("--initial-cluster", "--initial-advertise-peer-urls"))
+        member.kill()
+        self.ctl(
+            "snapshot", "restore", str(backup), "--name", member.name, "--data-dir", member.flag("--data-dir"),
+            "--initial-cluster", cluster, "--initial-advertise-peer-urls", peers,
+            *(("--initial-cluster-token", token) if token == "another" else ()),
+        )  # fmt: skip
+        self.start()
 
     def stop(self) -> None:
         for member in self.members:

@@ -666,6 +666,31 @@ def test_an_etcd_set_up_anew_at_the_same_address(tmp_path: Path, there: str, tok
         follow(store_of(server, saved=saved_in(tmp_path, server)), found)
 
 
+@pytest.mark.parametrize("token", ["another", "the same"])
+def test_an_etcd_that_is_restored_while_it_is_followed(tmp_path: Path, token: str) -> None:
+    """It begins to count again at the backup: nothing of what it says then may be waited for or missed."""
+    with cluster(tmp_path) as server:
+        server.put_all(nodes(8))
+        backup = tmp_path / "backup"
+        server.ctl("snapshot", "save", str(backup))
+
+        async def restored(store: EtcdStore, sink: Sink) -> None:
+            await ctl(server.put_all, {**nodes(12), f"{P}nodes/n1": node(1, rack="later")})
+            await until(lambda: len(sink.names()) == 12, "what the backup does not have")
+            readings, revision = store.health.readings, store.health.revision
+            await ctl(server.stop)
+            await ctl(shutil.rmtree, tmp_path / "m0")
+            await ctl(server.restore, backup, token)
+            await until(lambda: store.health.readings > readings, "it is listed anew")
+            assert 0 < store.health.revision < revision
+            assert len(sink.names()) == 8 and store.health.held == 0, "4 of 12 are no accident"
+            assert sink.resources[ResourceKey("Node", "n1")].labels == {}
+            await ctl(server.put, f"{P}nodes/n20", node(20))
+            await until(lambda: "n20" in sink.names(), "a change is followed")
+
+        follow(store_of(server), restored)
+
+
 def test_a_killed_member_is_left_for_another_and_nothing_is_lost_or_listed_again(tmp_path: Path) -> None:
     with cluster(tmp_path, 3) as server:
         server.put_all(nodes(10))

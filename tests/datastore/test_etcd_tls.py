@@ -21,7 +21,7 @@ from routed.datastore.tls import tls_problem
 from routed.errors import Denied
 from routed.testing.lab import wait_for
 from tests.datastore.certificates import Authority
-from tests.datastore.etcd_server import PASSWORD, Cluster, P, cluster
+from tests.datastore.etcd_server import PASSWORD, Cluster, P, Proxy, cluster
 from tests.datastore.test_etcd import Sink, ctl, follow, node, nodes, until
 
 pytestmark = [
@@ -102,6 +102,21 @@ def test_with_the_right_certificate_it_is_followed_and_written(secured: Cluster,
 
     follow(EtcdStore(config, node="n1"), test)
     assert tls_problem(config.endpoints[0], config) == "", "nothing is wrong"
+
+
+def test_two_seconds_a_round_trip_are_no_failure(secured: Cluster, config: EtcdConfig) -> None:
+    """TCP, TLS and the first question are four of them."""
+    secured.put_all(nodes(3))
+    proxy = Proxy(secured.members[0].port)
+    proxy.delay = 1.0  # each way
+
+    async def test(store: EtcdStore, sink: Sink) -> None:
+        assert len(sink.names()) >= 3 and store.health.failures == 0
+
+    try:
+        follow(EtcdStore(replace(config, endpoints=(proxy.endpoint.replace("http:", "https:"),))), test)
+    finally:
+        proxy.close()
 
 
 def test_an_authority_that_is_not_etcd_s(config: EtcdConfig, stranger: Authority) -> None:
