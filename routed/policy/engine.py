@@ -434,13 +434,7 @@ class PolicyEngine:
 
     def _ordered_policies(self, stale: Iterable[ResourceKey]) -> dict[ResourceKey, list[ResourceKey]]:
         """The policies each endpoint is subject to, in the order they are asked."""
-        found: dict[ResourceKey, list[ResourceKey]] = {key: [] for key in stale}
-        for policy in self._subjects.selectors():
-            for endpoint in self._subjects.matches(policy) & found.keys():
-                found[endpoint].append(policy)
-        for policies in found.values():
-            policies.sort(key=self._rank)
-        return found
+        return {key: sorted(self._subjects.matching(key), key=self._rank) for key in stale}
 
     def _rank(self, key: ResourceKey) -> tuple[float, str]:
         policy = self._policy(key)

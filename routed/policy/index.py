@@ -1,7 +1,8 @@
 """Which items match which selectors, kept true while items, inherited labels and selectors change.
 
 An item (a pod's interface, a network set) has labels of its own and inherits those of its parents (profiles): its own win,
-then the first parent's. A change costs what it touches. A new item is only tried with selectors it may match: each
+then the first parent's. Items that have all of these in common, as the pods of a Deployment do, are one group, and what is
+asked is asked of groups. A change costs what it touches. A new group is only tried with selectors it may match: each
 selector waits under labels or label values without which it cannot match. A changed label only concerns selectors that
 mention it.
 
@@ -11,7 +12,7 @@ is in its answer once, or not at all where it was undone.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Generic, TypeAlias, TypeVar
 
@@ -37,6 +38,9 @@ K = TypeVar("K", bound=Hashable)
 I = TypeVar("I", bound=Hashable)  # noqa: E741 - an item
 """What names an item."""
 
+T = TypeVar("T", bound=Hashable)
+V = TypeVar("V", bound=Hashable)
+
 Ticket: TypeAlias = "tuple[str, str | None]"
 """A label with a value, or (None) with any: what an item must have for a selector to match."""
 
@@ -45,22 +49,28 @@ _SHARED = {"projectcalico.org/namespace": 1, "projectcalico.org/orchestrator": 2
 """Labels that say little of an item: a namespace's pods have the one, all pods the other."""
 
 
-@dataclass(slots=True)
-class _Item:
+@dataclass(slots=True, eq=False)
+class _Group(Generic[K, I]):
+    """Items that have the same labels of their own and the same parents."""
+
     own: Mapping[str, str]
     parents: tuple[str, ...]
+    items: set[I] = field(default_factory=set)
     labels: Mapping[str, str] = field(default_factory=dict)
-    """What it has and inherits."""
+    """What they have and inherit."""
+    matched_by: set[K] = field(default_factory=set)
+    """The selectors that match them."""
 
 
 class LabelIndex(Generic[K, I]):
     """See the module's docstring."""
 
     def __init__(self) -> None:
-        self._items: dict[I, _Item] = {}
+        self._groups: dict[tuple[frozenset[tuple[str, str]], tuple[str, ...]], _Group[K, I]] = {}
+        self._items: dict[I, _Group[K, I]] = {}
         self._parents: dict[str, Mapping[str, str]] = {}
-        self._children: dict[str, set[I]] = {}
-        self._by_ticket: dict[Ticket, set[I]] = {}
+        self._children: dict[str, set[_Group[K, I]]] = {}
+        self._by_ticket: dict[Ticket, set[_Group[K, I]]] = {}
         self._selectors: dict[K, Selector] = {}
         self._waiting: dict[Ticket | None, set[K]] = {}
         """Selectors by what they need; None: they may match anything."""
@@ -72,29 +82,31 @@ class LabelIndex(Generic[K, I]):
 
     def set_item(self, item: I, labels: Mapping[str, str], parents: tuple[str, ...] = ()) -> None:
         """An item is new, or has these labels and parents now."""
-        known = self._items.get(item)
-        if known is None:
-            known = self._items[item] = _Item(labels, parents)
-        else:
-            self._leave(item, known.parents)
-            known.own, known.parents = labels, parents
-        for parent in parents:
-            self._children.setdefault(parent, set()).add(item)
-        self._relabel(item, known)
+        known = (frozenset(labels.items()), parents)
+        group = self._groups.get(known)
+        if group is None:
+            group = self._groups[known] = self._made(_Group(labels, parents))
+        before = self._items.get(item)
+        if before is group:
+            return
+        self._items[item] = group
+        group.items.add(item)
+        matched: set[K] = set()
+        if before is not None:
+            matched = before.matched_by
+            for key in matched - group.matched_by:
+                self._note(key, item, matched=False)
+            self._leave(item, before)
+        for key in group.matched_by - matched:
+            self._note(key, item, matched=True)
 
     def remove_item(self, item: I) -> None:
-        known = self._items.get(item)
-        if known is None:
+        group = self._items.pop(item, None)
+        if group is None:
             return
-        known.own = _EMPTY
-        self._leave(item, known.parents)
-        del self._items[item]
-        for ticket in _tickets_of(known.labels):
-            self._by_ticket[ticket].discard(item)
-            if not self._by_ticket[ticket]:
-                del self._by_ticket[ticket]
-        for key in [*self._candidates(known.labels), *self._waiting.get(None, ())]:
+        for key in group.matched_by:
             self._note(key, item, matched=False)
+        self._leave(item, group)
 
     def set_parent(self, parent: str, labels: Mapping[str, str] | None) -> None:
         """What children inherit from a parent; None: nothing any more."""
@@ -104,8 +116,8 @@ class LabelIndex(Generic[K, I]):
             self._parents[parent] = labels
         else:
             self._parents.pop(parent, None)
-        for item in self._children.get(parent, ()):
-            self._relabel(item, self._items[item])
+        for group in self._children.get(parent, ()):
+            self._relabel(group)
 
     def add_selector(self, key: K, selector: Selector) -> None:
         """Have a selector's matches followed; it must not change while it is here."""
@@ -118,16 +130,15 @@ class LabelIndex(Generic[K, I]):
             self._waiting.setdefault(ticket, set()).add(key)
         for label in mentioned(selector):
             self._mentioned.setdefault(label, set()).add(key)
-        exactly = self._with_tickets(selector)
-        if exactly is not None:
-            matches |= exactly
-        else:
-            candidates: Iterable[I] = self._items
+        groups = self._with_tickets(selector)
+        if groups is None:
+            candidates: Iterable[_Group[K, I]] = self._groups.values()
             if tickets is not None:
                 candidates = set().union(*(self._by_ticket.get(ticket, ()) for ticket in tickets))
-            for item in candidates:
-                if selector.matches(self._items[item].labels):
-                    matches.add(item)
+            groups = {group for group in candidates if selector.matches(group.labels)}
+        for group in groups:
+            group.matched_by.add(key)
+            matches |= group.items
         if matches:
             self._changes[key] = dict.fromkeys(matches, True)
 
@@ -135,7 +146,8 @@ class LabelIndex(Generic[K, I]):
         selector = self._selectors.pop(key, None)
         if selector is None:
             return
-        del self._matches[key]
+        for item in self._matches.pop(key):
+            self._items[item].matched_by.discard(key)
         self._changes.pop(key, None)
         tickets = needed(selector)
         for ticket in tickets if tickets is not None else (None,):
@@ -157,9 +169,10 @@ class LabelIndex(Generic[K, I]):
         """Whether a selector is followed."""
         return key in self._selectors
 
-    def selectors(self) -> Iterable[K]:
-        """The selectors that are followed."""
-        return self._selectors.keys()
+    def matching(self, item: I) -> Set[K]:
+        """The selectors that match an item, none where there is no such item; not to be changed."""
+        group = self._items.get(item)
+        return frozenset() if group is None else group.matched_by
 
     def labels(self, item: I) -> Mapping[str, str]:
         """All labels of an item, inherited ones included."""
@@ -172,7 +185,7 @@ class LabelIndex(Generic[K, I]):
 
     # ---- inside
 
-    def _with_tickets(self, selector: Selector) -> set[I] | None:
+    def _with_tickets(self, selector: Selector) -> set[_Group[K, I]] | None:
         """What matches, where tickets alone tell; not to be changed. None: labels have to be looked at."""
         match selector:
             case Equal(label, value):
@@ -188,58 +201,62 @@ class LabelIndex(Generic[K, I]):
             case _:
                 return None
 
-    def _leave(self, item: I, parents: tuple[str, ...]) -> None:
-        for parent in parents:
-            children = self._children.get(parent)
-            if children is not None:
-                children.discard(item)
-                if not children:
-                    del self._children[parent]
+    def _made(self, group: _Group[K, I]) -> _Group[K, I]:
+        """A new group, known where it has to be."""
+        for parent in group.parents:
+            self._children.setdefault(parent, set()).add(group)
+        labels = group.labels = self._inherited(group)
+        for ticket in _tickets_of(labels):
+            self._by_ticket.setdefault(ticket, set()).add(group)
+        candidates = set(self._waiting.get(None, ())).union(*map(self._waiting_for, _tickets_of(labels)))
+        group.matched_by = {key for key in candidates if self._selectors[key].matches(labels)}
+        return group
 
-    def _relabel(self, item: I, known: _Item) -> None:
-        labels: Mapping[str, str] = known.own
-        inherited = [self._parents[parent] for parent in known.parents if parent in self._parents]
-        if inherited:
-            merged: dict[str, str] = {}
-            for each in reversed(inherited):
-                merged.update(each)
-            merged.update(known.own)
-            labels = merged
-        old, known.labels = known.labels, labels
-        if old == labels:
-            if not old:  # it may be new, and without labels
-                for key in self._waiting.get(None, ()):
-                    self._note(key, item, matched=self._selectors[key].matches(labels))
+    def _leave(self, item: I, group: _Group[K, I]) -> None:
+        """An item is not in a group any more, which goes with its last one."""
+        group.items.discard(item)
+        if group.items:
             return
-        if not old:
-            keys = {*self._candidates(labels), *self._waiting.get(None, ())}
-        else:
-            changed = {label for label in old.keys() | labels.keys() if old.get(label) != labels.get(label)}
-            keys = set().union(*(self._mentioned.get(label, ()) for label in changed))
+        del self._groups[frozenset(group.own.items()), group.parents]
+        for parent in group.parents:
+            _discard(self._children, parent, group)
+        for ticket in _tickets_of(group.labels):
+            _discard(self._by_ticket, ticket, group)
+
+    def _inherited(self, group: _Group[K, I]) -> Mapping[str, str]:
+        inherited = [self._parents[parent] for parent in group.parents if parent in self._parents]
+        if not inherited:
+            return group.own
+        merged: dict[str, str] = {}
+        for each in reversed(inherited):
+            merged.update(each)
+        merged.update(group.own)
+        return merged
+
+    def _relabel(self, group: _Group[K, I]) -> None:
+        old, labels = group.labels, self._inherited(group)
+        if old == labels:
+            return
+        group.labels = labels
         before, after = set(_tickets_of(old)), set(_tickets_of(labels))
         for ticket in before - after:
-            self._by_ticket[ticket].discard(item)
-            if not self._by_ticket[ticket]:
-                del self._by_ticket[ticket]
+            _discard(self._by_ticket, ticket, group)
         for ticket in after - before:
-            self._by_ticket.setdefault(ticket, set()).add(item)
-        for key in keys:
-            self._note(key, item, matched=self._selectors[key].matches(labels))
+            self._by_ticket.setdefault(ticket, set()).add(group)
+        changed = {label for label in old.keys() | labels.keys() if old.get(label) != labels.get(label)}
+        for key in set().union(*(self._mentioned.get(label, ()) for label in changed)):
+            matched = self._selectors[key].matches(labels)
+            if matched is (key in group.matched_by):
+                continue
+            (group.matched_by.add if matched else group.matched_by.discard)(key)
+            for item in group.items:
+                self._note(key, item, matched=matched)
 
-    def _candidates(self, labels: Mapping[str, str]) -> set[K]:
-        found: set[K] = set()
-        for ticket in _tickets_of(labels):
-            found |= self._waiting.get(ticket, set())
-        return found
+    def _waiting_for(self, ticket: Ticket) -> Iterable[K]:
+        return self._waiting.get(ticket, ())
 
     def _note(self, key: K, item: I, *, matched: bool) -> None:
-        matches = self._matches[key]
-        if matched is (item in matches):
-            return
-        if matched:
-            matches.add(item)
-        else:
-            matches.discard(item)
+        (self._matches[key].add if matched else self._matches[key].discard)(item)
         changes = self._changes.setdefault(key, {})
         if changes.get(item) is (not matched):
             del changes[item]
@@ -247,6 +264,12 @@ class LabelIndex(Generic[K, I]):
             changes[item] = matched
         if not changes:
             del self._changes[key]
+
+
+def _discard(table: dict[T, set[V]], name: T, value: V) -> None:
+    table[name].discard(value)
+    if not table[name]:
+        del table[name]
 
 
 def _tickets_of(labels: Mapping[str, str]) -> Iterable[Ticket]:

@@ -87,6 +87,8 @@ class IndexMachine(RuleBasedStateMachine):
             assert self.index.matches(text) == {item for item in self.items if selector.matches(self.expected(item))}
         for item in self.items:
             assert self.index.labels(item) == self.expected(item)
+            matching = {text for text, matches in self.selectors.items() if matches.matches(self.expected(item))}
+            assert self.index.matching(item) == matching
 
 
 TestIndex = IndexMachine.TestCase
