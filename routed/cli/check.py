@@ -65,13 +65,14 @@ def _check(arguments: argparse.Namespace) -> int:
             errors += wrong
         elif config.datastore_path:
             errors.append(f"{path}{_line_of_folder(path)}: datastore.path: there is no folder {config.datastore_path}")
-    answer: Row = {"path": path, "errors": errors, "resources": len(resources), "plan": None, "warnings": []}
+    answer: Row = {"path": path, "errors": errors, "resources": len(resources), "plan": None}
     if node is not None:
-        answer["plan"], answer["warnings"] = _plan(node, resources, config)
-    else:  # what any of the nodes would complain about
+        answer["plan"], warnings, notes = _plan(node, resources, config)
+    else:  # what any of the nodes would say
         nodes = [each.key.name for each in resources if each.key.kind == "Node"][:MAX_NODES]
-        answer["warnings"] = sorted({text for each in nodes for text in _plan(each, resources, None)[1]})
-    answer["warnings"] = [_placed(text, places) for text in answer["warnings"]]
+        plans = [_plan(each, resources, None) for each in nodes]
+        warnings, notes = (sorted({text for each in plans for text in each[what]}) for what in (1, 2))
+    answer["warnings"], answer["notes"] = ([_placed(text, places) for text in texts] for texts in (warnings, notes))
     show_one(arguments, answer, report)
     return ExitStatus.CONFIG if errors else ExitStatus.OK
 
@@ -209,8 +210,8 @@ def _without(value: Any, path: str) -> Any:
     return None if made is None else {**value, name: made}
 
 
-def _plan(node: str, resources: list[Any], config: Config | None) -> tuple[Row, list[str]]:
-    """What a node would do with these resources, and what they ask for that it would not."""
+def _plan(node: str, resources: list[Any], config: Config | None) -> tuple[Row, list[str], list[str]]:
+    """What a node would do with these resources, what they ask for that it would not, and what else it would say."""
     from routed.datastore.secrets import SecretFolder  # noqa: PLC0415
     from routed.model.resources import Update  # noqa: PLC0415
     from routed.net.addresses import format_address, format_router_id  # noqa: PLC0415
@@ -226,6 +227,7 @@ def _plan(node: str, resources: list[Any], config: Config | None) -> tuple[Row, 
             calico_version=config.calico_version,
             pod_cidrs=pod_cidrs(config),
             interface_prefixes=config.interface_prefixes,
+            own_workloads=config.cni.enabled,
         )
     planner = Planner(node, settings)
     for resource in resources:
@@ -260,7 +262,7 @@ def _plan(node: str, resources: list[Any], config: Config | None) -> tuple[Row, 
             for (family, prefix), origin in plan.origins.items()
         ],
     }
-    return row, list(plan.problems)
+    return row, list(plan.problems), list(plan.notes)
 
 
 def _passwords(resources: Iterable[Any]) -> Iterator[str]:
@@ -277,6 +279,8 @@ def report(answer: Row) -> Iterator[str]:
         yield harmless(f"error: {error}")
     for warning in answer["warnings"]:
         yield harmless(f"warning: {warning}")
+    for note in answer["notes"]:
+        yield harmless(f"note: {note}")
     plan = answer["plan"]
     if plan is not None:
         yield harmless(f"{plan['node']} would have AS {plan['as'] or '-'}, router id {plan['routerId'] or '-'},")

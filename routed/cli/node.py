@@ -138,6 +138,11 @@ def status(row: Row) -> Iterator[str]:
     yield f"problems: {len(problems)}" if problems else "problems: none"
     for problem in problems:
         yield f"  {harmless(str(problem))}"
+    notes = row.get("notes") or []
+    if notes:
+        yield f"notes: {len(notes)}"
+    for note in notes:
+        yield f"  {harmless(str(note))}"
 
 
 def _listening(row: Row) -> str | None:

@@ -850,6 +850,9 @@ class Core:
             for rule in route_filter.rules
         )
         self._tell_problems(old.problems, plan.problems)
+        for note in plan.notes:
+            if note not in old.notes:
+                self._log(Level.INFO, "plan", note)
         if plan.speaker is not None:
             self.local.router_id = self.learned.router_id = plan.speaker.router_id
         self._apply_kernel_plan(old, plan, now)

@@ -61,6 +61,7 @@ def status(core: Core, now: float) -> Row:
             for (family, prefix), reason in sorted(core.plan.withheld.items())
         ],
         "problems": [*core.plan.problems, *core.address_problems, *_refused_connections(core, now)],
+        "notes": list(core.plan.notes),
         "uptimeSeconds": None if core.restart.in_sync_at is None else round(now - core.restart.in_sync_at, 3),
     }
 

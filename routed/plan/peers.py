@@ -59,6 +59,19 @@ class PeerSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class PeersPlanned:
+    """What `plan_peers` answers."""
+
+    specs: dict[str, PeerSpec]
+    """By name."""
+    ways: dict[tuple[Family, bytes], Origin]
+    """The routes that lead to peers."""
+    problems: list[str]
+    notes: list[str]
+    """As in `Plan`."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Target:
     """The other end of a session."""
 
@@ -84,10 +97,8 @@ class _Password:
 _NO_PASSWORD = _Password("", 0, "")
 
 
-def plan_peers(
-    cluster: Cluster, speaker: Speaker
-) -> tuple[dict[str, PeerSpec], dict[tuple[Family, bytes], Origin], list[str]]:
-    """This node's neighbours by name, the routes that lead to them, and what is wrong with the resources they come from."""
+def plan_peers(cluster: Cluster, speaker: Speaker) -> PeersPlanned:
+    """Which neighbours this node has."""
     builder = _Builder(cluster, speaker)
     for peer in builder.resources:
         if peer.is_global:
@@ -100,7 +111,7 @@ def plan_peers(
     builder.add_mesh()
     for peer in builder.resources:
         builder.add_workloads(peer)
-    return builder.specs, builder.ways, builder.problems
+    return PeersPlanned(builder.specs, builder.ways, builder.problems, builder.notes)
 
 
 class _Builder:
@@ -116,6 +127,7 @@ class _Builder:
         self.specs: dict[str, PeerSpec] = {}
         self.ways: dict[tuple[Family, bytes], Origin] = {}
         self.problems: list[str] = []
+        self.notes: list[str] = []
         self._taken: dict[tuple[bytes, int], PeerSpec] = {}
         self._guards: dict[bytes, PeerSpec] = {}
         """The first session with each address."""
@@ -186,6 +198,7 @@ class _Builder:
         password = self._password(default.node_mesh_password, f"BGPConfiguration {default.name}: spec.nodeMeshPassword")
         local_as = self.speaker.local_as
         taken: list[str] = []
+        mesh: dict[tuple[bytes, int], str] = {}
         for node in self._nodes:
             bgp = node.bgp
             if bgp is None or bgp.route_reflector_cluster_id is not None:
@@ -200,10 +213,16 @@ class _Builder:
                 if not own or address == own:
                     continue
                 key = (address, self.cluster.listen_port(node.name) or DEFAULT_PORT)
+                if key in mesh:
+                    self.problems.append(
+                        f"Node {node.name}: has the address {text} of Node {mesh[key]}, so there is no session of its own"
+                    )
+                    continue
                 if key in self._taken:
                     taken.append(f"{text} of {node.name} ({self._taken[key].why})")
                     continue
                 peer_as = self.cluster.as_number(node)
+                mesh[key] = node.name
                 self._put(
                     key,
                     PeerSpec(
@@ -232,7 +251,7 @@ class _Builder:
                 )
         if taken:
             more = f" and {len(taken) - 5} more" if len(taken) > 5 else ""
-            self.problems.append(
+            self.notes.append(
                 f"node-to-node mesh: not used for {', '.join(taken[:5])}{more}, since the same address and port "
                 "already have a session; it is the first that counts"
             )
@@ -359,7 +378,7 @@ class _Builder:
             return _Password(reference, secret.generation, "")
         why = secret.problem or f"there is no {reference} in the folder secrets.dir of routed's own configuration"
         if ref.optional and not secret.problem:
-            self.problems.append(f"{label}: {why}, and it is optional: there is no password")
+            self.notes.append(f"{label}: {why}, and it is optional: there is no password")
             return _NO_PASSWORD
         self.problems.append(f"{label}: {why}, so no session begins; one that is up goes on as it is")
         return _Password(reference, 0, f"its password is missing: {why}")

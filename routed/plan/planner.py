@@ -42,6 +42,7 @@ class Planner:
         self._learn = LearnPlan()
         self._workloads = Workloads()
         self._session_problems: list[str] = []
+        self._session_notes: list[str] = []
         self._tunnels: tuple[Tunnel, ...] | None = None
         self._tunnel_problems: list[str] = []
 
@@ -91,18 +92,20 @@ class Planner:
             self._book.renew(self._origins.routes)
         if dirty & (Aspect.SESSIONS | Aspect.FILTERS):  # a peer may name a filter that did not exist before
             self._speaker, self._session_problems = plan_speaker(cluster, self._settings)
-            self._specs, self._ways = {}, {}
+            self._specs, self._ways, self._session_notes = {}, {}, []
             if self._speaker is not None:
-                self._specs, self._ways, problems = plan_peers(cluster, self._speaker)
-                self._session_problems += problems
+                peers = plan_peers(cluster, self._speaker)
+                self._specs, self._ways, self._session_notes = peers.specs, peers.ways, peers.notes
+                self._session_problems += peers.problems
+        unsupported = unsupported_settings(
+            cluster, calico_version(cluster, self._settings), own_workloads=self._settings.own_workloads
+        )
         problems = [
             *self._session_problems,
             *self._origins.problems,
             *self._workloads.problems(),
             *self._tunnel_problems,
-            *unsupported_settings(
-                cluster, calico_version(cluster, self._settings), own_workloads=self._settings.own_workloads
-            ),
+            *unsupported.problems,
         ]
         plan = Plan(
             speaker=self._speaker,
@@ -117,6 +120,7 @@ class Planner:
             learn=self._learn,
             tunnels=self._tunnels,
             problems=tuple(sorted(set(problems))),
+            notes=tuple(sorted({*self._session_notes, *unsupported.notes})),
         )
         if plan != self._plan:
             self._plan = plan

@@ -148,6 +148,9 @@ class Plan:
     """The devices of pools with encapsulation; None: they are somebody else's."""
     problems: tuple[str, ...] = ()
     """What resources ask for and won't get, a sentence each that begins with the resource; sorted."""
+    notes: tuple[str, ...] = ()
+    """What is as it should be and may surprise all the same: which of two resources counts where they say the same, and what
+    is another program's part on this node. Like problems, but for nobody to act on."""
 
 
 class PeerChange(enum.Flag):

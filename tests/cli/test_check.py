@@ -96,7 +96,7 @@ def test_warnings_name_what_is_not_supported(tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "node.yaml").write_text(node + "spec: {bgp: {ipv4Address: 10.1.0.1/24}}\n")
     status, lines = run(capsys, str(tmp_path))
     assert status == 0
-    assert [line for line in lines if line.startswith(f"warning: {tmp_path}/pool.yaml:4: IPPool p: spec.natOutgoing")]
+    assert [line for line in lines if line.startswith(f"note: {tmp_path}/pool.yaml:4: IPPool p: spec.natOutgoing")]
 
 
 def test_passwords_and_the_sessions_that_wait_for_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

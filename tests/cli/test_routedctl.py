@@ -172,6 +172,7 @@ STATUS = {
     "routesRefusedByKernel": 1,
     "kernel": {"programRoutes": True, "table": 254, "routes": 9},
     "problems": ["cannot listen on port 179 (IPv4): another program uses it", "a.yaml:3: spec: \x1b[31m"],
+    "notes": ["IPPool pods: spec.natOutgoing: \x1b[31m"],
 }
 
 
@@ -326,6 +327,8 @@ def test_status(ctl: Ctl) -> None:
         "problems: 2",
         "  cannot listen on port 179 (IPv4): another program uses it",
         "  a.yaml:3: spec: \\x1b[31m",
+        "notes: 1",
+        "  IPPool pods: spec.natOutgoing: \\x1b[31m",
     ]
     assert ctl.json("status") == STATUS
 

@@ -16,6 +16,7 @@ Each file under `scenarios/` is one case, and says what it is about. Its parts:
                                   the route: localPref, interface, communities, asPath; what it becomes: adds, path,
                                   setsLocalPref; and `rule`: part of what decided
       problems: [TEXT]            each is part of a problem, and each problem is named; left out: not looked at
+      notes: [TEXT]               likewise
     steps:                        changes while everything runs, each with
       - about: one sentence
         apply: [...]
@@ -181,10 +182,11 @@ def check(expected: Json, before: Plan, plan: Plan, *, first: bool) -> None:
         assert (prefix, programmed(plan, prefix)) == (prefix, what)
     for case in expected.get("verdicts", ()):
         assert verdict(plan, case) == case
-    if "problems" in expected:
-        problems, texts = list(plan.problems), expected["problems"] or []
-        assert [text for text in texts if not any(text in problem for problem in problems)] == [], problems
-        assert [problem for problem in problems if not any(text in problem for text in texts)] == []
+    for key, told in (("problems", plan.problems), ("notes", plan.notes)):
+        if key in expected:
+            texts = expected[key] or []
+            assert [text for text in texts if not any(text in line for line in told)] == [], told
+            assert [line for line in told if not any(text in line for text in texts)] == []
     if not first:
         delta = diff(before, plan)
         for key, names in (
@@ -206,8 +208,8 @@ def known_keys(scenario: Json) -> Iterator[str]:
     for step in (scenario, *scenario.get("steps", ())):
         for expected in expectations(step):
             yield from set(expected) - {
-                "node", "port", "neighbours", "routes", "withheld", "kernel", "verdicts", "problems", "added", "removed",
-                "reset", "changed", "renamed",
+                "node", "port", "neighbours", "routes", "withheld", "kernel", "verdicts", "problems", "notes", "added",
+                "removed", "reset", "changed", "renamed",
             }  # fmt: skip
 
 

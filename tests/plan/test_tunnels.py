@@ -143,7 +143,7 @@ def test_beside_felix_they_are_felix_s() -> None:
     assert node.plan.tunnels is None
     rule: Any = node.plan.kernel.policy[V4].judge(parse_prefix("10.65.2.0/26")[1])
     assert rule.programming is Programming.LEAVE and "Felix" in rule.why
-    assert any("left to Felix" in problem for problem in node.plan.problems)
+    assert any("left to Felix" in note for note in node.plan.notes) and not node.plan.problems
 
 
 def test_what_a_tunnel_puts_around_packets() -> None:
