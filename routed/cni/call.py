@@ -16,6 +16,7 @@ from typing import TypeAlias
 
 from routed.cni.protocol import VERSIONS, Call
 from routed.errors import CniError
+from routed.model.head import is_label, is_name, is_namespace
 from routed.model.resources import JsonObject, JsonValue
 from routed.model.workloads import BRIDGE_NAME
 from routed.net.addresses import format_address
@@ -49,11 +50,20 @@ _SINCE = {
 }
 #: Annotations of Calico's plugin that would give a pod something else than it gets here.
 _NOT_DONE = ("ipAddrsNoIpam", "floatingIPs", "allowedSourcePrefixes")
+#: What a result has, where it has it.
+_PARTS = (
+    ("interfaces", list, "a list"), ("ips", list, "a list"), ("routes", list, "a list"), ("dns", dict, "an object"),
+)  # fmt: skip
 _ANNOTATIONS = "io.kubernetes.cri.pod-annotations"
 _PREFIX = "cni.projectcalico.org/"
 
 #: Of `attach: bridge`, where the configuration names no other.
 DEFAULT_BRIDGE = "routed0"
+
+#: Octets every link with IPv6 must carry.
+LEAST_MTU_OF_IPV6 = 1280
+#: What is on the node's end of every pod (`dataplane.pods`).
+_GATEWAY_MAC = bytes.fromhex("eeeeeeeeeeee")
 
 Attachment: TypeAlias = "tuple[str, str]"
 """(container id, interface in the pod)."""
@@ -133,6 +143,9 @@ def parse_request(call: Call) -> Request:
     previous = configuration.get("prevResult")
     if previous is not None and not isinstance(previous, dict):
         raise CniError(DECODE_FAILURE, "prevResult: must be an object")
+    for name, kind, what in _PARTS:
+        if previous is not None and not isinstance(previous.get(name), kind | None):
+            raise CniError(DECODE_FAILURE, f"prevResult.{name}: must be {what}")
     if command in ("STATUS", "GC"):
         return Request(
             command, version, network, configuration=configuration, valid_attachments=_attachments(configuration)
@@ -168,6 +181,9 @@ def parse_request(call: Call) -> Request:
         Family.IPV6_UNICAST: _pools(ipam, annotations, "ipv6_pools", "ipv6pools"),
     }
     addresses = _addresses(arguments, runtime, args, annotations)
+    families, labels, mtu = _families(ipam, annotations, addresses), _labels(args), _mtu(configuration)
+    if command == "ADD":  # what is there may go, whatever the configuration says by now
+        _must_be_possible(arguments, labels, mtu, families)
     return Request(
         command,
         version,
@@ -180,12 +196,38 @@ def parse_request(call: Call) -> Request:
         previous,
         addresses,
         {family: names for family, names in pools.items() if names},
-        _families(ipam, annotations, addresses),
+        families,
         _mac(runtime, annotations),
-        _labels(args),
+        labels,
         bridge if attach == "bridge" else "",
-        _mtu(configuration),
+        mtu,
     )
+
+
+def _must_be_possible(
+    arguments: Mapping[str, str], labels: Mapping[str, str], mtu: int, families: tuple[Family, ...]
+) -> None:
+    """What no endpoint can be made of will never work: it is refused before anything is made."""
+    namespace, name = arguments.get("K8S_POD_NAMESPACE", ""), arguments.get("K8S_POD_NAME", "")
+    if name and not is_name(name):
+        raise CniError(INVALID_ENVIRONMENT, f"CNI_ARGS: K8S_POD_NAME: cannot be a pod's name: {name!r}")
+    if namespace and not is_namespace(namespace):
+        raise CniError(INVALID_ENVIRONMENT, f"CNI_ARGS: K8S_POD_NAMESPACE: cannot be a namespace's name: {namespace!r}")
+    for key, value in labels.items():
+        if not is_label(key, value):
+            raise CniError(
+                INVALID_CONFIGURATION, f"args.cni.labels: cannot be a label and its value: {key!r}, {value!r}"
+            )
+    if mtu:
+        must_carry(mtu, families)
+
+
+def must_carry(mtu: int, families: tuple[Family, ...]) -> None:
+    """Raises CniError where an interface of this MTU cannot have addresses of these families."""
+    if mtu < LEAST_MTU_OF_IPV6 and Family.IPV6_UNICAST in families:
+        raise CniError(
+            INVALID_CONFIGURATION, f"mtu: {mtu} is too little for IPv6, which takes {LEAST_MTU_OF_IPV6} (RFC 8200)"
+        )
 
 
 # ---- the configuration
@@ -313,6 +355,8 @@ def _addresses(
 
 def _address(where: str, value: JsonValue) -> bytes:
     try:
+        if "%" in str(value):
+            raise ValueError("it is of one link")
         return ipaddress.ip_interface(str(value)).ip.packed
     except ValueError:
         raise CniError(INVALID_CONFIGURATION, f"{where}: {value!r} is no address") from None
@@ -358,6 +402,8 @@ def _mac(runtime: JsonObject, annotations: Mapping[str, str]) -> bytes | None:
     mac = bytes.fromhex(value.replace(":", ""))
     if not any(mac):
         raise CniError(INVALID_CONFIGURATION, f"mac: {value} is nobody's address")
+    if mac == _GATEWAY_MAC:
+        raise CniError(INVALID_CONFIGURATION, f"mac: {value} is that of the pod's gateway")
     if mac[0] & 1:
         raise CniError(INVALID_CONFIGURATION, f"mac: {value} is a group's address, not an interface's")
     return mac

@@ -13,9 +13,18 @@ import socket
 import stat
 from collections.abc import Awaitable, Callable, Iterable
 
-from routed.cni.call import DECODE_FAILURE, INTERNAL, TRY_AGAIN, Request, format_error, parse_request, version_of
+from routed.cni.call import (
+    DECODE_FAILURE,
+    INTERNAL,
+    INVALID_CONFIGURATION,
+    TRY_AGAIN,
+    Request,
+    format_error,
+    parse_request,
+    version_of,
+)
 from routed.cni.protocol import MAX_MESSAGE, SYSCTLS_DONE, encode_result, encode_sysctls, parse_call
-from routed.errors import CniError, RoutedError
+from routed.errors import CniError, ConfigError, RoutedError
 
 #: Calls handled at once; more wait in the socket's queue.
 BACKLOG = 512
@@ -173,6 +182,8 @@ class CniServer:
                 output = await self._handler(request, None, conversation)
         except CniError as error:
             await conversation.answer(1, format_error(version, error))
+        except ConfigError as error:  # what was asked for cannot be written down, now or later
+            await conversation.answer(1, format_error(version, CniError(INVALID_CONFIGURATION, str(error))))
         except RoutedError as error:
             await conversation.answer(1, format_error(version, CniError(TRY_AGAIN, str(error))))
         except Exception as error:

@@ -43,6 +43,7 @@ from routed.cni.call import (
     Request,
     format_result,
     handle_of,
+    must_carry,
     previous_result,
 )
 from routed.core.effects import Level
@@ -295,6 +296,8 @@ class Pods:
             made = await self._found_again(request, inside, there, identity)
             if made is not None:
                 return json.dumps(format_result(request, made)).encode()
+        mtu = request.mtu or self._dataplane.mtu
+        must_carry(mtu, request.families)
         mac = request.mac or (there.mac if isinstance(there, WorkloadEndpoint) else None) or _random_mac()
         try:
             # the plugin writes them while addresses are found
@@ -308,7 +311,6 @@ class Pods:
             self._owed.pop((request.container_id, request.interface), None)
             await conversation.sysctls_written()
             families = tuple((Family.of_address(each), each) for each in addresses)
-            mtu = request.mtu or self._dataplane.mtu
             port = PodPort(
                 identity.interface,
                 request.interface,
@@ -348,7 +350,12 @@ class Pods:
 
     async def _delete(self, request: Request) -> None:
         self._must_know()
-        await self._remove(list(self._endpoints(request.container_id, request.interface)), request.handle)
+        endpoints = list(self._endpoints(request.container_id, request.interface))
+        await self._remove(endpoints, request.handle)
+        if not endpoints:  # somebody may have taken it away under the pod
+            interface = self._key_of(request)[1]
+            if not any(each.interface_name == interface for each in self._endpoints()):
+                self._tear_down(interface)
 
     async def _check(self, request: Request, inside: Inside) -> None:
         endpoints = list(self._endpoints(request.container_id, request.interface))
@@ -427,16 +434,13 @@ class Pods:
     # ---- who a pod is
 
     async def _identify(self, request: Request) -> _Identity:
-        namespace, name = request.pod
+        name = request.pod[1]
+        key, interface = self._key_of(request)
         if not name:
-            key, interface = self._key_outside_kubernetes(request)
             _must_be_name(key, f"CNI_CONTAINERID {request.container_id} and CNI_IFNAME {request.interface}")
             own = {**request.labels, "projectcalico.org/namespace": key.namespace}
             return _Identity(key, interface, "cni", own, (NAMESPACE_PROFILE + key.namespace,), "", ())
-        segments = (self._node_name, "k8s", name, request.interface)
-        key = ResourceKey(WorkloadEndpoint.kind, workload_endpoint_name(segments), namespace or "default")
         _must_be_name(key, f"K8S_POD_NAME {name} and CNI_IFNAME {request.interface}")
-        seed = f"{key.namespace}.{name}" + ("" if request.interface == "eth0" else f".{request.interface}")
         labels, account, ports = await self._pod_says(request, key)
         labels = {
             **labels,
@@ -447,9 +451,16 @@ class Pods:
             NAMESPACE_PROFILE + key.namespace,
             *((f"{ACCOUNT_PROFILE}{key.namespace}.{account}",) if account else ()),
         )
-        return _Identity(key, _interface(seed), "k8s", labels, profiles, account, ports)
+        return _Identity(key, interface, "k8s", labels, profiles, account, ports)
 
-    def _key_outside_kubernetes(self, request: Request) -> tuple[ResourceKey, str]:
+    def _key_of(self, request: Request) -> tuple[ResourceKey, str]:
+        """A pod's endpoint and the node's end of its interface, by what they are called."""
+        namespace, name = request.pod
+        if name:
+            segments = (self._node_name, "k8s", name, request.interface)
+            key = ResourceKey(WorkloadEndpoint.kind, workload_endpoint_name(segments), namespace or "default")
+            second = "" if request.interface == FIRST_INTERFACE else f".{request.interface}"
+            return key, _interface(f"{key.namespace}.{name}{second}")
         segments = (self._node_name, "cni", request.container_id, request.interface)
         key = ResourceKey(WorkloadEndpoint.kind, workload_endpoint_name(segments), "default")
         return key, _interface(f"{request.container_id}.{request.interface}")

@@ -340,7 +340,7 @@ def assign_addresses(cluster: Cluster, demand: Demand, clock: Clock) -> Procedur
             break
         given += yield from _from_block(cluster, cidr, demand, demand.count - len(given), reserved, clock, own=True)
     limit = cluster.config.max_blocks_per_host or demand.maximum_blocks or DEFAULT_BLOCK_LIMIT
-    held = len(usable)
+    held, known = len(usable), {*own}
     reason = ""
     while len(given) < demand.count:
         if not cluster.config.auto_allocate_blocks:
@@ -349,7 +349,7 @@ def assign_addresses(cluster: Cluster, demand: Demand, clock: Clock) -> Procedur
         if held >= limit:
             reason = f"node {demand.node} has {held} blocks of {', '.join(pool.name for pool in pools)}, the limit"
             break
-        claimed = yield from _claim_next(cluster, pools, demand.node, clock)
+        claimed = yield from _claim_next(cluster, pools, demand.node, known, clock)
         if claimed is None:
             reason = f"no block is free in {', '.join(pool.name for pool in pools)}"
             break
@@ -517,8 +517,11 @@ def _borrow(
 # ---- claiming blocks
 
 
-def _claim_next(cluster: Cluster, pools: list[IPPool], node: str, clock: Clock) -> Procedure[Cidr | None]:
-    """A block for a node: one nobody has, or an empty one another node has held for a while.
+def _claim_next(
+    cluster: Cluster, pools: list[IPPool], node: str, known: set[Cidr], clock: Clock
+) -> Procedure[Cidr | None]:
+    """A block for a node, besides the `known` ones: one that says it is its own (the claim got lost), one nobody has, or an
+    empty one another node has held for a while.
 
     Never one whose addresses are all kept back: it would give nothing, and the next call would take another. One that pods
     of other nodes live in, because it got lost, is left to them while there is another.
@@ -530,6 +533,14 @@ def _claim_next(cluster: Cluster, pools: list[IPPool], node: str, clock: Clock) 
         for found in (answer if isinstance(answer, list) else ())
         if isinstance(found.value, IPAMBlock)
     }
+    for pool in pools:
+        for cidr in in_search_order(pool, node, there):
+            block = _block(there[cidr])
+            if block.host != node or cidr in known or not free_count(block, is_kept_back):
+                continue
+            known.add(cidr)
+            if (yield from claim(cidr, node, clock)):
+                return cidr
     lived_in: list[Cidr] = []
     for pool in pools:
         for cidr in search_order(pool, node, cluster.reserved):

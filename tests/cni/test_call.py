@@ -43,6 +43,13 @@ def test_ranges_are_pools():
         ({"runtimeConfig": {"ipRanges": [["10.1.0.0/16"]]}}, 7, "is no CIDR"),
         ({"runtimeConfig": {"mac": "00:00:00:00:00:00"}}, 7, "nobody's"),
         ({"runtimeConfig": {"mac": "01:00:5e:00:00:01"}}, 7, "a group's"),
+        ({"runtimeConfig": {"mac": "ee:ee:ee:ee:ee:ee"}}, 7, "gateway"),
+        ({"runtimeConfig": {"ips": ["fd00::77%eth0"]}}, 7, "is no address"),
+        ({"mtu": 1279, "ipam": {"assign_ipv6": "true"}}, 7, "too little for IPv6"),
+        ({"args": {"cni": {"labels": [{"key": "a b", "value": "c"}]}}}, 7, "cannot be a label"),
+        ({"args": {"cni": {"labels": [{"key": "a", "value": "c" * 64}]}}}, 7, "cannot be a label"),
+        ({"prevResult": {"ips": 7}}, 6, "prevResult.ips: must be a list"),
+        ({"prevResult": {"dns": []}}, 6, "prevResult.dns: must be an object"),
         (annotated(ipFamilies='["IPv4", "IPv4"]'), 7, "twice"),
         (annotated(floatingIPs='["10.0.0.1"]'), 2, "floatingIPs"),
         (annotated(ipAddrsNoIpam='["10.0.0.1"]'), 2, "ipAddrsNoIpam"),
@@ -53,6 +60,16 @@ def test_what_is_wrong_or_not_done_is_refused(configuration: dict[str, Any], cod
     with pytest.raises(CniError, match=words) as raised:
         request(**configuration)
     assert raised.value.code == code
+
+
+@pytest.mark.parametrize("words", ["K8S_POD_NAME=-x", "K8S_POD_NAME=Web", "K8S_POD_NAME=web;K8S_POD_NAMESPACE=UP"])
+def test_names_that_no_pod_has_are_refused_and_yet_may_go(words: str):
+    environment = {"CNI_CONTAINERID": "c1", "CNI_NETNS": "/run/netns/p", "CNI_IFNAME": "eth0", "CNI_ARGS": words}
+    body = json.dumps({"cniVersion": "1.0.0", "name": "pods", "mtu": 600, "ipam": {"assign_ipv6": True}}).encode()
+    with pytest.raises(CniError, match="cannot be a") as raised:
+        parse_request(Call({**environment, "CNI_COMMAND": "ADD"}, body))
+    assert raised.value.code == 4
+    assert parse_request(Call({**environment, "CNI_COMMAND": "DEL"}, body)).container_id == "c1"
 
 
 def test_handles():

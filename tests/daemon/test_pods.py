@@ -438,7 +438,7 @@ def test_names_no_endpoint_may_have(store: Store, runner: asyncio.Runner, pod: s
 
     async def main() -> None:
         node = Node(store)
-        with pytest.raises(CniError, match="cannot be an endpoint's name") as raised:
+        with pytest.raises(CniError, match=r"cannot be an? (endpoint|pod)'s name") as raised:
             await node.call("ADD", name=pod, container=container, interface=interface)
         assert raised.value.code == 4 and node.wiring.last == 0
         await node.call("DEL", name=pod, container=container, interface=interface)
@@ -540,6 +540,41 @@ def test_nobody_is_given_an_address_that_somebody_has_though_no_block_says_so(st
             await node.call("DEL", "web-0" if number == 91 else f"web-{number}", f"c{number}")
         await node.pods.close()
         nothing_left(node)
+        await node.close()
+
+    runner.run(main())
+
+
+def test_a_del_takes_the_interface_whatever_the_datastore_says(store: Store, runner: asyncio.Runner):
+    async def main() -> None:
+        node = Node(store)
+        await node.call("ADD")
+        await node.call("ADD", "", "c2")
+        for endpoint in store.of(WorkloadEndpoint):  # by somebody's hand
+            del store.items[endpoint.key]
+            node.pods.update(Update(endpoint.key, None))
+        await node.call("DEL")
+        await node.call("DEL", "", "c2")
+        await node.pods.close()
+        nothing_left(node)
+        await node.call("ADD", "web", "c3")  # a new sandbox of the same pod
+        await node.call("DEL", "web", "c1")  # and the late end of the first
+        await node.pods.close()
+        assert len(node.wiring.interfaces) == 1
+        await node.close()
+
+    runner.run(main())
+
+
+def test_an_uplink_too_small_for_ipv6_is_told_before_anything_is_made(store: Store, runner: asyncio.Runner):
+    async def main() -> None:
+        node = Node(store)
+        node.dataplane.mtu = 1230
+        with pytest.raises(CniError, match="1230 is too little for IPv6") as raised:
+            await node.call("ADD", ipam={"assign_ipv6": "true"})
+        assert raised.value.code == 7
+        nothing_left(node)
+        await node.call("ADD")
         await node.close()
 
     runner.run(main())

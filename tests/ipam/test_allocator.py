@@ -468,3 +468,15 @@ def test_an_empty_block_of_a_node_with_pods_in_it_is_not_taken_from_it():
     assert site.assign(demand("n1", "x")) == [] and "no block is free" in site.reason
     has.clear()
     assert len(site.assign(demand("n1", "x"))) == 1
+
+
+def test_a_block_whose_claim_got_lost_is_the_nodes_own_again():
+    site = Site()
+    site.assign(demand("n1", "a", 2))
+    (affinity,) = [key for key in site.store.items if key.kind == "BlockAffinity"]
+    del site.store.items[affinity]
+    assert len(site.assign(demand("n1", "b", 2))) == 2
+    assert len(site.store.blocks) == 1 and affinity in site.store.items
+    site.check()
+    del site.store.items[affinity]  # now that it is full, another is taken
+    assert len(site.assign(demand("n1", "c"))) == 1 and len(site.store.blocks) == 2

@@ -267,7 +267,7 @@ def test_an_address_by_name_and_one_that_is_taken(node: Node):
     first = node.runtime.add(node.lab.namespace("one"), runtimeConfig={"ips": ["10.65.3.7"]})
     assert first.addresses == ["10.65.3.7"]
     taken = node.runtime.call("ADD", node.lab.namespace("two"), runtimeConfig={"ips": ["10.65.3.7"]})
-    assert taken.status == 1 and taken.output["code"] == 100 and "somebody has it" in taken.output["msg"]
+    assert taken.status == 1 and taken.output["code"] == 100 and "default/n1-k8s-one-eth0 has it" in taken.output["msg"]
     assert len(node.interfaces()) == 1
 
 
