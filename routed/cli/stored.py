@@ -23,6 +23,7 @@ from routed.datastore.applying import (
     Reading,
     apply,
     check_beside,
+    deletable,
     delete,
     in_order_of,
     kinds_beside,
@@ -165,12 +166,13 @@ def run_delete(arguments: argparse.Namespace) -> int:
 async def _deleted(arguments: argparse.Namespace, store: Store) -> int:
     if bool(arguments.files) == bool(arguments.kinds):
         raise UsageError("say what to delete: KIND and NAME, or -f FILE")
+    stay: list[Outcome] = []
     if arguments.files:
         reading = _read(arguments, store)
         if reading.errors:
             complain(reading.errors)
             return ExitStatus.DATA
-        keys = [one.resource.key for one in reading.wanted]
+        keys, stay = deletable(reading.wanted, await store.read(kinds_of(reading.wanted)))
     else:
         if not arguments.names:
             raise UsageError("say which: a NAME after the kind")
@@ -179,7 +181,7 @@ async def _deleted(arguments: argparse.Namespace, store: Store) -> int:
             for kind in _kinds(arguments.kinds)
             for name in arguments.names
         ]
-    return _report(arguments, await delete(store, keys, dry_run=arguments.dry_run))
+    return _report(arguments, [*await delete(store, keys, dry_run=arguments.dry_run), *stay])
 
 
 def _kinds(words: str) -> list[str]:

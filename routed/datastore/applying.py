@@ -49,6 +49,8 @@ class Wanted:
     """Only what its spec says is wanted; the rest of what is stored stays."""
     filling: frozenset[str] = frozenset()
     """Fields of its spec that are wanted only where what is stored says nothing."""
+    translated: bool = False
+    """It was made of a manifest that is about something else, and may not even give its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,7 @@ def _folded(before: Wanted, one: Wanted, errors: list[str]) -> Wanted:
         errors.append(f"{one.where}: {error} in {before.where}")
         return before
     said = {name for each in (before, one) for name in _spec_of(each) if name not in each.filling}
-    return Wanted(parse_manifest(made), one.where, True, (before.filling | one.filling) - said)
+    return Wanted(parse_manifest(made), one.where, True, (before.filling | one.filling) - said, translated=True)
 
 
 def _spec_of(one: Wanted) -> JsonObject:
@@ -164,9 +166,11 @@ def _of_manifest(manifest: JsonValue, where: str, at: str, said: list[str], form
     if translation is not None:
         said.extend(f"{at}: {sentence}" for sentence in translation.said)
         # what follows from a pasted manifest must be valid too, and its errors be about a field of it
-        yield from (Wanted(parse_manifest(made), at) for made in translation.manifests)
+        yield from (Wanted(parse_manifest(made), at, translated=True) for made in translation.manifests)
         for made in translation.merged:
-            yield Wanted(parse_manifest(made), at, True, translation.filling)
+            yield Wanted(parse_manifest(made), at, True, translation.filling, translated=True)
+        if not translation.manifests and not translation.merged:
+            said.append(f"{at}: nothing of it is to be written")
         return
     resource = parse_manifest(manifest, where)
     if form is not Form.OWN and resource.kind in _OF_KUBERNETES:
@@ -299,6 +303,35 @@ async def _apply_one(store: Store, one: Wanted, contents: Contents, exact: bool,
         except (StoreError, ConfigError) as error:
             return Outcome(key, "failed", str(error))
     raise AssertionError("the loop returns")
+
+
+def deletable(wanted: Iterable[Wanted], contents: Contents) -> tuple[list[ResourceKey], list[Outcome]]:
+    """The resources that go where their manifests are deleted, and what becomes of those that stay.
+
+    A manifest of the operator's that set fields of a resource is not that resource; and a pool it does not name may be
+    called like another that is there.
+    """
+    keys: list[ResourceKey] = []
+    stay: list[Outcome] = []
+    for one in wanted:
+        key = one.resource.key
+        stored = contents.resources.get(key)
+        there = None if stored is None else stored.resource
+        if one.merged:
+            fields = ", ".join(f"spec.{name}" for name in _spec_of(one))
+            note = f"stays: the manifest is about {fields} of it alone, which apply changes"
+            stay.append(Outcome(key, "unchanged", note=note))
+        elif (
+            one.translated
+            and isinstance(there, IPPool)
+            and isinstance(one.resource, IPPool)
+            and (there.cidr != one.resource.cidr)
+        ):
+            note = f"stays: it is the pool {there.cidr}, and the manifest is about {one.resource.cidr}"
+            stay.append(Outcome(key, "unchanged", note=note))
+        else:
+            keys.append(key)
+    return keys, stay
 
 
 async def delete(store: Store, keys: Iterable[ResourceKey], *, dry_run: bool = False) -> list[Outcome]:

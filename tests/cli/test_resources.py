@@ -418,6 +418,31 @@ def test_bgp_enabled_leaves_a_mesh_off_that_somebody_switched_off(desk: Desk, te
     assert spec_of(desk, "bgpconfig", "default") == {"nodeToNodeMeshEnabled": False}
 
 
+def test_what_the_operator_s_manifests_became_part_of_is_not_deleted_with_them(desk: Desk) -> None:
+    before = "apiVersion: projectcalico.org/v3\nkind: BGPConfiguration\nmetadata: {name: default}\n"
+    before += "spec: {asNumber: 64999, serviceClusterIPs: [{cidr: 10.96.0.0/12}]}\n"
+    assert desk.run("apply", "-f", "-", stdin=before).status == 0
+    assert desk.run("apply", "-f", "-", stdin=f"{NETWORK}---\n{NODE}").status == 0
+    kept = spec_of(desk, "bgpconfig", "default")
+    ran = desk.run("delete", "-f", "-", stdin=f"{NETWORK}---\n{NODE}")
+    assert (ran.status, ran.out) == (0, "IPPool default-ipv4-ippool: deleted\nBGPConfiguration default: unchanged\n")
+    assert (
+        "default: stays: the manifest is about spec.nodeToNodeMeshEnabled of it alone, which apply changes" in ran.err
+    )
+    assert spec_of(desk, "bgpconfig", "default") == kept and kept["asNumber"] == 64999
+    other = "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {name: default-ipv4-ippool}\n"
+    assert desk.run("apply", "-f", "-", stdin=other + "spec: {cidr: 10.244.0.0/16}\n").status == 0
+    ran = desk.run("delete", "-f", "-", stdin=NETWORK)
+    assert "stays: it is the pool 10.244.0.0/16, and the manifest is about 192.168.0.0/16" in ran.err
+    assert spec_of(desk, "ippool", "default-ipv4-ippool")["cidr"] == "10.244.0.0/16"
+
+
+def test_a_manifest_that_asks_for_nothing_says_so(desk: Desk) -> None:
+    text = "apiVersion: operator.tigera.io/v1\nkind: Installation\nspec: {calicoNetwork: {ipPools: []}}\n"
+    ran = desk.run("apply", "-f", "-", stdin=text)
+    assert (ran.status, ran.out, ran.err) == (0, "", "standard input:1: nothing of it is to be written\n")
+
+
 def test_all_of_them_pasted_at_once(desk: Desk) -> None:
     ran = desk.run("apply", "-f", "-", stdin=f"{NETWORK}---\n{NODE}")
     assert (ran.status, ran.out) == (0, "IPPool default-ipv4-ippool: created\nBGPConfiguration default: created\n")
