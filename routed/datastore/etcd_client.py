@@ -18,7 +18,7 @@ import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read at import; what goes wrong is said by our own errors
 
@@ -56,8 +56,7 @@ _OPTIONS = (
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class KeyValue:
+class KeyValue(NamedTuple):
     key: str
     value: bytes | None
     """None: deleted."""

@@ -25,6 +25,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from routed.model.deletion import is_announced, is_given_back
 from routed.model.ipam import IPAMBlock, IPAMHandle
@@ -71,16 +72,14 @@ class MassDelete:
         return self.window / max(1, self.minimum - 1)
 
 
-@dataclass(frozen=True, slots=True)
-class Good:
+class Good(NamedTuple):
     """A value that is believed."""
 
     resource: Resource
     revision: int
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """What the store says of a key: a resource, nothing (`resource` None), or (`garbage` not empty) no resource."""
 
     key: ResourceKey

@@ -25,12 +25,9 @@ import msgspec
 
 from routed.datastore.guard import Believed, Change, Good, Guard
 from routed.errors import ConfigError
-from routed.model.paths import ALLOCATOR_KINDS
+from routed.model.paths import ALLOCATOR_KINDS, read_text
 from routed.model.resources import JsonObject, JsonValue, ResourceKey
 from routed.model.settings import ClusterInformation
-from routed.model.unread import read_text
-from routed.model.unread_endpoints import plain_endpoint
-from routed.model.workloads import WorkloadEndpoint
 
 SCHEMA = 1
 #: A line of a key: kind, namespace, name, revision, manifest, since when it is held, why it is garbage. And one of the time.
@@ -298,8 +295,7 @@ def _take(loaded: Loaded, text: bytes) -> None:
     if bytes(manifest) == b"null":
         return
     try:
-        endpoint = plain_endpoint(bytes(manifest), key) if kind == WorkloadEndpoint.kind else None
-        loaded.good[key] = Good(endpoint or read_text(bytes(manifest)), revision)
+        loaded.good[key] = Good(read_text(key, bytes(manifest)), revision)
     except ConfigError as error:  # another version of routed wrote it
         loaded.garbage[key] = str(error)
         return

@@ -215,23 +215,20 @@ class Fields:
         text = self.text(name)
         if not text:
             return None
-        return _plain_address(text, family) or as_address(text, self.at(name), family)
+        return plain_address(text, family) or as_address(text, self.at(name), family)
 
     def node_address(self, name: str, family: Family | None) -> NodeAddress | None:
         """`10.0.0.1/24` or `10.0.0.1`: an address and the subnet it is in."""
         text = self.text(name)
         if not text:
             return None
-        plain = plain_prefix(text)
-        if plain is not None and family in (None, plain[0]) and _is_usable(plain[2]):
-            return NodeAddress(plain[2], plain[1])
-        return as_node_address(text, self.at(name), family)
+        return plain_node_address(text, family) or as_node_address(text, self.at(name), family)
 
     def cidr(self, name: str, family: Family | None = None) -> Cidr | None:
         text = self.text(name)
         if not text:
             return None
-        return _plain_cidr(text, family) or as_cidr(text, self.at(name), family)
+        return plain_cidr(text, family) or as_cidr(text, self.at(name), family)
 
     def required_node_address(self, name: str) -> NodeAddress:
         self.required_text(name)
@@ -239,7 +236,7 @@ class Fields:
 
     def required_cidr(self, name: str) -> Cidr:
         text = self.required_text(name)
-        return _plain_cidr(text, None) or as_cidr(text, self.at(name))
+        return plain_cidr(text, None) or as_cidr(text, self.at(name))
 
     def selector(self, name: str) -> Selector | None:
         text = self.text(name)
@@ -254,8 +251,7 @@ class Fields:
         text = self.text(name)
         if not text:
             return None
-        mac = plain_mac(text)
-        if mac is None:
+        if (mac := plain_mac(text)) is None:
             raise self.error(name, f'must be a MAC address such as "66:e6:8a:12:34:56", not {shown(text)}')
         return mac
 
@@ -310,7 +306,7 @@ def as_as_number(value: JsonValue, path: str) -> int:
 
 
 def as_address(text: str, path: str, family: Family | None = None, what: str = "") -> bytes:
-    if (plain := _plain_address(text, family)) is not None:
+    if (plain := plain_address(text, family)) is not None:
         return plain
     what = what or f"an {_family_name(family)} address"
     try:
@@ -338,7 +334,7 @@ def as_node_address(text: str, path: str, family: Family | None) -> NodeAddress:
 
 def as_cidr(text: str, path: str, family: Family | None = None) -> Cidr:
     """`10.244.0.0/16`; a bare address is a host prefix; bits set past the length are refused, as in Calico."""
-    if (plain := _plain_cidr(text, family)) is not None:
+    if (plain := plain_cidr(text, family)) is not None:
         return plain
     try:
         network = ipaddress.ip_interface(text).network
@@ -359,13 +355,13 @@ def as_cidr(text: str, path: str, family: Family | None = None) -> Cidr:
     return Cidr(found, make_prefix(network.network_address.packed, network.prefixlen))
 
 
-def _plain_address(text: str, family: Family | None) -> bytes | None:
+def plain_address(text: str, family: Family | None) -> bytes | None:
     """What nearly all texts are; None: look closer."""
     plain = plain_prefix(text) if "/" not in text else None
     return plain[2] if plain is not None and family in (None, plain[0]) else None
 
 
-def _plain_cidr(text: str, family: Family | None) -> Cidr | None:
+def plain_cidr(text: str, family: Family | None) -> Cidr | None:
     """What nearly all texts are; None: look closer."""
     plain = plain_prefix(text)
     if plain is None or (family is not None and family is not plain[0]):
@@ -378,6 +374,14 @@ def plain_host(text: str) -> Cidr | None:
     """A prefix of one address, in the spelling nearly all have; None: look closer."""
     plain = plain_prefix(text)
     return Cidr(plain[0], plain[1]) if plain is not None and plain[1][0] == plain[0].max_length else None
+
+
+def plain_node_address(text: str, family: Family | None) -> NodeAddress | None:
+    """What nearly all texts are; None: look closer."""
+    plain = plain_prefix(text)
+    if plain is None or (family is not None and family is not plain[0]) or not _is_usable(plain[2]):
+        return None
+    return NodeAddress(plain[2], plain[1])
 
 
 def plain_mac(text: str) -> bytes | None:

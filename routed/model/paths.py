@@ -18,7 +18,10 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import NamedTuple
 
 from routed.errors import ConfigError
 from routed.model.fields import shown
@@ -30,10 +33,11 @@ from routed.model.policies import (
     StagedGlobalNetworkPolicy,
     StagedNetworkPolicy,
 )
-from routed.model.resources import AffinityType, BlockAffinity, Cidr, JsonObject, JsonValue, Resource, ResourceKey
-from routed.model.schema import KIND_TABLE, parse_manifest
-from routed.model.unread import plain_block
+from routed.model.resources import AffinityType, BlockAffinity, Cidr, JsonObject, JsonValue, Node, Resource, ResourceKey
+from routed.model.schema import KIND_TABLE, parse_manifest, parse_stored
+from routed.model.unread import plain_block, plain_block_text
 from routed.model.unread_endpoints import plain_endpoint
+from routed.model.unread_nodes import plain_node
 from routed.model.workloads import WorkloadEndpoint
 from routed.net.families import Family
 from routed.net.prefixes import format_prefix, parse_prefix, plain_prefix
@@ -48,7 +52,8 @@ _TIER_PREFIX = "default."
 _METADATA_ANNOTATION = "projectcalico.org/metadata"
 _KINDS = {kind.plural: kind for kind in KIND_TABLE.values() if kind.name not in ALLOCATOR_KINDS}
 _AFFINITY = re.compile(r"(host|virtual)/([^/]+)/(ipv4|ipv6)/block/([0-9a-f.:]+-[0-9]{1,3})")
-_BLOCK = re.compile(r"assignment/(ipv4|ipv6)/block/([0-9a-f.:]+-[0-9]{1,3})")
+_BLOCKS = "assignment/"
+_BLOCK = re.compile(r"[0-9a-f.:]+-[0-9]{1,3}")
 _HANDLE = re.compile(r"handle/([^/]+)")
 #: Names in the allocator's value of the cluster's settings, and in the API's.
 _CONFIG_NAMES = {"strict_affinity": "strictAffinity", "auto_allocate_blocks": "autoAllocateBlocks"}
@@ -60,8 +65,7 @@ _STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"')
 _BRACKETS = re.compile(rb"[][{}]")
 
 
-@dataclass(frozen=True, slots=True)
-class Decoded:
+class Decoded(NamedTuple):
     """What a value says."""
 
     resource: Resource
@@ -69,15 +73,14 @@ class Decoded:
     """Fields nobody here knows, written by a newer Calico and left out."""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """What a path says by itself."""
 
     key: ResourceKey
-    spec: JsonObject = field(default_factory=dict)
+    spec: Mapping[str, JsonValue] = MappingProxyType({})
     """Fields of the spec that are in the path, and for the allocator's objects nowhere else."""
     block: tuple[Cidr, str] | None = None
-    """Of an IPAMBlock: which, and how that is spelt."""
+    """Of an IPAMBlock: which, and how that is spelt. Its key has the name of that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,13 +179,12 @@ class Layout:
 
 def decode_at(place: Place, value: bytes) -> Decoded:
     """The resource at a place. Raises ConfigError for what is stored there."""
+    key = place.key
+    plain = plain_block(value, key.name, *place.block) if place.block is not None else _plain(key, value)
+    if plain is not None:
+        return Decoded(plain)
     if _is_deep(value):
         raise ConfigError("", f"the value is nested deeper than {MAX_DEPTH} levels")
-    key = place.key
-    if place.block is not None and (plain := plain_block(key.name, value, *place.block)) is not None:
-        return Decoded(plain)
-    if key.kind == WorkloadEndpoint.kind and (endpoint := plain_endpoint(value, key)) is not None:
-        return Decoded(endpoint)
     data = _json(value, key.kind == BlockAffinity.kind)
     unknown: list[ConfigError] = []
     if key.kind not in ALLOCATOR_KINDS:
@@ -195,10 +197,12 @@ def decode_at(place: Place, value: bytes) -> Decoded:
     spec: JsonObject
     if key.kind == IPAMConfig.kind:
         spec = {_CONFIG_NAMES.get(name, name): inner for name, inner in data.items()}
-    elif key.kind == IPAMBlock.kind and data.get("cidr") != place.spec["cidr"]:
-        raise ConfigError("cidr", f"is {shown(data.get('cidr'))}, and the key is for {shown(place.spec['cidr'])}")
+    elif place.block is None:
+        spec = {**data, **place.spec}
+    elif data.get("cidr") == place.block[1]:
+        spec = data
     else:
-        spec = data | place.spec
+        raise ConfigError("cidr", f"is {shown(data.get('cidr'))}, and the key is for {shown(place.block[1])}")
     manifest: JsonObject = {
         "apiVersion": API_VERSION,
         "kind": key.kind,
@@ -206,6 +210,19 @@ def decode_at(place: Place, value: bytes) -> Decoded:
         "spec": spec,
     }
     return Decoded(parse_manifest(manifest, "", unknown), tuple(unknown))
+
+
+def read_text(key: ResourceKey, text: bytes) -> Resource:
+    """The resource whose `manifest_text` this is. Raises ConfigError, and ValueError where it is not JSON."""
+    plain = plain_block_text(text) if key.kind == IPAMBlock.kind else _plain(key, text)
+    return plain if plain is not None else parse_stored(json.loads(text))
+
+
+def _plain(key: ResourceKey, value: bytes) -> Resource | None:
+    """What is stored as its manifest, and is as nearly all of its kind; None: the reader must look."""
+    if key.kind == Node.kind:
+        return plain_node(value, key.name)
+    return plain_endpoint(value, key) if key.kind == WorkloadEndpoint.kind else None
 
 
 def encode(resource: Resource, path: str = "") -> bytes:
@@ -291,11 +308,10 @@ def _resource_key(rest: str) -> ResourceKey | None:
 
 
 def _allocator_place(rest: str) -> Place | None:
-    if match := _BLOCK.fullmatch(rest):
-        block = _block(match[1], match[2])
-        if block is None:
-            return None
-        return Place(ResourceKey(IPAMBlock.kind, name_of_block(block[1])), {"cidr": block[1]}, block)
+    if rest.startswith(_BLOCKS):
+        family, _, text = rest[len(_BLOCKS) :].partition("/block/")
+        block = _block(family, text)
+        return None if block is None else Place(ResourceKey(IPAMBlock.kind, name_of_block(block[1])), block=block)
     if match := _AFFINITY.fullmatch(rest):
         block = _block(match[3], match[4])
         if block is None:
@@ -321,6 +337,8 @@ def _block(family: str, text: str) -> tuple[Cidr, str] | None:
         found, prefix, packed = plain
         if prefix[1:].ljust(4, b"\0") == packed:  # as nearly all are: spelt as it would be
             return Cidr(found, prefix), written
+    if family not in ("ipv4", "ipv6") or not _BLOCK.fullmatch(text):
+        return None
     try:
         found, prefix = parse_prefix(written)
     except ValueError:
@@ -386,4 +404,7 @@ def _same_name(resource: Resource, key: ResourceKey) -> bool:
 
 
 def _text(value: JsonObject) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:  # half of a pair, which JSON can only hold as an escape: written back as it came
+        return json.dumps(value, separators=(",", ":")).encode()

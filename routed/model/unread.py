@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from operator import itemgetter
 from typing import Annotated, Literal
 
 import msgspec
@@ -26,21 +27,21 @@ from routed.model.ipam import (
     name_of_block,
 )
 from routed.model.resources import Cidr, JsonObject, Resource
-from routed.model.schema import parse_manifest, parse_stored
+from routed.model.schema import parse_manifest
 from routed.net.prefixes import plain_prefix
 
 _Ordinal = Annotated[int, msgspec.Meta(ge=0, lt=MAX_BLOCK_SIZE)]
 _Sequence = Annotated[int, msgspec.Meta(ge=0)]
 
 
-class _Attribute(msgspec.Struct, forbid_unknown_fields=True):
+class _Attribute(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     handle_id: str | None = None
     secondary: dict[str, str] | None = None
     alternateOwnerAttrs: dict[str, str] | None = None
     releasedAt: str | None = None
 
 
-class _Block(msgspec.Struct, forbid_unknown_fields=True):
+class _Block(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """What Calico writes today; everything else is for the reader."""
 
     cidr: str
@@ -143,7 +144,7 @@ class UnreadBlock(IPAMBlock):
         return repr(self.whole)
 
 
-def plain_block(name: str, octets: bytes, cidr: Cidr | None = None, spelling: str = "") -> UnreadBlock | None:
+def plain_block(octets: bytes, name: str, cidr: Cidr | None = None, spelling: str = "") -> UnreadBlock | None:
     """The block stored with a name; `cidr` and its canonical spelling are what its key says, where there is one.
 
     None: the reader must look.
@@ -158,7 +159,9 @@ def plain_block(name: str, octets: bytes, cidr: Cidr | None = None, spelling: st
             return None
         cidr = Cidr(*plain[:2])
         spelling = str(cidr)
-    if block.cidr != spelling or name_of_block(spelling) != name or b"\n" in octets:
+        if name_of_block(spelling) != name:
+            return None
+    if block.cidr != spelling or b"\n" in octets:
         return None
     bits = cidr.family.max_length - cidr.prefix[0]
     allocations = block.allocations
@@ -180,20 +183,19 @@ def plain_block(name: str, octets: bytes, cidr: Cidr | None = None, spelling: st
 
 def _are_free(unallocated: list[int], allocations: list[int | None]) -> bool:
     """Whether these are ordinals of free addresses, each once."""
-    try:
-        return set(map(allocations.__getitem__, unallocated)) == {None} and len(set(unallocated)) == len(unallocated)
+    if len(set(unallocated)) != len(unallocated):
+        return False
+    try:  # the first twice, for what is got by one index is no tuple
+        found: tuple[int | None, ...] = itemgetter(unallocated[0], *unallocated)(allocations)
     except IndexError:
         return False
+    return found.count(None) == len(found)
 
 
-def read_text(text: bytes) -> Resource:
-    """The resource whose `manifest_text` this is. Raises ConfigError, and ValueError where it is not JSON."""
-    if text.startswith(_BLOCK_BEGINS):
-        try:
-            manifest = _MANIFEST.decode(text)
-        except (msgspec.DecodeError, RecursionError):
-            manifest = None
-        block = None if manifest is None else plain_block(manifest.metadata.name, bytes(manifest.spec))
-        if block is not None:
-            return block
-    return parse_stored(json.loads(text))
+def plain_block_text(text: bytes) -> UnreadBlock | None:
+    """The block whose `manifest_text` this is. None: the reader must look."""
+    try:
+        manifest = _MANIFEST.decode(text)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    return plain_block(bytes(manifest.spec), manifest.metadata.name)

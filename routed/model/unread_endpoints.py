@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from routed.model.fields import plain_host, plain_mac
-from routed.model.head import is_label, is_name, is_namespace
+from routed.model.head import are_labels, is_name, is_namespace
 from routed.model.policies import PROTOCOLS
 from routed.model.resources import JsonObject, Resource, ResourceKey
 from routed.model.workloads import (
@@ -131,7 +131,7 @@ def plain_endpoint(octets: bytes, key: ResourceKey | None = None) -> UnreadEndpo
     if name != workload_endpoint_name(segments) or not all(map(is_segment, segments)):
         return None
     labels = metadata.labels or {}
-    if not (is_name(name) and is_namespace(namespace) and all(map(is_label, labels, labels.values()))):
+    if not (is_name(name) and is_namespace(namespace) and are_labels(labels)):
         return None
     interface = spec.interfaceName or ""
     if (interface and not is_interface(interface)) or BRIDGE in (metadata.annotations or ()) or b"\n" in octets:

@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from routed.errors import ConfigError
 from routed.model import paths
 from routed.model.ipam import IPAMBlock
-from routed.model.paths import Layout, decode_at, encode
-from routed.model.resources import Cidr, JsonObject, JsonValue
-from routed.model.unread import UnreadBlock, plain_block, read_text
+from routed.model.paths import Layout, decode_at, encode, read_text
+from routed.model.resources import Cidr, JsonObject, JsonValue, ResourceKey
+from routed.model.unread import UnreadBlock, plain_block
 from routed.net.prefixes import parse_prefix
 
 PATH = "/calico/ipam/v2/assignment/ipv4/block/10.244.1.0-30"
 CIDR = Cidr(*parse_prefix("10.244.1.0/30"))
+KEY = ResourceKey("IPAMBlock", "10-244-1-0-30")
 BLOCK: Mapping[str, JsonValue] = {
     "cidr": "10.244.1.0/30",
     "affinity": "host:node-1",
@@ -49,7 +50,7 @@ def read(value: bytes, monkeypatch: pytest.MonkeyPatch) -> IPAMBlock:
     return found.resource
 
 
-_OTHER = st.one_of(
+OTHER = st.one_of(
     st.none(), st.booleans(), st.integers(-2, 5), st.sampled_from([65535, 65536, 1 << 63, 1 << 64, 1.0, 1e400]),
     st.sampled_from(["", "host:a", "virtual:b", "other:c", "3", "04", "\u0663", "10.244.1.0/30", "10.244.1.0/26", "\ud800"]),
     st.just([]), st.just({}), st.lists(st.integers(-1, 5), max_size=4), st.just({"node": 1}), st.just({"1": 2}),
@@ -58,9 +59,11 @@ _OTHER = st.one_of(
 
 
 @st.composite
-def _changed(draw: st.DrawFn) -> JsonObject:
-    """A block with one to three things other than they should be, or just otherwise."""
-    block: JsonObject = copy.deepcopy(dict(BLOCK))
+def changed(
+    draw: st.DrawFn, plain: Mapping[str, JsonValue] = BLOCK, other: st.SearchStrategy[JsonValue] = OTHER
+) -> JsonObject:
+    """A value with one to three things other than they should be, or just otherwise."""
+    block: JsonObject = copy.deepcopy(dict(plain))
     for _ in range(draw(st.integers(1, 3))):
         target: JsonValue = block
         while isinstance(target, (dict, list)) and target:
@@ -72,16 +75,16 @@ def _changed(draw: st.DrawFn) -> JsonObject:
                 if key in keys and draw(st.booleans()):
                     del target[key]  # type: ignore[arg-type]
                 else:
-                    target[key] = copy.deepcopy(draw(_OTHER))  # type: ignore[index, call-overload]
+                    target[key] = copy.deepcopy(draw(other))  # type: ignore[index, call-overload]
                 break
             target = inner
     return block
 
 
-@given(_changed())
+@given(changed())
 def test_what_is_found_right_is_what_the_reader_reads_and_the_reader_takes_it(block: JsonObject) -> None:
     value = json.dumps(block, separators=(",", ":")).encode()
-    found = plain_block("10-244-1-0-30", value, CIDR, "10.244.1.0/30")
+    found = plain_block(value, "10-244-1-0-30", CIDR, "10.244.1.0/30")
     if found is None:
         return
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -90,7 +93,7 @@ def test_what_is_found_right_is_what_the_reader_reads_and_the_reader_takes_it(bl
     for name in ("key", "cidr", "affinity", "deleted", "host", "labels"):
         assert getattr(found, name) == getattr(whole, name)
     assert found == whole and whole == found and found.manifest == whole.manifest and repr(found) == repr(whole)
-    assert read_text(found.manifest_text()) == whole == read_text(whole.manifest_text())
+    assert read_text(KEY, found.manifest_text()) == whole == read_text(KEY, whole.manifest_text())
 
 
 def test_an_ordinary_block_is_not_read_until_somebody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,11 +128,11 @@ def test_what_is_wrong_is_still_told_by_the_reader(change: JsonObject) -> None:
 @pytest.mark.parametrize("written", ["10.244.1.1/30", "10.244.1.0/030", "010.244.1.0/30"])
 def test_another_spelling_is_not_taken(written: str) -> None:
     value = octets(dict(BLOCK) | {"cidr": written})
-    assert plain_block(written.translate(str.maketrans("./", "--")), value) is None
+    assert plain_block(value, written.translate(str.maketrans("./", "--"))) is None
 
 
 def test_text_that_is_no_block_of_ours_is_read_like_any() -> None:
-    text = plain_block("10-244-1-0-30", octets(dict(BLOCK)))
+    text = plain_block(octets(dict(BLOCK)), "10-244-1-0-30")
     assert text is not None
     for before, after in ((b'"spec":', b'"spek":'), (b'"name":"10', b'"name":"11')):
         with pytest.raises((ConfigError, ValueError)):
@@ -137,7 +140,7 @@ def test_text_that_is_no_block_of_ours_is_read_like_any() -> None:
 
 
 def raise_unless_same(text: bytes) -> None:
-    found = read_text(text)
+    found = read_text(KEY, text)
     if isinstance(found, UnreadBlock):
         raise AssertionError("it was taken without a look")
     raise ValueError(found.name)
