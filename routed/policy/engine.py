@@ -204,12 +204,13 @@ class PolicyEngine:
     def refuse(self, refusal: Refusal) -> None:
         """A policy is there and cannot be read: it closes what its selector says, in its directions, where it is asked.
 
-        Where not even that can be read: everything in its namespace; a global one keeps its last good version, or
-        where there was none says nothing.
+        Where not even that can be read: everything in its namespace; a global one keeps its last good version, or what it
+        closes already, or where there was neither says nothing.
         """
         key, selector = refusal.key, refusal.selector
         if selector is None and not key.namespace:
-            self._refused[key] = _Refused(refusal, None)
+            before = self._refused.get(key)
+            self._refused[key] = _Refused(refusal, before.closing if before is not None else None)
             return
         types = refusal.types or frozenset(PolicyType)
         closing: Policy
@@ -598,7 +599,8 @@ class PolicyEngine:
                 rule, key.namespace, origin, lambda source, family: self._named(source, family, chain)
             )
         self._forget_unused(chain, before - self._sets_of_chain.get(chain, set()))
-        if key in self._refused:
+        refused = self._refused.get(key)
+        if refused is not None and refused.closing is not None:
             compiled = [Rule(Action.DENY, origin=f"{label} cannot be read")]
         made = Chain(name, tuple(compiled), label)
         if self._chains.get(chain) == made:

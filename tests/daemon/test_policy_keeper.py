@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -12,12 +14,13 @@ from routed.datastore.file import Problem
 from routed.desired_policy import Place, PolicyBatch
 from routed.model.resources import Update
 from routed.model.schema import parse_manifest
+from routed.net.addresses import parse_address
 from routed.policy.engine import SLICE
-from routed.policy.judge import FirewallModel
-from tests.policy.nodes import workload
+from routed.policy.judge import FirewallModel, Packet
+from tests.policy.nodes import profile, workload
 from tests.policy.specification import Endpoint
 
-WIDE = {
+WIDE: dict[str, Any] = {
     "apiVersion": "projectcalico.org/v3",
     "kind": "GlobalNetworkPolicy",
     "metadata": {"name": "wide"},
@@ -69,6 +72,49 @@ def test_a_selector_that_can_be_read_closes_whatever_else_is_wrong(first: str):
     assert tiers(keeper) == ["default"]
     (problem,) = keeper.problems
     assert problem.startswith("WorkloadEndpoint red/n1-k8s-db-eth0: there is no Profile kns.red, so it allows nothing")
+
+
+def admits(keeper: PolicyKeeper, model: FirewallModel, interface: str = "cali0") -> bool:
+    """A packet from outside to the pod at an interface, after what was told has been worked off."""
+    batch = keeper.engine.flush()
+    if batch is not None:
+        model.apply(batch)
+    outside, inside = parse_address("192.0.2.9"), parse_address("10.65.0.1")
+    return model.judge(Packet(outside, inside, 6, 32768, 80, incoming="eth0", outgoing=interface)).admitted
+
+
+@pytest.mark.parametrize("action", ["Allow", "Deny"])
+def test_a_global_policy_that_breaks_in_two_steps_is_as_it_last_was(action: str):
+    keeper, model = PolicyKeeper("n1", lambda _: None, bug), FirewallModel()
+    rules = {**WIDE["spec"], "types": ["Ingress"], "ingress": [{"action": action}]}
+    good, pod, open_namespace = parse_manifest({**WIDE, "spec": rules}), workload(POD, "cali0"), profile("red", {})
+    for each in (open_namespace, good, pod):
+        keeper.update(Update(each.key, each))
+    assert admits(keeper, model) is (action == "Allow")
+    keeper.unreadable((BROKEN,))
+    assert not admits(keeper, model), "what it selects is closed"
+    keeper.unreadable((GARBAGE,))
+    assert admits(keeper, model) is (action == "Allow")
+    assert "its last good version stays" in keeper.problems[0]
+    other = workload(replace(POD, name="later"), "cali1")  # and everything is asked anew
+    tier = parse_manifest(
+        {"apiVersion": "projectcalico.org/v3", "kind": "Tier", "metadata": {"name": "t"}, "spec": {"order": 3}}
+    )
+    for each in (other, tier):
+        keeper.update(Update(each.key, each))
+    assert admits(keeper, model) is admits(keeper, model, "cali1") is (action == "Allow")
+
+
+def test_a_global_policy_that_was_never_good_goes_on_to_close_what_it_closes():
+    keeper, model = PolicyKeeper("n1", lambda _: None, bug), FirewallModel()
+    for each in (profile("red", {}), workload(POD, "cali0")):
+        keeper.update(Update(each.key, each))
+    keeper.unreadable((BROKEN,))
+    assert not admits(keeper, model)
+    keeper.unreadable((GARBAGE,))
+    assert not admits(keeper, model) and "what it selects is closed" in keeper.problems[0]
+    keeper.unreadable(())
+    assert admits(keeper, model)
 
 
 class Kernel:
