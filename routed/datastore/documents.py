@@ -5,7 +5,8 @@ at the next `---`); the file is hostile: nesting and what aliases expand to are 
 beyond JSON's types are refused. Plain scalars are read as Kubernetes reads them (YAML 1.1 booleans such as `yes`), but
 for the two traps that Go's reader does not have either: `64512:10` is text, not a base-60 number, and a timestamp is
 text. Built from libyaml's events, so that no recursion and no object per node stands between 2,000 documents and
-their values. What the documents mean is not this module's business.
+their values; a document of JSON on one line, as programs write it, is read by JSON's reader. What the documents mean
+is not this module's business.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import cast
 
 import yaml
@@ -38,6 +40,9 @@ MAX_TEXTS, MAX_SHARED = 20_000, 64
 _Loader: type[yaml.SafeLoader] | type[yaml.CSafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 _SEPARATOR = re.compile(r"^---(?=\s|$)", re.MULTILINE)
+_DIRECTIVE = re.compile("^%", re.MULTILINE)
+_NOT_PLAIN = re.compile("[\n\\\\\x85\u2028\u2029]")
+"""What is more than one line, for YAML, or an escape."""
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _INDEX = re.compile(r"\[([0-9]{1,9})\]")
 _INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,19})")
@@ -69,6 +74,8 @@ class Document:
     mark: Mark | None = None
     error: str = ""
     field: str = ""
+    text: str = ""
+    """As it is written, where that is JSON on one line."""
 
     def line_of(self, field: str) -> int:
         """The line of a field; of the nearest object around it where the document does not have it."""
@@ -110,40 +117,32 @@ def read_documents(data: bytes) -> Iterator[Document]:
         line = text.count("\n", 0, found.start()) + 1
         yield Document(line, error=f"the file holds the control character U+{ord(found[0]):04X}, so it is damaged")
         return
-    if text[:1] == "{" and (plain := _one_line(text)) is not None:
-        yield Document(1, plain, Mark(1))
-        return
     reader = _Reader()
-    offset, first_line = 0, 0
-    for _ in range(MAX_BROKEN):
-        try:
-            yield from reader.read(text[offset:], first_line)
-            return
-        except _Unreadable as refusal:
-            yield refusal.document
-        except yaml.YAMLError as error:
-            hint = _flat(text, _line_offset(text, offset, reader.started))
-            yield Document(
-                _error_line(error, reader.started) + first_line + 1, error=f"this is not YAML: {_sentence(error)}{hint}"
-            )
-        # Past the separator that opened the broken document, if one did.
-        line_start = _line_offset(text, offset, reader.started)
-        own = _SEPARATOR.match(text, line_start)
-        following = _SEPARATOR.search(text, own.end() if own else line_start)
-        if not following:
-            return
-        first_line += text.count("\n", offset, following.start())
-        offset = following.start()
-    yield Document(first_line + 1, error=f"the rest is not read, after {MAX_BROKEN} documents that are not YAML")
+    directive = _DIRECTIVE.search(text)  # from there on it is YAML
+    last = directive.start() if directive else len(text)
+    unread, unread_line, line = 0, 0, 0
+    for start, end in pairwise([0, *(each.start() for each in _SEPARATOR.finditer(text) if each.start()), len(text)]):
+        opening = 3 if text.startswith("---", start) else 0
+        written = text[start + opening : end].strip()
+        plain = _one_line(written) if written[:1] == "{" and start <= last else None
+        if plain is not None:
+            yield from reader.documents(text[unread:start], unread_line)
+            if reader.exhausted:
+                return
+            at = line + text.count("\n", start, text.index("{", start))
+            yield Document(at + 1, plain, Mark(at + 1), text=written)
+            unread, unread_line = end, line + text.count("\n", start, end)
+        line += text.count("\n", start, end)
+    yield from reader.documents(text[unread:], unread_line)
 
 
 def _one_line(text: str) -> JsonObject | None:
-    """A file that is one object of JSON on one line, as programs write it; None: the reader for people must look.
+    """A document that is one object of JSON on one line, as programs write it; None: the reader for people must look.
 
     Where all is on one line, that is the line of every field. What JSON's reader would take otherwise than YAML's is left to
     that one: keys given twice, escapes, numbers that are none, depth.
     """
-    if text.count("\n") > text.endswith("\n") or "\\" in text or text.count("{") + text.count("[") > MAX_ONE_LINE:
+    if _NOT_PLAIN.search(text) or text.count("{") + text.count("[") > MAX_ONE_LINE:
         return None
     try:
         value = json.loads(
@@ -155,7 +154,7 @@ def _one_line(text: str) -> JsonObject | None:
 
 
 def _unique(pairs: list[tuple[str, JsonValue]]) -> JsonObject:
-    found = dict(pairs)
+    found = {sys.intern(key): value for key, value in pairs}
     if len(found) != len(pairs) or "<<" in found:
         raise ValueError
     return found
@@ -236,11 +235,41 @@ class _Reader:
     """Turns the events of one stream into documents."""
 
     def __init__(self) -> None:
+        self.exhausted = False
+        """So many documents were broken that no more are read."""
+        self._broken = 0
         self.started = 0
         """Line (from 0, in the text given) where the document under way began."""
         self._aliased = 0
         self._texts: dict[str, str] = {}
         """Short texts so far: thousands of resources say the same words, which are kept once."""
+
+    def documents(self, text: str, first_line: int) -> Iterator[Document]:
+        """The documents of `text`, whose first line is number `first_line` (from 0), broken ones among them."""
+        if not text or text.isspace():
+            return
+        offset = 0
+        while self._broken < MAX_BROKEN:
+            try:
+                yield from self.read(text[offset:], first_line)
+                return
+            except _Unreadable as refusal:
+                yield refusal.document
+            except yaml.YAMLError as error:
+                hint = _flat(text, _line_offset(text, offset, self.started))
+                at = _error_line(error, self.started) + first_line + 1
+                yield Document(at, error=f"this is not YAML: {_sentence(error)}{hint}")
+            self._broken += 1
+            # Past the separator that opened the broken document, if one did.
+            line_start = _line_offset(text, offset, self.started)
+            own = _SEPARATOR.match(text, line_start)
+            following = _SEPARATOR.search(text, own.end() if own else line_start)
+            if not following:
+                return
+            first_line += text.count("\n", offset, following.start())
+            offset = following.start()
+        self.exhausted = True
+        yield Document(first_line + 1, error=f"the rest is not read, after {MAX_BROKEN} documents that are not YAML")
 
     def read(self, text: str, first_line: int) -> Iterator[Document]:
         """The documents of `text`, whose first line is number `first_line` (from 0).

@@ -35,6 +35,8 @@ from routed.errors import ConfigError, StoreError
 from routed.model.fields import field_path
 from routed.model.resources import JsonObject, JsonValue, Resource, ResourceKey, Update
 from routed.model.schema import KINDS, OTHER_KINDS, manifest_kind, parse_manifest, versions_of
+from routed.model.unread_endpoints import plain_endpoint
+from routed.model.workloads import WorkloadEndpoint
 
 SUFFIXES = (".yaml", ".yml", ".json")
 #: Octets of the largest file that is read.
@@ -316,7 +318,7 @@ class Folder:
                 owners[key] = (name, entry.line)
                 known = self._published.get(key)
                 # Keeping the old object makes "nothing changed" visible to whoever compares by identity.
-                unchanged = known is not None and (known is entry.resource or known.manifest == entry.resource.manifest)
+                unchanged = known is not None and (known is entry.resource or known.says_the_same(entry.resource))
                 merged[key] = known if known is not None and unchanged else entry.resource
         updates = [Update(key, merged[key]) for key in sorted(merged) if merged[key] is not self._published.get(key)]
         updates += [Update(key, None) for key in sorted(self._published.keys() - merged.keys())]
@@ -435,7 +437,8 @@ def _parse(path: str, data: bytes, known: dict[ResourceKey, _Entry]) -> _Reading
         for where, manifest in manifests:
             line = document.line_of(where) if where else document.line
             try:
-                entry = _Entry(parse_manifest(manifest, where), line)
+                plain = plain_endpoint(document.text.encode()) if _says_endpoint(document) else None
+                entry = _Entry(plain or parse_manifest(manifest, where), line)
             except ConfigError as error:
                 # A Calico kind that is not ours is whole, so it cannot be a broken form of something missing.
                 if not (isinstance(manifest, dict) and manifest.get("kind") in _NOT_OURS):
@@ -451,10 +454,15 @@ def _parse(path: str, data: bytes, known: dict[ResourceKey, _Entry]) -> _Reading
                 )
                 continue
             before = known.get(key)
-            if before is not None and before.resource.manifest == entry.resource.manifest:
+            if before is not None and before.resource.says_the_same(entry.resource):
                 entry = _Entry(before.resource, line)
             reading.entries[key] = entry
     return reading
+
+
+def _says_endpoint(document: Document) -> bool:
+    value = document.value
+    return document.text != "" and isinstance(value, dict) and value.get("kind") == WorkloadEndpoint.kind
 
 
 def _suspect(problem: int, manifest: JsonValue, error: ConfigError, where: str) -> _Suspect:

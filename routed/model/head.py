@@ -6,6 +6,7 @@ kinds there are is told by `schema`; what one of them says is read in the module
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ def is_namespace(text: str) -> bool:
     return _NAMESPACE.fullmatch(text) is not None
 
 
+@functools.lru_cache(1 << 14)
 def is_label(name: str, value: str) -> bool:
     """Whether Kubernetes' rules allow this label."""
     return _LABEL_NAME.fullmatch(name) is not None and _LABEL_VALUE.fullmatch(value) is not None

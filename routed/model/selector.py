@@ -17,6 +17,7 @@ namespaceSelector, so here it holds for everything, as in Calico.
 
 from __future__ import annotations
 
+import functools
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -216,6 +217,7 @@ _COMPARISONS: dict[str, type[Equal | NotEqual | Contains | StartsWith | EndsWith
 }
 
 
+@functools.lru_cache(4096)
 def parse_selector(text: str) -> Selector:
     """The tree of a selector in text. Raises ValueError with a sentence that names the character it stopped at."""
     parser = _Parser(text)

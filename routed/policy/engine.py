@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import itertools
+import operator
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -83,6 +84,8 @@ _UNREADABLE = Tier(name="policies that cannot be read", order=-_LAST)
 """Asked before all others: what cannot be read must not be overruled by what allows."""
 
 _WILDCARD = "*"
+_IN_ORDER = operator.attrgetter("kind", "name", "namespace")
+"""The order of keys, without a call for each comparison."""
 
 SLICE = 16
 """Walks or policies made in one go, so that whoever calls gets to other things between."""
@@ -264,10 +267,10 @@ class PolicyEngine:
         self._follow_subjects()
         self._found_members = 0
         if self._stale_endpoints:
-            self._rewalk(heapq.nsmallest(limit, self._stale_endpoints))
+            self._rewalk(heapq.nsmallest(limit, self._stale_endpoints, _IN_ORDER))
         else:
-            self._recompile(heapq.nsmallest(limit, self._stale_policies))
-            self._follow_peers()  # a set may have to hold networks now, and then its rules change
+            self._recompile(heapq.nsmallest(limit, self._stale_policies, _IN_ORDER))
+        self._follow_peers()  # a set may have to hold networks now, and then its rules change
         return bool(self._stale_endpoints or self._stale_policies)
 
     def flush(self) -> PolicyBatch | None:

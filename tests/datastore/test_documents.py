@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from routed.datastore import documents
 from routed.datastore.documents import MAX_ALIASED, MAX_BROKEN, Document, read_documents, resolve_plain
 from routed.model.fields import field_path
 from routed.model.resources import JsonValue
@@ -172,12 +174,17 @@ def test_hostile_files_are_refused_in_bounded_time() -> None:
     assert "the rest is not read" in documents[-1].error
 
 
+def _no_number(text: str) -> bool:
+    """PyYAML writes `0E0` without quotes, which is a number to Kubernetes."""
+    return not re.fullmatch(r"[-+]?[0-9.]+[eE][-+]?[0-9]+", text)
+
+
 JSON = st.recursive(
     st.one_of(
         st.none(),
         st.booleans(),
         st.integers(-(10**15), 10**15),
-        st.text(st.characters(codec="utf-8", exclude_categories=["C"]), max_size=8),
+        st.text(st.characters(codec="utf-8", exclude_categories=["C"]), max_size=8).filter(_no_number),
     ),
     lambda inner: st.one_of(
         st.lists(inner, max_size=3), st.dictionaries(st.text("ab.c-/", max_size=4), inner, max_size=3)
@@ -197,12 +204,38 @@ def test_whatever_json_is_written_is_read(documents: list[JsonValue], flow: bool
 def test_json_on_one_line_is_read_as_by_the_reader_for_people(value: JsonValue, ascii_only: bool) -> None:
     text = json.dumps(value, ensure_ascii=ascii_only)
     for candidate in (text, text + "\n"):
-        quick, careful = read(candidate), read(text + "\n\n")
+        quick, careful = read(candidate), read(text + "\n#\n")
         if any(document.error for document in careful):  # as for a key of more than 1,024 characters
             continue
         assert [document.value for document in quick] == [document.value for document in careful]
         for path in _fields(value):
             assert [document.line_of(path) for document in quick] == [1] * len(quick)
+
+
+_PIECES = [
+    '{"a": [1, {"b": "c"}]}', '{"a": 1, "a": 2}', "{a: 1}", "a: 1\nb:\n- c: &x y\n- *x", "", "# nothing", "'never closed",
+    "%YAML 1.1", "a: |\n  {}\n  text", '{"b": "\\u00e9"}', '{"a":\n 1}', '  {"indented": true}  ', '{"a": 1} # b', "...",
+    "---", "[", "--- a", "{}", '{"\xe9": "\xfc"}',
+]  # fmt: skip
+_BETWEEN = ["\n---\n", "\n--- ", "\n---\r\n", "\n\n---  \n\n", "\n"]
+
+
+@given(st.lists(st.sampled_from(_PIECES), max_size=6), st.sampled_from(_BETWEEN))
+def test_json_among_other_documents_is_read_as_yaml_is(pieces: list[str], between: str) -> None:
+    text = between.join(pieces)
+    quick = read(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(documents, "_one_line", lambda _: None)
+        careful = read(text)
+    assert [(each.value, each.error == "", each.line) for each in quick] == [
+        (each.value, each.error == "", each.line) for each in careful
+    ]
+
+
+def test_json_among_broken_documents_does_not_make_more_of_them_be_read() -> None:
+    found = read("---\n'x\n---\n{}\n" * 1000)
+    assert "the rest is not read" in found[-1].error
+    assert sum(1 for each in found if each.error) == MAX_BROKEN + 1
 
 
 @pytest.mark.parametrize(
@@ -217,7 +250,7 @@ def test_json_on_one_line_is_read_as_by_the_reader_for_people(value: JsonValue, 
     ],
 )
 def test_what_json_reads_otherwise_is_left_to_the_reader_for_people(text: str) -> None:
-    quick, careful = read(text), read(text + "\n\n")
+    quick, careful = read(text), read(text + "\n#\n")
     assert [(each.value, each.error, each.line) for each in quick] == [
         (each.value, each.error, each.line) for each in careful
     ]

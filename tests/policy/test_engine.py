@@ -302,3 +302,24 @@ def test_a_slice_is_bounded_by_policies_walks_and_members():
     assert len(batch.chains) == 200 + 2  # and the two of the profile
     # everybody is in one set, which is made once however many policies name it
     assert max(len(update.added) for update in batch.sets) == 3_000
+
+
+def test_what_only_a_set_loses_is_in_the_program_without_another_slice():
+    here = Endpoint("pod", "a", "red", {"app": "a"}, "n1", ("10.0.0.1",))
+    only = policy(
+        {
+            "apiVersion": "networking.k8s.io/v1",
+            "kind": "NetworkPolicy",
+            "metadata": {"name": "p", "namespace": "red"},
+            "spec": {"podSelector": {}, "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "a"}}}]}]},
+        }
+    )
+    engine = PolicyEngine("n1")
+    for each in (profile("red", {}), workload(here), only):
+        engine.update(Update(each.key, each))
+    assert engine.flush() is not None
+    moved = workload(replace(here, labels={"app": "b"}))
+    engine.update(Update(moved.key, moved))
+    batch = engine.flush()
+    assert batch is not None
+    assert [each.removed for each in batch.sets] == [frozenset((b"\x0a\x00\x00\x01",))]
