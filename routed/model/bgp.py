@@ -58,10 +58,6 @@ from routed.model.resources import (
 )
 from routed.net.families import Family
 
-#: Seconds of graceful restart time that fit the capability's 12 bits (RFC 4724 section 3).
-MAX_RESTART_TIME = 4095
-#: A third of the longest hold time (RFC 4271 section 4.2).
-MAX_KEEPALIVE_TIME = 21845
 #: LOCAL_PREF is 2147483647 minus a priority and must stay positive.
 MAX_PRIORITY = 2147483646
 
@@ -155,7 +151,7 @@ def _parse_bgp_configuration(head: Head) -> BGPConfiguration:
     named = dict(communities)
     return BGPConfiguration(
         **head.common,
-        log_severity_screen=spec.choice("logSeverityScreen", LogSeverity),
+        log_severity_screen=spec.choice("logSeverityScreen", LogSeverity, any_case=True),
         node_to_node_mesh_enabled=mesh,
         as_number=spec.as_number("asNumber"),
         listen_port=spec.integer("listenPort", 1, 65535),
@@ -170,7 +166,7 @@ def _parse_bgp_configuration(head: Head) -> BGPConfiguration:
             _parse_prefix_advertisement(value, path, named) for path, value in spec.array("prefixAdvertisements")
         ),
         node_mesh_password=_parse_password(spec, "nodeMeshPassword"),
-        node_mesh_max_restart_time=spec.duration("nodeMeshMaxRestartTime", 0, MAX_RESTART_TIME),
+        node_mesh_max_restart_time=spec.duration("nodeMeshMaxRestartTime"),
         ignored_interfaces=tuple(
             _parse_ignored_interface(value, path) for path, value in spec.array("ignoredInterfaces")
         ),
@@ -263,10 +259,10 @@ def _parse_bgp_peer(head: Head) -> BGPPeer:
         next_hop_mode=next_hop_mode,
         password=_parse_password(spec, "password"),
         source_address=spec.choice("sourceAddress", SourceAddress) or SourceAddress.USE_NODE_IP,
-        max_restart_time=spec.duration("maxRestartTime", 0, MAX_RESTART_TIME),
-        keepalive_time=spec.duration("keepaliveTime", 1, MAX_KEEPALIVE_TIME),
+        max_restart_time=spec.duration("maxRestartTime"),
+        keepalive_time=spec.duration("keepaliveTime"),
         num_allowed_local_as_numbers=spec.integer("numAllowedLocalASNumbers", 0, 0x7FFFFFFF) or 0,
-        ttl_security=spec.integer("ttlSecurity", 1, 255),
+        ttl_security=spec.integer("ttlSecurity", 0, 255),
         reachable_by=reachable_by,
         filters=tuple(as_text(value, path) for path, value in spec.array("filters")),
         reverse_peering=spec.choice("reversePeering", ReversePeering) or ReversePeering.AUTO,

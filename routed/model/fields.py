@@ -27,6 +27,8 @@ E = TypeVar("E", bound=enum.StrEnum)
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_./-]{1,64}")
 _DURATION_PART = re.compile(r"([0-9]{1,12}(?:\.[0-9]{0,9})?|\.[0-9]{1,9})(ns|us|µs|ms|s|m|h)")
 _UNIT_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_LONGEST = 2.0**63 / 1e9
+"""Seconds of the longest Go duration."""
 _NUMBER = re.compile(r"[0-9]{1,10}")
 _TEXTS = frozenset((str,))
 _MAC = re.compile(r"[0-9A-Fa-f]{2}(?:[:-][0-9A-Fa-f]{2}){5}")
@@ -143,11 +145,13 @@ class Fields:
             raise self.error(name, f"must be a number, not {shown(value)}")
         return float(value)
 
-    def choice(self, name: str, kind: type[E]) -> E | None:
-        """A member of an enumeration, by its exact spelling."""
+    def choice(self, name: str, kind: type[E], *, any_case: bool = False) -> E | None:
+        """A member of an enumeration, by its exact spelling, or (`any_case`) in letters of any size."""
         value = self.values.get(name)
         if value in (None, ""):
             return None
+        if any_case and isinstance(value, str):
+            value = value.capitalize()
         known = kind._value2member_map_.get(value) if isinstance(value, str) else None
         return cast("E", known) if known is not None else as_choice(value, self.at(name), kind)
 
@@ -198,16 +202,16 @@ class Fields:
         value = self.values.get(name)
         return None if value in (None, "") else as_as_number(value, self.at(name))
 
-    def duration(self, name: str, low: float, high: float) -> float | None:
-        """Seconds of a Go duration such as "120s" or "2m0s"."""
+    def duration(self, name: str, most: float = _LONGEST) -> float | None:
+        """Seconds of a Go duration such as "120s" or "2m0s", none of them negative."""
         if not self.has(name):
             return None
         value = self.values[name]
         seconds = go_duration(value) if isinstance(value, str) else None
         if seconds is None:
             raise self.error(name, f'must be a duration such as "120s" or "2m0s", not {shown(value)}')
-        if not low <= seconds <= high:
-            raise self.error(name, f"must be from {low:g} to {high:g} seconds, not {shown(value)}")
+        if not 0 <= seconds <= most:
+            raise self.error(name, f"must be from 0 to {most:.15g} seconds, not {shown(value)}")
         return seconds
 
     def address(self, name: str, family: Family | None = None) -> bytes | None:

@@ -212,7 +212,8 @@ def _parse_felix(head: Head) -> FelixConfiguration:
     return FelixConfiguration(
         **head.common,
         interface_prefix=_parse_interface_prefix(spec),
-        default_endpoint_to_host_action=_folded(spec, "defaultEndpointToHostAction"),
+        # Felix reads this one in any case, and manifests write ACCEPT
+        default_endpoint_to_host_action=spec.choice("defaultEndpointToHostAction", EndpointToHostAction, any_case=True),
         failsafe_inbound=_parse_failsafe(spec, "failsafeInboundHostPorts"),
         failsafe_outbound=_parse_failsafe(spec, "failsafeOutboundHostPorts"),
         nat_port_range=nat_ports,
@@ -234,12 +235,6 @@ def _parse_felix(head: Head) -> FelixConfiguration:
         ipv4_normal_route_priority=spec.integer("ipv4NormalRoutePriority", 1, 0x7FFFFFFE) or DEFAULT_ROUTE_PRIORITY,
         ipv6_normal_route_priority=spec.integer("ipv6NormalRoutePriority", 1, 0x7FFFFFFE) or DEFAULT_ROUTE_PRIORITY,
     )
-
-
-def _folded(spec: Fields, name: str) -> EndpointToHostAction | None:
-    # Felix reads this one in any case, and manifests write ACCEPT.
-    text = spec.text(name)
-    return as_choice(text.title() if text.isupper() else text, spec.at(name), EndpointToHostAction) if text else None
 
 
 def _enabled(spec: Fields, name: str, on: str, off: str) -> bool | None:
@@ -290,7 +285,7 @@ def _parse_node_status(head: Head) -> CalicoNodeStatus:
 def _parse_kube_controllers(head: Head) -> KubeControllersConfiguration:
     controllers = head.spec.object("controllers")
     node = controllers.object("node") if controllers is not None else None
-    grace = node.duration("leakGracePeriod", 0, MAX_LEAK_GRACE) if node is not None else None
+    grace = node.duration("leakGracePeriod", MAX_LEAK_GRACE) if node is not None else None
     return KubeControllersConfiguration(**head.common, leak_grace_period=grace)
 
 

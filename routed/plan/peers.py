@@ -31,6 +31,8 @@ from routed.rib.path import SourceKind
 
 #: Graceful restart time where no resource names one; what Calico's BIRD uses.
 DEFAULT_RESTART_TIME = 120
+#: The longest that fits the capability's 12 bits (RFC 4724 section 3).
+MAX_RESTART_TIME = 4095
 
 #: The scope in the name of a session with a pod.
 _WORKLOAD = "Local_Workload"
@@ -194,7 +196,9 @@ class _Builder:
         default = self.cluster.default_configuration
         if default.node_to_node_mesh_enabled is False or self.speaker.cluster_id:
             return
-        restart_time = _seconds(default.node_mesh_max_restart_time, DEFAULT_RESTART_TIME)
+        restart_time = self._restart_time(
+            default.node_mesh_max_restart_time, f"BGPConfiguration {default.name}: spec.nodeMeshMaxRestartTime"
+        )
         password = self._password(default.node_mesh_password, f"BGPConfiguration {default.name}: spec.nodeMeshPassword")
         local_as = self.speaker.local_as
         taken: list[str] = []
@@ -342,8 +346,8 @@ class _Builder:
                 router_id=self.speaker.router_id,
                 passive=passive,
                 families=(family,),
-                keepalive_time=_seconds(peer.keepalive_time, 0),
-                restart_time=_seconds(peer.max_restart_time, DEFAULT_RESTART_TIME),
+                keepalive_time=0 if peer.keepalive_time is None else _seconds(peer.keepalive_time),
+                restart_time=self._restart_time(peer.max_restart_time, f"BGPPeer {peer.name}: spec.maxRestartTime"),
                 password=password.reference,
                 password_generation=password.generation,
                 ttl_security=peer.ttl_security or 0,
@@ -365,6 +369,14 @@ class _Builder:
                 f"BGPPeer {peer.name}: not used for {format_address(target.address)} port {key[1]}, "
                 f"since {first.why} says something else about the same address and port and comes first"
             )
+
+    def _restart_time(self, value: float | None, label: str) -> int:
+        if value is None:
+            return DEFAULT_RESTART_TIME
+        seconds = _seconds(value)
+        if seconds > MAX_RESTART_TIME:
+            self.problems.append(f"{label}: {seconds} s is more than BGP can say; it is {MAX_RESTART_TIME} s")
+        return min(seconds, MAX_RESTART_TIME)
 
     def _password(self, ref: SecretKeyRef | None, label: str) -> _Password:
         """What a session is to be authenticated with. One whose password is missing is held, unless it is optional."""
@@ -428,9 +440,9 @@ def _peer_name(scope: str, address: str, port: int | None) -> str:
     return name if port is None else f"{name}_port_{port}"
 
 
-def _seconds(value: float | None, default: int) -> int:
+def _seconds(value: float) -> int:
     """Whole seconds, as they go on the wire; halves round up."""
-    return default if value is None else math.floor(value + 0.5)
+    return math.floor(value + 0.5)
 
 
 def _same_but_for_names(one: PeerSpec, other: PeerSpec) -> bool:

@@ -54,6 +54,7 @@ from routed.model.resources import (
 )
 from routed.model.schema import KINDS, field_names, parse_manifest, to_manifest
 from routed.model.selector import All, parse_selector
+from routed.model.settings import FelixConfiguration
 from routed.net.addresses import parse_address
 from routed.net.prefixes import parse_prefix
 from tests.model.examples import EXAMPLES
@@ -414,6 +415,20 @@ def test_durations(text: str, seconds: float) -> None:
     assert peer.max_restart_time == pytest.approx(seconds)
 
 
+@pytest.mark.parametrize("text", ["info", "INFO", "Info"])
+def test_what_calico_reads_in_any_case(text: str) -> None:
+    parsed = parse_manifest(manifest("BGPConfiguration", {"logSeverityScreen": text, "asNumber": 65010}))
+    assert isinstance(parsed, BGPConfiguration)
+    assert (parsed.log_severity_screen, parsed.as_number) == (LogSeverity.INFO, 65010)
+
+
+@pytest.mark.parametrize("text", ["drop", "DROP", "Drop"])
+def test_felix_s_action_too(text: str) -> None:
+    parsed = parse_manifest(manifest("FelixConfiguration", {"defaultEndpointToHostAction": text}))
+    assert isinstance(parsed, FelixConfiguration)
+    assert parsed.default_endpoint_to_host_action == "Drop"
+
+
 @pytest.mark.parametrize("kind", ["Node", "BGPConfiguration", "BGPPeer", "BGPFilter", "IPPool", "BlockAffinity"])
 def test_null_and_empty_text_are_absent(kind: str) -> None:
     """As for Calico's own reader: a template that leaves `node: ""` behind is no error."""
@@ -556,9 +571,9 @@ def rule(**changes: JsonValue) -> JsonObject:
         ),
         (manifest("BGPPeer", PEER_BY_IP | {"maxRestartTime": 120}), "spec.maxRestartTime", 'such as "120s"'),
         (manifest("BGPPeer", PEER_BY_IP | {"maxRestartTime": "120"}), "spec.maxRestartTime", "duration"),
-        (manifest("BGPPeer", PEER_BY_IP | {"maxRestartTime": "2h"}), "spec.maxRestartTime", "0 to 4095 seconds"),
-        (manifest("BGPPeer", PEER_BY_IP | {"keepaliveTime": "-5s"}), "spec.keepaliveTime", "1 to 21845 seconds"),
-        (manifest("BGPPeer", PEER_BY_IP | {"ttlSecurity": 256}), "spec.ttlSecurity", "1 to 255"),
+        (manifest("BGPPeer", PEER_BY_IP | {"keepaliveTime": "-5s"}), "spec.keepaliveTime", "from 0 to"),
+        (manifest("BGPPeer", PEER_BY_IP | {"keepaliveTime": "9" * 12 + "h"}), "spec.keepaliveTime", "from 0 to"),
+        (manifest("BGPPeer", PEER_BY_IP | {"ttlSecurity": 256}), "spec.ttlSecurity", "0 to 255"),
         (manifest("BGPPeer", PEER_BY_IP | {"filters": "x"}), "spec.filters", "must be a list"),
         (manifest("BGPPeer", PEER_BY_IP | {"filters": ["x", 1]}), "spec.filters[1]", "must be text"),
         (manifest("BGPPeer", PEER_BY_IP | {"sourceAddress": "useNodeIP"}), "spec.sourceAddress", "mean UseNodeIP?"),

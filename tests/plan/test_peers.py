@@ -329,6 +329,26 @@ def test_saying_the_same_twice_is_no_problem(scenario: Make) -> None:
     ).plan.problems
 
 
+def test_times_and_hops_that_calico_takes(scenario: Make) -> None:
+    """As its confd has them: rounded to whole seconds, 0 is nothing said; what BGP has no room for is the most it has."""
+    made = scenario("""
+        - kind: BGPPeer
+          metadata: {name: a}
+          spec: {peerIP: 172.16.0.1, asNumber: 65001, ttlSecurity: 0, keepaliveTime: 500ms}
+        - kind: BGPPeer
+          metadata: {name: b}
+          spec: {peerIP: 172.16.0.2, asNumber: 65001, keepaliveTime: 0s, maxRestartTime: 2h}
+        - {kind: BGPConfiguration, metadata: {name: default}, spec: {logSeverityScreen: info, nodeMeshMaxRestartTime: 90m}}
+    """)
+    a, b, mesh = (made.plan.peers[name].session for name in ("Global_172_16_0_1", "Global_172_16_0_2", "Mesh_fd5f__3"))
+    assert (a.ttl_security, a.keepalive_time, b.keepalive_time) == (0, 1, 0)
+    assert (b.restart_time, mesh.restart_time) == (4095, 4095)
+    assert made.plan.problems == (
+        "BGPConfiguration default: spec.nodeMeshMaxRestartTime: 5400 s is more than BGP can say; it is 4095 s",
+        "BGPPeer b: spec.maxRestartTime: 7200 s is more than BGP can say; it is 4095 s",
+    )
+
+
 def test_a_bgp_peer_goes_before_the_mesh(scenario: Make) -> None:
     both = scenario("- {kind: BGPPeer, metadata: {name: a}, spec: {peerIP: 10.192.0.3, asNumber: 64512, filters: []}}")
     assert "Global_10_192_0_3" in both.peers and "Mesh_10_192_0_3" not in both.peers
