@@ -408,7 +408,7 @@ class Daemon:
             return
         self._driver.kernel(change)
         if self._workloads is not None and (change.full or change.interfaces or change.interfaces_removed):
-            self._workloads.interfaces_changed()
+            self._workloads.interfaces_changed(change)
 
     def _routes_failed(self, failures: tuple[RouteFailure, ...], cleared: tuple[tuple[Family, bytes], ...]) -> None:
         if self._driver is not None:
@@ -445,7 +445,7 @@ class Daemon:
         workloads = Workloads(config, core, kernel, written, self._log.write, driver.bug, self._kubernetes, named)
         workloads.start()
         self._workloads = workloads
-        workloads.interfaces_changed()  # what was told before
+        workloads.take_interfaces()  # what was told before
         relay = self._relay = Relay(
             driver,
             (

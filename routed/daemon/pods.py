@@ -195,6 +195,8 @@ class Pods:
         self._holders = Holders()
         self._leaving: set[ResourceKey] = set()
         """Endpoints that are being removed."""
+        self._own: dict[str, dict[ResourceKey, None]] = {}
+        """The endpoints of this node that a CNI call made, by container."""
         self._turns: dict[str, _Turns] = {}
         self._rounds = Rounds(self._store, self._listed, self._tell)
         self._owed: dict[tuple[str, str], tuple[ResourceKey, str]] = {}
@@ -221,9 +223,23 @@ class Pods:
         self._store.told(update)
         self._holders.change(update.key, mirror.get(update.key), update.value)
         if update.value is None:
-            mirror.pop(update.key, None)
+            old = mirror.pop(update.key, None)
         else:
+            old = mirror.get(update.key)
             mirror[update.key] = update.value
+        self._index(old, there=False)
+        self._index(update.value, there=True)
+
+    def _index(self, endpoint: Resource | None, *, there: bool) -> None:
+        if not isinstance(endpoint, WorkloadEndpoint) or not self._is_own(endpoint):
+            return
+        keys = self._own.setdefault(endpoint.container_id, {})
+        if there:
+            keys[endpoint.key] = None
+        else:
+            keys.pop(endpoint.key, None)
+        if not keys:
+            del self._own[endpoint.container_id]
 
     def holder(self, address: bytes, but: Collection[ResourceKey] = ()) -> Holder | None:
         """Who has an address by what is followed, whatever the blocks say; apart from these, and from who is just going."""
@@ -596,15 +612,15 @@ class Pods:
 
     def _endpoints(self, container_id: str | None = None, interface: str | None = None) -> Iterable[WorkloadEndpoint]:
         """The endpoints of this node that a CNI call made, of one container if one is named."""
-        for found in list(self._mirror[WorkloadEndpoint.kind].values()):
-            if (
-                isinstance(found, WorkloadEndpoint)
-                and found.node == self._node_name
-                and found.container_id
-                and container_id in (None, found.container_id)
-                and interface in (None, found.endpoint)
-            ):
+        containers = list(self._own.values()) if container_id is None else [self._own.get(container_id, {})]
+        for key in [each for keys in containers for each in keys]:
+            found = self._mirror[WorkloadEndpoint.kind].get(key)
+            if isinstance(found, WorkloadEndpoint) and interface in (None, found.endpoint):
                 yield found
+
+    def _is_own(self, endpoint: WorkloadEndpoint) -> bool:
+        """Whether a CNI call made it, on this node."""
+        return bool(endpoint.container_id) and endpoint.node == self._node_name
 
     def _endpoint(self, request: Request, identity: _Identity, addresses: tuple[bytes, ...], mac: bytes) -> JsonObject:
         networks: list[JsonValue] = [f"{format_address(each)}/{8 * len(each)}" for each in addresses]

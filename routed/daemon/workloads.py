@@ -30,9 +30,10 @@ from routed.desired import Tunnel, TunnelKind, tunnel_overhead
 from routed.errors import ConfigError
 from routed.ipam.holders import Holder
 from routed.model.resources import EncapMode, IPPool, JsonObject, Update
-from routed.net.addresses import format_address
+from routed.net.addresses import format_address, is_link_local
 from routed.net.families import Family
 from routed.net.prefixes import format_prefix
+from routed.observed import Interface, KernelChange
 
 if TYPE_CHECKING:  # gRPC and httpx are imported by who needs them: see `datastores`
     from routed.datastore.etcd import EtcdStore
@@ -106,6 +107,8 @@ class Workloads:
             self.pod if kubernetes is not None else None,
             config.leak_grace_period,
         )
+        self._followed: set[int] = set()
+        """Interfaces whose addresses or state matter to policy or tunnels."""
         self._relay: Relay | None = None
         self._store = store
 
@@ -182,16 +185,28 @@ class Workloads:
             *self.collector.problems,
         )
 
-    def interfaces_changed(self) -> None:
-        """The kernel's interfaces or addresses are others now."""
+    def interfaces_changed(self, change: KernelChange) -> None:
+        """The kernel's interfaces or addresses are others now. Pods' own, which come and go, have nothing to say here."""
+        if (
+            change.full
+            or not self._followed.isdisjoint(change.interfaces_removed)
+            or any(each.index in self._followed or _is_followed(each) for each in change.interfaces)
+        ):
+            self.take_interfaces()
+
+    def take_interfaces(self) -> None:
+        """What interfaces the kernel has by now."""
+        there = self._core.interfaces
+        followed = [each for each in there.values() if _is_followed(each)]
+        self._followed = {each.index for each in followed}
         self._own_addresses = {
             address: interface.name
-            for interface in self._core.interfaces.values()
+            for interface in followed
             if interface.name not in KINDS  # those of tunnels are the tunnels'
             for address, _ in interface.addresses
         }
-        self.policy.interfaces(self._core.interfaces)
-        self.tunnels.interfaces(self._core.interfaces)
+        self.policy.interfaces(there)
+        self.tunnels.interfaces(there)
 
     def _policy_problem(self, problem: str) -> None:
         self._problem = problem
@@ -285,6 +300,11 @@ class Workloads:
     async def pod(self, namespace: str, name: str) -> JsonObject | None:
         assert self._kubernetes is not None
         return await self._kubernetes.get(f"/api/v1/namespaces/{namespace}/pods/{name}")
+
+
+def _is_followed(interface: Interface) -> bool:
+    """Whether it has an address that is its own, or is a tunnel's."""
+    return interface.name in KINDS or any(not is_link_local(address) for address, _ in interface.addresses)
 
 
 def _mtu_within(pool: IPPool, mtu: int, said: Mapping[tuple[TunnelKind, Family], int]) -> int:

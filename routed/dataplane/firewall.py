@@ -143,6 +143,8 @@ class Firewall:
         self._given_up: dict[str, str] = {}
         """Chains whose rules the kernel does not take, and why; in their place everything is denied."""
         self._endpoints: dict[_Key, EndpointPolicy] = {}
+        self._at_bridges: Counter[str] = Counter()
+        """Workloads at each bridge."""
         self._walks: Counter[str] = Counter()
         """Endpoints that lead to each walk, by the name of its first chain."""
         self._walk_of: dict[str, tuple[Walk, Place]] = {}
@@ -150,8 +152,8 @@ class Firewall:
         """Rules of the base and dispatch chains, as they are in the kernel."""
         self._names: dict[bytes, str] = {}
         """What people call those of them that drop."""
-        self._base_made_from: tuple[HostRules, dict[_Key, EndpointPolicy], tuple[str, ...]] | None = None
-        """What they follow from: who is there but pods, which come and go without changing them."""
+        self._base_due = True
+        """They may be others by now: more has changed than pods, which come and go without changing them."""
 
     # ---- changes
 
@@ -175,7 +177,7 @@ class Firewall:
             yield from _by_portions(batch.delete_elements, spec.name, _members(spec, removed))
             yield from _by_portions(batch.add_elements, spec.name, _members(spec, added))
         if wanted.host is not None:
-            old, self._host = self._host, wanted.host
+            old, self._host, self._base_due = self._host, wanted.host, True
             self._change_pools(batch, old)
             if (old.log_group, old.log_denied) != (self._host.log_group, self._host.log_denied):
                 self._names.clear()
@@ -226,7 +228,8 @@ class Firewall:
         """Take a change in that only the next `rebuild` writes."""
         for update in wanted.sets:
             self._take_set(update)
-        self._host = wanted.host or self._host
+        if wanted.host is not None:
+            self._host, self._base_due = wanted.host, True
         for chain_update in wanted.chains:
             self._take_chain(chain_update)
         for endpoint in wanted.endpoints:
@@ -278,7 +281,7 @@ class Firewall:
             batch.add_base_chain(name, kind, hook, priority)
         for name in (_FROM_BRIDGE, *_DISPATCH.values()):
             batch.add_chain(name)
-        self._base, self._base_made_from = {}, None
+        self._base, self._base_due = {}, True
         self._write_base(batch)
 
     def give_up(self, chain: str, why: str) -> bool:
@@ -420,6 +423,11 @@ class Firewall:
         old = self._endpoints.pop(key, None)
         if update.policy is not None:
             self._endpoints[key] = update.policy
+        self._base_due |= update.place is not Place.WORKLOAD
+        for policy, step in ((old, -1), (update.policy, +1)):
+            if policy is not None and policy.port is not None:
+                self._at_bridges[policy.port.bridge] += step
+                self._base_due = True
         for direction in ("ingress", "egress"):
             was, now = self._target(old, direction), self._target(update.policy, direction)
             if was != now and (update.place, direction) in _DISPATCH:
@@ -560,7 +568,7 @@ class Firewall:
 
     def _bridges(self) -> tuple[str, ...]:
         """The bridges that workloads are at."""
-        return tuple(sorted({policy.port.bridge for policy in self._endpoints.values() if policy.port is not None}))
+        return tuple(sorted(bridge for bridge, ports in self._at_bridges.items() if ports))
 
     def _workload_names(self) -> tuple[str, ...]:
         """Beginnings of the names of interfaces that workloads' packets come and go by, and whole names."""
@@ -628,12 +636,10 @@ class Firewall:
     # ---- base chains
 
     def _write_base(self, batch: Batch) -> None:
-        others = {key: policy for key, policy in self._endpoints.items() if key[0] is not Place.WORKLOAD}
-        made_from = self._host, others, self._bridges()
-        if made_from == self._base_made_from:
+        if not self._base_due:
             return
+        self._base_due = False
         wanted = self._base_rules()
-        self._base_made_from = made_from
         for chain, rules in wanted.items():
             if self._base.get(chain) == rules:
                 continue

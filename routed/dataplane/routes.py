@@ -360,9 +360,8 @@ class RouteSync:
             return bool(through)
         # where pods come and go, nearly every interface goes after its routes: that is not worth a dump
         known = set(map(id, through))
-        for table in self._tables.values():
-            if any(id(route) in known for route in table.installed.values()):
-                return True
+        if not all(known.isdisjoint(map(id, table.installed.values())) for table in self._tables.values()):
+            return True
         if not (
             self._queue or self._in_flight or any(table.failed or table.disturbed for table in self._tables.values())
         ):

@@ -14,6 +14,8 @@ class Family(enum.IntEnum):
     IPV4_UNICAST = 0x0101
     IPV6_UNICAST = 0x0201
 
+    __hash__ = int.__hash__  # of an enumeration's member, Python would ask its name, in a call of its own
+
     @property
     def afi(self) -> int:
         return self >> 8

@@ -26,7 +26,7 @@ def diff(old: Plan, new: Plan) -> PlanDelta:
     added: list[str] = []
     renamed = _renamed(old, new)
     stay = {*new.peers, *renamed.values()}
-    for name, peer in new.peers.items():
+    for name, peer in new.peers.items() if new.peers is not old.peers else ():
         before = old.peers.get(renamed.get(name, name))
         if before is peer:
             continue

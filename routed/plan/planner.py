@@ -18,7 +18,7 @@ from routed.plan.program import calico_version, plan_kernel, plan_learning
 from routed.plan.speaker import plan_speaker
 from routed.plan.tunnels import plan_tunnels, tunnel_problems
 from routed.plan.types import KernelPlan, LearnPlan, Origin, PeerPlan, Plan, PlanSettings, Speaker
-from routed.plan.unsupported import unsupported_settings
+from routed.plan.unsupported import Unsupported, unsupported_settings
 from routed.plan.workloads import Workloads
 
 
@@ -43,6 +43,7 @@ class Planner:
         self._workloads = Workloads()
         self._session_problems: list[str] = []
         self._session_notes: list[str] = []
+        self._unsupported = Unsupported()
         self._tunnels: tuple[Tunnel, ...] | None = None
         self._tunnel_problems: list[str] = []
 
@@ -94,22 +95,25 @@ class Planner:
             self._speaker, self._session_problems = plan_speaker(cluster, self._settings)
             self._specs, self._ways, self._session_notes = {}, {}, []
             if self._speaker is not None:
-                peers = plan_peers(cluster, self._speaker)
-                self._specs, self._ways, self._session_notes = peers.specs, peers.ways, peers.notes
-                self._session_problems += peers.problems
-        unsupported = unsupported_settings(
-            cluster, calico_version(cluster, self._settings), own_workloads=self._settings.own_workloads
-        )
+                found = plan_peers(cluster, self._speaker)
+                self._specs, self._ways, self._session_notes = found.specs, found.ways, found.notes
+                self._session_problems += found.problems
+        peers = self._plan.peers
+        if dirty & ~Aspect.WORKLOADS:  # pods come and go more often than all else, and are nobody's peers
+            peers = self._peers()
+            self._unsupported = unsupported_settings(
+                cluster, calico_version(cluster, self._settings), own_workloads=self._settings.own_workloads
+            )
         problems = [
             *self._session_problems,
             *self._origins.problems,
             *self._workloads.problems(),
             *self._tunnel_problems,
-            *unsupported.problems,
+            *self._unsupported.problems,
         ]
         plan = Plan(
             speaker=self._speaker,
-            peers=self._peers(),
+            peers=peers,
             origins={
                 **self._ways,
                 **self._origins.routes,
@@ -120,7 +124,7 @@ class Planner:
             learn=self._learn,
             tunnels=self._tunnels,
             problems=tuple(sorted(set(problems))),
-            notes=tuple(sorted({*self._session_notes, *unsupported.notes})),
+            notes=tuple(sorted({*self._session_notes, *self._unsupported.notes})),
         )
         if plan != self._plan:
             self._plan = plan

@@ -408,12 +408,16 @@ class PolicyEngine:
             self._look_for_problems(key)
             made, chains = self._walks_of(key, ordered)
             before = self._chains_of.pop(key, frozenset())
-            for chain in before - chains:
-                self._users[chain].discard(key)
-                self._stale_policies.add(chain[0])
+            for chain in before - chains:  # of chains it matters whether somebody uses them, not who
+                users = self._users[chain]
+                users.discard(key)
+                if not users:
+                    self._stale_policies.add(chain[0])
             for chain in chains - before:
-                self._users.setdefault(chain, set()).add(key)
-                self._stale_policies.add(chain[0])
+                users = self._users.setdefault(chain, set())
+                if not users:
+                    self._stale_policies.add(chain[0])
+                users.add(key)
             old, self._walks[key] = self._walks[key], made
             if chains:
                 self._chains_of[key] = chains
