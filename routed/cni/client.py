@@ -15,7 +15,7 @@ PATIENCE = 90.0
 CLONE_NEWNET = 0x40000000
 VERSIONS = '["0.3.0","0.3.1","0.4.0","1.0.0","1.1.0"]'
 
-INVALID_ENVIRONMENT, IO_FAILURE, DECODE_FAILURE, TRY_AGAIN = 4, 5, 6, 11
+INVALID_ENVIRONMENT, IO_FAILURE, DECODE_FAILURE, TRY_AGAIN, NOT_AVAILABLE = 4, 5, 6, 11, 50
 
 
 class Failure(Exception):
@@ -30,6 +30,8 @@ def main() -> int:
         import json  # noqa: PLC0415
 
         code, words = failure.args
+        if code == TRY_AGAIN and posix.environ.get(b"CNI_COMMAND") == b"STATUS":
+            code = NOT_AVAILABLE  # which is what was asked
         posix.write(
             1, json.dumps({"cniVersion": setting(given, "cniVersion", "1.0.0"), "code": code, "msg": words}).encode()
         )

@@ -25,7 +25,7 @@
 #define PATIENCE 90
 #define VERSIONS "[\"0.3.0\",\"0.3.1\",\"0.4.0\",\"1.0.0\",\"1.1.0\"]"
 
-enum { INVALID_ENVIRONMENT = 4, IO_FAILURE = 5, DECODE_FAILURE = 6, TRY_AGAIN = 11 };
+enum { INVALID_ENVIRONMENT = 4, IO_FAILURE = 5, DECODE_FAILURE = 6, TRY_AGAIN = 11, NOT_AVAILABLE = 50 };
 
 extern char **environ;
 
@@ -99,9 +99,11 @@ static const char *setting(const char *name, char *value, size_t size)
 static void fail(int code, const char *words)
 {
 	char version[32], text[1024], output[1400];
-	const char *named = setting("cniVersion", version, sizeof version);
+	const char *named = setting("cniVersion", version, sizeof version), *command = getenv("CNI_COMMAND");
 	size_t i;
 
+	if (code == TRY_AGAIN && command && !strcmp(command, "STATUS"))
+		code = NOT_AVAILABLE; /* which is what was asked */
 	snprintf(text, sizeof text, "%s", words);
 	for (i = 0; text[i]; i++)
 		if ((unsigned char)text[i] < 0x20 || (unsigned char)text[i] > 0x7e || text[i] == '"' || text[i] == '\\')

@@ -34,6 +34,7 @@ from routed.cni.call import (
     FIRST_INTERFACE,
     INTERNAL,
     INVALID_ENVIRONMENT,
+    LIMITED,
     NO_ADDRESS,
     NOT_AS_IT_WAS,
     NOT_AVAILABLE,
@@ -104,6 +105,8 @@ MIRRORED = frozenset(
 SETTLE = 10.0
 #: Seconds the datastore may take to take an ADD.
 STORE = 15.0
+#: Seconds the datastore may take to take back what a DEL or GC gives back: the runtime calls again, and again.
+RELEASE = 5.0
 #: Seconds taking back what an ADD did may take before it is answered, and between attempts after that.
 UNDO = 3.0
 PAY_EVERY = 2.0
@@ -129,6 +132,10 @@ class Dataplane(Protocol):
     @property
     def ready(self) -> str:
         """Why pods cannot be added now, or empty."""
+
+    @property
+    def limited(self) -> str:
+        """Why pods that are there may not be reached, or empty."""
 
     async def until_ready(self) -> str:
         """Wait while a restart is nearly over; why pods cannot be added then, or empty."""
@@ -269,6 +276,8 @@ class Pods:
         if request.command == "STATUS":
             if problem := self._not_ready():
                 raise CniError(NOT_AVAILABLE, problem)
+            if problem := self._dataplane.limited:
+                raise CniError(LIMITED, problem)
             return b""
         if request.command == "GC":
             await self._collect(request)
@@ -686,7 +695,11 @@ class Pods:
                     await asyncio.to_thread(self._wiring.forget_at, endpoint.bridge, addresses)
                 except KernelError as error:
                     self._log(Level.WARNING, "cni", str(error))
-        await self._take_back([(each.key, each.container_id) for each in endpoints], handle)
+        try:
+            async with asyncio.timeout(RELEASE):
+                await self._take_back([(each.key, each.container_id) for each in endpoints], handle)
+        except TimeoutError:
+            raise CniError(TRY_AGAIN, f"the datastore has not answered for {RELEASE:g} s; try again") from None
         for endpoint in endpoints:
             if self._mirror[WorkloadEndpoint.kind].get(endpoint.key) is endpoint:  # the datastore has it no more
                 self._tell(Update(endpoint.key, None))

@@ -173,10 +173,13 @@ class Workloads:
     def _families(self) -> set[Family]:
         return {pool.cidr.family for pool in self.pods.pools() if not pool.disabled}
 
+    def _not_forwarding(self) -> list[str]:
+        return not_forwarding(sorted(self._families(), key=lambda family: family.label))
+
     @property
     def problems(self) -> tuple[str, ...]:
         return (
-            *not_forwarding(sorted(self._families(), key=lambda family: family.label)),
+            *self._not_forwarding(),
             *((self._problem,) if self._problem else ()),
             *self.policy.problems,
             *self.pod_keeper.problems,
@@ -250,6 +253,10 @@ class Workloads:
         if self._core.restart.deferring:
             return "routed restarts and waits for its peers; try again"
         return ""
+
+    @property
+    def limited(self) -> str:
+        return "; ".join(filter(None, (self._kernel.problem, self._problem, *self._not_forwarding())))
 
     async def until_ready(self) -> str:
         loop = asyncio.get_running_loop()

@@ -127,12 +127,17 @@ def test_a_daemon_that_dies_during_the_call(plugin: list[str], daemon: Daemon, a
     assert "try again" in error["msg"]
 
 
+def test_a_daemon_that_dies_while_it_is_asked_for_its_status(plugin: list[str], daemon: Daemon):
+    status, output = run(plugin, {"cniVersion": "1.1.0", "socket": daemon.path}, CNI_COMMAND="STATUS")
+    assert (status, json.loads(output)["code"]) == (1, 50)
+
+
 @pytest.mark.parametrize("command", ["ADD", "DEL", "CHECK", "GC", "STATUS", ""])
 def test_no_daemon(plugin: list[str], tmp_path: Path, command: str):
     path = str(tmp_path / "nobody.sock")
     status, output = run(plugin, {"cniVersion": "0.4.0", "socket": path}, CNI_COMMAND=command)
     error = json.loads(output)
-    assert (status, error["code"], error["cniVersion"]) == (1, 11, "0.4.0")
+    assert (status, error["code"], error["cniVersion"]) == (1, 50 if command == "STATUS" else 11, "0.4.0")
     assert path in error["msg"] and "systemctl status routed" in error["msg"]
 
 

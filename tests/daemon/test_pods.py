@@ -130,6 +130,7 @@ class Dataplane:
         self.published: list[Update] = []
         self.problem = ""
         self.ready = ""
+        self.limited = ""
         self.synced = True
         self.mtu = 1450
         self.uplink = b""
@@ -575,6 +576,53 @@ def test_an_uplink_too_small_for_ipv6_is_told_before_anything_is_made(store: Sto
         assert raised.value.code == 7
         nothing_left(node)
         await node.call("ADD")
+        await node.close()
+
+    runner.run(main())
+
+
+def test_status(store: Store, runner: asyncio.Runner):
+    async def main() -> None:
+        node = Node(store)
+        assert await node.call("STATUS") is None
+        node.dataplane.limited = "no packet passes"
+        with pytest.raises(CniError, match="no packet passes") as raised:
+            await node.call("STATUS")
+        assert raised.value.code == 51
+        node.dataplane.ready = "not read yet"
+        with pytest.raises(CniError, match="not read yet") as raised:
+            await node.call("STATUS")
+        assert raised.value.code == 50
+        await node.close()
+
+    runner.run(main())
+
+
+def test_a_del_is_answered_in_good_time_and_done_by_the_next(
+    store: Store, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
+):
+    async def main() -> None:
+        node = Node(store)
+        await node.call("ADD")
+        hangs = asyncio.Event()
+        write_all = store.write_all
+
+        async def hanging(edits: Sequence[Edit]) -> list[str]:
+            await hangs.wait()
+            return await write_all(edits)
+
+        monkeypatch.setattr(store, "write_all", hanging)
+        monkeypatch.setattr("routed.daemon.pods.RELEASE", 0.05)
+        for _ in range(2):
+            with pytest.raises(CniError, match="has not answered") as raised:
+                await node.call("DEL")
+            assert raised.value.code == 11
+        assert len(node.wiring.interfaces) == 1
+        hangs.set()
+        monkeypatch.setattr("routed.daemon.pods.RELEASE", 20)
+        await node.call("DEL")
+        await node.pods.close()
+        nothing_left(node)
         await node.close()
 
     runner.run(main())

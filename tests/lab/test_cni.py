@@ -170,6 +170,8 @@ def test_a_node_that_takes_pods_passes_packets_on():
         assert "no packet passes" not in node.routed.ctl("status")
         node.namespace.sysctl(switches[1], "0")
         assert f"{switches[1]} is 0, so no packet passes" in node.routed.ctl("status")
+        told = node.runtime.call("STATUS", cniVersion="1.1.0")
+        assert told.output["code"] == 51 and "no packet passes" in told.output["msg"]
 
 
 def test_a_family_that_gets_its_first_pool_later_is_passed_on_too():

@@ -110,6 +110,7 @@ def tcp(source: Namespace, address: str) -> str:
     return source.run(sys.executable, "-c", TCP_CLIENT, address).strip()
 
 
+@pytest.mark.timeout(300)
 def test_pods_on_three_nodes_and_one_etcd(site: Site) -> None:
     for number in NUMBERS:
         for letter in "ab":
@@ -174,7 +175,11 @@ def test_pods_on_three_nodes_and_one_etcd(site: Site) -> None:
     answer = first.runtime.call("ADD", unlucky, **DUAL)
     assert answer.status == 1 and answer.output["code"] == 11, answer.output
     assert len(first.interfaces()) == 3 and not site.unreachable()
+    spare = site.pods.pop("p1c")[0]
+    answer = first.runtime.call("DEL", spare, **DUAL)
+    assert answer.status == 1 and answer.output["code"] == 11 and "not answered for 5 s" in answer.output["msg"]
     site.etcd.go_on()
+    wait_for(lambda: first.runtime.call("DEL", spare, **DUAL).status == 0, 60, "it goes once etcd answers")
     wait_for(
         lambda: "add up" in site.routedctl("ipam", "check", check=False) and site.in_use() == 2 * len(site.pods), 60,
         "nothing is left of it", state=lambda: site.routedctl("ipam", "check", check=False),
