@@ -32,20 +32,18 @@ in `firewall_kernel`; what should be allowed is `policy`'s business.
 from __future__ import annotations
 
 import hashlib
-import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice, product
 
+from routed.dataplane import firewall_words as words
 from routed.desired_policy import (
     Action,
     Chain,
     ChainUpdate,
     EndpointPolicy,
     EndpointUpdate,
-    Failsafe,
     HostRules,
-    Icmp,
     Place,
     PolicyBatch,
     Rule,
@@ -53,7 +51,6 @@ from routed.desired_policy import (
     SetSpec,
     SetUpdate,
     Side,
-    TunnelPackets,
     Walk,
 )
 from routed.net.families import Family
@@ -61,11 +58,7 @@ from routed.netlink import nft_expressions as nft
 from routed.netlink.nft_expressions import Base, Compare, CtState, Meta, Verdict
 from routed.netlink.nftables import (
     INTERFACE_NAME,
-    IPV4_ADDRESS,
-    IPV6_ADDRESS,
     MAC_ADDRESS,
-    PORT,
-    PROTOCOL,
     Batch,
     Element,
     ElementFound,
@@ -90,12 +83,8 @@ DECIDED = ALLOWED | PASSED
 EARLY = 0x40000
 """A host policy before connection tracking or translation has admitted the packet."""
 
-_TCP, _UDP, _IPIP, _ICMP, _ICMPV6 = 6, 17, 4, 1, 58
+_UDP, _IPIP = 17, 4
 _VXLAN_PORT = 4789
-_DISCOVERY = ((130, 136), (143, 143))
-"""ICMPv6 types without which there is no neighbour: multicast listeners, routers and neighbours (RFC 4861, 3810)."""
-_DESTINATION_TRANSLATED = 1 << 5
-"""IPS_DST_NAT of a connection's status."""
 
 #: The chain a packet is dispatched in, and its verdict map, by place and direction.
 _DISPATCH = {
@@ -120,11 +109,6 @@ _OF_WORKLOADS = ("from_workload", "to_workload")
 """The dispatch chains that also find a walk by address: of workloads at a bridge, whose interface no packet shows here."""
 _FROM_BRIDGE = "from_bridge"
 
-_ADDRESS = {Family.IPV4_UNICAST: IPV4_ADDRESS, Family.IPV6_UNICAST: IPV6_ADDRESS}
-_PROTO = {Family.IPV4_UNICAST: bytes([nft.NFPROTO_IPV4]), Family.IPV6_UNICAST: bytes([nft.NFPROTO_IPV6])}
-_SOURCE = {Family.IPV4_UNICAST: (12, 4), Family.IPV6_UNICAST: (8, 16)}
-_DESTINATION = {Family.IPV4_UNICAST: (16, 4), Family.IPV6_UNICAST: (24, 16)}
-_LABEL = {Family.IPV4_UNICAST: "4", Family.IPV6_UNICAST: "6"}
 
 WILDCARD = "*"
 
@@ -173,9 +157,9 @@ class Firewall:
             if update.gone:
                 continue
             if spec.name not in sets_before:
-                batch.add_set(spec.name, _shape(spec))
-            yield from _by_portions(batch.delete_elements, spec.name, _members(spec, removed))
-            yield from _by_portions(batch.add_elements, spec.name, _members(spec, added))
+                batch.add_set(spec.name, words.shape_of(spec))
+            yield from _by_portions(batch.delete_elements, spec.name, words.members_of(spec, removed))
+            yield from _by_portions(batch.add_elements, spec.name, words.members_of(spec, added))
         if wanted.host is not None:
             old, self._host, self._base_due = self._host, wanted.host, True
             self._change_pools(batch, old)
@@ -253,16 +237,16 @@ class Firewall:
             batch.add_set(f"by_{name}", SetShape(INTERFACE_NAME, verdicts=True))
         for family in Family:
             for name in _OF_WORKLOADS:
-                batch.add_set(_by_address(name, family), SetShape(_ADDRESS[family], verdicts=True))
-            batch.add_set(_bridged_set(family), SetShape(concatenation(MAC_ADDRESS, _ADDRESS[family])))
+                batch.add_set(_by_address(name, family), SetShape(words.ADDRESS[family], verdicts=True))
+            batch.add_set(_bridged_set(family), SetShape(concatenation(MAC_ADDRESS, words.ADDRESS[family])))
             for kind, pools in (("nat", self._host.nat_pools), ("all", self._host.all_pools)):
-                batch.add_set(_pool_set(kind, family), SetShape(_ADDRESS[family], interval=True))
-                batch.add_elements(_pool_set(kind, family), _ranges(pools.get(family, ()), family))
-            batch.add_set(_ends_set(family), SetShape(_ADDRESS[family]))
-            batch.add_elements(_ends_set(family), [Element(end) for end in _ends(self._host, family)])
+                batch.add_set(_pool_set(kind, family), SetShape(words.ADDRESS[family], interval=True))
+                batch.add_elements(_pool_set(kind, family), words.ranges_of(pools.get(family, ()), family))
+            batch.add_set(words.ends_set(family), SetShape(words.ADDRESS[family]))
+            batch.add_elements(words.ends_set(family), [Element(end) for end in _ends(self._host, family)])
         for spec, members in self._sets.values():
-            batch.add_set(spec.name, _shape(spec))
-            yield from _by_portions(batch.add_elements, spec.name, _members(spec, members))
+            batch.add_set(spec.name, words.shape_of(spec))
+            yield from _by_portions(batch.add_elements, spec.name, words.members_of(spec, members))
         for chain in self._chains.values():
             self._write_chain(batch, chain, new=True)
             yield
@@ -297,10 +281,10 @@ class Firewall:
         batch = Batch(self.table)
         batch.add_table("made by routed in place of rules that the kernel refuses")
         batch.add_base_chain(CLOSED, "filter", Hook.FORWARD, Priority.FILTER)
-        batch.add_rule(CLOSED, _known())
+        batch.add_rule(CLOSED, words.is_known())
         for prefix in self._host.workload_prefixes:
             for key in (Meta.IIFNAME, Meta.OIFNAME):
-                batch.add_rule(CLOSED, _interface(key, prefix) + self._deny("rules the kernel refuses"))
+                batch.add_rule(CLOSED, words.has_interface(key, prefix) + self._deny("rules the kernel refuses"))
         return batch
 
     # ---- questions
@@ -349,7 +333,7 @@ class Firewall:
     def elements_of(self, name: str) -> set[ElementFound]:
         """What the kernel must list of a set or a dispatch map."""
         made: Iterable[Element] = (
-            _members(*self._sets[name])
+            words.members_of(*self._sets[name])
             if name in self._sets
             else (
                 element
@@ -445,12 +429,12 @@ class Firewall:
             for family in Family:
                 if before.get(family, ()) != after.get(family, ()):
                     batch.flush_set(_pool_set(kind, family))
-                    batch.add_elements(_pool_set(kind, family), _ranges(after.get(family, ()), family))
+                    batch.add_elements(_pool_set(kind, family), words.ranges_of(after.get(family, ()), family))
 
         for family in Family:
             was, now = _ends(old, family), _ends(self._host, family)
-            batch.delete_elements(_ends_set(family), [Element(end) for end in was if end not in now])
-            batch.add_elements(_ends_set(family), [Element(end) for end in now if end not in was])
+            batch.delete_elements(words.ends_set(family), [Element(end) for end in was if end not in now])
+            batch.add_elements(words.ends_set(family), [Element(end) for end in now if end not in was])
 
     # ---- chains of policies
 
@@ -484,19 +468,21 @@ class Firewall:
         family = rule.family
         start = b""
         if family is not None:
-            start += nft.meta(Meta.NFPROTO) + nft.compare(_PROTO[family])
+            start += nft.meta(Meta.NFPROTO) + nft.compare(words.PROTO[family])
         if rule.protocol is not None:
             start += nft.meta(Meta.L4PROTO) + nft.compare(bytes([rule.protocol]))
         if rule.not_protocol is not None:
             start += nft.meta(Meta.L4PROTO) + nft.compare(bytes([rule.not_protocol]), Compare.NOT_EQUAL)
         if rule.icmp is not None:
-            start += _icmp(rule.icmp, Compare.EQUAL)
+            start += words.has_icmp(rule.icmp, Compare.EQUAL)
         if rule.not_icmp is not None:
-            start += _icmp(rule.not_icmp, Compare.NOT_EQUAL)
+            start += words.has_icmp(rule.not_icmp, Compare.NOT_EQUAL)
         # numbers of ports before sets: what does not match should be done with at little cost
-        end = _addresses(rule.source, family, _SOURCE) + _addresses(rule.destination, family, _DESTINATION)
+        end = words.has_addresses(rule.source, family, words.SOURCE)
+        end += words.has_addresses(rule.destination, family, words.DESTINATION)
         end += self._act(rule)
-        sources, destinations = self._ports(rule.source, _SOURCE, 0), self._ports(rule.destination, _DESTINATION, 2)
+        sources = self._ports(rule.source, words.SOURCE, 0)
+        destinations = self._ports(rule.destination, words.DESTINATION, 2)
         for source, destination in product(sources, destinations):
             yield start + source + destination + end
 
@@ -507,20 +493,20 @@ class Firewall:
             spec = self._sets[name][0]
             if spec.kind is SetKind.RANGES:
                 return nft.payload(Base.TRANSPORT, offset, 2) + nft.lookup(name, inverted=inverted)
-            return _named(spec, where, offset, inverted=inverted)
+            return words.in_named(spec, where, offset, inverted=inverted)
 
-        refused = b"".join(_in_range(offset, *each, operator=Compare.NOT_EQUAL) for each in side.not_ports)
+        refused = b"".join(words.has_port_in(offset, *each, operator=Compare.NOT_EQUAL) for each in side.not_ports)
         refused += b"".join(in_set(name, inverted=True) for name in side.not_port_sets)
-        wanted = [_in_range(offset, *each) for each in side.ports]
+        wanted = [words.has_port_in(offset, *each) for each in side.ports]
         wanted += [in_set(name) for name in side.port_sets]
         return [each + refused for each in wanted] or [refused]
 
     def _act(self, rule: Rule) -> bytes:
         match rule.action:
             case Action.ALLOW:
-                return nft.counter() + _mark(ALLOWED) + nft.verdict(Verdict.RETURN)
+                return nft.counter() + words.set_mark(ALLOWED) + nft.verdict(Verdict.RETURN)
             case Action.PASS:
-                return nft.counter() + _mark(PASSED) + nft.verdict(Verdict.RETURN)
+                return nft.counter() + words.set_mark(PASSED) + nft.verdict(Verdict.RETURN)
             case Action.LOG:
                 return nft.counter() + nft.log(self._host.log_group or 0, f"routed log {rule.origin}")
             case Action.DENY:
@@ -557,7 +543,7 @@ class Firewall:
             return []
         port = policy.port
         if port is None:
-            return [(f"by_{dispatch}", _element(interface, target))]
+            return [(f"by_{dispatch}", words.way_of(interface, target))]
         found = []
         for address in port.addresses:
             family = Family.of_address(address)
@@ -604,24 +590,24 @@ class Firewall:
         found: dict[str, list[tuple[bytes, str]]] = {}
         whole: list[tuple[bytes, str]] = []
         for chain, (tier, chains, end) in zip(names, stages, strict=True):
-            rules = found[chain] = [(_clear_mark(DECIDED), "")]
+            rules = found[chain] = [(words.clear_mark(DECIDED), "")]
             for each in chains:
                 rules.append((nft.verdict(Verdict.JUMP, _policy_chain(each)), ""))
-                rules.append((_has_mark(DECIDED) + nft.verdict(Verdict.RETURN), ""))
+                rules.append((words.has_mark(DECIDED) + nft.verdict(Verdict.RETURN), ""))
             if end is not Action.PASS:
                 asked = ", ".join(made.policy for each in chains if (made := self._chains.get(each)) is not None)
                 origin = f"end of {tier}"
                 rules.append((self._deny(f"{origin}: {asked}" if asked else origin), origin))
             whole.append((nft.verdict(Verdict.JUMP, chain), ""))
-            whole.append((_has_mark(ALLOWED) + self._allowed(place), ""))
+            whole.append((words.has_mark(ALLOWED) + self._allowed(place), ""))
         whole.append((self._undecided(place, "the last tier" if stages else "no policy"), ""))
         return found | {name: whole}
 
     def _allowed(self, place: Place) -> bytes:
         if place is Place.HOST_UNTRACKED:
-            return nft.no_track() + _mark(EARLY) + nft.verdict(Verdict.RETURN)
+            return nft.no_track() + words.set_mark(EARLY) + nft.verdict(Verdict.RETURN)
         if place is Place.HOST_PRE_DNAT:
-            return _mark(EARLY) + nft.verdict(Verdict.RETURN)
+            return words.set_mark(EARLY) + nft.verdict(Verdict.RETURN)
         return nft.verdict(Verdict.RETURN)
 
     def _undecided(self, place: Place, origin: str) -> bytes:
@@ -653,18 +639,20 @@ class Firewall:
         """The rules of base and dispatch chains; those of places no endpoint is at stay empty."""
         used = {(place, direction) for (place, direction) in _DISPATCH if self._is_used(place, direction)}
         names, bridges = self._workload_names(), self._bridges()
-        workloads = [_interface(Meta.IIFNAME, name) for name in names]
-        to_workloads = [_interface(Meta.OIFNAME, name) for name in names]
-        known = _known()
+        workloads = [words.has_interface(Meta.IIFNAME, name) for name in names]
+        to_workloads = [words.has_interface(Meta.OIFNAME, name) for name in names]
+        known = words.is_known()
 
         def asked(place: Place, direction: str) -> list[bytes]:
             if (place, direction) not in used:
                 return []
             skips = place is not Place.HOST_UNTRACKED and (place, direction) != (Place.HOST_FORWARD, "egress")
-            return [(_lacks_mark(EARLY) if skips else b"") + nft.verdict(Verdict.JUMP, _DISPATCH[place, direction])]
+            return [
+                (words.lacks_mark(EARLY) if skips else b"") + nft.verdict(Verdict.JUMP, _DISPATCH[place, direction])
+            ]
 
         # nobody else's mark, and no outer packet's, may pass for one of ours
-        unmarked = [_clear_mark(EARLY)] if any(place is not Place.WORKLOAD for place, _ in used) else []
+        unmarked = [words.clear_mark(EARLY)] if any(place is not Place.WORKLOAD for place, _ in used) else []
         rules: dict[str, list[bytes]] = {
             "raw_prerouting": [
                 *unmarked,
@@ -673,7 +661,7 @@ class Firewall:
                     for match in workloads
                 ),
                 *(
-                    _interface(Meta.IIFNAME, f"{bridge}\x00") + nft.verdict(Verdict.JUMP, _FROM_BRIDGE)
+                    words.has_interface(Meta.IIFNAME, f"{bridge}\x00") + nft.verdict(Verdict.JUMP, _FROM_BRIDGE)
                     for bridge in bridges
                 ),
                 *asked(Place.HOST_UNTRACKED, "ingress"),
@@ -699,7 +687,7 @@ class Firewall:
         if to_host is not Action.ALLOW or self._is_used(Place.HOST, "ingress"):
             rules["input"] = rules["input"] or [known]
             for match in workloads:
-                rules["input"] += [match + each + nft.verdict(Verdict.RETURN) for each in _discovery()]
+                rules["input"] += [match + each + nft.verdict(Verdict.RETURN) for each in words.discovery()]
                 if to_host is Action.PASS:
                     rules["input"].append(match + nft.verdict(Verdict.JUMP, "from_workload"))
                 if to_host is Action.DENY:
@@ -710,8 +698,12 @@ class Firewall:
         if self._is_used(Place.HOST, "egress"):
             passed = [match + nft.verdict(Verdict.RETURN) for match in to_workloads]
             (ask,) = asked(Place.HOST, "egress")
-            rules["output"] = [known, *passed, _translated() + nft.verdict(Verdict.RETURN), ask]
-            rules["postrouting"] = [known, *passed, nft.meta(Meta.IIF) + nft.compare(bytes(4)) + _translated() + ask]
+            rules["output"] = [known, *passed, words.is_translated() + nft.verdict(Verdict.RETURN), ask]
+            rules["postrouting"] = [
+                known,
+                *passed,
+                nft.meta(Meta.IIF) + nft.compare(bytes(4)) + words.is_translated() + ask,
+            ]
         for (place, direction), name in _DISPATCH.items():
             rules[name] = list(self._dispatch_rules(place, direction, name)) if self._is_used(place, direction) else []
         return {chain: tuple(each) for chain, each in rules.items()}
@@ -729,15 +721,17 @@ class Firewall:
         by = Meta.IIFNAME if direction == "ingress" else Meta.OIFNAME
         if place is Place.WORKLOAD:
             if self._host.drop_invalid:
-                yield self._dropped(_ct_state(CtState.INVALID), "of no connection")
+                yield self._dropped(words.in_state(CtState.INVALID), "of no connection")
             by = Meta.OIFNAME if direction == "ingress" else Meta.IIFNAME
             if direction == "egress":  # a pod must not speak the node's tunnels around its policy
-                yield self._dropped(_l4(_IPIP), "tunnels of workloads")
+                yield self._dropped(words.has_protocol(_IPIP), "tunnels of workloads")
                 for port in sorted({_VXLAN_PORT, *(each.port for each in self._host.tunnels if each.protocol == _UDP)}):
-                    yield self._dropped(_l4(_UDP) + _port(2, port), "tunnels of workloads")
-            where = _DESTINATION if direction == "ingress" else _SOURCE
+                    yield self._dropped(words.has_protocol(_UDP) + words.has_port(2, port), "tunnels of workloads")
+            where = words.DESTINATION if direction == "ingress" else words.SOURCE
             for bridge, family in product(self._bridges(), Family):
-                match = _interface(by, f"{bridge}\x00") + nft.meta(Meta.NFPROTO) + nft.compare(_PROTO[family])
+                match = (
+                    words.has_interface(by, f"{bridge}\x00") + nft.meta(Meta.NFPROTO) + nft.compare(words.PROTO[family])
+                )
                 address = nft.payload(Base.NETWORK, *where[family])
                 yield match + address + nft.verdict_map(_by_address(name, family))
             yield nft.meta(by) + nft.verdict_map(f"by_{name}")
@@ -750,28 +744,28 @@ class Firewall:
         target = self._target(policy, direction)
         if target is not None:
             for prefix in (*(() if place in _OF_WORKLOADS_TOO else self._workload_names()), "lo\x00"):
-                yield _interface(by, prefix) + nft.verdict(Verdict.RETURN)
+                yield words.has_interface(by, prefix) + nft.verdict(Verdict.RETURN)
             yield nft.verdict(*target)
 
     def _failsafe_rules(self, place: Place, direction: str) -> Iterator[bytes]:
         leave = nft.verdict(Verdict.RETURN)
-        for each in _discovery():
+        for each in words.discovery():
             yield each + leave
         inward, outward = self._host.failsafe_in, self._host.failsafe_out
         asked, answered = (inward, outward) if direction == "ingress" else (outward, inward)
-        other = _SOURCE if direction == "ingress" else _DESTINATION
+        other = words.SOURCE if direction == "ingress" else words.DESTINATION
         for failsafe in asked:
-            yield _failsafe(failsafe, 2, other) + leave
+            yield words.is_failsafe(failsafe, 2, other) + leave
         for tunnel in self._host.tunnels:
-            yield _tunnel(tunnel) + _by_end(tunnel, other) + leave
+            yield words.is_tunnelled(tunnel) + words.with_end(tunnel, other) + leave
         if place is Place.HOST_UNTRACKED:  # nobody knows a reply here but by its source port
             for failsafe in answered:
-                yield _failsafe(failsafe, 0, other) + leave
+                yield words.is_failsafe(failsafe, 0, other) + leave
 
     def _strangers(self) -> Iterator[bytes]:
         """Packets for a tunnel from who is no node: what is in them would pass for a pod's."""
         for tunnel in self._host.tunnels:
-            stranger = _tunnel(tunnel) + _by_end(tunnel, _SOURCE, inverted=True)
+            stranger = words.is_tunnelled(tunnel) + words.with_end(tunnel, words.SOURCE, inverted=True)
             yield self._dropped(stranger, "tunnel packets of who is no node")
 
     def _nat_rules(self) -> Iterator[bytes]:
@@ -780,10 +774,10 @@ class Firewall:
                 continue
             yield (
                 nft.meta(Meta.NFPROTO)
-                + nft.compare(_PROTO[family])
-                + nft.payload(Base.NETWORK, *_SOURCE[family])
+                + nft.compare(words.PROTO[family])
+                + nft.payload(Base.NETWORK, *words.SOURCE[family])
                 + nft.lookup(_pool_set("nat", family))
-                + nft.payload(Base.NETWORK, *_DESTINATION[family])
+                + nft.payload(Base.NETWORK, *words.DESTINATION[family])
                 + nft.lookup(_pool_set("all", family), inverted=True)
                 + nft.counter()
                 + nft.masquerade(fully_random=True)
@@ -811,8 +805,8 @@ def _policy_chain(name: str) -> str:
 
 def _walk_name(walk: Walk, place: Place) -> str:
     """By content: endpoints that ask the same share one."""
-    words = repr((place if place in _OPEN_ENDED else "closed", walk))
-    return f"w_{hashlib.sha256(words.encode()).hexdigest()[:16]}"
+    content = repr((place if place in _OPEN_ENDED else "closed", walk))
+    return f"w_{hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
 
 def _stages(walk: Walk, place: Place) -> list[tuple[str, tuple[str, ...], Action]]:
@@ -829,39 +823,37 @@ def _stage_chains(name: str, stages: list[tuple[str, tuple[str, ...], Action]]) 
 
 
 def _pool_set(kind: str, family: Family) -> str:
-    return f"pools_{kind}_{_LABEL[family]}"
+    return f"pools_{kind}_{words.LABEL[family]}"
 
 
 def _by_address(dispatch: str, family: Family) -> str:
-    return f"by_{dispatch}_{_LABEL[family]}"
+    return f"by_{dispatch}_{words.LABEL[family]}"
 
 
 def _bridged_set(family: Family) -> str:
-    return f"bridged_{_LABEL[family]}"
+    return f"bridged_{words.LABEL[family]}"
 
 
 def _bridged_rules() -> Iterator[bytes]:
     """What comes by a bridge has the addresses of one workload; its port lets only its own MAC address in."""
     for family in Family:
         source = nft.payload(Base.LINK, 6, 6, nft.concat_register(0))
-        source += nft.payload(Base.NETWORK, *_SOURCE[family], nft.concat_register(2))
+        source += nft.payload(Base.NETWORK, *words.SOURCE[family], nft.concat_register(2))
         known = nft.lookup(_bridged_set(family), register=nft.concat_register(0)) + nft.verdict(Verdict.RETURN)
-        yield nft.meta(Meta.NFPROTO) + nft.compare(_PROTO[family]) + source + known
+        yield nft.meta(Meta.NFPROTO) + nft.compare(words.PROTO[family]) + source + known
     link_local = nft.payload(Base.NETWORK, 8, 2) + nft.bitwise(b"\xff\xc0") + nft.compare(b"\xfe\x80")
-    yield nft.meta(Meta.NFPROTO) + nft.compare(_PROTO[Family.IPV6_UNICAST]) + link_local + nft.verdict(Verdict.RETURN)
+    yield (
+        nft.meta(Meta.NFPROTO)
+        + nft.compare(words.PROTO[Family.IPV6_UNICAST])
+        + link_local
+        + nft.verdict(Verdict.RETURN)
+    )
     yield nft.counter() + nft.verdict(Verdict.DROP)
-
-
-def _ends_set(family: Family) -> str:
-    return f"tunnel_ends_{_LABEL[family]}"
 
 
 def _ends(host: HostRules, family: Family) -> list[bytes]:
     """The other ends of all tunnels of a family."""
     return sorted({end for tunnel in host.tunnels if tunnel.family is family for end in tunnel.ends})
-
-
-# ---- elements
 
 
 def _by_portions(change: Callable[[str, list[Element]], int], name: str, elements: Iterable[Element]) -> Iterator[None]:
@@ -870,166 +862,3 @@ def _by_portions(change: Callable[[str, list[Element]], int], name: str, element
     while portion := list(islice(rest, PORTION)):
         change(name, portion)
         yield
-
-
-def _shape(spec: SetSpec) -> SetShape:
-    address = _ADDRESS[spec.family]
-    if spec.kind is SetKind.PORTS:
-        return SetShape(concatenation(address, PROTOCOL, PORT))
-    if spec.kind is SetKind.RANGES:
-        return SetShape(PORT, interval=True)
-    return SetShape(address, interval=spec.kind is SetKind.NETS)
-
-
-def _members(spec: SetSpec, members: Iterable[bytes]) -> Iterable[Element]:
-    if spec.kind is SetKind.NETS:
-        return _ranges(members, spec.family)
-    if spec.kind is SetKind.HOSTS:
-        return (Element(member) for member in sorted(members))
-    if spec.kind is SetKind.RANGES:
-        behind = {member: int.from_bytes(member[2:], "big") + 1 for member in sorted(members)}
-        return (Element(member[:2], b"" if end >> 16 else struct.pack(">H", end)) for member, end in behind.items())
-    length = spec.family.address_length
-    return (
-        Element(b"".join((member[:length], member[length : length + 1], bytes(3), member[length + 1 :], bytes(2))))
-        for member in sorted(members)
-    )
-
-
-def _ranges(prefixes: Iterable[bytes], family: Family) -> Iterator[Element]:
-    """Wire prefixes as ranges; the end is the first address behind, empty behind the last there is."""
-    width, octets = family.max_length, family.address_length
-    for prefix in sorted(prefixes, key=lambda each: each[1:]):
-        first = int.from_bytes(prefix[1:].ljust(octets, b"\x00"), "big")
-        behind = first + (1 << (width - prefix[0]))
-        yield Element(first.to_bytes(octets, "big"), b"" if behind >> width else behind.to_bytes(octets, "big"))
-
-
-def _element(interface: str, target: tuple[Verdict, str]) -> Element:
-    return Element(interface.encode().ljust(16, b"\x00"), verdict=target)
-
-
-# ---- expressions
-
-
-def _l4(protocol: int) -> bytes:
-    return nft.meta(Meta.L4PROTO) + nft.compare(bytes([protocol]))
-
-
-def _port(offset: int, port: int) -> bytes:
-    return nft.payload(Base.TRANSPORT, offset, 2) + nft.compare(struct.pack(">H", port))
-
-
-def _discovery() -> Iterator[bytes]:
-    for low, high in _DISCOVERY:
-        yield _l4(_ICMPV6) + nft.payload(Base.TRANSPORT, 0, 1) + nft.in_range(bytes([low]), bytes([high]))
-
-
-def _failsafe(failsafe: Failsafe, offset: int, where: dict[Family, tuple[int, int]]) -> bytes:
-    """A port at `offset`, with somebody of its network."""
-    return _net(failsafe, where) + _l4(failsafe.protocol) + _port(offset, failsafe.port)
-
-
-def _tunnel(tunnel: TunnelPackets) -> bytes:
-    """The outer packets of a tunnel, whoever's."""
-    port = _port(2, tunnel.port) if tunnel.port else b""
-    return nft.meta(Meta.NFPROTO) + nft.compare(_PROTO[tunnel.family]) + _l4(tunnel.protocol) + port
-
-
-def _by_end(tunnel: TunnelPackets, where: dict[Family, tuple[int, int]], *, inverted: bool = False) -> bytes:
-    """With another node; inverted: with anybody else."""
-    end = nft.payload(Base.NETWORK, *where[tunnel.family])
-    return end + nft.lookup(_ends_set(tunnel.family), inverted=inverted)
-
-
-def _net(failsafe: Failsafe, where: dict[Family, tuple[int, int]]) -> bytes:
-    family = failsafe.family
-    if family is None:
-        return b""
-    bits, width = failsafe.net[0], family.max_length
-    mask = ((1 << bits) - 1 << (width - bits)).to_bytes(family.address_length, "big")
-    return (
-        nft.meta(Meta.NFPROTO)
-        + nft.compare(_PROTO[family])
-        + nft.payload(Base.NETWORK, *where[family])
-        + nft.bitwise(mask)
-        + nft.compare(failsafe.net[1:].ljust(family.address_length, b"\x00"))
-    )
-
-
-def _translated() -> bytes:
-    """The destination was translated. Never holds for a packet that is not tracked, and neither would its opposite."""
-    return (
-        nft.ct_status()
-        + nft.bitwise(struct.pack("=I", _DESTINATION_TRANSLATED))
-        + nft.compare(bytes(4), Compare.NOT_EQUAL)
-    )
-
-
-def _interface(key: Meta, prefix: str) -> bytes:
-    """A name that begins so; with a NUL at its end, exactly this name."""
-    name = prefix.encode()
-    return nft.meta(key) + nft.compare(name.ljust(16, b"\x00") if name.endswith(b"\x00") else name)
-
-
-def _ct_state(bits: CtState) -> bytes:
-    return nft.ct_state() + nft.bitwise(struct.pack("=I", bits)) + nft.compare(bytes(4), Compare.NOT_EQUAL)
-
-
-def _known() -> bytes:
-    return _ct_state(CtState.ESTABLISHED | CtState.RELATED) + nft.verdict(Verdict.ACCEPT)
-
-
-def _mark(bits: int) -> bytes:
-    return _write_mark(0xFFFFFFFF & ~bits, bits)
-
-
-def _clear_mark(bits: int) -> bytes:
-    return _write_mark(0xFFFFFFFF & ~bits, 0)
-
-
-def _write_mark(kept: int, added: int) -> bytes:
-    return nft.meta(Meta.MARK) + nft.bitwise(struct.pack("=I", kept), struct.pack("=I", added)) + nft.set_mark()
-
-
-def _has_mark(bits: int) -> bytes:
-    return nft.meta(Meta.MARK) + nft.bitwise(struct.pack("=I", bits)) + nft.compare(bytes(4), Compare.NOT_EQUAL)
-
-
-def _lacks_mark(bits: int) -> bytes:
-    return nft.meta(Meta.MARK) + nft.bitwise(struct.pack("=I", bits)) + nft.compare(bytes(4))
-
-
-def _icmp(icmp: Icmp, operator: Compare) -> bytes:
-    value = bytes([icmp.type]) if icmp.code is None else bytes([icmp.type, icmp.code])
-    return nft.payload(Base.TRANSPORT, 0, len(value)) + nft.compare(value, operator)
-
-
-def _addresses(side: Side, family: Family | None, where: dict[Family, tuple[int, int]]) -> bytes:
-    if not side.sets and not side.not_sets:
-        return b""
-    if family is None:
-        raise ValueError("a rule that names sets has a family")
-    load = nft.payload(Base.NETWORK, *where[family])
-    return b"".join(
-        [load + nft.lookup(name) for name in side.sets]
-        + [load + nft.lookup(name, inverted=True) for name in side.not_sets]
-    )
-
-
-def _in_range(offset: int, low: int, high: int, operator: Compare = Compare.EQUAL) -> bytes:
-    load = nft.payload(Base.TRANSPORT, offset, 2)
-    if low == high:
-        return load + nft.compare(struct.pack(">H", low), operator)
-    return load + nft.in_range(struct.pack(">H", low), struct.pack(">H", high), operator)
-
-
-def _named(spec: SetSpec, where: dict[Family, tuple[int, int]], offset: int, *, inverted: bool = False) -> bytes:
-    """Address, protocol and port side by side are in a set."""
-    words = where[spec.family][1] // 4
-    return (
-        nft.payload(Base.NETWORK, *where[spec.family], register=nft.concat_register(0))
-        + nft.meta(Meta.L4PROTO, nft.concat_register(words))
-        + nft.payload(Base.TRANSPORT, offset, 2, nft.concat_register(words + 1))
-        + nft.lookup(spec.name, inverted=inverted, register=nft.concat_register(0))
-    )
