@@ -47,13 +47,16 @@ class PodKeeper:
         pods: Pods,
         wiring: PodWiring,
         proxy_arp: bool,
+        mtu_changed: Callable[[], None],
         log: Callable[[Level, str, str], None],
         bug: Callable[[str, Exception], None],
     ) -> None:
+        """`mtu_changed` hears of another MTU of a link that is no pod's."""
         self._node_name = node_name
         self._pods = pods
         self._wiring = wiring
         self._proxy_arp = proxy_arp
+        self._mtu_changed = mtu_changed
         self._log = log
         self._bug = bug
         self._endpoints: dict[ResourceKey, WorkloadEndpoint] = {}
@@ -61,6 +64,8 @@ class PodKeeper:
         self._by_interface: dict[str, WorkloadEndpoint] = {}
         self._mtus: dict[int, int] = {}
         """By the index of the link."""
+        self._others: dict[str, int] = {}
+        """MTUs of links that are no pod's."""
         self._due = asyncio.Event()
         self._synced = False
         self._work = Background()
@@ -124,9 +129,22 @@ class PodKeeper:
             for message in messages(data):
                 last[link_name(message.data)] = message.data if message.type == RTM_NEWLINK else b""
         self._loop.add_reader(self._monitor.fileno(), self._told)
+        self._look_at_mtus(last)
         bridges = {each.bridge for each in self._by_interface.values() if each.bridge}
         if any(self._concerns(name, data, bridges) for name, data in last.items()):
             self._due.set()
+
+    def _look_at_mtus(self, told: dict[str, bytes]) -> None:
+        """Tunnels and new pods have theirs by that of the uplink."""
+        found = {name: link.mtu for name, data in told.items() if (link := decode_link(data)) is not None}
+        changed = {
+            name: mtu
+            for name, mtu in found.items()
+            if name not in self._by_interface and self._others.get(name, mtu) != mtu
+        }
+        self._others |= {name: mtu for name, mtu in found.items() if name not in self._by_interface}
+        if changed:
+            self._mtu_changed()
 
     def _concerns(self, name: str, data: bytes, bridges: set[str]) -> bool:
         """Whether a link is not as it should be, by the last that was told of it; no data: it is gone."""
@@ -168,6 +186,7 @@ class PodKeeper:
     async def _look(self, problems: list[str]) -> None:
         node = await asyncio.to_thread(self._wiring.node_state)
         there = {link.index: link.mtu for link, _ in node.links.values()}
+        self._others = {name: link.mtu for name, (link, _) in node.links.items() if name not in self._by_interface}
         self._mtus = {index: self._mtus.get(index, mtu) for index, mtu in there.items()}
         gone = [each for each in self._by_interface.values() if each.interface_name not in node.links]
         there_are = [each for each in self._by_interface.values() if each.interface_name in node.links]
@@ -195,6 +214,7 @@ class PodKeeper:
             problems.append(f"{what}: {'; '.join(wrong)}; that cannot be put right: {error}")
             return
         self._log(Level.WARNING, "cni", f"{what} and put right: {'; '.join(wrong)}")
+        self._due.set()  # what was done to one pod of a bridge may have undone something of another
 
     def _wrong(self, endpoint: WorkloadEndpoint, node: NodeState) -> list[str]:
         return list(self._wiring.wrong_at_node(self._port(endpoint, node), node))

@@ -597,7 +597,8 @@ class Pods:
     def _cluster(self, but: Collection[ResourceKey] = ()) -> Cluster:
         """`but`: endpoints that may get their own address."""
         kinds = (IPPool.kind, IPAMConfig.kind, IPReservation.kind)
-        resources = (one for kind in kinds for one in self._mirror[kind].values())
+        gone = self._store.gone  # whatever goes on as before: nobody is given an address of a pool that was deleted
+        resources = (one for kind in kinds for key, one in self._mirror[kind].items() if key not in gone)
         return cluster_of(resources, lambda address: self.holder(address, but))
 
     def _node_labels(self) -> Mapping[str, str]:
@@ -737,10 +738,16 @@ class Pods:
         if there.bridge != request.bridge:
             return None
         port = self._port(request, there)
-        if wrong := await self._differences(request, inside, there):
+        loop = asyncio.get_running_loop()
+        wrong = await self._differences(request, inside, there)
+        if wrong:  # what is the node's need not cost the pod its connections
+            with contextlib.suppress(KernelError):
+                await loop.run_in_executor(self._hands, self._wiring.mend_if_there, port)
+                wrong = await self._differences(request, inside, there)
+        if wrong:
             self._log(Level.WARNING, "cni", f"{there.key} is added again, and made anew: {'; '.join(wrong)}")
             try:
-                await asyncio.get_running_loop().run_in_executor(self._hands, self._attach, port, inside)
+                await loop.run_in_executor(self._hands, self._attach, port, inside)
             except CniError:
                 if self._wiring.index_of(port.interface) is None:  # what there was is gone
                     await asyncio.shield(self._undo(request, identity))
@@ -802,6 +809,8 @@ class Pods:
     # ---- whether anything can be done
 
     def _not_ready(self) -> str:
+        if not any(not pool.disabled for pool in self._cluster().pools):
+            return self._dataplane.ready or "there is no enabled IPPool"
         return self._dataplane.ready or self._lock()
 
     def _lock(self) -> str:

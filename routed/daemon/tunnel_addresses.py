@@ -190,13 +190,18 @@ class TunnelAddresses:
         ]
         if not enabled:
             return await self._give_up(slot, current)
-        return await self._take(slot, node, enabled, current)
+        taking = [pool for pool in enabled if pool.key not in self._store.gone]
+        if not taking:  # it was deleted, and all goes on as before for a while: no more, and no less
+            return None, ""
+        return await self._take(slot, node, taking, current)
 
     async def _take(
         self, slot: Slot, node: Node, pools: list[IPPool], current: bytes | None
     ) -> tuple[float | None, str]:
         handle = self._handle(slot)
-        cluster = cluster_of(self._known.values(), lambda address: self._holder(address, (self._own,)))
+        gone = self._store.gone
+        known = [one for one in self._known.values() if one.key not in gone]
+        cluster = cluster_of(known, lambda address: self._holder(address, (self._own,)))
         await carry_out(self._store, release_by_handle(cluster, handle, clock()), written=self._publish)
         demand = Demand(
             node=self._node_name,

@@ -90,9 +90,11 @@ class Workloads:
             self if kubernetes is not None else None,
             config.cni.proxy_arp,
         )
-        self.pod_keeper = PodKeeper(config.node_name, self.pods, self._wiring, config.cni.proxy_arp, log, bug)
         self._server = CniServer(self.pods.handle, bug)
         self.tunnels = TunnelKeeper(log, bug)
+        self.pod_keeper = PodKeeper(
+            config.node_name, self.pods, self._wiring, config.cni.proxy_arp, self.tunnels.look, log, bug
+        )
         self.tunnel_addresses = TunnelAddresses(
             config.node_name, store, self.publish, self._tunnel_gone, self.pods.holder, log, bug
         )

@@ -311,10 +311,12 @@ class PodWiring:
         at = node.links.get(port.bridge)
         is_port = at is not None and facts.master == at[0].index
         with self._turn:
-            requests = [change_link(self._node.next(), link.index, mtu=port.mtu, mac=NODE_MAC)]
+            # a MAC address only where it is another: the kernel forgets a link's neighbours even if it stays the same
+            mac = NODE_MAC if facts.mac != NODE_MAC else b""
+            requests = [change_link(self._node.next(), link.index, mtu=port.mtu, mac=mac)]
             if facts.master and not port.bridge:
                 requests.append(set_master(self._node.next(), link.index, 0))
-            if at is not None and is_port:  # with a port of ours in it, it is ours
+            if at is not None and is_port and at[1].mac != NODE_MAC:  # with a port of ours in it, it is ours
                 requests.append(change_link(self._node.next(), at[0].index, mac=NODE_MAC))
             self._node.ask_all(requests, what)
         let_in = is_port and port.mac in node.let_in.get(link.index, ())
@@ -346,6 +348,12 @@ class PodWiring:
                         raise
 
     # ---- inside
+
+    def mend_if_there(self, port: PodPort) -> None:
+        """`mend` by what there is now, if the node's end is. Raises KernelError."""
+        node = self.node_state((port.interface, port.bridge))
+        if port.interface in node.links and any(self.wrong_at_node(port, node)):
+            self.mend(port, node)
 
     def _configure_node(
         self, port: PodPort, index: int, bridge: int | None, what: str, *, let_in: bool = False

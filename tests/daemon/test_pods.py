@@ -111,6 +111,9 @@ class Wiring:
     def differences(self, port: PodPort, _: socket.socket) -> list[str]:
         return self.wrong if port.interface in self.interfaces else [f"{port.interface} is gone"]
 
+    def mend_if_there(self, _: PodPort) -> None:
+        self.wrong = [each for each in self.wrong if "in the container" in each or "the container" in each]
+
     def mtu_of(self, name: str) -> int:
         return 1400 if name in self.interfaces else 0
 
@@ -620,6 +623,39 @@ def test_a_del_is_answered_in_good_time_and_done_by_the_next(
         assert len(node.wiring.interfaces) == 1
         hangs.set()
         monkeypatch.setattr("routed.daemon.pods.RELEASE", 20)
+        await node.call("DEL")
+        await node.pods.close()
+        nothing_left(node)
+        await node.close()
+
+    runner.run(main())
+
+
+def test_an_add_again_puts_the_nodes_end_right_in_place(store: Store, runner: asyncio.Runner):
+    async def main() -> None:
+        node = Node(store)
+        first = await node.call("ADD")
+        node.wiring.wrong = ["cali1 has no permanent neighbour 10.65.0.0"]
+        assert (await node.call("ADD"))["ips"] == first["ips"]
+        assert node.wiring.last == 1 and node.wiring.wrong == []
+        await node.close()
+
+    runner.run(main())
+
+
+def test_nobody_is_given_an_address_of_a_pool_that_was_deleted(store: Store, runner: asyncio.Runner):
+    """Deletions of many, as of the only pool, are held: routes and NAT go on as before."""
+
+    async def main() -> None:
+        node = Node(store)
+        await node.call("ADD")
+        (pool,) = (key for key in store.items if key.kind == "IPPool")
+        store.gone = frozenset({pool})
+        with pytest.raises(CniError, match="there is no enabled pool"):
+            await node.call("ADD", "other", "c2")
+        with pytest.raises(CniError, match="there is no enabled IPPool") as raised:
+            await node.call("STATUS")
+        assert raised.value.code == 50
         await node.call("DEL")
         await node.pods.close()
         nothing_left(node)

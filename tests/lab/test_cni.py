@@ -184,7 +184,11 @@ def test_a_family_that_gets_its_first_pool_later_is_passed_on_too():
         node.namespace.address("eth0", "10.0.0.1/24", "fd00::1/64")
         pools = [each for each in cluster(1) if each["kind"] == "IPPool"]
         node.routed.put(*(each for each in cluster(1) if each["kind"] != "IPPool"))
-        node.start()
+        node.routed.start()
+        wait_for(
+            lambda: "there is no enabled IPPool" in str(node.runtime.call("STATUS", cniVersion="1.1.0").output), 20,
+            "the datastore was read", state=lab.report,
+        )  # fmt: skip
         assert node.namespace.run("sysctl", "-n", *switches).split() == ["0", "0"]
         for pool, expected in zip(pools, (["1", "0"], ["1", "1"]), strict=True):
             node.routed.put(pool)
@@ -252,6 +256,11 @@ def test_the_mtu_is_the_uplink_s_less_what_tunnels_need(node: Node):
     node.routed.put(resource("IPPool", "tunnels", {"cidr": "10.99.0.0/16", "vxlanMode": "CrossSubnet"}))
     numbers = itertools.count()
     wait_for(lambda: mtu_of(f"inside-{next(numbers)}") == 1350, 20, "room is left for VXLAN", state=node.lab.report)
+    node.namespace.ip("link set eth0 mtu 1380")
+    wait_for(
+        lambda: "mtu 1330 " in node.namespace.run("ip", "link", "show", "vxlan.calico"), 15,
+        "the tunnel follows its uplink", state=node.lab.report,
+    )  # fmt: skip
 
 
 def test_gc_removes_what_the_runtime_forgot(node: Node):

@@ -25,7 +25,7 @@ class Site:
         self.node.start()
         self.pods: dict[str, tuple[Namespace, list[str], str]] = {}
         """Namespace, addresses, the node's end."""
-        for name, values in (("plain", DUAL), ("other", DUAL), ("at-bridge", BRIDGED)):
+        for name, values in (("plain", DUAL), ("other", DUAL), ("at-bridge", BRIDGED), ("beside", BRIDGED)):
             pod = lab.namespace(name)
             made = self.node.runtime.add(pod, mtu=1400, **values)
             self.pods[name] = (pod, made.addresses, made.output["interfaces"][0]["name"])
@@ -33,7 +33,7 @@ class Site:
 
     def check(self, name: str) -> str:
         """What CHECK has against a pod; empty: nothing."""
-        values = BRIDGED if name == "at-bridge" else DUAL
+        values = BRIDGED if name in ("at-bridge", "beside") else DUAL
         answer = self.node.runtime.call("CHECK", self.pods[name][0], previous=self.made[name], mtu=1400, **values)
         return "" if answer.status == 0 else str(answer.output["msg"])
 
@@ -101,7 +101,9 @@ def test_routes_neighbours_and_sysctls_come_back_with_the_next_event_or_in_time(
 def test_a_port_of_a_bridge_is_guarded_again(site: Site, words: str, told: str) -> None:
     _, _, end = site.pods["at-bridge"]
     site.host.run(*words.format(end=end).split())
-    wait_for(site.put_right("at-bridge"), 15, f"{words} is undone", state=site.node.lab.report)
+    for name in ("at-bridge", "beside"):  # what helps one is no harm to another
+        wait_for(site.put_right(name), 15, f"{words} is undone", state=site.node.lab.report)
+    assert not site.check("at-bridge") and not site.check("beside")
     wait_for(lambda: told in site.log(), 5, "and told")
 
 
