@@ -350,7 +350,6 @@ class EtcdStore:
         if not self._asks_for_workloads or WorkloadEndpoint.kind in self._kinds or not self._node:
             return
         self._own_workloads_only = True
-        self.guard.harmless.add(WorkloadEndpoint.kind)
         self._kinds |= {WorkloadEndpoint.kind, Profile.kind}
         for kind in (WorkloadEndpoint.kind, Profile.kind):
             self._ranges += [(prefix, _end(prefix)) for prefix in self.layout.kind_prefixes(kind)]

@@ -55,6 +55,10 @@ POLICY = frozenset(
 )  # fmt: skip
 
 
+#: Kinds of which there may well be none left, and no packet goes by them: deletions are followed at once, however many.
+HARMLESS = frozenset({CalicoNodeStatus.kind, IPAMHandle.kind})
+
+
 @dataclass(frozen=True, slots=True)
 class MassDelete:
     """When deletions are held, and for how long."""
@@ -102,9 +106,6 @@ class Guard:
 
     def __init__(self, rules: MassDelete) -> None:
         self.rules = rules
-        self.harmless = {CalicoNodeStatus.kind, IPAMHandle.kind}
-        """Kinds of which a node may well have none left, and no packet goes by them: their deletions are followed at once,
-        however many."""
         self.good: dict[ResourceKey, Good] = {}
         self.garbage: dict[ResourceKey, str] = {}
         """Keys whose stored value is no resource, and why."""
@@ -243,7 +244,7 @@ class Guard:
             lost = len(keys) + len(followed) + just_held
             whole = self._count[kind] + len(followed) + just_held
             suspicious = len(keys) == self._count[kind] or (lost >= rules.minimum and lost > rules.share * whole)
-            guarded = rules.enabled and kind not in self.harmless
+            guarded = rules.enabled and kind not in HARMLESS
             if guarded and suspicious:
                 for key in keys:
                     self._put_off.pop(key, None)

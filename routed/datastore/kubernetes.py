@@ -154,12 +154,16 @@ class KubernetesSource:
         loop = asyncio.get_running_loop()
         pause = RETRY
         revision = ""
+        too_old = 0
+        """How often in turn the API had forgotten what it had just said itself."""
         while True:
+            began = loop.time()
             try:
                 async with self._client() as client:
                     if not revision:
                         revision = await self._list(client, kind, sink)
-                        self._right(kind.kind)
+                        if too_old <= 1:
+                            self._right(kind.kind)
                         self._synced.add(kind)
                         if len(self._synced) == len(self._kinds):
                             self.in_sync.set()
@@ -167,13 +171,24 @@ class KubernetesSource:
                                 self._saver.save_all(0, 0)
                     began = loop.time()
                     async for event in self._watch(client, kind, revision):
-                        pause = RETRY
                         revision = self._take(kind, event, sink) or revision
+                        pause, too_old = RETRY, 0
+                        self._right(kind.kind)
                 if loop.time() - began > _SHORT:
+                    too_old = 0
                     continue
             except _Gone:
                 revision = ""
-                continue
+                if loop.time() - began > _SHORT:  # it has lasted, and all is listed once
+                    too_old = 0
+                    continue
+                too_old += 1
+                if too_old > 1:
+                    self._wrong(
+                        kind.kind,
+                        f"the Kubernetes API says at once that its own list of {kind.kind} objects is too old to go on from "
+                        f"(410): they are listed again and again, up to {RETRY_MAX:g} s apart",
+                    )
             except (httpx.HTTPError, ConfigError, OSError, ValueError, StoreError) as error:
                 self._wrong(
                     kind.kind,

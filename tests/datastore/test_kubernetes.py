@@ -231,6 +231,19 @@ def test_an_error_in_the_watch_itself(play: Callable[[Scenario], None]):
     play(scenario)
 
 
+def test_an_api_that_forgets_its_own_lists_at_once_is_told_and_not_besieged(play: Callable[[Scenario], None]):
+    async def scenario(api: KubernetesApi, source: KubernetesSource, listener: Listener) -> None:
+        lists, api.oldest = api.lists, 1 << 30
+        await api.say(SERVICES.path, "ERROR", {"code": 410, "message": "too old"})
+        await until(lambda: any("listed again and again" in each for each in source.problems), "it is told")
+        assert api.lists - lists <= 4, "each after a pause"
+        assert len(listener.state) == 7
+        api.oldest = 0
+        await until(lambda: source.problems == (), "it is over")
+
+    play(scenario)
+
+
 def test_an_object_that_cannot_be_read_keeps_its_last_value(play: Callable[[Scenario], None]):
     async def scenario(api: KubernetesApi, source: KubernetesSource, listener: Listener) -> None:
         await api.put(SERVICES.path, "default", "s0", spec="wrong")
