@@ -13,10 +13,12 @@ Long for one idea: what a listing and what a watch say must end in the same stat
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from routed.datastore.etcd_client import Client, Count, Events, KeyValue
@@ -58,6 +60,8 @@ _MARK = 30.0
 
 #: Kinds of which each belongs to a node, and goes with it.
 _OF_ONE_NODE = (BlockAffinity.kind, IPAMBlock.kind, WorkloadEndpoint.kind)
+#: Kinds of which a node may follow its own only, among those of all.
+_OF_OTHERS_TOO = (WorkloadEndpoint.kind, CalicoNodeStatus.kind)
 #: Kinds of which nothing broken stays in force as it was: whoever enforces policies says what becomes of it.
 _CLOSING = (NetworkPolicy.kind, GlobalNetworkPolicy.kind)
 
@@ -75,6 +79,16 @@ class EtcdSink(Protocol):
 
 #: Own writes that are known by their octets when etcd tells of them.
 _WRITTEN = 1000
+
+
+@dataclass(slots=True)
+class _Reading:
+    """What a listing found."""
+
+    paths: dict[ResourceKey, str] = field(default_factory=dict)
+    written: dict[ResourceKey, int] = field(default_factory=dict)
+    changes: list[Change] = field(default_factory=list)
+    ready: bool = True
 
 
 class _ListAnew(Exception):
@@ -125,7 +139,10 @@ class EtcdStore:
         """Policies stored under more than one form of their name, and where; what was written last counts."""
         self._broken: dict[ResourceKey, str] = {}
         """What was stored as garbage, as far as it is JSON."""
-        self._unknown: dict[tuple[str, str], str] = {}
+        self._unknown: dict[tuple[str, str], dict[str, None]] = {}
+        """Fields nobody here knows, by kind and field: the paths they are at."""
+        self._with_unknown: dict[str, list[tuple[str, str]]] = {}
+        """The same by path."""
         self._revisions: list[int] = []
         """Up to which each range is known; empty: list everything."""
         self._sink: EtcdSink | None = None
@@ -207,39 +224,19 @@ class EtcdStore:
         return Count(self._cluster, self.health.revision, self._term)
 
     async def _list(self) -> None:
-        listing = await self.client.listing(self._ranges)
-        count = listing.count
+        count = await self.client.count(self._ranges[0])
         if self._elsewhere is not None and self._elsewhere.cluster == count.cluster_id:
             self._believe(self._elsewhere)
         self._elsewhere = None
         # an etcd that was set up anew may well have the same id, but it begins to count anew
         continues = count.continues(self._known())
-        changes: list[Change] = []
-        self._twins.clear()
-        present: dict[ResourceKey, None] = {}
-        until = self._clock() + _SLICE
-        paths: dict[ResourceKey, str] = {}
-        ready = True
-        for pair in listing.pairs:
-            if pair.key == self._ready_path:
-                ready = _is_ready(pair.value)
-            place = self.layout.place(pair.key)
-            if place is None:
-                continue
-            key = place.key
-            if key in paths and self._older_twin(key, pair, paths[key], listing.pairs):
-                continue
-            present[key] = None
-            paths[key] = pair.key
-            good = self.guard.good.get(key)
-            same = good is not None and good.revision == pair.revision and continues
-            if not same or key in self.guard.garbage or key in self.guard.held:
-                changes += self._change(pair, place)
-            if self._clock() > until:
-                await asyncio.sleep(0)
-                until = self._clock() + _SLICE
+        read = await self._read_all(count, continues=continues)
+        paths, changes, ready = read.paths, read.changes, read.ready
         self._cluster, self._term = count.cluster_id, count.term
         self._paths = paths
+        if self._with_unknown:
+            for gone in self._with_unknown.keys() - set(paths.values()):
+                self._forget_unknown(gone)
         self._revisions = [count.revision] * len(self._ranges)
         self._ready = ready
         self._connected()
@@ -252,13 +249,13 @@ class EtcdStore:
             self._tell_problems()
             return
         self._follow_workloads()
-        own = {key for key in self._deleted if key not in present}
+        own = {key for key in self._deleted if key not in paths}
         self._deleted -= own
         updates = self.guard.own(own)
         if not continues and not self._synced and is_another(self.guard.good, changes):
-            updates += self.guard.own([key for key in self.guard.good if key not in present])
+            updates += self.guard.own([key for key in self.guard.good if key not in paths])
         was = self.guard.good.get(ResourceKey(Node.kind, self._node))
-        updates += self.guard.listed(present, changes, self._clock())
+        updates += self.guard.listed(paths, changes, self._clock())
         updates += self.guard.own(self._taken_back(was))
         if self._may_use_saved:  # nobody knows what was saved
             self._may_use_saved = False
@@ -271,6 +268,39 @@ class EtcdStore:
         if self._saver is not None:
             self._saver.save_all(count.revision, self._cluster)
         self._tell_problems()
+
+    async def _read_all(self, count: Count, *, continues: bool) -> _Reading:
+        """All there is, parsed where it is not as it is believed. `continues`: revisions are comparable with those known."""
+        reading = _Reading()
+        self._twins.clear()
+        paths, written = reading.paths, reading.written
+        good, garbage, held = self.guard.good, self.guard.garbage, self.guard.held
+        until = self._clock() + _SLICE
+        async with contextlib.aclosing(self.client.pages(self._ranges, count.revision)) as pages:
+            async for page in pages:
+                for pair in page:
+                    path = pair.key
+                    if path == self._ready_path:
+                        reading.ready = _is_ready(pair.value)
+                    place = self.layout.place(path)
+                    if place is None:
+                        continue
+                    key = place.key
+                    if key in paths:  # a policy may have several
+                        self._twins.setdefault(key, {paths[key]}).add(path)
+                        if written[key] > pair.revision:
+                            continue
+                    paths[key], written[key] = path, pair.revision
+                    known = good.get(key)
+                    same = known is not None and known.revision == pair.revision and continues
+                    if not same or key in garbage or key in held:
+                        change = self._change(pair, place)
+                        if change is not None:
+                            reading.changes.append(change)
+                    if self._clock() > until:
+                        await asyncio.sleep(0)
+                        until = self._clock() + _SLICE
+        return reading
 
     async def _take(self, events: Events) -> None:
         changes: list[Change] = []
@@ -287,6 +317,7 @@ class EtcdStore:
             if pair.value is None:
                 if key in self._twins:
                     raise _ListAnew  # the other one counts now
+                self._forget_unknown(pair.key)
                 if self._paths.get(key) == pair.key:
                     del self._paths[key]
                     changes.append(Change(key, None, pair.revision))
@@ -294,7 +325,9 @@ class EtcdStore:
                 if self._paths.get(key, pair.key) != pair.key:
                     self._twins.setdefault(key, {self._paths[key]}).add(pair.key)
                 self._paths[key] = pair.key
-                changes += self._change(pair, place)
+                change = self._change(pair, place)
+                if change is not None:
+                    changes.append(change)
         self._follow_workloads()
         last = {change.key: change for change in changes}
         own = {key for key in self._deleted & last.keys() if last[key].resource is None and not last[key].garbage}
@@ -321,23 +354,36 @@ class EtcdStore:
             self._let_go(self.guard.settle(self._clock()))
             self._settle_later()
 
-    def _change(self, pair: KeyValue, place: Place) -> list[Change]:
-        key = place.key
-        own = self._written.pop((pair.key, pair.value or b""), None)
-        if own is not None:  # what we have written need not be read
-            return [Change(key, own, pair.revision)]
+    def _change(self, pair: KeyValue, place: Place) -> Change | None:
+        """What a value says; None where it is nothing to us."""
+        key, path, value = place.key, pair.key, pair.value or b""
+        if self._with_unknown:
+            self._forget_unknown(path)
+        if self._written:
+            own = self._written.pop((path, value), None)
+            if own is not None:  # what we have written need not be read
+                return Change(key, own, pair.revision)
         try:
-            decoded = decode_at(place, pair.value or b"")
+            found, unknown = decode_at(place, value)
         except ConfigError as error:
-            self._broken[key] = _manifest_of(key, pair.value or b"")
-            return [Change(key, None, pair.revision, str(error))]
-        found = decoded.resource
-        if self._is_foreign(found) and key not in self.guard.good:
-            return []
-        self._asks_for_workloads |= isinstance(found, BGPPeer) and found.local_workload_selector is not None
-        for unknown in decoded.unknown:
-            self._unknown.setdefault((key.kind, unknown.path), pair.key)
-        return [Change(key, decoded.resource, pair.revision)]
+            self._broken[key] = _manifest_of(key, value)
+            return Change(key, None, pair.revision, str(error))
+        if key.kind in _OF_OTHERS_TOO and self._is_foreign(found) and key not in self.guard.good:
+            return None
+        if isinstance(found, BGPPeer) and found.local_workload_selector is not None:
+            self._asks_for_workloads = True
+        for each in unknown:
+            self._unknown.setdefault((key.kind, each.path), {})[path] = None
+            self._with_unknown.setdefault(path, []).append((key.kind, each.path))
+        return Change(key, found, pair.revision)
+
+    def _forget_unknown(self, path: str) -> None:
+        """What is stored there is another value."""
+        for each in self._with_unknown.pop(path, ()):
+            paths = self._unknown[each]
+            paths.pop(path, None)
+            if not paths:
+                del self._unknown[each]
 
     def _is_foreign(self, found: Resource) -> bool:
         """What other nodes have, of kinds of which a node needs its own only, and there are very many."""
@@ -363,11 +409,6 @@ class EtcdStore:
         if any(key.kind not in _OF_ONE_NODE for key in self.guard.held):
             return []
         return [key for key in self.guard.held if _node_of(self.guard.good[key].resource) == self._node]
-
-    def _older_twin(self, key: ResourceKey, pair: KeyValue, path: str, pairs: Iterable[KeyValue]) -> bool:
-        """Two paths are of one policy. Whether the second was written before the one at `path`."""
-        self._twins.setdefault(key, {path}).add(pair.key)
-        return any(one.key == path and one.revision > pair.revision for one in pairs)
 
     async def _deliver(self, updates: Sequence[Update]) -> None:
         until = self._clock() + _SLICE
@@ -433,8 +474,9 @@ class EtcdStore:
         for key, twins in self._twins.items():
             text = f"{key} is stored under two names, {' and '.join(sorted(twins))}; what was written last counts"
             said.append(Problem(self._paths.get(key, str(key)), 0, "metadata.name", text))
-        for (kind, field), path in self._unknown.items():
-            said.append(Problem(path, 0, field, f"is no field of {kind} that routed knows, here and maybe in others"))
+        for (kind, name), paths in self._unknown.items():
+            others = f", here and in {len(paths) - 1} more" if len(paths) > 1 else ""
+            said.append(Problem(next(iter(paths)), 0, name, f"is no field of {kind} that routed knows{others}"))
         if self._saver is not None and self._saver.state.problem:
             said.append(Problem("etcd", 0, "", self._saver.state.problem))
         problems = tuple(said)

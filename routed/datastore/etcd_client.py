@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import os
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
@@ -37,8 +37,9 @@ PROBE = 15.0
 CALL = 20.0
 #: Seconds without a sign of life after which a watch is asked for one, and that the answer may take.
 QUIET = 10.0
-#: Keys in one page of a listing; halved where a page is too large for one message.
-PAGE = 4000
+#: Keys in one page of a listing: few enough to be in the processor's cache when they are read; fewer where the page is too
+#: large for one message.
+PAGE = 1000
 #: Octets of the largest message; etcd's own limit for a request is 1.5 MiB, a page has many values.
 MAX_MESSAGE = 64 << 20
 
@@ -127,49 +128,65 @@ class Client:
     # ---- reading
 
     async def listing(self, ranges: Sequence[tuple[str, str]]) -> Listing:
-        """All keys in some ranges (first key, key after the last) as of one revision, in pages.
-
-        Raises Compacted where etcd forgets that revision before we are through.
-        """
+        """All keys in some ranges (first key, key after the last) as of one revision. Raises Compacted as `pages`."""
         count = await self.count(ranges[0])
-        found = await asyncio.gather(*(self._pages(first, end, count.revision) for first, end in ranges))
-        return Listing(count, [pair for pairs in found for pair in pairs])
+        return Listing(count, [pair async for page in self.pages(ranges, count.revision) for pair in page])
 
     async def count(self, of: tuple[str, str]) -> Count:
         """How far etcd has counted now, asked by way of a range that we may read."""
-        head = await self._read(lambda member: self._range(member, *of, 0, 1, keys_only=True))
+        head = await self._read(
+            lambda member: self._range(member, of[0].encode(), of[1].encode(), 0, 1, keys_only=True)
+        )
         return Count(int(head.header.cluster_id), int(head.header.revision), int(head.header.raft_term))
 
-    async def _pages(self, first: str, end: str, revision: int) -> list[KeyValue]:
-        limit = PAGE
-        pairs: list[KeyValue] = []
+    async def pages(self, ranges: Sequence[tuple[str, str]], revision: int) -> AsyncGenerator[list[KeyValue], None]:
+        """All keys in some ranges as of a revision, range by range. While one page is looked at the next are on their way.
+
+        Raises Compacted where etcd forgets that revision before we are through.
+        """
+        reading = [
+            asyncio.create_task(self._page(first.encode(), end.encode(), revision, PAGE)) for first, end in ranges
+        ]
+        try:
+            for number, (_, end) in enumerate(ranges):
+                rest: bytes | None = b""
+                while rest is not None:
+                    pairs, rest, limit = await reading[number]
+                    if rest is not None:
+                        reading[number] = asyncio.create_task(self._page(rest, end.encode(), revision, limit))
+                    yield pairs
+        finally:
+            for task in reading:
+                task.cancel()
+            await asyncio.gather(*reading, return_exceptions=True)
+
+    async def _page(
+        self, first: bytes, end: bytes, revision: int, limit: int
+    ) -> tuple[list[KeyValue], bytes | None, int]:
+        """One page, where the next begins (None: there is none), and how many keys it should have."""
         while True:
             try:
                 page = await self._read(
-                    lambda member, first=first, limit=limit: self._range(member, first, end, revision, limit)  # type: ignore[misc]
+                    lambda member, limit=limit: self._range(member, first, end, revision, limit)  # type: ignore[misc]
                 )
             except _TooLarge as error:
                 if limit == 1:
-                    raise StoreError(f"etcd: the value of a key after {first} is too large to read") from error
+                    raise StoreError(f"etcd: the value of a key after {_text(first)} is too large to read") from error
                 limit = max(1, limit // 8)
                 continue
-            pairs.extend(KeyValue(_text(kv.key), kv.value, kv.mod_revision) for kv in page.kvs)
-            if not page.more:
-                return pairs
-            first = pairs[-1].key + "\0"
+            pairs = [KeyValue(_text(kv.key), kv.value, kv.mod_revision) for kv in page.kvs]
+            return pairs, page.kvs[-1].key + b"\0" if page.more else None, limit
 
     async def get(self, key: str) -> KeyValue | None:
-        answer = await self._read(lambda member: self._range(member, key, "", 0, 1))
+        answer = await self._read(lambda member: self._range(member, key.encode(), b"", 0, 1))
         for kv in answer.kvs:
             return KeyValue(key, kv.value, int(kv.mod_revision))
         return None
 
     def _range(
-        self, member: _Member, first: str, end: str, revision: int, limit: int, *, keys_only: bool = False
+        self, member: _Member, first: bytes, end: bytes, revision: int, limit: int, *, keys_only: bool = False
     ) -> Awaitable[Any]:
-        request = rpc.RangeRequest(
-            key=first.encode(), range_end=end.encode(), revision=revision, limit=limit, keys_only=keys_only
-        )
+        request = rpc.RangeRequest(key=first, range_end=end, revision=revision, limit=limit, keys_only=keys_only)
         call: Awaitable[Any] = rpc.KVStub(member.channel).Range(request, timeout=CALL, metadata=member.metadata)
         return call
 

@@ -40,7 +40,7 @@ from routed.model.unread_endpoints import plain_endpoint
 from routed.model.unread_nodes import plain_node
 from routed.model.workloads import WorkloadEndpoint
 from routed.net.families import Family
-from routed.net.prefixes import format_prefix, parse_prefix, plain_prefix
+from routed.net.prefixes import format_prefix, parse_prefix, plain_ipv4_network
 
 DEFAULT_ROOT = "/calico"
 #: Kinds that have a place with the allocator instead of one by their plural.
@@ -332,11 +332,8 @@ def _block(family: str, text: str) -> tuple[Cidr, str] | None:
     """A block by the last part of its path, and its canonical spelling."""
     address, _, length = text.partition("-")
     written = f"{address}/{length}"
-    plain = plain_prefix(written)
-    if plain is not None and family == "ipv4" and plain[0] is Family.IPV4_UNICAST and length[0] != "0":
-        found, prefix, packed = plain
-        if prefix[1:].ljust(4, b"\0") == packed:  # as nearly all are: spelt as it would be
-            return Cidr(found, prefix), written
+    if family == "ipv4" and (prefix := plain_ipv4_network(address, length)):  # as nearly all are: spelt as it would be
+        return Cidr(Family.IPV4_UNICAST, prefix), written
     if family not in ("ipv4", "ipv6") or not _BLOCK.fullmatch(text):
         return None
     try:

@@ -53,6 +53,20 @@ def plain_prefix(text: str) -> tuple[Family, bytes, bytes] | None:
     return family, make_prefix(packed, length), packed
 
 
+#: Of an IPv4 prefix by how its length is spelt: that as its first octet, how many more it has, and the bits behind it.
+_IPV4_LENGTHS = {str(n): (bytes((n,)), (n + 7) >> 3, (1 << (32 - n)) - 1) for n in range(33)}
+
+
+def plain_ipv4_network(address: str, length: str) -> bytes | None:
+    """The wire prefix that `address` and `length` spell as we would, with no bit set past the length; None: look closer."""
+    first, octets, host = _IPV4_LENGTHS.get(length, (b"", 0, 0))
+    try:
+        packed = socket.inet_pton(socket.AF_INET, address)
+    except (OSError, ValueError):
+        return None
+    return first + packed[:octets] if first and not int.from_bytes(packed, "big") & host else None
+
+
 def parse_prefix(text: str) -> tuple[Family, bytes]:
     """Family and wire prefix of `a.b.c.d/n` or `x::/n`; host bits are cleared, a bare address is a host prefix.
 

@@ -170,9 +170,12 @@ class Cluster:
                 self.block_holders[block.cidr] = block.affinity
             if old == block.cidr and holder == block.affinity:
                 return Aspect.NOTHING  # an address was handed out
-        cidrs = {cidr for cidr in (old, block.cidr if block is not None else None) if cidr is not None}
-        self._moved_blocks |= cidrs
-        mine = any(one.node == self.node_name for cidr in cidrs for one in self.claims(cidr))
+        mine = False
+        for cidr in (old, block.cidr if block is not None else None):
+            if cidr is not None:
+                self._moved_blocks.add(cidr)
+                if cidr in self._claims:  # of nearly all blocks a node knows no affinity
+                    mine = mine or any(one.node == self.node_name for one in self.claims(cidr))
         return Aspect.ORIGINS if mine else Aspect.NOTHING
 
     def _of_services(self) -> Aspect:

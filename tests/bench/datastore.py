@@ -228,7 +228,7 @@ async def write(endpoint: str, nodes: int, blocks: int, pods: int, count: int) -
     loop = asyncio.get_running_loop()
     own = int(OWN[5:])
     while kind := (await loop.run_in_executor(None, sys.stdin.readline)).strip():
-        base = (await client.listing([("/calico/", "/calico0")])).revision  # no two runs write the same
+        base = (await client.count(("/calico/", "/calico0"))).revision  # no two runs write the same
         began = time.perf_counter()
         for number in range(count):
             if kind == KINDS_OF_CHANGE[0]:

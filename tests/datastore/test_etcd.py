@@ -166,6 +166,24 @@ def test_a_snapshot_and_then_changes(server: Cluster) -> None:
     follow(store_of(server), test)
 
 
+def test_fields_that_nobody_knows_are_told_while_they_are_there(server: Cluster) -> None:
+    server.put_all(nodes(3))
+
+    def plain(number: int) -> JsonObject:
+        return node(number) | {"spec": {"bgp": {"ipv4Address": f"10.0.{number}.1/24"}}}
+
+    async def test(_: EtcdStore, sink: Sink) -> None:
+        assert sink.says("/n0", "newerField", "here and in 2 more")
+        await ctl(server.put, f"{P}nodes/n0", plain(0))
+        await until(lambda: sink.says("/n1", "newerField", "here and in 1 more"), "one less")
+        await ctl(server.delete, f"{P}nodes/n1")
+        await until(lambda: sink.says("/n2", "newerField") and not sink.says("newerField", "more"), "one more less")
+        await ctl(server.put, f"{P}nodes/n2", plain(2))
+        await until(lambda: not sink.says("newerField"), "nothing is left to tell")
+
+    follow(store_of(server), test)
+
+
 def test_pages_are_one_snapshot(server: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("routed.datastore.etcd_client.PAGE", 7)
     server.put_all(nodes(50))
