@@ -166,6 +166,12 @@ class _Identity:
     profiles: tuple[str, ...]
     service_account: str
     ports: tuple[tuple[str, str, int], ...]
+    without: ResourceKey | None = None
+    """The Pod that would have said all this and that nobody has heard of: if there is one now, it must be asked."""
+
+
+class _PodIsThere(Exception):
+    """What says who a pod is came meanwhile."""
 
 
 class _Turns:
@@ -330,7 +336,11 @@ class Pods:
             try:
                 async with asyncio.timeout(STORE):
                     await self._ensure_profile(identity.key.namespace)
-                    addresses = await self._rounds.carry_out(lambda: self._admission(request, identity, mac))
+                    try:
+                        addresses = await self._rounds.carry_out(lambda: self._admission(request, identity, mac))
+                    except _PodIsThere:
+                        known = identity = await self._identify(request, ask=True)
+                        addresses = await self._rounds.carry_out(lambda: self._admission(request, known, mac))
             except TimeoutError:
                 raise CniError(TRY_AGAIN, f"the datastore has not answered for {STORE:g} s; try again") from None
             self._owed.pop((request.container_id, request.interface), None)
@@ -458,7 +468,8 @@ class Pods:
 
     # ---- who a pod is
 
-    async def _identify(self, request: Request) -> _Identity:
+    async def _identify(self, request: Request, *, ask: bool = False) -> _Identity:
+        """`ask` the datastore for its Pod, whatever is known."""
         name = request.pod[1]
         key, interface = self._key_of(request)
         if not name:
@@ -466,7 +477,12 @@ class Pods:
             own = {**request.labels, "projectcalico.org/namespace": key.namespace}
             return _Identity(key, interface, "cni", own, (NAMESPACE_PROFILE + key.namespace,), "", ())
         _must_be_name(key, f"K8S_POD_NAME {name} and CNI_IFNAME {request.interface}")
-        labels, account, ports = await self._pod_says(request, key)
+        pod_key = ResourceKey(Pod.kind, name, key.namespace)
+        # a folder is read as a whole, so there what was read last counts; and the API is asked for the pod itself
+        follows = self._labels is None and self._store.shared_with_calico
+        unheard = follows and not ask and pod_key not in self._mirror[Pod.kind]
+        pod = await self._stored_pod(pod_key) if follows and not unheard else self._mirror[Pod.kind].get(pod_key)
+        labels, account, ports = await self._pod_says(request, key, pod)
         labels = {
             **labels,
             "projectcalico.org/namespace": key.namespace,
@@ -476,7 +492,7 @@ class Pods:
             NAMESPACE_PROFILE + key.namespace,
             *((f"{ACCOUNT_PROFILE}{key.namespace}.{account}",) if account else ()),
         )
-        return _Identity(key, interface, "k8s", labels, profiles, account, ports)
+        return _Identity(key, interface, "k8s", labels, profiles, account, ports, pod_key if unheard else None)
 
     def _key_of(self, request: Request) -> tuple[ResourceKey, str]:
         """A pod's endpoint and the node's end of its interface, by what they are called."""
@@ -491,11 +507,10 @@ class Pods:
         return key, _interface(f"{request.container_id}.{request.interface}")
 
     async def _pod_says(
-        self, request: Request, key: ResourceKey
+        self, request: Request, key: ResourceKey, pod: Resource | None
     ) -> tuple[Mapping[str, str], str, tuple[tuple[str, str, int], ...]]:
         """Labels, service account and ports: of the endpoint or the Pod in the datastore, of the call, of the API."""
         namespace, name = key.namespace, request.pod[1]
-        pod = await self._stored_pod(ResourceKey(Pod.kind, name, namespace))
         there = self._mirror[WorkloadEndpoint.kind].get(key)
         if (
             isinstance(there, WorkloadEndpoint)
@@ -520,9 +535,8 @@ class Pods:
 
     async def _stored_pod(self, key: ResourceKey) -> Resource | None:
         """As etcd has it now: whoever applies a manifest may start the pod before the daemon has heard of it, and the pod
-        would begin without its labels. A folder is read as a whole, so there what was read last counts."""
-        if self._labels is not None or not self._store.shared_with_calico:
-            return self._mirror[Pod.kind].get(key)
+        would begin without its labels. One nobody has heard of is not asked for: that there is none is a condition of what
+        `_admission` writes."""
         found = await self._store.newest(key)
         return found.resource if found is not None else None
 
@@ -532,6 +546,10 @@ class Pods:
         """Addresses, and the endpoint that has them, once what an earlier sandbox or an ADD that was cut off left behind
         is given back. Raises CniError."""
         cluster, now = self._cluster((identity.key,)), clock()
+        if identity.without is not None:
+            found = yield Get(identity.without)
+            if isinstance(found, Found) or (yield Write(identity.without, None, None)) is CONFLICT:
+                raise _PodIsThere
         there = self._mirror[WorkloadEndpoint.kind].get(identity.key)
         if isinstance(there, WorkloadEndpoint) and there.container_id and there.container_id != request.container_id:
             yield from release_by_handle(

@@ -609,19 +609,23 @@ class EtcdStore:
                 path = self.layout.path(edit.resource, old_policy_names=await self._is_old(edit.resource))
                 compares.append((path, 0))
             else:
-                raise Conflict(f"{edit.key} is not there, so it cannot be deleted")
+                compares += [(path, 0) for path in self.layout.candidate_paths(edit.key)]
+                continue
             writes.append((path, None if edit.resource is None else encode(edit.resource, path)))
+        made = [edit for edit in edits if not edit.is_condition]
         if self._sink is not None:  # before: etcd may tell of it before it answers
-            for edit, (path, value) in zip(edits, writes, strict=True):
+            for edit, (path, value) in zip(made, writes, strict=True):
                 self._expect(edit, path, value)
         written = await self.client.swap(compares, writes, ttl)
         if written is None:
-            for edit, (path, value) in zip(edits, writes, strict=True):
+            for edit, (path, value) in zip(made, writes, strict=True):
                 self._deleted.discard(edit.key)
                 self._written.pop((path, value or b""), None)
-            which = writes[0][0] if len(writes) == 1 else f"one of {', '.join(path for path, _ in writes)}"
+            paths = [path for path, _ in compares]
+            which = paths[0] if len(paths) == 1 else f"one of {', '.join(paths)}"
             raise Conflict(f"{which} is not what it was: somebody else has written it; read it again")
-        return [f"{written} {path}" if value is not None else "" for path, value in writes]
+        revisions = iter([f"{written} {path}" if value is not None else "" for path, value in writes])
+        return ["" if edit.is_condition else next(revisions) for edit in edits]
 
     def _expect(self, edit: Edit, path: str, value: bytes | None) -> None:
         """Know what we write by its octets when etcd tells of it."""

@@ -101,6 +101,11 @@ class _Member:
     endpoint: str
     channel: Any
     token: str = field(default="", repr=False)
+    kv: Any = field(init=False, repr=False)
+    """Its calls on keys: to make them anew takes a fifth of the time that calling one does."""
+
+    def __post_init__(self) -> None:
+        self.kv = rpc.KVStub(self.channel)
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -187,7 +192,7 @@ class Client:
         self, member: _Member, first: bytes, end: bytes, revision: int, limit: int, *, keys_only: bool = False
     ) -> Awaitable[Any]:
         request = rpc.RangeRequest(key=first, range_end=end, revision=revision, limit=limit, keys_only=keys_only)
-        call: Awaitable[Any] = rpc.KVStub(member.channel).Range(request, timeout=CALL, metadata=member.metadata)
+        call: Awaitable[Any] = member.kv.Range(request, timeout=CALL, metadata=member.metadata)
         return call
 
     async def watch(self, ranges: Sequence[tuple[str, str, int]]) -> AsyncIterator[Events]:
@@ -311,7 +316,7 @@ class Client:
                 for key, value in writes
             ],
         )
-        answer = await rpc.KVStub(member.channel).Txn(request, timeout=CALL, metadata=member.metadata)
+        answer = await member.kv.Txn(request, timeout=CALL, metadata=member.metadata)
         if lease and not answer.succeeded:
             await rpc.LeaseStub(member.channel).LeaseRevoke(
                 rpc.LeaseRevokeRequest(ID=lease), timeout=CALL, metadata=member.metadata
@@ -387,7 +392,7 @@ class Client:
                 await self._login(member)
                 request = rpc.RangeRequest(key=b"\0", range_end=b"\0", limit=1, count_only=True)
                 try:
-                    await rpc.KVStub(member.channel).Range(request, metadata=member.metadata)
+                    await member.kv.Range(request, metadata=member.metadata)
                 except grpc.aio.AioRpcError as error:
                     if error.code() is not grpc.StatusCode.PERMISSION_DENIED:  # it answers; what we may is asked later
                         raise

@@ -24,16 +24,18 @@ from routed.datastore.store import Conflict, Edit, Store, Stored
 from routed.errors import StoreError
 from routed.ipam.allocator import Found, Procedure
 from routed.model.ipam import IPAMBlock, IPAMHandle
+from routed.model.kubernetes import Pod
 from routed.model.resources import Resource, ResourceKey, Update
 from routed.model.workloads import WorkloadEndpoint
 
 R = TypeVar("R")
 
-#: Procedures in one round: each writes a handle, a block and an endpoint, and etcd takes 128 writes at once.
-AT_ONCE = 32
+#: Procedures in one round: each writes a handle, a block and an endpoint, may rely on a Pod not being there, and etcd takes
+#: 128 of these at once.
+AT_ONCE = 24
 
 _DRAFT = "draft"
-_DRAFTED = (IPAMBlock.kind, IPAMHandle.kind, WorkloadEndpoint.kind)
+_DRAFTED = (IPAMBlock.kind, IPAMHandle.kind, WorkloadEndpoint.kind, Pod.kind)
 
 
 @dataclass(slots=True)
@@ -65,7 +67,8 @@ class _Draft:
             raise _MustBeAlone
         before = self._edits.pop(key, None)
         based_on = revision if before is None else before.revision
-        if resource is not None or based_on is not None:  # else it came and went within the round
+        came = before is not None and before.resource is not None
+        if resource is not None or based_on is not None or not came:  # else it came and went within the round
             self._edits[key] = Edit(key, resource, based_on)
         return _DRAFT if resource is not None else ""
 
@@ -153,7 +156,8 @@ class Rounds:
                 _tell(each, error=error)
             return []
         for edit in edits:
-            self._written(Update(edit.key, edit.resource))
+            if not edit.is_condition:
+                self._written(Update(edit.key, edit.resource))
         for each, result in done:
             _tell(each, result)
         return []

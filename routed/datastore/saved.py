@@ -26,7 +26,7 @@ import msgspec
 from routed.datastore.guard import Believed, Change, Good, Guard
 from routed.errors import ConfigError
 from routed.model.paths import ALLOCATOR_KINDS, read_text
-from routed.model.resources import JsonObject, JsonValue, ResourceKey
+from routed.model.resources import JsonObject, JsonValue, ResourceKey, json_line
 from routed.model.settings import ClusterInformation
 
 SCHEMA = 1
@@ -103,9 +103,11 @@ class SavedState:
 
     def rewrite(self, believed: Believed, offset: float, as_of: float, revision: int, cluster: int) -> None:
         """Write all of it. `offset` is what to add to the guard's times for Unix time."""
-        header = {"saved": SCHEMA, "node": self.identity.node, "root": self.identity.root, "cluster": cluster}
+        own = self.identity
+        header: JsonObject = {"saved": SCHEMA, "node": own.node, "root": own.root, "cluster": cluster}
+        header["endpoints"] = list(own.endpoints)
         keys = (*believed.good, *(key for key in believed.garbage if key not in believed.good))
-        first = (_line(header | {"endpoints": list(self.identity.endpoints)}), _line([as_of, revision]))
+        first = (_line(header), _line([as_of, revision]))
         temporary = f"{self.path}.new"
         try:
             self.close()
@@ -251,14 +253,14 @@ def _states(guard: Guard | Believed, keys: Iterable[ResourceKey], offset: float)
     for key in keys:
         good = guard.good.get(key)
         held = guard.held.get(key)
-        head = json.dumps([key.kind, key.namespace, key.name, good.revision if good else 0], separators=(",", ":"))
+        head = json_line([key.kind, key.namespace, key.name, good.revision if good else 0])
         manifest = good.resource.manifest_text() if good else b"null"
-        tail = json.dumps([None if held is None else held + offset, guard.garbage.get(key, "")], separators=(",", ":"))
-        yield _checked(b"%s,%s,%s" % (head[:-1].encode(), manifest, tail[1:].encode()))
+        tail = json_line([None if held is None else held + offset, guard.garbage.get(key, "")])
+        yield _checked(b"%s,%s,%s" % (head[:-1], manifest, tail[1:]))
 
 
-def _line(value: Any) -> bytes:
-    return _checked(json.dumps(value, separators=(",", ":")).encode())
+def _line(value: JsonValue) -> bytes:
+    return _checked(json_line(value))
 
 
 def _checked(text: bytes) -> bytes:

@@ -50,6 +50,11 @@ class Edit:
     resource: Resource | None
     revision: str | None
 
+    @property
+    def is_condition(self) -> bool:
+        """Nothing is there, and nothing shall be: it only must be so for the others to be made."""
+        return self.resource is None and not self.revision
+
 
 class Editable(Protocol):
     """What a procedure reads and writes, one resource at a time."""

@@ -33,7 +33,17 @@ from routed.model.policies import (
     StagedGlobalNetworkPolicy,
     StagedNetworkPolicy,
 )
-from routed.model.resources import AffinityType, BlockAffinity, Cidr, JsonObject, JsonValue, Node, Resource, ResourceKey
+from routed.model.resources import (
+    AffinityType,
+    BlockAffinity,
+    Cidr,
+    JsonObject,
+    JsonValue,
+    Node,
+    Resource,
+    ResourceKey,
+    json_line,
+)
 from routed.model.schema import KIND_TABLE, parse_manifest, parse_stored
 from routed.model.unread import plain_block, plain_block_text
 from routed.model.unread_endpoints import plain_endpoint
@@ -243,7 +253,7 @@ def encode(resource: Resource, path: str = "") -> bytes:
         if path and resource.kind in TIERED_KINDS:
             stored["name"] = path.rpartition("/")[2]
         version = API_VERSION if API_VERSION in KIND_TABLE[resource.kind].versions else manifest["apiVersion"]
-        return _text(manifest | {"apiVersion": version, "metadata": stored})
+        return json_line(manifest | {"apiVersion": version, "metadata": stored})
     spec = manifest.get("spec")
     value: JsonObject = dict(spec) if isinstance(spec, dict) else {}
     if isinstance(resource, BlockAffinity):
@@ -260,7 +270,7 @@ def encode(resource: Resource, path: str = "") -> bytes:
     else:
         names = {theirs: ours for ours, theirs in _CONFIG_NAMES.items()}
         value = {names.get(name, name): one for name, one in value.items()}
-    return _text(value)
+    return json_line(value)
 
 
 def block_name(cidr: Cidr) -> str:
@@ -398,10 +408,3 @@ def _named(data: JsonValue, kind: Kind) -> JsonValue:
 def _same_name(resource: Resource, key: ResourceKey) -> bool:
     # An annotation may say another name than the key; the key stays what the resource is found by.
     return resource.name == key.name or resource.kind in TIERED_KINDS
-
-
-def _text(value: JsonObject) -> bytes:
-    try:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
-    except UnicodeEncodeError:  # half of a pair, which JSON can only hold as an escape: written back as it came
-        return json.dumps(value, separators=(",", ":")).encode()

@@ -19,7 +19,7 @@ from routed.datastore.etcd_settings import EtcdConfig
 from routed.datastore.folder import Problem
 from routed.datastore.guard import MassDelete
 from routed.datastore.saved import Identity, SavedState
-from routed.datastore.store import Conflict
+from routed.datastore.store import Conflict, Edit
 from routed.errors import Denied
 from routed.ipam.allocator import Cluster as Allocator
 from routed.ipam.allocator import Demand, assign_addresses
@@ -210,6 +210,27 @@ def test_writing_is_a_compare_and_swap_and_keeps_what_it_does_not_know(server: C
             await store.write(key, changed, None)
         assert await store.write(key, None, revision) == ""
         assert await store.write(key, changed, None)
+        await store.close()
+
+    asyncio.run(main())
+
+
+def test_what_must_not_be_there_is_a_condition_of_what_is_written(server: Cluster) -> None:
+    """A pod's endpoint is written on condition that nobody has stored a Pod that says more of it."""
+
+    async def main() -> None:
+        store = store_of(server)
+        pod = parse_manifest(
+            {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web", "namespace": "shop", "labels": {"a": "b"}}}
+        )
+        one, other = (parse_manifest(peer(number)) for number in (1, 2))
+        assert await store.write_all([Edit(pod.key, None, None), Edit(one.key, one, None)])
+        assert await store.get(one.key)
+        assert await store.get(pod.key) is None
+        await store.write(pod.key, pod, None)
+        with pytest.raises(Conflict):
+            await store.write_all([Edit(pod.key, None, None), Edit(other.key, other, None)])
+        assert await store.get(other.key) is None
         await store.close()
 
     asyncio.run(main())

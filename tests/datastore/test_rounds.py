@@ -14,6 +14,7 @@ from routed.datastore.rounds import AT_ONCE, Rounds
 from routed.datastore.store import Conflict, Contents, Edit, Stored
 from routed.errors import CniError, StoreError
 from routed.ipam.allocator import (
+    CONFLICT,
     Answer,
     Cluster,
     Demand,
@@ -88,7 +89,7 @@ class Memory:
     def _put(self, key: ResourceKey, resource: Resource | None) -> str:
         self.revision += 1
         if resource is None:
-            del self.items[key]
+            self.items.pop(key, None)
             return ""
         self.items[key] = resource, str(self.revision)
         return str(self.revision)
@@ -266,5 +267,41 @@ def test_whatever_comes_together_and_whoever_meddles_nothing_is_given_twice_or_l
             assert isinstance(block, IPAMBlock)
             free = [ordinal for ordinal, index in enumerate(block.allocations) if index is None]
             assert sorted(block.unallocated) == free
+
+    asyncio.run(main())
+
+
+POD = parse_manifest({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web", "namespace": "shop"}})
+
+
+def without_pod(name: str) -> Procedure[Outcome | None]:
+    """An address, if nothing says more of the pod."""
+    if isinstance((yield Get(POD.key)), Found) or (yield Write(POD.key, None, None)) is CONFLICT:
+        return None
+    return (yield from take(name))
+
+
+def test_a_round_is_written_only_where_nothing_is_there_that_must_not_be():
+    async def main() -> None:
+        store = Memory()
+        told: list[ResourceKey] = []
+        rounds = Rounds(store, store.listed, lambda update: told.append(update.key))
+        await rounds.carry_out(lambda: take("first"))
+        for name in ("a", "b"):
+            assert await rounds.carry_out(lambda name=name: without_pod(name))
+        assert POD.key in {edit.key for edit in store.together[-1]}
+        assert POD.key not in told, "nobody is told of what is as it was"
+        before = store.given
+        appears = store.write_all
+
+        async def write_all(edits: Sequence[Edit]) -> list[str]:
+            if POD.key not in store.items:  # between the round's reading and its writing
+                store._put(POD.key, POD)
+            return await appears(edits)
+
+        store.write_all = write_all  # type: ignore[method-assign]
+        found = await asyncio.gather(*(rounds.carry_out(lambda name=name: without_pod(name)) for name in "cd"))
+        assert found == [None, None]
+        assert store.given == before
 
     asyncio.run(main())
