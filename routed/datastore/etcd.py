@@ -29,7 +29,7 @@ from routed.datastore.health import StoreHealth
 from routed.datastore.lease import Lease
 from routed.datastore.saved import Loaded, SavedState, Saver, is_another
 from routed.datastore.store import Conflict, Contents, Edit, Stored
-from routed.errors import Compacted, ConfigError, StoreError
+from routed.errors import Compacted, ConfigError, Denied, StoreError
 from routed.model.head import API_VERSION
 from routed.model.ipam import IPAMBlock
 from routed.model.paths import TIERED_KINDS, Layout, Place, decode_at, encode
@@ -44,6 +44,9 @@ FOLLOWED = (
     "Node", "BGPConfiguration", "BGPPeer", "BGPFilter", "IPPool", "BlockAffinity", "IPAMBlock", "ClusterInformation",
     "FelixConfiguration", "CalicoNodeStatus", "Service", "EndpointSlice",
 )  # fmt: skip
+
+#: Kinds that no BGP daemon of Calico's read in etcd: who may not read them either goes on without.
+BESIDE = ("CalicoNodeStatus", "Service", "EndpointSlice")
 
 #: The first Calico that stores a policy of the tier default without the tier in its name.
 TIER_LEFT_OUT = (3, 32)
@@ -123,7 +126,7 @@ class EtcdStore:
         self._clock = clock
         self._offset = time.time() - clock()
         self._saver = None if saved is None else Saver(saved, self.guard, self._offset, self._tell_problems)
-        self._ranges = [
+        self._wanted = [
             (prefix, _end(prefix))
             for kind in kinds
             for prefix in (
@@ -132,6 +135,16 @@ class EtcdStore:
                 else self.layout.kind_prefixes(kind)
             )
         ]
+        self._ranges: list[tuple[str, str]] = []
+        """What is listed and watched of it."""
+        self._beside = {
+            (prefix, _end(prefix)): kind
+            for kind in BESIDE
+            if kind in kinds
+            for prefix in self.layout.kind_prefixes(kind)
+        }
+        self._denied: tuple[tuple[str, str], ...] = ()
+        """Of those, what etcd does not let us read."""
         self._ready_path = f"{self.layout.resources}clusterinformations/default"
         self._ready = True
         self._paths: dict[ResourceKey, str] = {}
@@ -210,28 +223,48 @@ class EtcdStore:
         watch = self.client.watch(
             [(first, end, known + 1) for (first, end), known in zip(self._ranges, self._revisions, strict=True)]
         )
-        async for events in watch:
-            self._connected()
-            if events.watch is None:
-                continue
-            self._revisions[events.watch] = max(self._revisions[events.watch], events.revision)
-            self.health.revision = max(self.health.revision, events.revision)
-            if events.pairs:
-                await self._take(events)
+        try:
+            async for events in watch:
+                await self._heard(events)
+        except Denied:
+            if await self._find_denied() != self._denied:
+                raise _ListAnew from None
+            raise
+
+    async def _heard(self, events: Events) -> None:
+        self._connected()
+        if events.watch is None:
+            return
+        self._revisions[events.watch] = max(self._revisions[events.watch], events.revision)
+        self.health.revision = max(self.health.revision, events.revision)
+        if events.pairs:
+            await self._take(events)
+
+    async def _find_denied(self) -> tuple[tuple[str, str], ...]:
+        """Ranges that etcd does not let us read, of those one may go on without."""
+        found = []
+        for each in self._beside:
+            try:
+                await self.client.count(each)
+            except Denied:
+                found.append(each)
+        return tuple(found)
 
     def _known(self) -> Count:
         """How far etcd had counted when it last said something."""
         return Count(self._cluster, self.health.revision, self._term)
 
     async def _list(self) -> None:
-        count = await self.client.count(self._ranges[0])
+        count = await self.client.count(self._wanted[0])
         if self._elsewhere is not None and self._elsewhere.cluster == count.cluster_id:
             self._believe(self._elsewhere)
         self._elsewhere = None
         # an etcd that was set up anew may well have the same id, but it begins to count anew
         continues = count.continues(self._known())
-        read = await self._read_all(count, continues=continues)
+        read = await self._read_allowed(count, continues=continues)
         paths, changes, ready = read.paths, read.changes, read.ready
+        unread = {self._beside[each] for each in self._denied}
+        paths |= {key: self._paths.get(key, "") for key in self.guard.good if key.kind in unread}
         self._cluster, self._term = count.cluster_id, count.term
         self._paths = paths
         if self._with_unknown:
@@ -268,6 +301,20 @@ class EtcdStore:
         if self._saver is not None:
             self._saver.save_all(count.revision, self._cluster)
         self._tell_problems()
+
+    async def _read_allowed(self, count: Count, *, continues: bool) -> _Reading:
+        """`_read_all`, where need be without ranges that etcd does not let us read."""
+        self._ranges = list(self._wanted)
+        try:
+            reading = await self._read_all(count, continues=continues)
+        except Denied:
+            denied = await self._find_denied()
+            self._ranges = [each for each in self._wanted if each not in denied]
+            reading = await self._read_all(count, continues=continues)
+            self._denied = denied
+        else:
+            self._denied = ()
+        return reading
 
     async def _read_all(self, count: Count, *, continues: bool) -> _Reading:
         """All there is, parsed where it is not as it is believed. `continues`: revisions are comparable with those known."""
@@ -398,7 +445,7 @@ class EtcdStore:
         self._own_workloads_only = True
         self._kinds |= {WorkloadEndpoint.kind, Profile.kind}
         for kind in (WorkloadEndpoint.kind, Profile.kind):
-            self._ranges += [(prefix, _end(prefix)) for prefix in self.layout.kind_prefixes(kind)]
+            self._wanted += [(prefix, _end(prefix)) for prefix in self.layout.kind_prefixes(kind)]
         raise _ListAnew
 
     def _taken_back(self, was: Good | None) -> list[ResourceKey]:
@@ -467,6 +514,9 @@ class EtcdStore:
         if not self._ready:
             text = "ClusterInformation says that the datastore is not ready, so what it last said stays"
             said.append(Problem(self._ready_path, 0, "spec.datastoreReady", text))
+        for prefix, _ in self._denied:
+            text = "etcd does not let us read this: what was known of it stays, and where nothing was there is none"
+            said.append(Problem(prefix, 0, "", text))
         for key, text in self.guard.garbage.items():
             if key.kind not in _CLOSING:
                 text += "; its last good value stays" if key in self.guard.good else "; it has no effect"

@@ -847,6 +847,50 @@ def test_user_and_password_and_what_is_revoked(tmp_path: Path, monkeypatch: pyte
         assert PASSWORD not in repr(EtcdConfig(("x",), username="routed", password=PASSWORD))
 
 
+def test_a_role_for_what_calico_s_bgp_daemon_reads_is_enough(tmp_path: Path) -> None:
+    """Services and the status of nodes are beside that: what was known of them stays, and the user is told."""
+    with cluster(tmp_path) as server:
+        server.put_all(nodes(3))
+        server.demand_login()
+        for words in (
+            "role add bird", "user revoke-role routed calico", "user grant-role routed bird",
+            *(f"role grant-permission bird --prefix=true read {prefix}" for prefix in (
+                *(f"{P}{plural}/" for plural in (
+                    "nodes", "bgpconfigurations", "bgppeers", "bgpfilters", "ippools", "clusterinformations",
+                    "felixconfigurations",
+                )), "/calico/ipam/v2/",
+            )),
+        ):  # fmt: skip
+            server.ctl(*words.split())
+        config = EtcdConfig(server.endpoints, username="routed", password=PASSWORD)
+        metadata: JsonObject = {"name": "web", "namespace": "shop"}
+        service: JsonObject = {
+            "apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": {"clusterIP": "10.96.0.1", "ports": []},
+        }  # fmt: skip
+
+        async def test(_: EtcdStore, sink: Sink) -> None:
+            assert sink.names() == {"n0", "n1", "n2"}
+            assert {problem.file for problem in sink.open if "does not let us read" in str(problem)} == {
+                f"{P}{plural}/" for plural in ("kubernetesservices", "kubernetesendpointslices", "caliconodestatuses")
+            }
+            await ctl(server.put, f"{P}nodes/n7", node(7))
+            await until(lambda: "n7" in sink.names(), "changes are followed")
+
+        async def granted(store: EtcdStore, sink: Sink) -> None:
+            assert not sink.says("does not let us read") and sink.names("Service") == {"web"}
+            await ctl(server.ctl, "user", "revoke-role", "routed", "calico")
+            await store.client._drop(store.client._member)  # an open watch is not asked again
+            await ctl(server.put, f"{P}nodes/n8", node(8))
+            await until(lambda: sink.says("kubernetesservices/", "does not let us read"), "what was revoked", 60)
+            assert sink.names("Service") == {"web"} and not sink.removed
+            await until(lambda: "n8" in sink.names(), "the rest is followed")
+
+        follow(EtcdStore(config, node="n1"), test)
+        server.put(f"{P}kubernetesservices/shop/web", service)
+        server.ctl("user", "grant-role", "routed", "calico")
+        follow(EtcdStore(config, node="n1"), granted)
+
+
 def test_stopped_for_long_it_stays_and_catches_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("routed.datastore.etcd_client.QUIET", 0.4)
     monkeypatch.setattr(etcd_module, "BACKOFF", 0.1)
