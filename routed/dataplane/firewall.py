@@ -22,8 +22,8 @@ walk is found by address. `desired_policy.BridgePort` says who is at one.
 
 Invariants: the program in the kernel and the mirror here agree while batches succeed; `rebuild` makes the whole table
 anew in one transaction, whatever was there. Batches can be written in steps, none of which takes long (`changing`,
-`rebuilding`): what goes into the kernel is the whole batch. Elements go one by one, rules a chain at a time. Other tables
-are never named.
+`rebuilding`): what goes into the kernel is the whole batch. Elements go one by one, rules a chain at a time; a set that a
+packet may be looking into is deleted only after that. Other tables are never named.
 
 Long for one idea: the program and the mirror it is made from can only be read together. Sockets, threads and retries are
 in `firewall_kernel`; what should be allowed is `policy`'s business.
@@ -37,6 +37,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice, product
 
 from routed.dataplane import firewall_words as words
+from routed.dataplane.table_found import TableFound
 from routed.desired_policy import (
     Action,
     Chain,
@@ -60,6 +61,7 @@ from routed.netlink.nftables import (
     INTERFACE_NAME,
     MAC_ADDRESS,
     Batch,
+    ChainFound,
     Element,
     ElementFound,
     Hook,
@@ -206,7 +208,7 @@ class Firewall:
                 batch.delete_chain(_policy_chain(chain_update.name))
         for update in wanted.sets:
             if update.gone and update.spec.name in sets_before:
-                batch.delete_set(update.spec.name)
+                batch.then.append(update.spec.name)
 
     def take_in(self, wanted: PolicyBatch) -> None:
         """Take a change in that only the next `rebuild` writes."""
@@ -228,45 +230,83 @@ class Firewall:
             pass
         return batch
 
-    def rebuilding(self, batch: Batch) -> Iterator[None]:
-        """`rebuild` in steps of bounded length. Nobody may change anything before the last one."""
-        batch.add_table()
-        batch.delete_table()
+    def rebuilding(self, batch: Batch, found: TableFound | None = None) -> Iterator[None]:
+        """`rebuild` in steps of bounded length; of what is `found` in the kernel, what need not change stays.
+
+        Nobody may change anything before the last one.
+        """
+        shapes, chains = self._shapes(), set(self._plain_chains())
+        if found is None or not found.fits(_BASE_CHAINS, chains, shapes):
+            found = TableFound()
+            batch.add_table()
+            batch.delete_table()
+        batch.is_rebuild = True
         batch.add_table("made by routed; changes by hand are undone")
-        for name in _DISPATCH.values():
-            batch.add_set(f"by_{name}", SetShape(INTERFACE_NAME, verdicts=True))
+        if found.chains:
+            batch.flush_rules()
+        for name in found.sets.keys() - shapes.keys():
+            batch.flush_set(name)  # a map may lead to chains that go
+            batch.then.append(name)
+        for name, shape in shapes.items():
+            if name not in found.sets:
+                batch.add_set(name, shape)
+        dispatched: dict[str, list[Element]] = {name: [] for name in shapes if name not in self._sets}
         for family in Family:
-            for name in _OF_WORKLOADS:
-                batch.add_set(_by_address(name, family), SetShape(words.ADDRESS[family], verdicts=True))
-            batch.add_set(_bridged_set(family), SetShape(concatenation(MAC_ADDRESS, words.ADDRESS[family])))
             for kind, pools in (("nat", self._host.nat_pools), ("all", self._host.all_pools)):
-                batch.add_set(_pool_set(kind, family), SetShape(words.ADDRESS[family], interval=True))
-                batch.add_elements(_pool_set(kind, family), words.ranges_of(pools.get(family, ()), family))
-            batch.add_set(words.ends_set(family), SetShape(words.ADDRESS[family]))
-            batch.add_elements(words.ends_set(family), [Element(end) for end in _ends(self._host, family)])
-        for spec, members in self._sets.values():
-            batch.add_set(spec.name, words.shape_of(spec))
-            yield from _by_portions(batch.add_elements, spec.name, words.members_of(spec, members))
+                dispatched[_pool_set(kind, family)] = list(words.ranges_of(pools.get(family, ()), family))
+            dispatched[words.ends_set(family)] = [Element(end) for end in _ends(self._host, family)]
+        for name, (spec, members) in self._sets.items():
+            yield from self._write_elements(batch, name, words.members_of(spec, members), found)
         for chain in self._chains.values():
             self._write_chain(batch, chain, new=True)
             yield
         for name in self._walk_of:
             self._write_walk(batch, name)
             yield
-        found: dict[str, list[Element]] = {}
         for key, policy in self._endpoints.items():
             for direction in ("ingress", "egress"):
                 for name, element in self._entries(key, policy, direction):
-                    found.setdefault(name, []).append(element)
+                    dispatched[name].append(element)
             yield
-        for name, elements in found.items():
-            yield from _by_portions(batch.add_elements, name, elements)
-        for name, kind, hook, priority in _BASE_CHAINS:
-            batch.add_base_chain(name, kind, hook, priority)
+        for name, elements in dispatched.items():
+            yield from self._write_elements(batch, name, elements, found)
+        for base in _BASE_CHAINS.values():
+            batch.add_base_chain(base.name, base.kind, Hook(base.hook or 0), base.priority)
         for name in (_FROM_BRIDGE, *_DISPATCH.values()):
             batch.add_chain(name)
         self._base, self._base_due = {}, True
         self._write_base(batch)
+        for name in found.chains.keys() - chains - _BASE_CHAINS.keys():
+            batch.delete_chain(name)
+
+    def _write_elements(self, batch: Batch, name: str, wanted: Iterable[Element], found: TableFound) -> Iterator[None]:
+        """The elements of a set of which some may be there."""
+        if name in found.sets:
+            differs = found.difference(name, list(wanted))
+            if differs.anew:
+                batch.flush_set(name)
+            yield from _by_portions(batch.delete_elements, name, differs.removed)
+            wanted = differs.added
+        yield from _by_portions(batch.add_elements, name, wanted)
+
+    def _shapes(self) -> dict[str, SetShape]:
+        """All sets of the table."""
+        shapes = {f"by_{name}": SetShape(INTERFACE_NAME, verdicts=True) for name in _DISPATCH.values()}
+        for family in Family:
+            for name in _OF_WORKLOADS:
+                shapes[_by_address(name, family)] = SetShape(words.ADDRESS[family], verdicts=True)
+            shapes[_bridged_set(family)] = SetShape(concatenation(MAC_ADDRESS, words.ADDRESS[family]))
+            for kind in ("nat", "all"):
+                shapes[_pool_set(kind, family)] = SetShape(words.ADDRESS[family], interval=True)
+            shapes[words.ends_set(family)] = SetShape(words.ADDRESS[family])
+        return shapes | {spec.name: words.shape_of(spec) for spec, _ in self._sets.values()}
+
+    def _plain_chains(self) -> Iterator[str]:
+        """All chains of the table but those packets enter by themselves."""
+        yield from (_FROM_BRIDGE, *_DISPATCH.values())
+        yield from map(_policy_chain, self._chains)
+        for name in self._walk_of:
+            yield from self._chains_of_walk(name)
 
     def give_up(self, chain: str, why: str) -> bool:
         """The kernel does not take a chain's rules: from the next batch on everything is denied in their place, until they
@@ -784,16 +824,20 @@ class Firewall:
             )
 
 
-_BASE_CHAINS = (
-    ("raw_prerouting", "filter", Hook.PREROUTING, Priority.RAW),
-    ("raw_output", "filter", Hook.OUTPUT, Priority.RAW),
-    ("pre_dnat", "filter", Hook.PREROUTING, Priority.MANGLE),
-    ("input", "filter", Hook.INPUT, Priority.FILTER),
-    ("output", "filter", Hook.OUTPUT, Priority.FILTER),
-    ("forward", "filter", Hook.FORWARD, Priority.FILTER),
-    ("postrouting", "filter", Hook.POSTROUTING, Priority.MANGLE),
-    ("nat_postrouting", "nat", Hook.POSTROUTING, Priority.SOURCE_NAT),
-)
+_BASE_CHAINS = {
+    name: ChainFound(name, kind, hook, priority)
+    for name, kind, hook, priority in (
+        ("raw_prerouting", "filter", Hook.PREROUTING, Priority.RAW),
+        ("raw_output", "filter", Hook.OUTPUT, Priority.RAW),
+        ("pre_dnat", "filter", Hook.PREROUTING, Priority.MANGLE),
+        ("input", "filter", Hook.INPUT, Priority.FILTER),
+        ("output", "filter", Hook.OUTPUT, Priority.FILTER),
+        ("forward", "filter", Hook.FORWARD, Priority.FILTER),
+        ("postrouting", "filter", Hook.POSTROUTING, Priority.MANGLE),
+        ("nat_postrouting", "nat", Hook.POSTROUTING, Priority.SOURCE_NAT),
+    )
+}
+"""As the kernel lists them."""
 
 
 # ---- names

@@ -1,7 +1,8 @@
 """The firewall's program in the kernel: one thread commits batches, a monitor notices who else changed the table.
 
 Nothing is written before the first `apply`, so a restart leaves the rules of before in force until all that is wanted is
-known; then the whole table is replaced in one transaction. However large, a batch is written in slices, a turn of the loop
+known; then the whole table is made anew in one transaction, in which sets that are there already and stay are not touched
+(`table_found` says why). However large, a batch is written in slices, a turn of the loop
 each, and sent as one. Later changes are batches of what differs. A batch the kernel
 refuses changes nothing there: the whole table is made anew. Where it is a policy's rules that are refused, everything is
 denied in their place, so that no policy keeps another from being enforced. What is refused still is tried again with
@@ -20,12 +21,13 @@ import select
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from routed.dataplane.firewall import CLOSED, Firewall
 from routed.dataplane.sockets import NetlinkSocket, is_overflow, open_nftables
+from routed.dataplane.table_found import TableFound
 from routed.desired_policy import PolicyBatch
-from routed.netlink.messages import messages, parse_error
+from routed.netlink.messages import Message, messages, parse_error
 from routed.netlink.nftables import (
     Batch,
     CounterFound,
@@ -34,12 +36,16 @@ from routed.netlink.nftables import (
     decode_chain,
     decode_elements,
     decode_rule,
+    decode_set,
     dump_chains,
     dump_elements,
     dump_rules,
+    dump_sets,
     table_of_event,
 )
 from routed.netlink.numbers import NLMSG_DONE, NLMSG_ERROR
+
+Answer = TypeVar("Answer")
 
 #: NFNLGRP_NFTABLES, as a bit of nl_groups.
 _EVENTS = 1 << (7 - 1)
@@ -92,6 +98,8 @@ class FirewallKernel:
         self._settled: list[asyncio.Future[None]] = []
         self._running: asyncio.Task[None] | None = None
         self._rebuild = True
+        self._replace = False
+        """Nothing of what is there may stay."""
         self._pause = RETRY
         self._closed = False
         self.commits = 0
@@ -167,7 +175,8 @@ class FirewallKernel:
                     self._rebuild = False
                     for change in waiting:
                         self._firewall.take_in(change)
-                    batches = [await self._written(self._firewall.rebuilding)]
+                    found = None if self._replace else await self._loop.run_in_executor(self._thread, self._read_table)
+                    batches = [await self._written(partial(self._firewall.rebuilding, found=found))]
                     self.rebuilds += 1
                 else:
                     batches = [await self._written(partial(self._firewall.changing, change)) for change in waiting]
@@ -179,7 +188,9 @@ class FirewallKernel:
                     self._in_force = -1
                     if self._firewall.give_up(refusal.chain, refusal.text):
                         continue
-                    if batches[0].is_rebuild:
+                    if batches[0].is_rebuild and not self._replace:
+                        self._replace = True
+                    elif batches[0].is_rebuild:
                         instead = await self._loop.run_in_executor(self._thread, self._close_where_nothing_is)
                         self._report(f"the kernel refuses the policy rules, and {instead}: {refusal.text}")
                         await asyncio.sleep(self._pause)
@@ -187,6 +198,7 @@ class FirewallKernel:
                 else:
                     self._report("; ".join(self._firewall.problems))
                     self._pause = RETRY
+                    self._replace = False
                     if not self._rebuild:
                         self._in_force = taken
                     waiters, self._settled = self._settled, []
@@ -225,21 +237,38 @@ class FirewallKernel:
         return "as there are none no new connection from or to a pod passes"
 
     def _chains_there(self) -> set[str]:
+        return {each.name for each in self._read(dump_chains(self._firewall.table, 1), decode_chain)}
+
+    def _read_table(self) -> TableFound | None:
+        """In the thread: all that is there but rules; None where it cannot be read."""
+        table = self._firewall.table
+        try:
+            sets = {each.name: each for each in self._read(dump_sets(table, 1), decode_set)}
+            return TableFound(
+                {each.name: each for each in self._read(dump_chains(table, 1), decode_chain)},
+                sets,
+                {name: frozenset(self._read_elements(name)) for name in sets},
+            )
+        except OSError:
+            return None
+
+    def _read(self, question: bytes, decode: Callable[[Message, str], Answer | None]) -> list[Answer]:
+        """What the kernel answers about the table."""
         self._drain(self._asker)
-        self._asker.send(dump_chains(self._firewall.table, 1))
-        found: set[str] = set()
+        self._asker.send(question)
+        found: list[Answer] = []
         while True:
             for message in messages(self._wait(self._asker)):
                 if message.type in (NLMSG_DONE, NLMSG_ERROR):
                     return found
-                name = decode_chain(message, self._firewall.table)
-                if name is not None:
-                    found.add(name)
+                decoded = decode(message, self._firewall.table)
+                if decoded is not None:
+                    found.append(decoded)
 
     def _commit(self, batches: list[Batch]) -> _Refusal | None:
         """In the thread: send each batch and take its answers. Why one was refused, or None."""
-        for batch in batches:
-            if not len(batch):
+        for batch in (each for made in batches for each in (made, made.cleanup())):
+            if batch is None or not len(batch):
                 continue
             try:
                 refusal = self._send(batch)
@@ -282,16 +311,7 @@ class FirewallKernel:
             pass
 
     def _read_rules(self) -> list[RuleFound]:
-        self._drain(self._asker)
-        self._asker.send(dump_rules(self._firewall.table, 1))
-        found: list[RuleFound] = []
-        while True:
-            for message in messages(self._wait(self._asker)):
-                if message.type in (NLMSG_DONE, NLMSG_ERROR):
-                    return found
-                rule = decode_rule(message, self._firewall.table)
-                if rule is not None:
-                    found.append(rule)
+        return self._read(dump_rules(self._firewall.table, 1), decode_rule)
 
     def _read_elements(self, name: str) -> set[ElementFound]:
         self._drain(self._asker)

@@ -132,7 +132,9 @@ class Batch:
         self._next_set_id = 0
         self._generation = generation
         self.is_rebuild = False
-        """It replaces the whole table."""
+        """It makes the whole table."""
+        self.then: list[str] = []
+        """Sets that nothing in the table names any more once this is done: see `cleanup`."""
         self.subject = ""
         """What messages are about from here on, for who must find one that is refused."""
         self._subjects: list[str] = []
@@ -146,6 +148,18 @@ class Batch:
         """The subject of a message."""
         return self._subjects[sequence - 1] if 0 < sequence <= len(self._subjects) else ""
 
+    def cleanup(self) -> Batch | None:
+        """The batch that deletes the sets of `then`.
+
+        A packet on its way through the rules of before may look into them while this one comes into force.
+        """
+        if not self.then:
+            return None
+        batch = Batch(self.table)
+        for name in self.then:
+            batch.delete_set(name)
+        return batch
+
     def encode(self) -> bytes:
         """The whole batch, to be sent by one call. The end is acknowledged, so that silence never means success."""
         begin = attribute(1, u32(self._generation)) if self._generation is not None else b""
@@ -155,12 +169,12 @@ class Batch:
     # ---- tables
 
     def add_table(self, words: str = "") -> int:
-        """Make the table, with a comment; where it exists, nothing."""
-        return self._add(_NEWTABLE, NLM_F_CREATE, self._name(1), attribute(6, _comment(words)) if words else b"")
+        """Make the table, with a comment; where it exists, only let its rules work."""
+        comment = attribute(6, _comment(words)) if words else b""
+        return self._add(_NEWTABLE, NLM_F_CREATE, self._name(1), attribute(2, u32(0)), comment)
 
     def delete_table(self) -> int:
         """With everything in it. ENOENT where there is none."""
-        self.is_rebuild = True
         return self._add(_DELTABLE, 0, self._name(1))
 
     # ---- chains
@@ -202,12 +216,15 @@ class Batch:
         """Remove all rules of a chain."""
         return self._add(_DELRULE, 0, self._name(1), attribute(2, text(chain)))
 
+    def flush_rules(self) -> int:
+        """Remove all rules of all chains."""
+        return self._add(_DELRULE, 0, self._name(1))
+
     # ---- sets
 
     def add_set(self, name: str, shape: SetShape) -> int:
         """Make a set or a verdict map. EEXIST where there is one of that name."""
         key = shape.key
-        flags = (SetFlag.INTERVAL if shape.interval else 0) | (SetFlag.MAP if shape.verdicts else 0)
         self._next_set_id += 1
         order = 1 if key.host_order else 2  # BYTEORDER_HOST_ENDIAN, BYTEORDER_BIG_ENDIAN
         return self._add(
@@ -215,7 +232,7 @@ class Batch:
             NLM_F_CREATE | NLM_F_EXCL,
             self._name(1),
             attribute(2, text(name)),
-            attribute(3, u32(flags)),
+            attribute(3, u32(_flags(shape))),
             attribute(4, u32(key.number)),
             attribute(5, u32(key.length)),
             attribute(6, u32(_ANONYMOUS_VERDICT_TYPE)) + attribute(7, u32(0)) if shape.verdicts else b"",
@@ -370,14 +387,60 @@ def decode_generation(message: Message) -> int | None:
     return None
 
 
-def decode_chain(message: Message, table: str) -> str | None:
-    """The name of a chain of the table."""
-    return _name_in(message, _NEWCHAIN, table, 3)
+@dataclass(frozen=True, slots=True)
+class ChainFound:
+    """A chain as the kernel lists it."""
+
+    name: str
+    kind: str = ""
+    """Of a base chain: filter, nat or route."""
+    hook: int | None = None
+    priority: int = 0
+    drop: bool = False
+    """What the end of a base chain does."""
 
 
-def decode_set(message: Message, table: str) -> str | None:
-    """The name of a set of the table."""
-    return _name_in(message, _NEWSET, table, 2)
+def decode_chain(message: Message, table: str) -> ChainFound | None:
+    """A chain of the table."""
+    fields = _fields_in(message, _NEWCHAIN, table)
+    if fields is None:
+        return None
+    name = _text(fields.get(3, b""))
+    where = dict(attributes(fields[4], 0)) if 4 in fields else {}
+    if 1 not in where:
+        return ChainFound(name)
+    priority = int.from_bytes(where.get(2, b""), "big", signed=True)
+    drop = int.from_bytes(fields.get(5, b""), "big", signed=True) == Verdict.DROP
+    return ChainFound(name, _text(fields.get(7, b"")), int.from_bytes(where[1], "big"), priority, drop)
+
+
+@dataclass(frozen=True, slots=True)
+class SetFound:
+    """A set as the kernel lists it."""
+
+    name: str
+    flags: int
+    key: int
+    """The number of its keys' type."""
+    length: int
+    """Octets of a key."""
+
+    def has(self, shape: SetShape) -> bool:
+        """Whether it was made with this shape."""
+        return (self.flags, self.key, self.length) == (_flags(shape), shape.key.number, shape.key.length)
+
+
+def decode_set(message: Message, table: str) -> SetFound | None:
+    """A set of the table."""
+    fields = _fields_in(message, _NEWSET, table)
+    if fields is None:
+        return None
+    flags, key, length = (int.from_bytes(fields.get(kind, b""), "big") for kind in (3, 4, 5))
+    return SetFound(_text(fields.get(2, b"")), flags, key, length)
+
+
+def _flags(shape: SetShape) -> int:
+    return (SetFlag.INTERVAL if shape.interval else 0) | (SetFlag.MAP if shape.verdicts else 0)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -488,11 +551,12 @@ def _counted(data: bytes) -> tuple[int, int]:
     return fields.get(1, 0), fields.get(2, 0)
 
 
-def _name_in(message: Message, kind: int, table: str, name_kind: int) -> str | None:
+def _fields_in(message: Message, kind: int, table: str) -> dict[int, bytes] | None:
+    """The attributes of a message about something in the table."""
     if message.type != _SUBSYSTEM | kind:
         return None
     fields = dict(_attributes(message))
-    return _text(fields.get(name_kind, b"")) if _text(fields.get(1, b"")) == table else None
+    return fields if _text(fields.get(1, b"")) == table else None
 
 
 def _attributes(message: Message) -> Iterator[tuple[int, bytes]]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from routed.dataplane.firewall import PORTION, Firewall
+from routed.dataplane.table_found import TableFound
 from routed.desired_policy import (
     Action,
     Chain,
@@ -21,7 +24,15 @@ from routed.desired_policy import (
     Walk,
 )
 from routed.net.families import Family
-from routed.netlink.nftables import Batch
+from routed.netlink.nftables import (
+    IPV4_ADDRESS,
+    Batch,
+    ChainFound,
+    ElementFound,
+    SetFlag,
+    SetFound,
+    SetShape,
+)
 
 PODS = SetSpec("pods", Family.IPV4_UNICAST, SetKind.HOSTS)
 
@@ -75,3 +86,52 @@ def test_what_a_rebuild_writes_was_only_taken_in():
         other.change(wanted)
         assert firewall.program == other.program
         assert firewall.rebuild().encode() == other.rebuild().encode()
+
+
+def test_of_what_is_in_the_kernel_already_no_element_is_written_again():
+    firewall = Firewall()
+    firewall.take_in(program(50, 8, 5))
+    sets = {
+        name: SetFound(
+            name, each.interval * SetFlag.INTERVAL | each.verdicts * SetFlag.MAP, each.key.number, each.key.length
+        )
+        for name, each in firewall._shapes().items()
+    }
+    chains = {name: ChainFound(name) for name in firewall._plain_chains()}
+    found = TableFound(chains, sets, {name: frozenset(firewall.elements_of(name)) for name in sets})
+    batch, whole = Batch(firewall.table), firewall.rebuild()
+    for _ in firewall.rebuilding(batch, found):
+        pass
+    members = bytes((10, 0, 0, 7))
+    assert members in whole.encode() and members not in batch.encode()
+    assert batch.is_rebuild and whole.is_rebuild and batch.cleanup() is None
+    missing = replace(found, elements={**found.elements, "pods": found.elements["pods"] - {ElementFound(members)}})
+    batch = Batch(firewall.table)
+    for _ in firewall.rebuilding(batch, missing):
+        pass
+    assert members in batch.encode() and bytes((10, 0, 0, 8)) not in batch.encode()
+
+
+def test_what_is_of_another_kind_is_replaced():
+    name, shape = "pods", SetShape(IPV4_ADDRESS)
+    right, base = SetFound(name, 0, 7, 4), {"forward": ChainFound("forward", "filter", 2, 0)}
+    for table, fits in (
+        (TableFound({}, {name: right}), True),
+        (TableFound({}, {name: replace(right, flags=4)}), False),
+        (TableFound({}, {name: replace(right, length=16)}), False),
+        (TableFound({"p_web": ChainFound("p_web", "filter", 2, 0)}), False),
+        (TableFound({"p_web": ChainFound("p_web")}), True),
+        (TableFound({"forward": base["forward"]}), True),
+        (TableFound({"forward": replace(base["forward"], drop=True)}), False),
+        (TableFound({"theirs": ChainFound("theirs", "nat", 4, 1)}, {"theirs": right}), True),
+    ):
+        assert table.fits(base, ["p_web"], {name: shape}) is fits
+
+
+def test_a_set_is_deleted_only_after_the_rules_that_named_it():
+    firewall = Firewall()
+    firewall.change(program(5, 2, 1))
+    chains = (ChainUpdate("c0", None), ChainUpdate("c1", None))
+    change = firewall.change(PolicyBatch((SetUpdate(PODS, gone=True),), chains))
+    after = change.cleanup()
+    assert after is not None and len(after) == 1 and b"pods" in after.encode() and b"pods" not in change.encode()

@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import re
 import socket
 import struct
+import threading
 from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -42,12 +44,15 @@ from routed.net.families import Family
 from routed.net.prefixes import parse_prefix
 from routed.netlink.nft_expressions import same
 from routed.policy.judge import FirewallModel, Packet
-from routed.testing.lab import Lab, Namespace, wait_for
+from routed.testing.lab import Lab, Namespace, run, wait_for
+from routed.testing.lab.namespaces import NETNS
 
 pytestmark = pytest.mark.lab
 
 V4, V6 = Family.IPV4_UNICAST, Family.IPV6_UNICAST
 UDP = 17
+SO_RCVBUFFORCE = 33
+"""Of the kernel; Python does not know it."""
 
 PODS = {
     "calia": {V4: "10.65.0.1", V6: "fd00:65::1"},
@@ -457,6 +462,106 @@ def test_what_somebody_else_changes_is_put_back(site: Site):
     site.run(until())
     assert "from_workload" in site.node.run("nft", "list", "chain", "inet", "routed", "forward")
     assert "theirs" in site.node.run("nft", "list", "tables")
+
+
+SETS = PolicyBatch(
+    (
+        SetUpdate(SetSpec("hosts", V4, SetKind.HOSTS), frozenset(parse_address(PODS[pod][V4]) for pod in PODS)),
+        SetUpdate(SetSpec("nets", V4, SetKind.NETS), frozenset((b"\x08\x0a", b"\x10\xc0\x00"))),
+    ),
+    (
+        ChainUpdate("hosts", Chain("hosts", (Rule(Action.ALLOW, V4, source=Side(("hosts",)), origin="hosts"),))),
+        ChainUpdate("nets", Chain("nets", (Rule(Action.DENY, V4, source=Side(("nets",)), origin="nets"),))),
+    ),
+    everywhere(Walk((TierWalk("default", ("hosts", "nets"), Action.DENY),))),
+    HostRules(nat_pools={V4: (b"\x10\x0a\x41",)}, all_pools={V4: (b"\x10\x0a\x41",)}),
+)
+TAMPERED = [
+    "add element inet routed hosts { 10.9.9.9 }",
+    "delete element inet routed hosts { 10.65.0.1 }",
+    "add element inet routed nets { 172.16.0.0/12 }",
+    "delete element inet routed by_to_workload { calia }",
+    "delete element inet routed by_to_workload { calia }\nadd element inet routed by_to_workload { calia : goto A_WALK }",
+    "add element inet routed by_to_workload { cali9 : drop }",
+    "add set inet routed theirs { type ipv4_addr; }",
+    "add chain inet routed theirs\nadd rule inet routed theirs jump p_hosts\nadd rule inet routed forward jump theirs",
+    "add map inet routed theirs { type ifname : verdict; }\nadd element inet routed theirs { x : goto p_hosts }",
+    "add chain inet routed late { type filter hook forward priority 9; policy drop; }",
+    "insert rule inet routed A_WALK accept",
+    "flush chain inet routed to_workload",
+    "flush chain inet routed p_nets",
+    "add table inet routed { flags dormant; }",
+]
+REPLACED = ["chain inet routed forward { policy drop; }", "flush ruleset", "delete table inet routed"]
+
+
+@pytest.mark.parametrize("change", [*TAMPERED, *REPLACED])
+def test_what_is_put_back_leaves_alone_what_nobody_changed(site: Site, change: str):
+    site.apply(SETS)
+    before, there = listed(site), handles(site)
+    rebuilds = site.kernel.rebuilds
+    walk = next(iter(re.findall("chain (w_[0-9a-f]*_0)", before)))
+    run("nsenter", f"--net={NETNS}/{site.node.full_name}", "--", "nft", "-f", "-", given=change.replace("A_WALK", walk))
+
+    async def until() -> None:
+        async with asyncio.timeout(10):
+            while site.kernel.rebuilds == rebuilds:
+                await asyncio.sleep(0.01)
+            await site.kernel.settled()
+
+    site.run(until())
+    assert listed(site) == before and site.problems == [] and site.kernel.refusals == 0
+    assert (handles(site) == there) is (change in TAMPERED)
+
+
+def listed(site: Site) -> str:
+    return re.sub(r"packets \d+ bytes \d+", "", site.node.run("nft", "-s", "list", "table", "inet", "routed"))
+
+
+def handles(site: Site) -> list[str]:
+    text = site.node.run("nft", "-a", "-t", "list", "table", "inet", "routed")
+    return re.findall(r"^(?:table inet|\t(?:set|map)) \w+ {.*", text, re.MULTILINE)
+
+
+def test_no_packet_is_lost_while_the_table_is_made_anew(site: Site):
+    """Each is the first of a connection to the kernel, since nobody replies, so each is judged."""
+    site.apply(SETS)
+    stop, sent, got = threading.Event(), [0], [0]
+    with site.hosts["calia"].entered():
+        receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with site.hosts["calib"].entered():
+        sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with receiver, sender:
+        receiver.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 26)
+        receiver.bind((PODS["calia"][V4], 5000))
+        receiver.settimeout(5)
+        sender.connect((PODS["calia"][V4], 5000))
+
+        def send() -> None:
+            while not stop.is_set():
+                sender.send(b"x")
+                sent[0] += 1
+            sender.send(b"last")
+
+        def receive() -> None:
+            while receiver.recv(16) != b"last":
+                got[0] += 1
+
+        threads = [threading.Thread(target=each) for each in (send, receive)]
+        for thread in threads:
+            thread.start()
+
+        async def rebuild() -> None:
+            for _ in range(40):
+                site.kernel._undo()
+                await site.kernel.settled()
+                await asyncio.sleep(0.01)
+
+        site.run(rebuild())
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert sent[0] == got[0] > 1000
 
 
 def test_counters_name_the_rule(site: Site):

@@ -23,6 +23,7 @@ from routed.netlink.nftables import (
     PORT,
     PROTOCOL,
     Batch,
+    ChainFound,
     CounterFound,
     Element,
     ElementFound,
@@ -215,11 +216,15 @@ def test_nft_reads_translation_as_it_was_meant(
 def test_sets_and_maps(kernel: Nft):
     batch = new_table()
     batch.add_chain("target")
-    batch.add_set("hosts", SetShape(IPV4_ADDRESS))
-    batch.add_set("blocks", SetShape(IPV6_ADDRESS, interval=True))
-    batch.add_set("ports", SetShape(PORT, interval=True))
-    batch.add_set("named", SetShape(concatenation(IPV4_ADDRESS, PROTOCOL, PORT)))
-    batch.add_set("interfaces", SetShape(INTERFACE_NAME, verdicts=True))
+    shapes = {
+        "hosts": SetShape(IPV4_ADDRESS),
+        "blocks": SetShape(IPV6_ADDRESS, interval=True),
+        "ports": SetShape(PORT, interval=True),
+        "named": SetShape(concatenation(IPV4_ADDRESS, PROTOCOL, PORT)),
+        "interfaces": SetShape(INTERFACE_NAME, verdicts=True),
+    }
+    for name, shape in shapes.items():
+        batch.add_set(name, shape)
     batch.add_elements("hosts", [Element(bytes([10, 0, 0, 7]))])
     batch.add_elements("blocks", [Element(b"\xfd" + bytes(15), b"\xfe" + bytes(15)), Element(b"\xff" + bytes(15), b"")])
     batch.add_elements("ports", [Element(b"\x00\x50", b"\x00\x5b")])
@@ -235,9 +240,11 @@ def test_sets_and_maps(kernel: Nft):
         'map interfaces { type ifname : verdict elements = { "cali1" : jump target } }',
     ):
         assert text in ruleset
-    assert sorted(decode_set(message, "routed") or "" for message in kernel.ask(dump_sets("routed", 1))) == [
-        "blocks", "hosts", "interfaces", "named", "ports",
-    ]  # fmt: skip
+    sets = {
+        each.name: each for message in kernel.ask(dump_sets("routed", 1)) if (each := decode_set(message, "routed"))
+    }
+    assert sets.keys() == shapes.keys() and all(sets[name].has(shape) for name, shape in shapes.items())
+    assert not sets["hosts"].has(shapes["blocks"]) and not sets["ports"].has(shapes["hosts"])
     found = [one for message in kernel.ask(dump_elements("routed", "ports", 1)) for one in decode_elements(message)]
     assert sorted(found) == [ElementFound(b"\x00\x50"), ElementFound(b"\x00\x5b", end=True)]
     ways = [one for message in kernel.ask(dump_elements("routed", "interfaces", 1)) for one in decode_elements(message)]
@@ -286,7 +293,9 @@ def test_what_is_read_back(kernel: Nft):
     batch.add_rule("out", nft.counter() + nft.named_counter("denied") + nft.verdict(Verdict.DROP), "policy x")
     assert kernel.commit(batch) == []
     kernel.namespace.pings("127.0.0.1", timeout=0.1)
-    assert [decode_chain(message, "routed") for message in kernel.ask(dump_chains("routed", 1))] == ["out"]
+    assert [decode_chain(message, "routed") for message in kernel.ask(dump_chains("routed", 1))] == [
+        ChainFound("out", "filter", Hook.OUTPUT, Priority.FILTER)
+    ]
     (rule,) = [decode_rule(message, "routed") for message in kernel.ask(dump_rules("routed", 1))]
     assert rule is not None
     assert replace(rule, expressions=b"") == RuleFound("out", rule.handle, "policy x", 1, 84)
