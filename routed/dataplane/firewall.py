@@ -317,14 +317,14 @@ class Firewall:
         return True
 
     def closed(self) -> Batch:
-        """A table in place of one the kernel does not take, where there is none: no new connection from or to a pod."""
+        """A chain in place of rules that are missing, refused or not yet put back: no new connection from or to a pod."""
         batch = Batch(self.table)
-        batch.add_table("made by routed in place of rules that the kernel refuses")
+        batch.add_table("made by routed; changes by hand are undone")
         batch.add_base_chain(CLOSED, "filter", Hook.FORWARD, Priority.FILTER)
         batch.add_rule(CLOSED, words.is_known())
         for prefix in self._host.workload_prefixes:
             for key in (Meta.IIFNAME, Meta.OIFNAME):
-                batch.add_rule(CLOSED, words.has_interface(key, prefix) + self._deny("rules the kernel refuses"))
+                batch.add_rule(CLOSED, words.has_interface(key, prefix) + self._deny("rules that are missing"))
         return batch
 
     # ---- questions

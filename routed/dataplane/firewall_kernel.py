@@ -7,7 +7,8 @@ each, and sent as one. Later changes are batches of what differs. A batch the ke
 refuses changes nothing there: the whole table is made anew. Where it is a policy's rules that are refused, everything is
 denied in their place, so that no policy keeps another from being enforced. What is refused still is tried again with
 growing pauses; the rules of before stay in force, and where there are none, no new connection from or to a pod passes.
-Somebody else's change to the table is undone the same way.
+Somebody else's change to the table is undone the same way; where rules are gone by it, no new connection from or to a pod
+passes until they are back.
 
 Closing leaves the table in place.
 """
@@ -41,6 +42,7 @@ from routed.netlink.nftables import (
     dump_elements,
     dump_rules,
     dump_sets,
+    is_loss,
     table_of_event,
 )
 from routed.netlink.numbers import NLMSG_DONE, NLMSG_ERROR
@@ -100,6 +102,8 @@ class FirewallKernel:
         self._rebuild = True
         self._replace = False
         """Nothing of what is there may stay."""
+        self._gap = False
+        """Rules of ours are gone, so until all is written anew nothing new may pass."""
         self._pause = RETRY
         self._closed = False
         self.commits = 0
@@ -175,6 +179,9 @@ class FirewallKernel:
                     self._rebuild = False
                     for change in waiting:
                         self._firewall.take_in(change)
+                    if self._gap:
+                        self._gap = False
+                        await self._loop.run_in_executor(self._thread, self._commit, [self._firewall.closed()])
                     found = None if self._replace else await self._loop.run_in_executor(self._thread, self._read_table)
                     batches = [await self._written(partial(self._firewall.rebuilding, found=found))]
                     self.rebuilds += 1
@@ -332,10 +339,14 @@ class FirewallKernel:
                 raise
             self._undo()  # what was missed may have been about us
             return
-        for message in messages(data or b""):
-            if message.port != self._socket.port and table_of_event(message) == self._firewall.table:
-                self._undo()
-                return
+        others = [
+            message
+            for message in messages(data or b"")
+            if message.port != self._socket.port and table_of_event(message) == self._firewall.table
+        ]
+        if others:
+            self._undo()
+            self._gap |= self._rebuild and any(map(is_loss, others))
 
     def _undo(self) -> None:
         if self.commits:  # else the table is one of before, and nobody's yet

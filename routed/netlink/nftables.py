@@ -524,6 +524,11 @@ def decode_counter(message: Message, table: str) -> CounterFound | None:
     return CounterFound(name, packets, octets)
 
 
+def is_loss(message: Message) -> bool:
+    """Whether a notification says that a table, a chain or a rule is gone."""
+    return message.type in (_SUBSYSTEM | _DELTABLE, _SUBSYSTEM | _DELCHAIN, _SUBSYSTEM | _DELRULE)
+
+
 def table_of_event(message: Message) -> str | None:
     """The table of the inet family a notification is about: all of nf_tables' but of generations begin with its name."""
     if message.type >> 8 != _SUBSYSTEM >> 8 or message.type & 0xFF in (_NEWGEN, _GETGEN):

@@ -514,6 +514,37 @@ def test_what_is_put_back_leaves_alone_what_nobody_changed(site: Site, change: s
     assert (handles(site) == there) is (change in TAMPERED)
 
 
+@pytest.mark.parametrize("change", ["flush ruleset", "delete table inet routed", "flush chain inet routed forward"])
+def test_until_rules_that_are_gone_are_back_nothing_new_passes(site: Site, change: str):
+    site.apply(SETS)
+    monitor = site.node.start("monitor", "stdbuf", "-oL", "nft", "monitor")
+
+    def watches() -> bool:
+        site.node.run("nft", "add", "table", "inet", "x")
+        site.node.run("nft", "delete", "table", "inet", "x")
+        return "table" in monitor.text()
+
+    wait_for(watches, 10, "what happens is seen")
+    rebuilds = site.kernel.rebuilds
+    site.node.run("nft", *change.split())
+
+    async def until() -> None:
+        async with asyncio.timeout(10):
+            while site.kernel.rebuilds == rebuilds:
+                await asyncio.sleep(0.01)
+            await site.kernel.settled()
+
+    site.run(until())
+    wait_for(
+        lambda: "add chain inet routed by" in monitor.text() or "add rule inet routed forward" in monitor.text(),
+        10,
+        "all",
+    )
+    told = monitor.text()
+    assert 0 < told.index("add chain inet routed closed") < told.rindex("add rule inet routed forward")
+    assert "closed" not in listed(site)
+
+
 def listed(site: Site) -> str:
     return re.sub(r"packets \d+ bytes \d+", "", site.node.run("nft", "-s", "list", "table", "inet", "routed"))
 
