@@ -194,6 +194,8 @@ class EndpointPolicy:
     egress: Walk | None
     port: BridgePort | None = None
     """Of a workload; None: packets come and go by the interface itself."""
+    sources: tuple[tuple[Family, bytes], ...] = ()
+    """Wire prefixes that packets of a workload may come from beside its own addresses, where the host lets it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +236,8 @@ class HostRules:
     """Interfaces that begin so are workloads'; one nobody has described yet admits nothing."""
     workload_to_host: Action = Action.ALLOW
     """Packets of workloads for the node itself; PASS asks the workload's egress first, and then admits."""
+    source_spoofing: bool = False
+    """Workloads that stand alone may have the `sources` they ask for."""
     drop_invalid: bool = True
     """Packets to and from workloads of no connection, that are no beginning of one either, are dropped."""
     failsafe_in: tuple[Failsafe, ...] = ()

@@ -17,10 +17,11 @@ from typing import TypeAlias
 from routed.cni.protocol import VERSIONS, Call
 from routed.errors import CniError
 from routed.model.head import is_label, is_name, is_namespace
-from routed.model.resources import JsonObject, JsonValue
+from routed.model.resources import Cidr, JsonObject, JsonValue
 from routed.model.workloads import BRIDGE_NAME
 from routed.net.addresses import format_address
 from routed.net.families import Family
+from routed.net.prefixes import make_prefix
 
 #: Error codes of the specification.
 INCOMPATIBLE_VERSION = 1
@@ -50,13 +51,14 @@ _SINCE = {
     command: VERSIONS.index(version) for command, version in (("CHECK", "0.4.0"), ("STATUS", "1.1.0"), ("GC", "1.1.0"))
 }
 #: Annotations of Calico's plugin that would give a pod something else than it gets here.
-_NOT_DONE = ("ipAddrsNoIpam", "floatingIPs", "allowedSourcePrefixes")
+_NOT_DONE = ("ipAddrsNoIpam", "floatingIPs")
 #: What a result has, where it has it.
 _PARTS = (
     ("interfaces", list, "a list"), ("ips", list, "a list"), ("routes", list, "a list"), ("dns", dict, "an object"),
 )  # fmt: skip
 _ANNOTATIONS = "io.kubernetes.cri.pod-annotations"
 _PREFIX = "cni.projectcalico.org/"
+SOURCES = f"{_PREFIX}allowedSourcePrefixes"
 
 #: Of `attach: bridge`, where the configuration names no other.
 DEFAULT_BRIDGE = "routed0"
@@ -97,6 +99,8 @@ class Request:
     bridge: str = ""
     """The bridge to attach to; empty: attached by routes alone."""
     mtu: int = 0
+    sources: tuple[Cidr, ...] = ()
+    """Prefixes it may have sources of beside its addresses, by the annotation allowedSourcePrefixes."""
     valid_attachments: tuple[Attachment, ...] | None = None
     """Of GC; None where the configuration names none."""
 
@@ -202,7 +206,30 @@ def parse_request(call: Call) -> Request:
         labels,
         bridge if attach == "bridge" else "",
         mtu,
+        _sources(annotations, attach == "bridge"),
     )
+
+
+def _sources(annotations: Mapping[str, str], at_bridge: bool) -> tuple[Cidr, ...]:
+    text = annotations.get(SOURCES)
+    if not text:
+        return ()
+    if at_bridge:
+        raise CniError(
+            UNSUPPORTED_FIELD, f"{SOURCES}: a pod at a bridge has no sources but its own: use attach: routed"
+        )
+    value = _json_text(text, SOURCES)
+    if not isinstance(value, list):
+        raise CniError(INVALID_CONFIGURATION, f"{SOURCES}: must be a list of CIDRs")
+    found = []
+    for each in value:
+        try:
+            network = ipaddress.ip_network(str(each))
+        except ValueError:
+            raise CniError(INVALID_CONFIGURATION, f"{SOURCES}: {each!r} is no CIDR") from None
+        packed = network.network_address.packed
+        found.append(Cidr(Family.of_address(packed), make_prefix(packed, network.prefixlen)))
+    return tuple(found)
 
 
 def _must_be_possible(

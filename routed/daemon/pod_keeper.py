@@ -18,11 +18,13 @@ from collections.abc import Callable
 from routed.core.effects import Level, problem_lines
 from routed.daemon.background import Background
 from routed.daemon.pods import Pods
+from routed.dataplane.forwarding import filters_sources
 from routed.dataplane.pod_state import NodeState
 from routed.dataplane.pods import NODE_MAC, PodPort, PodWiring
 from routed.dataplane.sockets import is_overflow, open_link_monitor
 from routed.errors import KernelError
 from routed.model.resources import ResourceKey, Update
+from routed.model.settings import FelixConfiguration
 from routed.model.workloads import WorkloadEndpoint
 from routed.netlink.bridge import decode_bridge_link
 from routed.netlink.links import decode_link, link_name
@@ -88,6 +90,8 @@ class PodKeeper:
 
     def update(self, update: Update) -> None:
         """A resource exists with this value, or (None) does not."""
+        if update.key.kind == FelixConfiguration.kind:  # which pods may have others' sources
+            self._due.set()
         if update.key.kind != WorkloadEndpoint.kind:
             return
         old, new = self._endpoints.pop(update.key, None), update.value
@@ -188,6 +192,8 @@ class PodKeeper:
         there = {link.index: link.mtu for link, _ in node.links.values()}
         self._others = {name: link.mtu for name, (link, _) in node.links.items() if name not in self._by_interface}
         self._mtus = {index: self._mtus.get(index, mtu) for index, mtu in there.items()}
+        if any(self._pods.spoofs(each.allow_spoofed_source_prefixes) for each in self._by_interface.values()):
+            problems += filter(None, (filters_sources(),))
         gone = [each for each in self._by_interface.values() if each.interface_name not in node.links]
         there_are = [each for each in self._by_interface.values() if each.interface_name in node.links]
         for endpoint in await asyncio.to_thread(lambda: [each for each in there_are if self._wrong(each, node)]):
@@ -230,6 +236,7 @@ class PodKeeper:
             self._mtus.get(link.index, link.mtu),
             self._proxy_arp,
             bridge=endpoint.bridge,
+            spoofs=self._pods.spoofs(endpoint.allow_spoofed_source_prefixes),
         )
 
 

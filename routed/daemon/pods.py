@@ -38,8 +38,10 @@ from routed.cni.call import (
     NO_ADDRESS,
     NOT_AS_IT_WAS,
     NOT_AVAILABLE,
+    SOURCES,
     TRY_AGAIN,
     UNKNOWN_CONTAINER,
+    UNSUPPORTED_FIELD,
     Attached,
     Request,
     format_result,
@@ -84,7 +86,17 @@ from routed.model.kubernetes import (
     namespace_profile,
 )
 from routed.model.policies import Profile
-from routed.model.resources import BlockAffinity, IPPool, JsonObject, JsonValue, Node, Resource, ResourceKey, Update
+from routed.model.resources import (
+    BlockAffinity,
+    Cidr,
+    IPPool,
+    JsonObject,
+    JsonValue,
+    Node,
+    Resource,
+    ResourceKey,
+    Update,
+)
 from routed.model.schema import parse_manifest
 from routed.model.settings import ClusterInformation, KubeControllersConfiguration, locked
 from routed.model.workloads import BRIDGE, WorkloadEndpoint, workload_endpoint_name
@@ -134,6 +146,10 @@ class Dataplane(Protocol):
         """Why pods cannot be added now, or empty."""
 
     @property
+    def source_spoofing(self) -> bool:
+        """Pods may have the sources they ask for."""
+
+    @property
     def limited(self) -> str:
         """Why pods that are there may not be reached, or empty."""
 
@@ -166,6 +182,8 @@ class _Identity:
     profiles: tuple[str, ...]
     service_account: str
     ports: tuple[tuple[str, str, int], ...]
+    sources: tuple[Cidr, ...]
+    """Prefixes it may have sources of, beside its addresses."""
     without: ResourceKey | None = None
     """The Pod that would have said all this and that nobody has heard of: if there is one now, it must be asked."""
 
@@ -321,6 +339,11 @@ class Pods:
     async def _add(self, request: Request, inside: Inside, conversation: Conversation) -> bytes:
         if problem := await self._dataplane.until_ready() or self._lock():
             raise CniError(TRY_AGAIN, problem)
+        if request.sources and not self._dataplane.source_spoofing:
+            raise CniError(
+                UNSUPPORTED_FIELD,
+                f"{SOURCES}: pods have no sources but their own: workloadSourceSpoofing of FelixConfiguration is not Any",
+            )
         identity = await self._identify(request)
         there = self._mirror[WorkloadEndpoint.kind].get(identity.key)
         if isinstance(there, WorkloadEndpoint) and there.container_id == request.container_id:
@@ -355,6 +378,7 @@ class Pods:
                 self._proxy_arp,
                 secondary=request.interface != FIRST_INTERFACE,
                 bridge=request.bridge,
+                spoofs=self.spoofs(identity.sources),
             )
             problem = await asyncio.get_running_loop().run_in_executor(self._hands, self._attach, port, inside)
             if problem and problem != self._said:
@@ -439,7 +463,12 @@ class Pods:
             self._proxy_arp,
             secondary=request.interface != FIRST_INTERFACE,
             bridge=endpoint.bridge,
+            spoofs=self.spoofs(endpoint.allow_spoofed_source_prefixes),
         )
+
+    def spoofs(self, prefixes: Iterable[Cidr]) -> bool:
+        """Whether an endpoint with these beside its addresses may have IPv4 sources that are not its own."""
+        return self._dataplane.source_spoofing and any(each.family is Family.IPV4_UNICAST for each in prefixes)
 
     async def _collect(self, request: Request) -> None:
         """Remove what belongs to no attachment the runtime still knows."""
@@ -475,7 +504,7 @@ class Pods:
         if not name:
             _must_be_name(key, f"CNI_CONTAINERID {request.container_id} and CNI_IFNAME {request.interface}")
             own = {**request.labels, "projectcalico.org/namespace": key.namespace}
-            return _Identity(key, interface, "cni", own, (NAMESPACE_PROFILE + key.namespace,), "", ())
+            return _Identity(key, interface, "cni", own, (NAMESPACE_PROFILE + key.namespace,), "", (), request.sources)
         _must_be_name(key, f"K8S_POD_NAME {name} and CNI_IFNAME {request.interface}")
         pod_key = ResourceKey(Pod.kind, name, key.namespace)
         # a folder is read as a whole, so there what was read last counts; and the API is asked for the pod itself
@@ -492,7 +521,12 @@ class Pods:
             NAMESPACE_PROFILE + key.namespace,
             *((f"{ACCOUNT_PROFILE}{key.namespace}.{account}",) if account else ()),
         )
-        return _Identity(key, interface, "k8s", labels, profiles, account, ports, pod_key if unheard else None)
+        there = self._mirror[WorkloadEndpoint.kind].get(key)
+        # an endpoint that was applied before its pod says more than the pod does
+        applied = there if isinstance(there, WorkloadEndpoint) and not there.container_id else None
+        sources = request.sources or (applied.allow_spoofed_source_prefixes if applied is not None else ())
+        without = pod_key if unheard else None
+        return _Identity(key, interface, "k8s", labels, profiles, account, ports, sources, without)
 
     def _key_of(self, request: Request) -> tuple[ResourceKey, str]:
         """A pod's endpoint and the node's end of its interface, by what they are called."""
@@ -662,6 +696,8 @@ class Pods:
             "interfaceName": identity.interface,
             "mac": mac.hex(":"),
         }
+        if identity.sources:
+            spec["allowSpoofedSourcePrefixes"] = [str(each) for each in identity.sources]
         if identity.orchestrator == "k8s":
             spec["pod"] = request.pod[1]
             if identity.service_account:

@@ -20,7 +20,7 @@ from routed.desired import Tunnel, TunnelKind
 from routed.desired_policy import HostRules, PolicyBatch, TunnelPackets
 from routed.model.policies import GlobalNetworkPolicy, NetworkPolicy, Policy
 from routed.model.resources import IPPool, ResourceKey, Update
-from routed.model.settings import FelixConfiguration
+from routed.model.settings import FelixConfiguration, may_spoof
 from routed.net.addresses import is_link_local
 from routed.observed import Interface
 from routed.policy.engine import PolicyEngine
@@ -84,6 +84,11 @@ class PolicyKeeper:
     @property
     def problems(self) -> tuple[str, ...]:
         return self.engine.problems
+
+    @property
+    def source_spoofing(self) -> bool:
+        """Pods may have the sources they ask for."""
+        return may_spoof(self._felix, self._node_name)
 
     def update(self, update: Update) -> None:
         """A resource exists with this value, or (None) does not."""

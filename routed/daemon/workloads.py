@@ -257,6 +257,10 @@ class Workloads:
         return ""
 
     @property
+    def source_spoofing(self) -> bool:
+        return self.policy.source_spoofing
+
+    @property
     def limited(self) -> str:
         return "; ".join(filter(None, (self._kernel.problem, self._problem, *self._not_forwarding())))
 

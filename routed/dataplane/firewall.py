@@ -20,6 +20,9 @@ Packets of a workload at a bridge show the bridge, not the workload's port. They
 drops what does not have a MAC address and a source that belong together (and the port lets in no other MAC address), and the
 walk is found by address. `desired_policy.BridgePort` says who is at one.
 
+A workload's packet has a source that is reached by the interface it came by, or one of `EndpointPolicy.sources` where
+`HostRules.source_spoofing` lets it (`spoofed`); at a bridge only its own.
+
 Invariants: the program in the kernel and the mirror here agree while batches succeed; `rebuild` makes the whole table
 anew in one transaction, whatever was there. Batches can be written in steps, none of which takes long (`changing`,
 `rebuilding`): what goes into the kernel is the whole batch. Elements go one by one, rules a chain at a time; a set that a
@@ -110,6 +113,8 @@ _OF_WORKLOADS_TOO = (Place.HOST_PRE_DNAT, Place.HOST_FORWARD)
 _OF_WORKLOADS = ("from_workload", "to_workload")
 """The dispatch chains that also find a walk by address: of workloads at a bridge, whose interface no packet shows here."""
 _FROM_BRIDGE = "from_bridge"
+_SPOOFED = "spoofed"
+"""Where packets of workloads end up that have a source which is not theirs, while some may have such."""
 
 
 WILDCARD = "*"
@@ -131,6 +136,8 @@ class Firewall:
         self._endpoints: dict[_Key, EndpointPolicy] = {}
         self._at_bridges: Counter[str] = Counter()
         """Workloads at each bridge."""
+        self._sources: dict[str, tuple[tuple[Family, bytes], ...]] = {}
+        """Prefixes that workloads may have sources of, by interface."""
         self._walks: Counter[str] = Counter()
         """Endpoints that lead to each walk, by the name of its first chain."""
         self._walk_of: dict[str, tuple[Walk, Place]] = {}
@@ -272,7 +279,7 @@ class Firewall:
             yield from self._write_elements(batch, name, elements, found)
         for base in _BASE_CHAINS.values():
             batch.add_base_chain(base.name, base.kind, Hook(base.hook or 0), base.priority)
-        for name in (_FROM_BRIDGE, *_DISPATCH.values()):
+        for name in (_FROM_BRIDGE, _SPOOFED, *_DISPATCH.values()):
             batch.add_chain(name)
         self._base, self._base_due = {}, True
         self._write_base(batch)
@@ -448,6 +455,13 @@ class Firewall:
         if update.policy is not None:
             self._endpoints[key] = update.policy
         self._base_due |= update.place is not Place.WORKLOAD
+        sources = update.policy.sources if update.policy is not None and update.policy.port is None else ()
+        if update.place is Place.WORKLOAD and self._sources.get(update.interface, ()) != sources:
+            self._base_due = True
+            if sources:
+                self._sources[update.interface] = sources
+            else:
+                del self._sources[update.interface]
         for policy, step in ((old, -1), (update.policy, +1)):
             if policy is not None and policy.port is not None:
                 self._at_bridges[policy.port.bridge] += step
@@ -696,10 +710,7 @@ class Firewall:
         rules: dict[str, list[bytes]] = {
             "raw_prerouting": [
                 *unmarked,
-                *(
-                    self._dropped(match + nft.fib_source_present() + nft.compare(bytes(4)), "spoofed source")
-                    for match in workloads
-                ),
+                *(self._spoofed(match + nft.fib_source_present() + nft.compare(bytes(4))) for match in workloads),
                 *(
                     words.has_interface(Meta.IIFNAME, f"{bridge}\x00") + nft.verdict(Verdict.JUMP, _FROM_BRIDGE)
                     for bridge in bridges
@@ -720,6 +731,7 @@ class Firewall:
             ],
             "nat_postrouting": list(self._nat_rules()),
             _FROM_BRIDGE: list(_bridged_rules()) if bridges else [],
+            _SPOOFED: list(self._source_rules()),
         }
         to_host = self._host.workload_to_host
         if self._host.tunnels:
@@ -747,6 +759,21 @@ class Firewall:
         for (place, direction), name in _DISPATCH.items():
             rules[name] = list(self._dispatch_rules(place, direction, name)) if self._is_used(place, direction) else []
         return {chain: tuple(each) for chain, each in rules.items()}
+
+    def _spoofed(self, match: bytes) -> bytes:
+        """What becomes of a workload's packet by whose interface its source is not reached."""
+        if self._host.source_spoofing and self._sources:
+            return match + nft.verdict(Verdict.JUMP, _SPOOFED)
+        return self._dropped(match, "spoofed source")
+
+    def _source_rules(self) -> Iterator[bytes]:
+        if not self._host.source_spoofing or not self._sources:
+            return
+        for interface, sources in sorted(self._sources.items()):
+            for family, net in sources:
+                match = words.has_interface(Meta.IIFNAME, f"{interface}\x00") + words.in_net(family, net, words.SOURCE)
+                yield match + nft.verdict(Verdict.RETURN)
+        yield self._dropped(nft.fib_source_present() + nft.compare(bytes(4)), "spoofed source")
 
     def _is_used(self, place: Place, direction: str = "") -> bool:
         if place is Place.WORKLOAD:

@@ -91,7 +91,9 @@ def discovery() -> Iterator[bytes]:
 
 def is_failsafe(failsafe: Failsafe, offset: int, where: dict[Family, tuple[int, int]]) -> bytes:
     """A port at `offset`, with somebody of its network."""
-    return in_net(failsafe, where) + has_protocol(failsafe.protocol) + has_port(offset, failsafe.port)
+    return (
+        in_net(failsafe.family, failsafe.net, where) + has_protocol(failsafe.protocol) + has_port(offset, failsafe.port)
+    )
 
 
 def is_tunnelled(tunnel: TunnelPackets) -> bytes:
@@ -106,18 +108,18 @@ def with_end(tunnel: TunnelPackets, where: dict[Family, tuple[int, int]], *, inv
     return end + nft.lookup(ends_set(tunnel.family), inverted=inverted)
 
 
-def in_net(failsafe: Failsafe, where: dict[Family, tuple[int, int]]) -> bytes:
-    family = failsafe.family
+def in_net(family: Family | None, net: bytes, where: dict[Family, tuple[int, int]]) -> bytes:
+    """An address in a wire prefix; no family: in any."""
     if family is None:
         return b""
-    bits, width = failsafe.net[0], family.max_length
+    bits, width = net[0], family.max_length
     mask = ((1 << bits) - 1 << (width - bits)).to_bytes(family.address_length, "big")
     return (
         nft.meta(Meta.NFPROTO)
         + nft.compare(PROTO[family])
         + nft.payload(Base.NETWORK, *where[family])
         + nft.bitwise(mask)
-        + nft.compare(failsafe.net[1:].ljust(family.address_length, b"\x00"))
+        + nft.compare(net[1:].ljust(family.address_length, b"\x00"))
     )
 
 

@@ -52,6 +52,16 @@ def not_forwarding(families: Iterable[Family], root: str = ROOT) -> list[str]:
     return found
 
 
+def filters_sources(root: str = ROOT) -> str:
+    """Why the kernel lets no interface have IPv4 sources that are not reached by it, or empty."""
+    if _read(os.path.join(root, "ipv4/conf/all/rp_filter")) != "1":
+        return ""
+    return (
+        "net.ipv4.conf.all.rp_filter is 1, so what pods send from allowSpoofedSourcePrefixes is dropped: "
+        "sysctl -w net.ipv4.conf.all.rp_filter=0"
+    )
+
+
 def _hearing(root: str) -> Iterator[str]:
     folder = os.path.join(root, "ipv6/conf")
     for name in sorted(os.listdir(folder)):

@@ -155,6 +155,8 @@ class PodPort:
     mtu: int
     proxy_arp: bool = False
     default_routes: bool = True
+    spoofs: bool = False
+    """The pod may have IPv4 sources that are not its own: the firewall says which, and reverse path filtering is off."""
     secondary: bool = False
     """What comes from its addresses goes out here, all else only while the pod has no default route by another interface."""
     bridge: str = ""
@@ -302,7 +304,7 @@ class PodWiring:
         elif facts.master:
             yield f"{link.name} is a port of somebody's bridge"
         yield from permanent(at.name, node.neighbours.get(at.index, {}), neighbours)
-        yield from self._wrong_sysctls(at.name, NODE_SYSCTLS + (PROXY_SYSCTLS if port.proxy_arp else ()))
+        yield from self._wrong_sysctls(at.name, _sysctls_of(port))
 
     def mend(self, port: PodPort, node: NodeState) -> None:
         """Make the node's end, which is there, what `attach` makes it. Raises KernelError."""
@@ -360,7 +362,7 @@ class PodWiring:
     ) -> None:
         """`let_in`: the port lets the pod's MAC address in already."""
         node, at = self._node, index if bridge is None else bridge
-        wanted = NODE_SYSCTLS + (PROXY_SYSCTLS if port.proxy_arp else ()) if bridge is None else PORT_SYSCTLS
+        wanted = _sysctls_of(port) if bridge is None else PORT_SYSCTLS
         self._write_sysctls(port.interface, (each for each in wanted if each[0] not in _BY_MESSAGE))
         settings = {_BY_MESSAGE[path]: int(value) for path, value in wanted if path in _BY_MESSAGE}
         with self._turn:
@@ -393,7 +395,7 @@ class PodWiring:
                 raise KernelError(
                     errno.EBUSY, "an interface of somebody else has this name; name another in `bridge`", what
                 )
-            self._write_sysctls(name, NODE_SYSCTLS + BRIDGE_SYSCTLS + (PROXY_SYSCTLS if port.proxy_arp else ()))
+            self._write_sysctls(name, (*_sysctls_of(port), *BRIDGE_SYSCTLS))
             self._node.ask(set_link_up(self._node.next(), found.index), what)
         return found.index
 
@@ -495,6 +497,12 @@ def set_to(path: str, value: bytes) -> None:
             os.pwrite(file, value, 0)
     finally:
         os.close(file)
+
+
+def _sysctls_of(port: PodPort) -> tuple[tuple[str, str], ...]:
+    """On the node's end, or on the bridge in its place."""
+    asked = NODE_SYSCTLS + (PROXY_SYSCTLS if port.proxy_arp else ())
+    return tuple((path, "0" if port.spoofs and path.endswith("/rp_filter") else value) for path, value in asked)
 
 
 def _source_rules(inside: Exchange, family: Family) -> list[SourceRule]:

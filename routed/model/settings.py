@@ -262,6 +262,12 @@ def felix_in_force(by_name: Mapping[str, FelixConfiguration], node_name: str) ->
     return tuple(by_name[name] for name in (f"node.{node_name}", "default") if name in by_name)
 
 
+def may_spoof(by_name: Mapping[str, FelixConfiguration], node_name: str) -> bool:
+    """Whether pods may have the sources they ask for (workloadSourceSpoofing: Any)."""
+    said = (each.workload_source_spoofing for each in felix_in_force(by_name, node_name))
+    return next((each for each in said if each is not None), False)
+
+
 def set_fields(configuration: FelixConfiguration) -> list[str]:
     """The fields that a configuration says anything in, sorted."""
     spec = configuration.manifest.get("spec")

@@ -277,6 +277,12 @@ class Cluster:
         return None
 
     @property
+    def felix(self) -> dict[str, FelixConfiguration]:
+        """By name."""
+        others = self.others.get(FelixConfiguration.kind, {})
+        return {key.name: value for key, value in others.items() if isinstance(value, FelixConfiguration)}
+
+    @property
     def interface_prefixes(self) -> tuple[str, ...]:
         """What FelixConfiguration says names of workload interfaces begin with; empty: nothing."""
         found: tuple[str, ...] = ()

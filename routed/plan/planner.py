@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from routed.desired import Tunnel
 from routed.model.resources import Cidr, Update
+from routed.model.settings import may_spoof
 from routed.net.families import Family
 from routed.plan.cluster import Aspect, Cluster, Secret
 from routed.plan.export import FilterBook
@@ -41,6 +42,7 @@ class Planner:
         self._kernel = KernelPlan()
         self._learn = LearnPlan()
         self._workloads = Workloads()
+        self._source_spoofing = False
         self._session_problems: list[str] = []
         self._session_notes: list[str] = []
         self._unsupported = Unsupported()
@@ -101,13 +103,14 @@ class Planner:
         peers = self._plan.peers
         if dirty & ~Aspect.WORKLOADS:  # pods come and go more often than all else, and are nobody's peers
             peers = self._peers()
+            self._source_spoofing = may_spoof(cluster.felix, cluster.node_name)
             self._unsupported = unsupported_settings(
                 cluster, calico_version(cluster, self._settings), own_workloads=self._settings.own_workloads
             )
         problems = [
             *self._session_problems,
             *self._origins.problems,
-            *self._workloads.problems(),
+            *self._workloads.problems(self._source_spoofing),
             *self._tunnel_problems,
             *self._unsupported.problems,
         ]

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from routed.desired import Tunnel, TunnelKind, TunnelPeer
 from routed.model.resources import EncapMode, IPPool, Node
-from routed.model.settings import FelixConfiguration, felix_in_force
+from routed.model.settings import felix_in_force
 from routed.net.families import Family
 from routed.plan.cluster import Cluster, address_of
 
@@ -138,9 +138,7 @@ def vxlan_mac(node: Node, family: Family) -> bytes:
 
 
 def vxlan_settings(cluster: Cluster) -> VxlanSettings:
-    others = cluster.others.get(FelixConfiguration.kind, {})
-    found = {key.name: value for key, value in others.items() if isinstance(value, FelixConfiguration)}
-    felix = felix_in_force(found, cluster.node_name)
+    felix = felix_in_force(cluster.felix, cluster.node_name)
     return VxlanSettings(
         vni=_first((each.vxlan_vni for each in felix), DEFAULT_VNI),
         port=_first((each.vxlan_port for each in felix), DEFAULT_PORT),

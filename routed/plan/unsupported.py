@@ -33,6 +33,7 @@ FELIX_OF_POLICY = frozenset(
         "disableConntrackInvalidCheck",
         "failsafeInboundHostPorts",
         "failsafeOutboundHostPorts",
+        "workloadSourceSpoofing",
     }
 )
 #: And for tunnels.

@@ -29,6 +29,8 @@ class Workloads:
         self._shared: set[Cidr] = set()
         """What more than one endpoint has."""
         self._not_done: dict[ResourceKey, str] = {}
+        self._spoofing: dict[ResourceKey, str] = {}
+        """Endpoints that ask for sources beside their own, and the bridges they are at."""
 
     def put(self, key: ResourceKey, endpoint: WorkloadEndpoint | None) -> None:
         """This endpoint is here, or (None) is not."""
@@ -38,6 +40,7 @@ class Workloads:
             touched[network] = None
             self._owners.get(network, set()).discard(key)
         self._not_done.pop(key, None)
+        self._spoofing.pop(key, None)
         if endpoint is not None:
             self._endpoints[key] = endpoint
             for network in endpoint.ip_networks:
@@ -45,11 +48,14 @@ class Workloads:
                 self._owners.setdefault(network, set()).add(key)
             if asked := _not_done(endpoint):
                 self._not_done[key] = asked
+            if endpoint.allow_spoofed_source_prefixes:
+                self._spoofing[key] = endpoint.bridge
         for network in touched:
             self._judge(network)
 
-    def problems(self) -> list[str]:
-        """Addresses that two endpoints have, and what endpoints ask for that nobody does here: a sentence each."""
+    def problems(self, source_spoofing: bool) -> list[str]:
+        """Addresses that two endpoints have, and what endpoints ask for that nobody does here: a sentence each.
+        `source_spoofing`: pods may have the sources they ask for."""
         found = []
         for network in self._shared:
             first, *others = sorted(self._owners[network])
@@ -57,6 +63,13 @@ class Workloads:
                 f"{key}: {network} is the address of {first} too, which has it; one of the two must go"
                 for key in others
             ]
+        for key, bridge in self._spoofing.items():
+            if bridge:
+                found.append(f"{key}: allowSpoofedSourcePrefixes is not done for pods at a bridge, as at {bridge}")
+            elif not source_spoofing:
+                found.append(
+                    f"{key}: allowSpoofedSourcePrefixes does nothing: FelixConfiguration has no workloadSourceSpoofing: Any"
+                )
         return found + [f"{key}: not done for it are {asked}" for key, asked in self._not_done.items()]
 
     def _judge(self, network: Cidr) -> None:
@@ -84,7 +97,6 @@ def _not_done(endpoint: WorkloadEndpoint) -> str:
     return ", ".join(
         name
         for name, value in (
-            ("allowSpoofedSourcePrefixes", endpoint.allow_spoofed_source_prefixes),
             ("ipNATs", endpoint.ip_nats),
             ("ipv4Gateway", endpoint.ipv4_gateway),
             ("ipv6Gateway", endpoint.ipv6_gateway),

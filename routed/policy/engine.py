@@ -489,7 +489,9 @@ class PolicyEngine:
             if endpoint.bridge:
                 addresses = tuple(network.prefix[1:] for network in endpoint.ip_networks)
                 port = BridgePort(endpoint.bridge, endpoint.mac or b"", addresses)
-            return (EndpointPolicy(endpoint.interface_name, Place.WORKLOAD, ingress, egress, port),), frozenset(chains)
+            sources = tuple((each.family, each.prefix) for each in endpoint.allow_spoofed_source_prefixes)
+            made_here = EndpointPolicy(endpoint.interface_name, Place.WORKLOAD, ingress, egress, port, sources)
+            return (made_here,), frozenset(chains)
         assert isinstance(endpoint, HostEndpoint)
         interfaces = [name for name, owner in self._host_interfaces().items() if owner == key]
         if not interfaces:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from routed.desired_policy import Action, Failsafe, HostRules
 from routed.model.resources import IPPool
-from routed.model.settings import EndpointToHostAction, FelixConfiguration, ProtoPort, felix_in_force
+from routed.model.settings import EndpointToHostAction, FelixConfiguration, ProtoPort, felix_in_force, may_spoof
 from routed.net.families import Family
 
 _TCP, _UDP = 6, 17
@@ -51,6 +51,7 @@ def host_rules(
     return HostRules(
         workload_prefixes=tuple(said or ()) or ("cali",),
         workload_to_host=_TO_HOST[to_host] if to_host is not None else Action.ALLOW,
+        source_spoofing=may_spoof(felix, node_name),
         drop_invalid=not unchecked,
         failsafe_in=FAILSAFE_IN if inbound is None else _failsafe(inbound),
         failsafe_out=FAILSAFE_OUT if outbound is None else _failsafe(outbound),

@@ -53,7 +53,9 @@ def test_ranges_are_pools():
         (annotated(ipFamilies='["IPv4", "IPv4"]'), 7, "twice"),
         (annotated(floatingIPs='["10.0.0.1"]'), 2, "floatingIPs"),
         (annotated(ipAddrsNoIpam='["10.0.0.1"]'), 2, "ipAddrsNoIpam"),
-        (annotated(allowedSourcePrefixes='["10.0.0.0/8"]'), 2, "allowedSourcePrefixes"),
+        (annotated(allowedSourcePrefixes='["10.0.0.1/8"]'), 7, "is no CIDR"),
+        (annotated(allowedSourcePrefixes='"10.0.0.0/8"'), 7, "must be a list"),
+        ({**annotated(allowedSourcePrefixes='["10.0.0.0/8"]'), "attach": "bridge"}, 2, "at a bridge"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_or_not_done_is_refused(configuration: dict[str, Any], code: int, words: str):
@@ -70,6 +72,12 @@ def test_names_that_no_pod_has_are_refused_and_yet_may_go(words: str):
         parse_request(Call({**environment, "CNI_COMMAND": "ADD"}, body))
     assert raised.value.code == 4
     assert parse_request(Call({**environment, "CNI_COMMAND": "DEL"}, body)).container_id == "c1"
+
+
+def test_sources_beside_its_own():
+    asked = request(**annotated(allowedSourcePrefixes='["10.0.0.0/8", "fd00:9::/64", "192.0.2.7"]'))
+    assert [str(each) for each in asked.sources] == ["10.0.0.0/8", "fd00:9::/64", "192.0.2.7/32"]
+    assert request().sources == ()
 
 
 def test_handles():

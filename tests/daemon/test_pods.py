@@ -90,6 +90,8 @@ class Wiring:
     too_late: bool = False
     """What was there is gone by then."""
     last: int = 0
+    ports: list[PodPort] = field(default_factory=list)
+    """As they were made."""
     slow: threading.Event = field(default_factory=threading.Event)
     """What `detach` waits for."""
     wrong: list[str] = field(default_factory=list)
@@ -104,6 +106,7 @@ class Wiring:
                 self.interfaces.pop(port.interface, None)
             raise self.refusal
         self.last += 1
+        self.ports.append(port)
         self.interfaces[port.interface] = self.last
         self.wrong = []
         return self.last
@@ -134,6 +137,7 @@ class Dataplane:
         self.problem = ""
         self.ready = ""
         self.limited = ""
+        self.source_spoofing = False
         self.synced = True
         self.mtu = 1450
         self.uplink = b""
@@ -659,6 +663,27 @@ def test_nobody_is_given_an_address_of_a_pool_that_was_deleted(store: Store, run
         await node.call("DEL")
         await node.pods.close()
         nothing_left(node)
+        await node.close()
+
+    runner.run(main())
+
+
+def test_sources_beside_its_own_are_written_down_where_they_may_be(store: Store, runner: asyncio.Runner):
+    async def main() -> None:
+        node = Node(store)
+        asked = {"cni.projectcalico.org/allowedSourcePrefixes": '["198.51.100.0/24"]'}
+        values: dict[str, Any] = {"runtimeConfig": {"io.kubernetes.cri.pod-annotations": asked}}
+        with pytest.raises(CniError, match="workloadSourceSpoofing of FelixConfiguration is not Any") as raised:
+            await node.call("ADD", **values)
+        assert raised.value.code == 2
+        nothing_left(node)
+        node.dataplane.source_spoofing = True
+        await node.call("ADD", **values)
+        (endpoint,) = store.of(WorkloadEndpoint)
+        assert list(map(str, endpoint.allow_spoofed_source_prefixes)) == ["198.51.100.0/24"]
+        assert node.wiring.ports[-1].spoofs
+        await node.call("ADD", "other", "c2")
+        assert not node.wiring.ports[-1].spoofs
         await node.close()
 
     runner.run(main())
