@@ -162,7 +162,7 @@ class PodKeeper:
             return True
         if endpoint is None:
             return False
-        return link.mtu != self._mtus.get(link.index, link.mtu) or bool(facts.master) != bool(endpoint.bridge)
+        return link.mtu != self._mtus.setdefault(link.index, link.mtu) or bool(facts.master) != bool(endpoint.bridge)
 
     # ---- looking, and putting right
 
@@ -194,13 +194,18 @@ class PodKeeper:
         self._mtus = {index: self._mtus.get(index, mtu) for index, mtu in there.items()}
         if any(self._pods.spoofs(each.allow_spoofed_source_prefixes) for each in self._by_interface.values()):
             problems += filter(None, (filters_sources(),))
-        gone = [each for each in self._by_interface.values() if each.interface_name not in node.links]
+        missing = [each for each in self._by_interface.values() if each.interface_name not in node.links]
         there_are = [each for each in self._by_interface.values() if each.interface_name in node.links]
         for endpoint in await asyncio.to_thread(lambda: [each for each in there_are if self._wrong(each, node)]):
             async with self._pods.turn(endpoint.container_id):  # it may have been a call that was half done
                 if self._by_interface.get(endpoint.interface_name) is endpoint:
                     await self._mend(endpoint, problems)
-        gone = [each for each in gone if self._by_interface.get(each.interface_name) is each]
+        gone = []
+        for endpoint in missing:
+            async with self._pods.turn(endpoint.container_id):
+                is_there = self._wiring.index_of(endpoint.interface_name) is not None
+                if self._by_interface.get(endpoint.interface_name) is endpoint and not is_there:
+                    gone.append(endpoint)
         if gone:
             named = ", ".join(_named(each) for each in gone[:_NAMED])
             more = f" and {len(gone) - _NAMED} more" if len(gone) > _NAMED else ""

@@ -310,7 +310,7 @@ class Firewall:
 
     def _plain_chains(self) -> Iterator[str]:
         """All chains of the table but those packets enter by themselves."""
-        yield from (_FROM_BRIDGE, *_DISPATCH.values())
+        yield from (_FROM_BRIDGE, _SPOOFED, *_DISPATCH.values())
         yield from map(_policy_chain, self._chains)
         for name in self._walk_of:
             yield from self._chains_of_walk(name)
