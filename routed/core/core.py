@@ -93,6 +93,7 @@ NEXT_HOPS = 4096
 CHANGES = {
     PeerChange.SESSION: "settings of the session",
     PeerChange.IMPORT: "what is accepted",
+    PeerChange.ROLE: "the part in route reflection",
     PeerChange.EXPORT: "what is announced",
 }
 
@@ -686,11 +687,11 @@ class Core:
         self.ribs[family].refresh(path)
         return path
 
-    def _judge_anew(self, peer: Peer, family: Family) -> None:
+    def _judge_anew(self, peer: Peer, family: Family, *, always: bool = False) -> None:
         """What loop rules and filters ask of a peer's paths has changed: have paths made anew and judged."""
         adj_in = peer.adj_in[family]
         adj_in.paths.clear()
-        self._jobs.append(self.ribs[family].reimport(adj_in, self._remake(peer, family)))
+        self._jobs.append(self.ribs[family].reimport(adj_in, self._remake(peer, family, always=always)))
 
     def _remake(self, peer: Peer, family: Family, *, always: bool = False) -> Callable[[Path], Path]:
         """Paths like those a peer's routes have, judged for loops by its plan of now and leaving by the interface of now.
@@ -1068,9 +1069,12 @@ class Core:
         old, peer.plan = peer.plan, plan
         if change & (PeerChange.SESSION | PeerChange.NAME):
             peer.neighbor.reconfigure(plan.session, now)
+        peer.source.kind = plan.kind
         for family, adj_in in peer.adj_in.items():
             adj_in.import_filter = plan.import_filter[family]
-            if plan.allowed_own_as != old.allowed_own_as:
+            if PeerChange.ROLE in change:
+                self._judge_anew(peer, family, always=True)
+            elif plan.allowed_own_as != old.allowed_own_as:
                 self._judge_anew(peer, family)
             elif PeerChange.IMPORT in change:
                 self._jobs.append(self.ribs[family].reimport(adj_in))

@@ -1,8 +1,8 @@
 """How to get from one plan to the next, so that a change of resources touches only what it is about.
 
 For every field of a `PeerPlan` it is settled here whether a session survives its change. What the session itself is made
-of is `NeighborConfig.needs_reset`'s to say; beside it only the kind of the peer and the cluster id end a session, since
-what its routes mean to every other peer hangs on them. Filters, next-hop mode and loop tolerance apply live.
+of is `NeighborConfig.needs_reset`'s to say. The rest applies live: filters, next-hop mode, loop tolerance, and whether an
+internal peer is a route-reflection client and of which cluster, which its end of the session never hears.
 
 A neighbour is who it is by its address and port, not by its name: where the resource that asks for it is another one now
 (`Mesh_10_0_0_2` -> `Global_10_0_0_2`), it is renamed.
@@ -15,8 +15,6 @@ from dataclasses import fields, replace
 from routed.bgp.neighbor import NeighborConfig
 from routed.net.addresses import format_address, format_router_id
 from routed.plan.types import Origin, PeerChange, PeerPlan, Plan, PlanDelta
-
-_KIND_TEXT = {1: "external", 2: "internal", 3: "route-reflection client"}
 
 
 def diff(old: Plan, new: Plan) -> PlanDelta:
@@ -79,10 +77,6 @@ def reset_reason(old: PeerPlan, new: PeerPlan) -> str:
     """Why a session held under `old` can't go on under `new`, for people; empty where it can."""
     if new.session.needs_reset(old.session):
         return _session_text(old.session, new.session)
-    if old.kind is not new.kind:
-        return f"peer type {_KIND_TEXT[old.kind]} -> {_KIND_TEXT[new.kind]}"
-    if old.cluster_id != new.cluster_id:
-        return f"cluster id {format_router_id(old.cluster_id)} -> {format_router_id(new.cluster_id)}"
     return ""
 
 
@@ -94,6 +88,8 @@ def _live_change(old: PeerPlan, new: PeerPlan) -> PeerChange:
         change |= PeerChange.SESSION
     if old.import_filter != new.import_filter or old.allowed_own_as != new.allowed_own_as:
         change |= PeerChange.IMPORT
+    if old.kind is not new.kind or old.cluster_id != new.cluster_id:
+        change |= PeerChange.ROLE
     if old.export_filter != new.export_filter or old.next_hop_mode is not new.next_hop_mode:
         change |= PeerChange.EXPORT
     return change

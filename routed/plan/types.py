@@ -162,6 +162,9 @@ class PeerChange(enum.Flag):
     """Its NeighborConfig, in fields that apply live."""
     IMPORT = enum.auto()
     """Its import filters: judge its Adj-RIB-In again."""
+    ROLE = enum.auto()
+    """Whether an internal peer is our route-reflection client, or our cluster id: judge its Adj-RIB-In again, and tell all
+    others anew what comes from it."""
     EXPORT = enum.auto()
     """What it is told (export filters, next-hop mode): it moves to another update group."""
 

@@ -56,11 +56,13 @@ class ExportPolicy:
 def refusal(path: Path, policy: ExportPolicy) -> str | None:
     """Why the protocol itself keeps a path from peers with this policy, or None. The route filter is asked after it."""
     attrs = path.attrs
-    kind = path.source.kind
+    kind = path.kind
     if kind is SourceKind.IBGP and policy.kind is SourceKind.IBGP:
         return (
             "learned from an internal peer, and this peer is internal and not a route-reflection client (RFC 4271 9.2)"
         )
+    if kind is SourceKind.IBGP_CLIENT and policy.kind is not SourceKind.EBGP and not policy.cluster_id:
+        return "learned from an internal peer, and this node reflects no routes any more (RFC 4271 9.2)"
     communities = attrs.communities
     if communities:
         known = set(split_values(communities, 4))
@@ -73,7 +75,7 @@ def refusal(path: Path, policy: ExportPolicy) -> str | None:
 
 def export_attributes(path: Path, attrs: AttributeSet, policy: ExportPolicy) -> AttributeSet:
     """What peers with this policy are told of a path's attributes (RFC 4271 5.1, RFC 4456 8)."""
-    local = path.source.kind is SourceKind.LOCAL
+    local = path.kind is SourceKind.LOCAL
     external = policy.kind is SourceKind.EBGP
     own_next_hop = (
         local
@@ -94,7 +96,7 @@ def export_attributes(path: Path, attrs: AttributeSet, policy: ExportPolicy) -> 
             originator_id=None,
             cluster_list=b"",
         )
-    reflected = path.source.kind in (SourceKind.IBGP, SourceKind.IBGP_CLIENT)
+    reflected = path.kind in (SourceKind.IBGP, SourceKind.IBGP_CLIENT)
     return attrs.replace(
         next_hop=next_hop,
         link_local=b"",

@@ -58,10 +58,23 @@ class Source:
 class Path:
     """One (source, attributes, next hop), see the module's docstring."""
 
-    __slots__ = ("announced", "attrs", "epoch", "interface", "kernel_route", "next_hop", "rejected", "source", "usable")
+    __slots__ = (
+        "announced",
+        "attrs",
+        "epoch",
+        "interface",
+        "kernel_route",
+        "kind",
+        "next_hop",
+        "rejected",
+        "source",
+        "usable",
+    )
 
     def __init__(self, source: Source, attrs: AttributeSet, next_hop: NextHop | None, epoch: int = 0) -> None:
         self.source = source
+        self.kind = source.kind
+        """What its source was when it was made: a peer that becomes a client has its paths made anew."""
         self.attrs = attrs
         self.next_hop = next_hop
         """None for local paths."""

@@ -489,6 +489,7 @@ class FamilyRib:
             and new is not None
             and old.attrs is new.attrs
             and old.source is new.source
+            and old.kind is new.kind
             and old.interface == new.interface
         ):
             # said again in a new session: nothing that we tell others differs, and the count of best paths neither

@@ -17,8 +17,9 @@ from routed.desired import Gateway, KernelRoute, RouteKind
 from routed.model.resources import JsonObject, ResourceKey
 from routed.net.addresses import parse_address
 from routed.net.families import Family
-from routed.net.prefixes import parse_prefix
+from routed.net.prefixes import format_prefix, parse_prefix
 from routed.observed import ForeignRoute, Interface, KernelChange
+from routed.rib.path import SourceKind
 from routed.testing.world import ETH0, Node, World
 
 API = "projectcalico.org/v3"
@@ -253,6 +254,82 @@ def test_route_reflection_reaches_clients_only_once() -> None:
     for own in range(3, 6):
         routes = nodes[own - 1].routes()
         assert all(f"10.244.{other}.0/26" in routes for other in range(2, 6)), "one reflector gone: no route lost"
+
+
+def test_a_mesh_becomes_reflection_and_a_mesh_again_without_a_reset() -> None:
+    """Both ends keep their session; what the reflector may tell whom follows at once, in both directions."""
+    world = World()
+    nodes = mesh(world, 4)
+    reflector, *clients = nodes
+    world.run(30, until=lambda: up(world))
+    world.run(1)
+
+    def everywhere(*changes: JsonObject) -> None:
+        for each in nodes:
+            each.batches.clear()
+            each.apply(*changes)
+        world.run(5)
+        for each in nodes:
+            assert not [batch for batch in each.batches if batch.route is None], "no route goes"
+
+    def heard(each: Node) -> set[str]:
+        """What a client has from the reflector."""
+        peer = next(peer for peer in each.core.peers.values() if peer.plan.session.address == parse_address("10.0.0.1"))
+        return {format_prefix(V4, prefix) for prefix, _ in each.core.ribs[V4].announced(peer.adj_in[V4])}
+
+    blocks_of_all = {f"10.244.{index}.0/26" for index in range(1, 5)}
+    everywhere(manifest("BGPPeer", "reflectors", {"nodeSelector": "name != 'n1'", "peerSelector": "has(rr)"}))
+    becomes = node("n1", 1, routeReflectorClusterID="1.0.0.1")
+    becomes["metadata"]["labels"] = {"name": "n1", "rr": ""}  # type: ignore[index, call-overload]
+    everywhere(becomes)
+    assert {peer.plan.kind for peer in reflector.core.peers.values()} == {SourceKind.IBGP_CLIENT}
+    for index, each in enumerate(clients, 2):
+        assert heard(each) == blocks_of_all - {f"10.244.{index}.0/26"}
+        assert set(times_up(each).values()) == {1}
+    assert set(times_up(reflector).values()) == {1}
+
+    for each in nodes:  # another cluster id is another mark on what is reflected, and no reset
+        each.apply({**becomes, "spec": {"bgp": {**becomes["spec"]["bgp"], "routeReflectorClusterID": "2.0.0.2"}}})  # type: ignore[index, call-overload, dict-item]
+    world.run(5)
+    best = clients[0].core.ribs[V4].candidates(parse_prefix("10.244.3.0/26")[1])
+    assert [path.attrs.cluster_list for path in best if path.attrs.cluster_list] == [bytes((2, 0, 0, 2))]
+    assert set(times_up(reflector).values()) == {1}
+
+    everywhere(node("n1", 1))
+    for each in nodes:
+        each.delete(ResourceKey("BGPPeer", "reflectors"))
+    world.run(5)
+    for each in clients:
+        assert heard(each) == {"10.244.1.0/26"}, "what it reflected is withdrawn"
+    for each in nodes:
+        assert set(times_up(each).values()) == {1} and len(each.core.peers) == 6
+        assert each.core.plan.problems == ()
+
+
+def test_a_peer_becomes_a_client_of_a_reflector_and_is_none_again() -> None:
+    """Two reflectors of one cluster hear each other directly; one that gets an id of its own is the third's client."""
+    world = World()
+    world.cut.add(frozenset(("n2", "n3")))
+    nodes = mesh(
+        world,
+        3,
+        manifest("BGPPeer", "all", {"nodeSelector": "all()", "peerSelector": "all()"}),
+        routeReflectorClusterID="1.0.0.1",
+    )
+    world.run(40)
+    far = parse_prefix("10.244.2.0/26")
+    before = times_up(nodes[0])
+    assert set(before.values()) == {1} and far not in nodes[2].kernel
+    for cluster_id, there in (("2.0.0.2", True), ("1.0.0.1", False)):
+        for each in nodes:
+            each.apply(node("n2", 2, routeReflectorClusterID=cluster_id))
+        world.run(5)
+        reflected = next(
+            peer for peer in nodes[2].core.peers.values() if peer.plan.session.address == parse_address("10.0.0.1")
+        )
+        assert (far[1] in reflected.adj_in[V4].refused) is there, "it is told, and takes none of its own cluster"
+        assert (parse_prefix("10.244.3.0/26") in nodes[1].kernel) is there
+        assert times_up(nodes[0]) == before
 
 
 def test_ebgp_between_nodes_prepends_and_does_not_loop() -> None:
