@@ -18,10 +18,11 @@ import json
 import random
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from routed.datastore.etcd_client import Client, Count, Events, KeyValue
+from routed.datastore.count import Count
+from routed.datastore.etcd_client import Client, Events, KeyValue
 from routed.datastore.etcd_settings import EtcdConfig
 from routed.datastore.folder import Problem
 from routed.datastore.guard import Change, Good, Guard, MassDelete
@@ -168,7 +169,11 @@ class EtcdStore:
         """Why there is none to begin with."""
         self._elsewhere: Loaded | None = None
         """A saved state of other endpoints, until etcd says which cluster it is."""
-        self._cluster, self._term = 0, 0
+        self._counted = Count()
+        """How far etcd had counted when it was last asked; its revision may be another one by now."""
+        self._seen_last: tuple[str, int, bool] | None = None
+        """The last event, of which path at which revision, and whether it was a deletion: an etcd that is restored does not
+        know it."""
         """Of etcd, and of its last election we know of."""
         self._marked_at = 0.0
         self._written: dict[tuple[str, bytes], Resource] = {}
@@ -185,7 +190,7 @@ class EtcdStore:
         self._sink = sink
         await self._load_saved()
         self._began = True
-        helpers = [asyncio.create_task(self._cold_start()), asyncio.create_task(self._tick())]
+        helpers = [asyncio.create_task(each) for each in (self._cold_start(), self._tick(), self._keep_count())]
         pause = BACKOFF
         try:
             while True:
@@ -215,9 +220,9 @@ class EtcdStore:
     async def _follow(self) -> None:
         if self._revisions:  # etcd may have been restored, and say nothing of a revision until it gets there again
             count = await self.client.count(self._ranges[0])
-            if not count.continues(self._known()):
+            if not await self._continues(count):
                 raise _ListAnew
-            self._term = count.term
+            self._counted = count
         else:
             await self._list()
         watch = self.client.watch(
@@ -250,22 +255,55 @@ class EtcdStore:
                 found.append(each)
         return tuple(found)
 
-    def _known(self) -> Count:
-        """How far etcd had counted when it last said something."""
-        return Count(self._cluster, self.health.revision, self._term)
+    async def _continues(self, count: Count) -> bool:
+        """Whether this may be the etcd of before: it has counted on, and knows what we saw last."""
+        if not count.continues(replace(self._counted, revision=self.health.revision)):
+            return False
+        if self._seen_last is not None:
+            return await self._knows(*self._seen_last)
+        if not self.guard.good:
+            return True
+        key, newest = max(self.guard.good.items(), key=lambda one: one[1].revision)
+        known = self._paths.get(key)
+        for path in [known] if known else self.layout.candidate_paths(key):
+            if await self._knows(path, newest.revision, deleted=False):
+                return True
+        return False
+
+    async def _knows(self, path: str, revision: int, deleted: bool) -> bool:
+        """Whether a key was written or deleted at a revision; what etcd has forgotten, or keeps from us, may well be so."""
+        try:
+            there = await self.client.get(path, revision)
+            if deleted:
+                return there is None and await self.client.get(path, revision - 1) is not None
+        except Compacted:
+            there = None if deleted else await self.client.get(path)
+            return there is None or there.revision >= revision
+        except Denied:
+            return True
+        return there is not None and there.revision == revision
+
+    async def _keep_count(self) -> None:
+        """Know how far raft has counted, also where nothing is heard of it for long."""
+        while True:
+            await asyncio.sleep(_MARK)
+            if self.health.connected:
+                with contextlib.suppress(StoreError):
+                    index = await self.client.index()
+                    self._counted = replace(self._counted, index=max(index, self._counted.index))
 
     async def _list(self) -> None:
         count = await self.client.count(self._wanted[0])
-        if self._elsewhere is not None and self._elsewhere.cluster == count.cluster_id:
+        if self._elsewhere is not None and self._elsewhere.counted.cluster_id == count.cluster_id:
             self._believe(self._elsewhere)
         self._elsewhere = None
         # an etcd that was set up anew may well have the same id, but it begins to count anew
-        continues = count.continues(self._known())
+        continues = await self._continues(count)
         read = await self._read_allowed(count, continues=continues)
         paths, changes, ready = read.paths, read.changes, read.ready
         unread = {self._beside[each] for each in self._denied}
         paths |= {key: self._paths.get(key, "") for key in self.guard.good if key.kind in unread}
-        self._cluster, self._term = count.cluster_id, count.term
+        self._counted, self._seen_last = count, None
         self._paths = paths
         if self._with_unknown:
             for gone in self._with_unknown.keys() - set(paths.values()):
@@ -299,7 +337,7 @@ class EtcdStore:
             self._synced = True
             self._sink.in_sync()
         if self._saver is not None:
-            self._saver.save_all(count.revision, self._cluster)
+            self._saver.save_all(count.revision, count)
         self._tell_problems()
 
     async def _read_allowed(self, count: Count, *, continues: bool) -> _Reading:
@@ -350,6 +388,9 @@ class EtcdStore:
         return reading
 
     async def _take(self, events: Events) -> None:
+        last = events.pairs[-1]
+        if self._seen_last is None or last.revision >= self._seen_last[1]:
+            self._seen_last = last.key, last.revision, last.value is None
         changes: list[Change] = []
         for pair in events.pairs:
             if pair.key == self._ready_path:
@@ -376,8 +417,8 @@ class EtcdStore:
                 if change is not None:
                     changes.append(change)
         self._follow_workloads()
-        last = {change.key: change for change in changes}
-        own = {key for key in self._deleted & last.keys() if last[key].resource is None and not last[key].garbage}
+        latest = {change.key: change for change in changes}
+        own = {key for key in self._deleted & latest.keys() if latest[key].resource is None and not latest[key].garbage}
         self._deleted -= own
         updates = self.guard.changes([change for change in changes if change.key not in own], self._clock())
         updates += self.guard.own(own)
@@ -558,7 +599,7 @@ class EtcdStore:
         self._believe(loaded)
 
     def _believe(self, loaded: Loaded) -> None:
-        self._cluster, self._term = loaded.cluster, 0
+        self._counted = loaded.counted
         self.guard.garbage = dict(loaded.garbage)
         self._asks_for_workloads = any(
             isinstance(good.resource, BGPPeer) and good.resource.local_workload_selector is not None

@@ -25,6 +25,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read at import; what goes wro
 import grpc
 from aetcd import rpc
 
+from routed.datastore.count import Count
 from routed.datastore.etcd_settings import EtcdConfig, contents
 from routed.datastore.tls import tls_problem
 from routed.errors import Compacted, Denied, StoreError, Unavailable
@@ -62,20 +63,6 @@ class KeyValue(NamedTuple):
     value: bytes | None
     """None: deleted."""
     revision: int
-
-
-@dataclass(frozen=True, slots=True)
-class Count:
-    """How far an etcd has counted. Within one life of one cluster neither number ever gets smaller."""
-
-    cluster_id: int
-    revision: int
-    term: int
-    """Of raft: one more with each election."""
-
-    def continues(self, before: Count) -> bool:
-        """Whether this may be the etcd of before, later: not another one, one set up anew, or one restored."""
-        return self.cluster_id == before.cluster_id and self.revision >= before.revision and self.term >= before.term
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +129,23 @@ class Client:
         head = await self._read(
             lambda member: self._range(member, of[0].encode(), of[1].encode(), 0, 1, keys_only=True)
         )
-        return Count(int(head.header.cluster_id), int(head.header.revision), int(head.header.raft_term))
+        index = await self.index()  # after the other, so that a member that lagged behind has caught up
+        return Count(int(head.header.cluster_id), int(head.header.revision), int(head.header.raft_term), index)
+
+    async def index(self) -> int:
+        """How far raft has counted, as far as our member knows; 0 where it does not tell us."""
+        return await self._read(self._index)
+
+    async def _index(self, member: _Member) -> int:
+        try:
+            status = await rpc.MaintenanceStub(member.channel).Status(
+                rpc.StatusRequest(), timeout=CALL, metadata=member.metadata
+            )
+        except grpc.aio.AioRpcError as error:
+            if error.code() in (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.PERMISSION_DENIED):
+                return 0
+            raise
+        return int(status.raftIndex)
 
     async def pages(self, ranges: Sequence[tuple[str, str]], revision: int) -> AsyncGenerator[list[KeyValue], None]:
         """All keys in some ranges as of a revision, range by range. While one page is looked at the next are on their way.
@@ -182,8 +185,9 @@ class Client:
             pairs = [KeyValue(_text(kv.key), kv.value, kv.mod_revision) for kv in page.kvs]
             return pairs, page.kvs[-1].key + b"\0" if page.more else None, limit
 
-    async def get(self, key: str) -> KeyValue | None:
-        answer = await self._read(lambda member: self._range(member, key.encode(), b"", 0, 1))
+    async def get(self, key: str, revision: int = 0) -> KeyValue | None:
+        """What a key holds, or (with a revision) held. Raises Compacted where etcd has forgotten that."""
+        answer = await self._read(lambda member: self._range(member, key.encode(), b"", revision, 1))
         for kv in answer.kvs:
             return KeyValue(key, kv.value, int(kv.mod_revision))
         return None

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 import httpx
 
+from routed.datastore.count import Count
 from routed.datastore.guard import Change, Guard, MassDelete
 from routed.datastore.kubeconfig import Access
 from routed.datastore.saved import SavedState, Saver
@@ -168,7 +169,7 @@ class KubernetesSource:
                         if len(self._synced) == len(self._kinds):
                             self.in_sync.set()
                             if self._saver is not None:
-                                self._saver.save_all(0, 0)
+                                self._saver.save_all(0, Count())
                     began = loop.time()
                     async for event in self._watch(client, kind, revision):
                         revision = self._take(kind, event, sink) or revision

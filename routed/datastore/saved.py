@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
+from routed.datastore.count import Count
 from routed.datastore.guard import Believed, Change, Good, Guard
 from routed.errors import ConfigError
 from routed.model.paths import ALLOCATOR_KINDS, read_text
@@ -53,8 +54,8 @@ class Loaded:
     as_of: float = 0.0
     """Unix time of its last line that says so."""
     revision: int = 0
-    cluster: int = 0
-    """Which etcd: revisions of another mean nothing."""
+    counted: Count = field(default_factory=Count)
+    """By which etcd, and how far it had counted when all was last written: revisions of another mean nothing."""
     elsewhere: bool = False
     """None of its endpoints is ours, so only etcd's own word tells whether it is the same."""
     good: dict[ResourceKey, Good] = field(default_factory=dict)
@@ -97,15 +98,15 @@ class SavedState:
         if (header.get("node"), header.get("root")) != (own.node, own.root):
             raise ConfigError(self.path, "the saved state is of another node or another root, so it is not used")
         return Loaded(
-            cluster=int(header.get("cluster", 0)),
+            counted=Count(int(header.get("cluster", 0)), 0, int(header.get("term", 0)), int(header.get("index", 0))),
             elsewhere=not set(header.get("endpoints") or ()) & set(own.endpoints),
         )
 
-    def rewrite(self, believed: Believed, offset: float, as_of: float, revision: int, cluster: int) -> None:
+    def rewrite(self, believed: Believed, offset: float, as_of: float, revision: int, counted: Count) -> None:
         """Write all of it. `offset` is what to add to the guard's times for Unix time."""
         own = self.identity
-        header: JsonObject = {"saved": SCHEMA, "node": own.node, "root": own.root, "cluster": cluster}
-        header["endpoints"] = list(own.endpoints)
+        header: JsonObject = {"saved": SCHEMA, "node": own.node, "root": own.root, "endpoints": list(own.endpoints)}
+        header |= {"cluster": counted.cluster_id, "term": counted.term, "index": counted.index}
         keys = (*believed.good, *(key for key in believed.garbage if key not in believed.good))
         first = (_line(header), _line([as_of, revision]))
         temporary = f"{self.path}.new"
@@ -170,11 +171,11 @@ class Saver:
         self._waiting: dict[ResourceKey, None] = {}
         self._again = False
         self._revision = 0
-        self._cluster = 0
+        self._counted = Count()
 
-    def save_all(self, revision: int, cluster: int) -> None:
+    def save_all(self, revision: int, counted: Count) -> None:
         """Everything was read anew."""
-        self._revision, self._cluster = revision, cluster
+        self._revision, self._counted = revision, counted
         self._again = True
         if self._writing is None:
             self._writing = asyncio.get_running_loop().create_task(self._write_all())
@@ -203,7 +204,7 @@ class Saver:
         if self._writing is not None:  # it is added after that
             return
         if self.state.outdated(self._guard):
-            self.save_all(self._revision, self._cluster)
+            self.save_all(self._revision, self._counted)
             return
         waiting, self._waiting = self._waiting, {}
         self.state.append(self._guard, waiting, self._offset, time.time(), self._revision)
@@ -213,7 +214,7 @@ class Saver:
             while self._again:
                 self._again = False
                 self._waiting.clear()
-                arguments = (self._guard.believed(), self._offset, time.time(), self._revision, self._cluster)
+                arguments = (self._guard.believed(), self._offset, time.time(), self._revision, self._counted)
                 await asyncio.to_thread(self.state.rewrite, *arguments)
         finally:
             self._writing = None

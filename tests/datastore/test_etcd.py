@@ -737,6 +737,49 @@ def test_an_etcd_that_is_restored_while_it_is_followed(tmp_path: Path, token: st
         follow(store_of(server), restored)
 
 
+@pytest.mark.parametrize("when", ["followed", "restarted"])
+@pytest.mark.parametrize("lost", [f"{P}nodes/n1", "/other/x"])
+def test_an_etcd_that_is_restored_and_has_counted_further_meanwhile(tmp_path: Path, when: str, lost: str) -> None:
+    """Revisions that were seen are used again for other values, as in any cluster where much is written."""
+    with cluster(tmp_path) as server:
+        server.put_all(nodes(8))
+        backup = tmp_path / "backup"
+        server.ctl("snapshot", "save", str(backup))
+        saved = saved_in(tmp_path, server)
+
+        async def before(store: EtcdStore, sink: Sink) -> None:
+            for number in range(6):
+                await ctl(server.put, lost, node(1, rack=f"r{number}"))
+            if not lost.startswith(P):
+                await ctl(server.put, f"{P}nodes/n9", node(9))
+                await ctl(server.delete, f"{P}nodes/n9")
+            revision = json.loads(server.ctl("endpoint", "status", "-w", "json"))[0]["Status"]["header"]["revision"]
+            await until(lambda: store.health.revision == revision, "all of it")
+            if when == "followed":
+                restore()  # meanwhile the loop stands still
+                await until(lambda: store.health.readings == 2, "it is listed anew")
+                await check(store, sink)
+
+        def restore() -> None:
+            server.stop()
+            shutil.rmtree(tmp_path / "m0")
+            server.restore(backup, "the same")
+            server.put_all({f"{P}nodes/n1": node(1, rack="new")})
+            for number in range(8):
+                server.put(f"{P}nodes/n2", node(2, rack=f"n{number}"))
+
+        async def check(_: EtcdStore, sink: Sink) -> None:
+            assert sink.resources[ResourceKey("Node", "n1")].labels == {"rack": "new"}
+            assert sink.resources[ResourceKey("Node", "n2")].labels == {"rack": "n7"}
+            await ctl(server.put, f"{P}nodes/n20", node(20))
+            await until(lambda: "n20" in sink.names(), "a change is followed")
+
+        follow(store_of(server, saved=saved), before)
+        if when == "restarted":
+            restore()
+            follow(store_of(server, saved=saved_in(tmp_path, server)), check)
+
+
 def test_a_killed_member_is_left_for_another_and_nothing_is_lost_or_listed_again(tmp_path: Path) -> None:
     with cluster(tmp_path, 3) as server:
         server.put_all(nodes(10))

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from pathlib import Path
 
+from routed.datastore.count import Count
 from routed.datastore.guard import Believed, Change, Guard, MassDelete
 from routed.datastore.saved import Identity, SavedState, Saver
 from routed.model.resources import Resource, ResourceKey
@@ -38,10 +39,10 @@ class Slow(SavedState):
         self.may_end = threading.Event()
         self.rewritten = 0
 
-    def rewrite(self, believed: Believed, offset: float, as_of: float, revision: int, cluster: int) -> None:
+    def rewrite(self, believed: Believed, offset: float, as_of: float, revision: int, counted: Count) -> None:
         self.began.set()
         assert self.may_end.wait(20)
-        super().rewrite(believed, offset, as_of, revision, cluster)
+        super().rewrite(believed, offset, as_of, revision, counted)
         self.rewritten += 1
 
 
@@ -52,7 +53,7 @@ def test_what_changes_while_all_is_written_is_there_after_it(tmp_path: Path) -> 
         guard, state, told = Guard(MassDelete()), Slow(path), asyncio.Event()
         saver = Saver(state, guard, 0.0, told.set)
         guard.changes([there(node(number), number) for number in range(1, 5)], 0.0)
-        saver.save_all(4, 77)
+        saver.save_all(4, Count(77, term=3, index=9))
         await asyncio.to_thread(state.began.wait, 20)
         # the loop is here while the thread writes
         guard.changes([there(node(2, 9), 5), Change(ResourceKey("Node", "n3"), None, 6)], 1.0)
@@ -72,7 +73,7 @@ def test_what_changes_while_all_is_written_is_there_after_it(tmp_path: Path) -> 
     assert {key.name: good.revision for key, good in loaded.good.items()} == {"n1": 1, "n2": 5, "n4": 4, "n8": 8}
     assert loaded.good[ResourceKey("Node", "n2")].resource == node(2, 9)
     assert {key.name: text for key, text in loaded.garbage.items()} == {"n1": "no resource"}
-    assert (loaded.revision, loaded.cluster) == (8, 77)
+    assert (loaded.revision, loaded.counted) == (8, Count(77, term=3, index=9))
 
 
 def test_a_second_reading_while_the_first_is_written_is_written_too(tmp_path: Path) -> None:
@@ -82,10 +83,10 @@ def test_a_second_reading_while_the_first_is_written_is_written_too(tmp_path: Pa
         guard, state = Guard(MassDelete()), Slow(path)
         saver = Saver(state, guard, 0.0, lambda: None)
         guard.changes([there(node(1), 1)], 0.0)
-        saver.save_all(1, 77)
+        saver.save_all(1, Count(77, term=3, index=9))
         await asyncio.to_thread(state.began.wait, 20)
         guard.changes([there(node(2), 2)], 1.0)
-        saver.save_all(2, 78)
+        saver.save_all(2, Count(78, term=3, index=9))
         state.may_end.set()
         await saver.close()
         assert state.rewritten == 2
@@ -93,14 +94,14 @@ def test_a_second_reading_while_the_first_is_written_is_written_too(tmp_path: Pa
     asyncio.run(main())
     loaded = SavedState(path, WHO).load()
     assert {key.name for key in loaded.good} == {"n1", "n2"}
-    assert (loaded.revision, loaded.cluster) == (2, 78)
+    assert (loaded.revision, loaded.counted.cluster_id) == (2, 78)
 
 
 def test_a_disk_that_does_not_take_it_is_told(tmp_path: Path) -> None:
     async def main() -> None:
         guard, state, told = Guard(MassDelete()), SavedState(str(tmp_path / "no" / "saved"), WHO), asyncio.Event()
         saver = Saver(state, guard, 0.0, told.set)
-        saver.save_all(1, 77)
+        saver.save_all(1, Count(77, term=3, index=9))
         async with asyncio.timeout(20):
             await told.wait()
         assert "the state is not saved" in state.problem
