@@ -58,7 +58,8 @@ BACKOFF = 0.5
 MAX_BACKOFF = 5.0
 #: Seconds the sink may be fed, and values parsed, before the loop gets a turn.
 _SLICE = 0.005
-#: Seconds between two looks at what is held, and between two marks of the time in the saved state.
+#: Seconds between two looks at what is held; between two marks of the time in the saved state, and two questions for what
+#: nobody tells.
 _TICK = 1.0
 _MARK = 30.0
 
@@ -171,6 +172,8 @@ class EtcdStore:
         """A saved state of other endpoints, until etcd says which cluster it is."""
         self._counted = Count()
         """How far etcd had counted when it was last asked; its revision may be another one by now."""
+        self._to_list = False
+        """A watch should end for a new listing."""
         self._seen_last: tuple[str, int, bool] | None = None
         """The last event, of which path at which revision, and whether it was a deletion: an etcd that is restored does not
         know it."""
@@ -190,7 +193,7 @@ class EtcdStore:
         self._sink = sink
         await self._load_saved()
         self._began = True
-        helpers = [asyncio.create_task(each) for each in (self._cold_start(), self._tick(), self._keep_count())]
+        helpers = [asyncio.create_task(each) for each in (self._cold_start(), self._tick(), self._ask_again())]
         pause = BACKOFF
         try:
             while True:
@@ -220,7 +223,7 @@ class EtcdStore:
     async def _follow(self) -> None:
         if self._revisions:  # etcd may have been restored, and say nothing of a revision until it gets there again
             count = await self.client.count(self._ranges[0])
-            if not await self._continues(count):
+            if not await self._continues(count) or await self._may_read_other():
                 raise _ListAnew
             self._counted = count
         else:
@@ -238,12 +241,18 @@ class EtcdStore:
 
     async def _heard(self, events: Events) -> None:
         self._connected()
+        if self._to_list:
+            raise _ListAnew
         if events.watch is None:
             return
         self._revisions[events.watch] = max(self._revisions[events.watch], events.revision)
         self.health.revision = max(self.health.revision, events.revision)
         if events.pairs:
             await self._take(events)
+
+    async def _may_read_other(self) -> bool:
+        """Whether etcd lets us read what it did not let us read before."""
+        return bool(self._denied) and await self._find_denied() != self._denied
 
     async def _find_denied(self) -> tuple[tuple[str, str], ...]:
         """Ranges that etcd does not let us read, of those one may go on without."""
@@ -283,14 +292,15 @@ class EtcdStore:
             return True
         return there is not None and there.revision == revision
 
-    async def _keep_count(self) -> None:
-        """Know how far raft has counted, also where nothing is heard of it for long."""
+    async def _ask_again(self) -> None:
+        """Ask for what no watch tells: how far raft has counted, and whether more may be read than before."""
         while True:
             await asyncio.sleep(_MARK)
             if self.health.connected:
                 with contextlib.suppress(StoreError):
                     index = await self.client.index()
                     self._counted = replace(self._counted, index=max(index, self._counted.index))
+                    self._to_list = self._to_list or await self._may_read_other()
 
     async def _list(self) -> None:
         count = await self.client.count(self._wanted[0])
@@ -303,7 +313,7 @@ class EtcdStore:
         paths, changes, ready = read.paths, read.changes, read.ready
         unread = {self._beside[each] for each in self._denied}
         paths |= {key: self._paths.get(key, "") for key in self.guard.good if key.kind in unread}
-        self._counted, self._seen_last = count, None
+        self._counted, self._seen_last, self._to_list = count, None, False
         self._paths = paths
         if self._with_unknown:
             for gone in self._with_unknown.keys() - set(paths.values()):

@@ -890,7 +890,7 @@ def test_user_and_password_and_what_is_revoked(tmp_path: Path, monkeypatch: pyte
         assert PASSWORD not in repr(EtcdConfig(("x",), username="routed", password=PASSWORD))
 
 
-def test_a_role_for_what_calico_s_bgp_daemon_reads_is_enough(tmp_path: Path) -> None:
+def test_a_role_for_what_calico_s_bgp_daemon_reads_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Services and the status of nodes are beside that: what was known of them stays, and the user is told."""
     with cluster(tmp_path) as server:
         server.put_all(nodes(3))
@@ -918,6 +918,9 @@ def test_a_role_for_what_calico_s_bgp_daemon_reads_is_enough(tmp_path: Path) -> 
             }
             await ctl(server.put, f"{P}nodes/n7", node(7))
             await until(lambda: "n7" in sink.names(), "changes are followed")
+            await ctl(server.ctl, "user", "grant-role", "routed", "calico")
+            await until(lambda: not sink.says("does not let us read"), "what may be read now is read")
+            assert sink.names("Service") == {"web"} and not sink.removed
 
         async def granted(store: EtcdStore, sink: Sink) -> None:
             assert not sink.says("does not let us read") and sink.names("Service") == {"web"}
@@ -928,9 +931,10 @@ def test_a_role_for_what_calico_s_bgp_daemon_reads_is_enough(tmp_path: Path) -> 
             assert sink.names("Service") == {"web"} and not sink.removed
             await until(lambda: "n8" in sink.names(), "the rest is followed")
 
-        follow(EtcdStore(config, node="n1"), test)
+        monkeypatch.setattr(etcd_module, "_MARK", 0.3)
+        monkeypatch.setattr("routed.datastore.etcd_client.QUIET", 0.4)
         server.put(f"{P}kubernetesservices/shop/web", service)
-        server.ctl("user", "grant-role", "routed", "calico")
+        follow(EtcdStore(config, node="n1"), test)
         follow(EtcdStore(config, node="n1"), granted)
 
 
