@@ -21,7 +21,9 @@ from routed.datastore.applying import (
     Form,
     Outcome,
     Reading,
+    Wanted,
     apply,
+    as_stored,
     check_beside,
     deletable,
     delete,
@@ -130,9 +132,18 @@ async def _applied(arguments: argparse.Namespace, store: Store, *, exact: bool) 
     if errors:
         complain(errors)
         return ExitStatus.DATA
-    complain(reading.said)
-    outcomes = await apply(store, reading.wanted, contents, exact=exact, dry_run=arguments.dry_run)
+    wanted, said = _as_stored(reading, contents, store)
+    complain(said)
+    outcomes = await apply(store, wanted, contents, exact=exact, dry_run=arguments.dry_run)
     return _report(arguments, outcomes)
+
+
+def _as_stored(reading: Reading, contents: Contents, store: Store) -> tuple[Sequence[Wanted], Sequence[str]]:
+    """What is wanted by the names the store has, and all there is to say of it."""
+    if not store.shared_with_calico:
+        return reading.wanted, reading.said
+    wanted, said = as_stored(reading.wanted, contents)
+    return wanted, (*reading.said, *said)
 
 
 def _report(arguments: argparse.Namespace, outcomes: Sequence[Outcome]) -> int:
@@ -172,7 +183,9 @@ async def _deleted(arguments: argparse.Namespace, store: Store) -> int:
         if reading.errors:
             complain(reading.errors)
             return ExitStatus.DATA
-        keys, stay = deletable(reading.wanted, await store.read(kinds_of(reading.wanted)))
+        contents = await store.read(kinds_of(reading.wanted))
+        wanted, _ = _as_stored(reading, contents, store)
+        keys, stay = deletable(wanted, contents)
     else:
         if not arguments.names:
             raise UsageError("say which: a NAME after the kind")
@@ -272,9 +285,10 @@ async def _differences(arguments: argparse.Namespace, store: Store) -> int:
         complain(reading.errors)
         return ExitStatus.DATA
     contents = await store.read(kinds_of(reading.wanted))
-    complain(reading.said)
+    wanted, said = _as_stored(reading, contents, store)
+    complain(said)
     different = False
-    for one in reading.wanted:
+    for one in wanted:
         stored = contents.resources.get(one.resource.key)
         new = merged_with(one, stored, exact=False, stamp=False)
         if stored is not None and same(stored.resource, new):

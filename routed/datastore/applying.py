@@ -14,7 +14,7 @@ import os
 import sys
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from routed.datastore.documents import Document, read_documents
 from routed.datastore.folder import SUFFIXES, manifests_of
@@ -25,8 +25,8 @@ from routed.model.bgp import ONLY_IN_DEFAULT
 from routed.model.deletion import announced, is_announced
 from routed.model.kubernetes import calico_form, other_keys
 from routed.model.operator import fold, merge, translate
-from routed.model.paths import ALLOCATOR_KINDS, Layout, encode
-from routed.model.policies import DEFAULT_ALLOW
+from routed.model.paths import ALLOCATOR_KINDS, TIERED_KINDS, Layout, encode
+from routed.model.policies import DEFAULT_ALLOW, DEFAULT_TIER
 from routed.model.resources import BGPConfiguration, IPPool, JsonObject, JsonValue, Resource, ResourceKey
 from routed.model.schema import KIND_TABLE, parse_manifest, parse_stored
 from routed.model.shape import with_unknown
@@ -197,6 +197,52 @@ def _renamed(resource: Resource, at: str, said: list[str]) -> Resource:
     return parse_manifest(resource.manifest | {"metadata": kept | {"name": key.name}})
 
 
+def as_stored(wanted: Sequence[Wanted], contents: Contents) -> tuple[tuple[Wanted, ...], list[str]]:
+    """Policies by the names they have in etcd, and what to say of it: a Calico before v3.32 puts a policy's tier before its
+    name, so that what is called the same in two tiers is two policies, and `default.` before a name says nothing."""
+    said: list[str] = []
+    found = tuple(_with_tier(one, contents, said) for one in wanted)
+    return found, said
+
+
+def _with_tier(one: Wanted, contents: Contents, said: list[str]) -> Wanted:
+    resource = one.resource
+    key = resource.key
+    if key.kind not in TIERED_KINDS:
+        return one
+    tier = getattr(resource, "tier", DEFAULT_TIER)
+    bare = key._replace(name=key.name.removeprefix(f"{tier}.") or key.name)
+    if tier == DEFAULT_TIER:
+        place = bare
+    else:
+        whole = key._replace(name=f"{tier}.{bare.name}")
+        place = next((each for each in (key, whole, bare) if _is_of_tier(contents, each, tier)), key)
+    if _revision(contents, place) is None:
+        said += [f"{one.where}: {each} is another policy, and stays" for each in _with_any_tier(contents, bare)]
+    if place == key:
+        return one
+    said.append(f"{one.where}: {key} is stored as {place}")
+    metadata = resource.manifest.get("metadata")
+    kept = dict(metadata) if isinstance(metadata, dict) else {}
+    return replace(one, resource=parse_stored(resource.manifest | {"metadata": kept | {"name": place.name}}))
+
+
+def _is_of_tier(contents: Contents, key: ResourceKey, tier: str) -> bool:
+    stored = contents.resources.get(key)
+    return key in contents.unreadable if stored is None else getattr(stored.resource, "tier", DEFAULT_TIER) == tier
+
+
+def _with_any_tier(contents: Contents, key: ResourceKey) -> list[ResourceKey]:
+    """Policies whose name is this one with their tier before it."""
+    return [
+        other
+        for other, stored in contents.resources.items()
+        if (other.kind, other.namespace) == (key.kind, key.namespace)
+        and key.kind in TIERED_KINDS
+        and other.name == f"{getattr(stored.resource, 'tier', DEFAULT_TIER)}.{key.name}"
+    ]
+
+
 def check_beside(wanted: Iterable[Wanted], contents: Contents) -> list[str]:
     """What is wrong with resources that are each valid, beside the others that will be there."""
     errors: list[str] = []
@@ -343,7 +389,12 @@ async def delete(store: Store, keys: Iterable[ResourceKey], *, dry_run: bool = F
 
 async def _delete_one(store: Store, key: ResourceKey, contents: Contents, dry_run: bool) -> Outcome:
     missing = Outcome(key, "failed", f"{key} is not there")
-    key = next((one for one in (key, *other_keys(key)) if _revision(contents, one) is not None), key)
+    named = (key, key._replace(name=key.name.removeprefix(f"{DEFAULT_TIER}.")), *other_keys(key))
+    there = [one for one in named if one.name and _revision(contents, one) is not None] or _with_any_tier(contents, key)
+    if len(there) > 1 and there[0] not in named:
+        names = " or ".join(sorted(one.name for one in there))
+        return Outcome(key, "failed", f"{key} may be {names}: say which")
+    key = there[0] if there else key
     for attempt in range(ATTEMPTS):
         revision = _revision(contents, key)
         if revision is None:

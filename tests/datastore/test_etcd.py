@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from routed.cli.main import main
 from routed.datastore import etcd as etcd_module
 from routed.datastore.allocating import carry_out, clock
 from routed.datastore.applying import delete
@@ -369,6 +370,55 @@ def test_a_policy_is_found_and_written_back_under_whichever_name(server: Cluster
     asyncio.run(main())
     kept = json.loads(server.ctl("get", f"{P}networkpolicies/shop/{stored}", "--print-value-only"))
     assert kept == policy(stored, "has(a)", named)
+
+
+@pytest.mark.parametrize("version", ["v3.31.0", "v3.32.1"])
+def test_a_policy_of_a_tier_is_changed_and_deleted_by_the_name_it_was_applied_with(
+    server: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str], version: str
+) -> None:
+    """A Calico before v3.32 puts the tier before the name; there the same name in another tier is another policy."""
+    spec: JsonObject = {"calicoVersion": version, "datastoreReady": True}
+    head: JsonObject = {"apiVersion": "projectcalico.org/v3"}
+    server.put(
+        f"{P}clusterinformations/default",
+        head | {"kind": "ClusterInformation", "metadata": {"name": "default"}, "spec": spec},
+    )
+    config = tmp_path / "routed.yaml"
+    config.write_text(json.dumps({"datastore": {"type": "etcd", "endpoints": list(server.endpoints)}}))
+    file = tmp_path / "policy.yaml"
+    said: list[str] = []
+
+    def ctl_says(command: str, name: str, tier: str, order: int = 1) -> str:
+        spec: JsonObject = {"tier": tier, "order": order, "selector": "all()"}
+        metadata: JsonObject = {"name": name, "namespace": "x"}
+        file.write_text(json.dumps(head | {"kind": "NetworkPolicy", "metadata": metadata, "spec": spec}))
+        main(["--config", str(config), command, "-f", str(file)])
+        done = capsys.readouterr()
+        said.append(done.err)
+        return done.out.strip().rpartition(": ")[2] or done.err
+
+    def names() -> list[str]:
+        found = server.ctl("get", "--prefix", "--keys-only", f"{P}networkpolicies/x/").split()
+        return [path.rpartition("/")[2] for path in found]
+
+    old = version == "v3.31.0"
+    assert ctl_says("apply", "cp", "t0") == "created" and names() == (["t0.cp"] if old else ["cp"])
+    assert ctl_says("apply", "cp", "t0") == "unchanged"
+    assert ctl_says("apply", "cp", "t0", 2) == "configured"
+    if old:
+        assert ctl_says("apply", "t0.cp", "t0", 3) == "configured" and names() == ["t0.cp"]
+        ctl_says("apply", "cp", "default")
+        assert names() == ["default.cp", "t0.cp"] and "x/t0.cp is another policy, and stays" in said[-1]
+        ctl_says("delete", "cp", "default")
+        assert names() == ["t0.cp"]
+    else:
+        assert ctl_says("apply", "cp", "default") == "configured" and names() == ["cp"]
+        assert ctl_says("apply", "cp", "t0") == "configured"
+    assert ctl_says("delete", "cp", "t0") == "deleted" and names() == []
+    assert ctl_says("apply", "default.db", "default") == "created"
+    assert ctl_says("apply", "default.db", "default", 2) == "configured"
+    assert ctl_says("apply", "db", "default", 2) == "unchanged" and len(names()) == 1
+    assert ctl_says("delete", "default.db", "default") == "deleted" and names() == []
 
 
 def test_a_policy_under_two_names_is_told_and_what_was_written_last_counts(server: Cluster) -> None:
