@@ -169,7 +169,7 @@ def _of_manifest(manifest: JsonValue, where: str, at: str, said: list[str], form
         yield from (Wanted(parse_manifest(made), at, translated=True) for made in translation.manifests)
         for made in translation.merged:
             yield Wanted(parse_manifest(made), at, True, translation.filling, translated=True)
-        if not translation.manifests and not translation.merged:
+        if not translation.manifests and not translation.merged and not translation.said:
             said.append(f"{at}: nothing of it is to be written")
         return
     resource = parse_manifest(manifest, where)

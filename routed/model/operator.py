@@ -33,6 +33,9 @@ ENCAPSULATIONS = {
     "VXLAN": (EncapMode.NEVER, EncapMode.ALWAYS),
     "VXLANCrossSubnet": (EncapMode.NEVER, EncapMode.CROSS_SUBNET),
 }
+#: Kinds beside those that are about programs the operator runs, not about a node's network: in Calico's own
+#: custom-resources.yaml they stand next to the Installation.
+_OF_PROGRAMS = frozenset(("APIServer", "GatewayAPI", "Goldmane", "ImageSet", "TigeraStatus", "Whisker"))
 _POOL = "{ allowedUses assignmentMode blockSize cidr disableBGPExport encapsulation name natOutgoing nodeSelector }"
 _HEAD = "apiVersion kind metadata"
 _SHAPES = {
@@ -69,6 +72,8 @@ def translate(manifest: JsonValue, where: str = "") -> Translation | None:
         return None
     top = Fields(manifest, where)
     kind = top.required_text("kind")
+    if kind in _OF_PROGRAMS:
+        return Translation((), (), frozenset(), (f"{kind}: left alone, since it is about programs of the operator's",))
     if kind not in _SHAPES:
         raise top.error("kind", f"must be {one_of(sorted(_SHAPES))} for {API}, not {shown(kind)}")
     for found in unknown_fields(manifest, _SHAPES[kind], where):

@@ -437,6 +437,21 @@ def test_what_the_operator_s_manifests_became_part_of_is_not_deleted_with_them(d
     assert spec_of(desk, "ippool", "default-ipv4-ippool")["cidr"] == "10.244.0.0/16"
 
 
+def test_what_stands_beside_an_installation_in_calico_s_own_file(desk: Desk) -> None:
+    """Pasted as it is: the Installation counts, the rest is about programs nobody here runs."""
+    head = "apiVersion: operator.tigera.io/v1\n"
+    beside = "".join(
+        f"---\n{head}kind: {kind}\nmetadata: {{name: default}}\n{spec}"
+        for kind, spec in (("APIServer", "spec: {}\n"), ("Goldmane", ""), ("Whisker", ""))
+    )
+    text = f"{head}kind: Installation\nmetadata: {{name: default}}\n"
+    text += "spec: {calicoNetwork: {ipPools: [{cidr: 10.9.0.0/16}]}}\n"
+    ran = desk.run("apply", "-f", "-", stdin=text + beside)
+    assert (ran.status, ran.out) == (0, "IPPool default-ipv4-ippool: created\n")
+    for kind in ("APIServer", "Goldmane", "Whisker"):
+        assert f"{kind}: left alone, since it is about programs of the operator's" in ran.err
+
+
 def test_a_manifest_that_asks_for_nothing_says_so(desk: Desk) -> None:
     text = "apiVersion: operator.tigera.io/v1\nkind: Installation\nspec: {calicoNetwork: {ipPools: []}}\n"
     ran = desk.run("apply", "-f", "-", stdin=text)
@@ -519,7 +534,7 @@ spec:
             8,
             "spec.ipPools[0].blocksize: is not a field known here; did you mean blockSize?",
         ),
-        (("CalicoNetwork", "APIServer"), 2, "kind: must be one of CalicoNetwork, CalicoNode or Installation"),
+        (("CalicoNetwork", "Network"), 2, "kind: must be one of CalicoNetwork, CalicoNode or Installation"),
     ],
 )
 def test_what_the_operator_would_not_take_either(desk: Desk, change: tuple[str, str], line: int, reason: str) -> None:
