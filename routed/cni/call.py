@@ -145,12 +145,6 @@ def parse_request(call: Call) -> Request:
     network = configuration.get("name")
     if not isinstance(network, str) or not _NETWORK.fullmatch(network):
         raise CniError(INVALID_CONFIGURATION, f"name: must be the network's name, not {network!r}")
-    previous = configuration.get("prevResult")
-    if previous is not None and not isinstance(previous, dict):
-        raise CniError(DECODE_FAILURE, "prevResult: must be an object")
-    for name, kind, what in _PARTS:
-        if previous is not None and not isinstance(previous.get(name), kind | None):
-            raise CniError(DECODE_FAILURE, f"prevResult.{name}: must be {what}")
     if command in ("STATUS", "GC"):
         return Request(
             command, version, network, configuration=configuration, valid_attachments=_attachments(configuration)
@@ -162,6 +156,15 @@ def parse_request(call: Call) -> Request:
         raise CniError(INVALID_ENVIRONMENT, f"CNI_IFNAME: must be an interface's name, not {interface!r}")
     if command in ("ADD", "CHECK") and not environment.get("CNI_NETNS"):
         raise CniError(INVALID_ENVIRONMENT, "CNI_NETNS: must be the path of the container's network namespace")
+    if command == "DEL":  # nothing of what the call says beside may keep a pod from going
+        arguments = _arguments(environment.get("CNI_ARGS", ""), strict=False)
+        return Request(command, version, network, container_id, environment.get("CNI_NETNS", ""), interface, arguments)
+    previous = configuration.get("prevResult")
+    if previous is not None and not isinstance(previous, dict):
+        raise CniError(DECODE_FAILURE, "prevResult: must be an object")
+    for name, kind, what in _PARTS:
+        if previous is not None and not isinstance(previous.get(name), kind | None):
+            raise CniError(DECODE_FAILURE, f"prevResult.{name}: must be {what}")
     if command == "CHECK" and previous is None:
         raise CniError(INVALID_CONFIGURATION, "prevResult: is required to check an attachment")
     arguments = _arguments(environment.get("CNI_ARGS", ""))
@@ -187,7 +190,7 @@ def parse_request(call: Call) -> Request:
     }
     addresses = _addresses(arguments, runtime, args, annotations)
     families, labels, mtu = _families(ipam, annotations, addresses), _labels(args), _mtu(configuration)
-    if command == "ADD":  # what is there may go, whatever the configuration says by now
+    if command == "ADD":
         _must_be_possible(arguments, labels, mtu, families)
     return Request(
         command,
@@ -287,11 +290,12 @@ def _texts(of: JsonObject, where: str) -> dict[str, str]:
     return {name: str(value) for name, value in of.items()}
 
 
-def _arguments(text: str) -> dict[str, str]:
+def _arguments(text: str, *, strict: bool = True) -> dict[str, str]:
+    """Not strict: what is none is passed over."""
     found: dict[str, str] = {}
     for part in text.split(";") if text else ():
         name, given, value = part.partition("=")
-        if not given or not name:
+        if strict and (not given or not name):
             raise CniError(INVALID_ENVIRONMENT, f"CNI_ARGS: must be NAME=VALUE;..., and {part!r} is not")
         found[name] = value
     return found

@@ -27,7 +27,7 @@ from routed.dataplane.pods import PodWiring
 from routed.dataplane.tunnels import KINDS, DeviceState
 from routed.datastore.editing import FolderStore
 from routed.desired import Tunnel, TunnelKind, tunnel_overhead
-from routed.errors import ConfigError
+from routed.errors import ConfigError, StoreError
 from routed.ipam.holders import Holder
 from routed.model.resources import EncapMode, IPPool, JsonObject, Update
 from routed.net.addresses import format_address, is_link_local
@@ -41,6 +41,8 @@ if TYPE_CHECKING:  # gRPC and httpx are imported by who needs them: see `datasto
 
 #: Of the uplink, where it cannot be told.
 DEFAULT_MTU = 1500
+#: Seconds the Kubernetes API may take to say what a pod is.
+API = 5.0
 _POLL = 0.001
 #: Seconds after which a route is looked for even where the kernel answered nothing.
 _LOOK_AGAIN = 0.05
@@ -65,7 +67,7 @@ class Workloads:
         self._core = core
         self._kernel = kernel
         self._log = log
-        self._problem = ""
+        self._problem = self._api_problem = ""
         self._read = False
         """The datastore was."""
         self._own_addresses: dict[bytes, str] = {}
@@ -182,7 +184,7 @@ class Workloads:
     def problems(self) -> tuple[str, ...]:
         return (
             *self._not_forwarding(),
-            *((self._problem,) if self._problem else ()),
+            *filter(None, (self._problem, self._api_problem)),
             *self.policy.problems,
             *self.pod_keeper.problems,
             *self.tunnels.problems,
@@ -312,7 +314,14 @@ class Workloads:
 
     async def pod(self, namespace: str, name: str) -> JsonObject | None:
         assert self._kubernetes is not None
-        return await self._kubernetes.get(f"/api/v1/namespaces/{namespace}/pods/{name}")
+        try:
+            async with asyncio.timeout(API):
+                found = await self._kubernetes.get(f"/api/v1/namespaces/{namespace}/pods/{name}")
+        except TimeoutError:
+            self._api_problem = f"the Kubernetes API has not answered for {API:g} s when it was asked for a pod"
+            raise StoreError(self._api_problem) from None
+        self._api_problem = ""
+        return found
 
 
 def _is_followed(interface: Interface) -> bool:

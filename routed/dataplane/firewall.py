@@ -113,6 +113,8 @@ _OF_WORKLOADS_TOO = (Place.HOST_PRE_DNAT, Place.HOST_FORWARD)
 _OF_WORKLOADS = ("from_workload", "to_workload")
 """The dispatch chains that also find a walk by address: of workloads at a bridge, whose interface no packet shows here."""
 _FROM_BRIDGE = "from_bridge"
+_LOOPBACK = b"\x08\x7f"
+"""127.0.0.0/8: with route_localnet a workload might reach what listens there, which is the node's alone."""
 _SPOOFED = "spoofed"
 """Where packets of workloads end up that have a source which is not theirs, while some may have such."""
 
@@ -696,6 +698,7 @@ class Firewall:
         workloads = [words.has_interface(Meta.IIFNAME, name) for name in names]
         to_workloads = [words.has_interface(Meta.OIFNAME, name) for name in names]
         known = words.is_known()
+        loopback = words.in_net(Family.IPV4_UNICAST, _LOOPBACK, words.DESTINATION)
 
         def asked(place: Place, direction: str) -> list[bytes]:
             if (place, direction) not in used:
@@ -710,6 +713,7 @@ class Firewall:
         rules: dict[str, list[bytes]] = {
             "raw_prerouting": [
                 *unmarked,
+                *(self._dropped(match + loopback, "loopback of the node") for match in workloads),
                 *(self._spoofed(match + nft.fib_source_present() + nft.compare(bytes(4))) for match in workloads),
                 *(
                     words.has_interface(Meta.IIFNAME, f"{bridge}\x00") + nft.verdict(Verdict.JUMP, _FROM_BRIDGE)

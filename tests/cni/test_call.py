@@ -74,6 +74,27 @@ def test_names_that_no_pod_has_are_refused_and_yet_may_go(words: str):
     assert parse_request(Call({**environment, "CNI_COMMAND": "DEL"}, body)).container_id == "c1"
 
 
+@pytest.mark.parametrize(
+    "configuration",
+    [
+        annotated(ipAddrs="nonsense"), annotated(hwAddr="x"), annotated(ipFamilies="[]"), annotated(floatingIPs="[]x"),
+        annotated(allowedSourcePrefixes="7"), {"runtimeConfig": {"ips": "x", "mac": 7, "ipRanges": {}}},
+        {"runtimeConfig": 7}, {"ipam": {"assign_ipv4": "false"}}, {"attach": "x"}, {"bridge": "eth0"}, {"mtu": -1},
+        {"prevResult": []}, {"args": 7},
+    ],
+)  # fmt: skip
+def test_a_del_needs_to_know_which_pod_and_nothing_else(configuration: dict[str, Any]):
+    environment = {
+        "CNI_COMMAND": "DEL", "CNI_CONTAINERID": "c1", "CNI_IFNAME": "eth0",
+        "CNI_ARGS": "nonsense;IP=x;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web",
+    }  # fmt: skip
+    body = json.dumps({"cniVersion": "1.1.0", "name": "pods", **configuration}).encode()
+    asked = parse_request(Call(environment, body))
+    assert (asked.pod, asked.container_id, asked.handle) == (("shop", "web"), "c1", "pods.c1")
+    collecting = parse_request(Call({"CNI_COMMAND": "GC"}, body))
+    assert collecting.network == "pods"
+
+
 def test_sources_beside_its_own():
     asked = request(**annotated(allowedSourcePrefixes='["10.0.0.0/8", "fd00:9::/64", "192.0.2.7"]'))
     assert [str(each) for each in asked.sources] == ["10.0.0.0/8", "fd00:9::/64", "192.0.2.7/32"]

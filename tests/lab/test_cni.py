@@ -219,6 +219,39 @@ def test_a_restart_of_the_daemon_loses_no_packet_and_finds_all_again(node: Node)
     assert third.addresses[0] not in (first.addresses[0], second.addresses[0])
 
 
+LOCALHOST = """
+import socket
+server = socket.create_server(("127.0.0.1", 9998))
+print("listening", flush=True)
+while True:
+    server.accept()
+"""
+CONNECTING = """
+import socket, sys
+try:
+    socket.create_connection(("127.0.0.1", 9998), 1)
+    print("connected")
+except OSError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("values", [{}, {"attach": "bridge"}], ids=["routed", "bridge"])
+def test_what_listens_on_the_nodes_loopback_is_the_nodes_alone(node: Node, values: dict[str, Any]):
+    server = node.namespace.start("server", sys.executable, "-c", LOCALHOST)
+    wait_for(lambda: "listening" in server.text(), 20, "it listens")
+    assert "connected" in node.namespace.run(sys.executable, "-c", CONNECTING)
+    pod = node.lab.namespace("nosy")
+    node.runtime.add(pod, **values)
+    pod.sysctl("net.ipv4.conf.eth0.route_localnet", "1")
+    pod.ip("addr del 127.0.0.1/8 dev lo", "route add 127.0.0.1 via 169.254.1.1 dev eth0")
+    assert "connected" not in pod.run(sys.executable, "-c", CONNECTING)
+    dropped = [
+        line for line in node.namespace.run("nft", "list", "ruleset").splitlines() if "loopback of the node" in line
+    ]
+    assert any("packets 0 " not in line for line in dropped), dropped
+
+
 def test_policy_is_in_force_when_the_pod_starts(node: Node):
     deny = {
         "apiVersion": "projectcalico.org/v3",

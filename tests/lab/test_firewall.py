@@ -650,7 +650,7 @@ def test_whatever_is_dropped_has_a_name_and_a_counter(site: Site):
     site.apply(PolicyBatch(endpoints=everywhere(None), host=host))
     named = {rule.comment for rule in site.run(site.kernel.rules()) if rule.packets is not None}
     wanted = {"spoofed source", "unknown workload", "workload to host", "tunnels of workloads", "of no connection"}
-    assert named == wanted | {"tunnel packets of who is no node"}
+    assert named == wanted | {"tunnel packets of who is no node", "loopback of the node"}
     listed = site.node.run("nft", "list", "table", "inet", "routed")
     assert all("comment" in line for line in listed.splitlines() if line.endswith("drop") or " drop " in line)
 
