@@ -46,12 +46,19 @@ def call(given: bytes) -> int:
         version = setting(given, "cniVersion", "1.0.0")
         posix.write(1, f'{{"cniVersion":"{version}","supportedVersions":{VERSIONS}}}'.encode())
         return 0
-    daemon = connect(setting(given, "socket", DEFAULT_SOCKET))
-    rights = enter(environment.get(b"CNI_NETNS", b""), needed=command in (b"ADD", b"CHECK"))
+    path = setting(given, "socket", DEFAULT_SOCKET)
+    daemon = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
+    daemon.settimeout(PATIENCE)
+    try:
+        rights = enter(environment.get(b"CNI_NETNS", b""), needed=command in (b"ADD", b"CHECK"))
+    except Failure:  # told only where the daemon answers, since without it the runtime should just try again
+        connect(daemon, path)
+        raise
     message = GREETING + b"".join(name + b"=" + value + b"\0" for name, value in variables) + b"\0" + given
     if len(message) > MAX_MESSAGE:
         raise Failure(DECODE_FAILURE, f"the network configuration has more than {MAX_MESSAGE} octets")
     packed = b"".join(fd.to_bytes(4, sys.byteorder) for fd in rights)
+    connect(daemon, path)  # last, so that it finds the call when it looks
     try:
         daemon.sendmsg([message], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, packed)] if packed else [])
         while True:
@@ -80,17 +87,14 @@ def setting(given: bytes, name: str, default: str) -> str:
     return value if isinstance(value, str) else default
 
 
-def connect(path: str) -> _socket.socket:
+def connect(daemon: _socket.socket, path: str) -> None:
     try:
-        daemon = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
-        daemon.settimeout(PATIENCE)
         daemon.connect(path)
     except (OSError, ValueError) as error:
         raise Failure(
             TRY_AGAIN,
             f"the routed daemon does not answer at {path} ({error}); is it running? `systemctl status routed`",
         ) from None
-    return daemon
 
 
 def enter(path: bytes, *, needed: bool) -> list[int]:

@@ -114,34 +114,46 @@ static void fail(int code, const char *words)
 	exit(1);
 }
 
-static int connect_daemon(void)
+/* A socket that `connect_daemon` connects: made in the node's namespace. */
+static int open_socket(void)
+{
+	struct timeval patience = {.tv_sec = PATIENCE};
+	int daemon = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+
+	if (daemon < 0 || setsockopt(daemon, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience))
+		fail(IO_FAILURE, "cannot open a socket");
+	return daemon;
+}
+
+static void connect_daemon(int daemon)
 {
 	char path[sizeof(((struct sockaddr_un *)0)->sun_path)], words[512];
 	const char *named = setting("socket", path, sizeof path);
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
-	struct timeval patience = {.tv_sec = PATIENCE};
-	int daemon = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 
 	strcpy(address.sun_path, named ? named : DEFAULT_SOCKET);
-	if (daemon < 0 || setsockopt(daemon, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience) ||
-	    connect(daemon, (struct sockaddr *)&address, sizeof address)) {
+	if (connect(daemon, (struct sockaddr *)&address, sizeof address)) {
 		snprintf(words, sizeof words,
 			 "the routed daemon does not answer at %s (%s); is it running? `systemctl status routed`",
 			 address.sun_path, strerror(errno));
 		fail(TRY_AGAIN, words);
 	}
-	return daemon;
 }
 
-/* Go into the network namespace: a netlink socket opened inside, and the namespace. How many descriptors there are. */
-static int enter(const char *path, int needed, int rights[2])
+/*
+ * Go into the network namespace: a netlink socket opened inside, and the namespace. How many descriptors there are.
+ * What is wrong with it is told only where the daemon answers, since without it the runtime should just try again.
+ */
+static int enter(const char *path, int needed, int rights[2], int daemon)
 {
 	char words[512];
 	int namespace;
 
 	if (!path || !*path) {
-		if (needed)
+		if (needed) {
+			connect_daemon(daemon);
 			fail(INVALID_ENVIRONMENT, "CNI_NETNS: cannot open : it is not set");
+		}
 		return 0;
 	}
 	namespace = open(path, O_RDONLY | O_CLOEXEC);
@@ -149,12 +161,14 @@ static int enter(const char *path, int needed, int rights[2])
 		if (!needed)
 			return 0;
 		snprintf(words, sizeof words, "CNI_NETNS: cannot open %s: %s", path, strerror(errno));
+		connect_daemon(daemon);
 		fail(INVALID_ENVIRONMENT, words);
 	}
 	if (setns(namespace, CLONE_NEWNET)) {
 		if (!needed) /* the file outlived its namespace */
 			return 0;
 		snprintf(words, sizeof words, "CNI_NETNS: cannot enter %s: %s", path, strerror(errno));
+		connect_daemon(daemon);
 		fail(INVALID_ENVIRONMENT, words);
 	}
 	rights[0] = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
@@ -222,8 +236,8 @@ int main(void)
 		write_all(words, strlen(words));
 		return 0;
 	}
-	daemon = connect_daemon();
-	count = enter(getenv("CNI_NETNS"), !strcmp(command, "ADD") || !strcmp(command, "CHECK"), rights);
+	daemon = open_socket();
+	count = enter(getenv("CNI_NETNS"), !strcmp(command, "ADD") || !strcmp(command, "CHECK"), rights, daemon);
 
 	memcpy(message, GREETING, sizeof GREETING);
 	for (variable = environ; *variable; variable++) {
@@ -252,6 +266,7 @@ int main(void)
 		first->cmsg_len = CMSG_LEN(sizeof rights);
 		memcpy(CMSG_DATA(first), rights, sizeof rights);
 	}
+	connect_daemon(daemon); /* last, so that it finds the call when it looks */
 	got = sendmsg(daemon, &header, MSG_NOSIGNAL);
 	while (got >= 0) {
 		got = recv(daemon, answer, MAX_MESSAGE, 0);

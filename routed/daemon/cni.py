@@ -55,18 +55,20 @@ class Conversation:
     async def begin_sysctls(self, values: Iterable[tuple[str, str]]) -> None:
         """Have the plugin write files below /proc/sys/net inside the container's namespace. Raises CniError."""
         try:
-            await asyncio.get_running_loop().sock_sendall(self._connection, encode_sysctls(values))
+            await self._send(encode_sysctls(values))
         except OSError:
             raise CniError(TRY_AGAIN, "the plugin ended during the call") from None
         self._writing = True
 
     async def sysctls_written(self) -> None:
         """Until it has. Raises CniError."""
-        loop = asyncio.get_running_loop()
         self._writing = False
         try:
-            async with asyncio.timeout(PATIENCE):
-                answer = await loop.sock_recv(self._connection, MAX_MESSAGE)
+            try:
+                answer = self._connection.recv(MAX_MESSAGE)  # mostly it wrote them long before anybody asks
+            except BlockingIOError:
+                async with asyncio.timeout(PATIENCE):
+                    answer = await asyncio.get_running_loop().sock_recv(self._connection, MAX_MESSAGE)
         except (OSError, TimeoutError):
             raise CniError(TRY_AGAIN, "the plugin ended during the call") from None
         if answer[:1] != SYSCTLS_DONE:
@@ -79,7 +81,14 @@ class Conversation:
             with contextlib.suppress(CniError):
                 await self.sysctls_written()
         with contextlib.suppress(OSError):  # it has gone; whoever runs it will ask again
-            await asyncio.get_running_loop().sock_sendall(self._connection, encode_result(status, output))
+            await self._send(encode_result(status, output))
+
+    async def _send(self, message: bytes) -> None:
+        """Raises OSError."""
+        try:
+            self._connection.send(message)
+        except BlockingIOError:
+            await asyncio.get_running_loop().sock_sendall(self._connection, message)
 
 
 class CniServer:
@@ -149,7 +158,11 @@ class CniServer:
                     os.close(descriptor)
 
     async def _receive(self, connection: socket.socket, descriptors: list[int]) -> bytes:
-        """The call, once it is there."""
+        """The call, once it is there: mostly it came with the connection."""
+        try:
+            return self._received(connection, descriptors)
+        except BlockingIOError:
+            pass
         ready: asyncio.Future[None] = self._loop.create_future()
 
         def arrived() -> None:
@@ -162,6 +175,9 @@ class CniServer:
                 await ready
         finally:
             self._loop.remove_reader(connection.fileno())
+        return self._received(connection, descriptors)
+
+    def _received(self, connection: socket.socket, descriptors: list[int]) -> bytes:
         message, found, _, _ = socket.recv_fds(connection, MAX_MESSAGE, _DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
         descriptors += found
         return message

@@ -51,7 +51,7 @@ from routed.cni.call import (
 )
 from routed.core.effects import Level
 from routed.daemon.cni import Conversation, Inside
-from routed.dataplane.conntrack import forget
+from routed.dataplane.conntrack import FormerConnections
 from routed.dataplane.pods import BRIDGED_POD_SYSCTLS, NODE_MAC, POD_SYSCTLS, PodPort, PodWiring
 from routed.datastore.allocating import clock, cluster_of
 from routed.datastore.remembered import RememberingStore
@@ -221,6 +221,7 @@ class Pods:
         self._log = log
         self._labels = labels
         self._proxy_arp = proxy_arp
+        self._connections = FormerConnections()
         self._own_namespace = os.stat("/proc/self/ns/net")
         self._mirror: dict[str, dict[ResourceKey, Resource]] = {kind: {} for kind in MIRRORED}
         self._holders = Holders()
@@ -286,6 +287,7 @@ class Pods:
             self._paying.cancel()
         if self._teardown is not None:
             await asyncio.wait((self._teardown,), timeout=5)
+        self._connections.close()
         self._wiring.close()
 
     @property
@@ -396,7 +398,7 @@ class Pods:
 
     def _attach(self, port: PodPort, inside: Inside) -> str:
         """In a thread: the pod's interface, and nothing left of who had its addresses, or why not. Raises CniError."""
-        problem = forget(address for _, address in port.addresses)
+        problem = self._connections.forget(address for _, address in port.addresses)
         try:
             self._wiring.attach(port, inside.namespace, inside.netlink)
         except KernelError as error:

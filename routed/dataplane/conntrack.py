@@ -9,13 +9,12 @@ Invariant: nothing here raises where the kernel says no; what could not be done 
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from routed.dataplane.exchange import open_exchange
+from routed.dataplane.exchange import Exchange, open_exchange
 from routed.errors import KernelError
 from routed.netlink.conntrack import Part, delete_entries
 from routed.netlink.nftables import NETLINK_NETFILTER
@@ -135,23 +134,34 @@ def _read(path: str) -> int:
         return int(file.read())
 
 
-def forget(addresses: Iterable[bytes], root: str = ROOT) -> str:
-    """Remove the entries of connections that these addresses take part in; why that cannot be done, or empty.
+class FormerConnections:
+    """Those of addresses that get another owner: who has one next would have the connections of who had it before,
+    translated, and let through, as theirs were. Used by one thread at a time, on one socket, that of its namespace."""
 
-    Who has an address next would have the connections of who had it before: translated, and let through, as theirs were.
-    """
-    with contextlib.suppress(OSError, ValueError):
-        if not _read(os.path.join(root, "nf_conntrack_count")):
-            return ""  # to look for entries, the kernel walks through the whole table
-    try:
-        with contextlib.closing(open_exchange(NETLINK_NETFILTER)) as exchange:
+    def __init__(self) -> None:
+        self._exchange: Exchange | None = None
+
+    def forget(self, addresses: Iterable[bytes]) -> str:
+        """Remove the entries of connections that these addresses take part in; why that cannot be done, or empty.
+
+        To look for entries the kernel walks through the whole table, unless this namespace has none.
+        """
+        try:
+            if self._exchange is None:
+                self._exchange = open_exchange(NETLINK_NETFILTER)
+            exchange = self._exchange
             requests = [delete_entries(exchange.next(), part, each) for each in addresses for part in Part]
             exchange.ask_all(requests, "removing a former pod's connections")
-    except KernelError as error:
-        return "" if error.errno == errno.ENOENT else f"conntrack: {error}"
-    except OSError as error:
-        return f"conntrack: removing a former pod's connections: {error.strerror}"
-    return ""
+        except KernelError as error:
+            return "" if error.errno == errno.ENOENT else f"conntrack: {error}"
+        except OSError as error:
+            return f"conntrack: removing a former pod's connections: {error.strerror}"
+        return ""
+
+    def close(self) -> None:
+        if self._exchange is not None:
+            self._exchange.close()
+            self._exchange = None
 
 
 class FullnessWatch:

@@ -64,9 +64,9 @@ from routed.netlink.veth import (
     dump_rules,
     get_link,
     make_veth,
-    set_ipv4_settings,
     set_link_group,
     set_link_up,
+    set_link_up_with,
     set_neighbour,
 )
 
@@ -366,14 +366,11 @@ class PodWiring:
         self._write_sysctls(port.interface, (each for each in wanted if each[0] not in _BY_MESSAGE))
         settings = {_BY_MESSAGE[path]: int(value) for path, value in wanted if path in _BY_MESSAGE}
         with self._turn:
-            if bridge is not None:
-                first = [set_master(node.next(), index, at), guard_port(node.next(), index)]
-            else:
-                first = [set_ipv4_settings(node.next(), index, settings)]
+            joining = [set_master(node.next(), index, at), guard_port(node.next(), index)] if bridge is not None else []
             node.ask_all(
                 [
-                    *first,
-                    set_link_up(node.next(), index),
+                    *joining,
+                    set_link_up_with(node.next(), index, settings),
                     *(set_neighbour(node.next(), at, family, address, port.mac) for family, address in port.addresses),
                 ],
                 what,

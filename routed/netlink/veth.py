@@ -122,11 +122,12 @@ def set_link_up(sequence: int, index: int) -> bytes:
     return request(RTM_NEWLINK, NLM_F_ACK, sequence, IFINFOMSG.pack(AF_UNSPEC, 0, 0, index, IFF_UP, IFF_UP))
 
 
-def set_ipv4_settings(sequence: int, index: int, settings: Mapping[int, int]) -> bytes:
-    """Of a link: what /proc/sys/net/ipv4/conf/NAME has as files, by their numbers (IPV4_DEVCONF_*)."""
+def set_link_up_with(sequence: int, index: int, settings: Mapping[int, int]) -> bytes:
+    """And what /proc/sys/net/ipv4/conf/NAME has as files, by their numbers (IPV4_DEVCONF_*), in one step: nothing
+    passes a new pair before its other end is up too."""
     values = b"".join(attribute(number, _U32.pack(value)) for number, value in settings.items())
     inet = attribute(AF_INET, attribute(IFLA_INET_CONF, values))
-    body = IFINFOMSG.pack(AF_UNSPEC, 0, 0, index, 0, 0) + attribute(IFLA_AF_SPEC, inet)
+    body = IFINFOMSG.pack(AF_UNSPEC, 0, 0, index, IFF_UP, IFF_UP) + attribute(IFLA_AF_SPEC, inet)
     return request(RTM_NEWLINK, NLM_F_ACK, sequence, body)
 
 
