@@ -394,7 +394,7 @@ def test_a_pod_that_speaks_bgp(settled: Cluster) -> None:
         wait_for(lambda: block(2) in bird.routes(), SOON, "the pod hears of the cluster", state=bird.routes)
         assert one.neighbors()["10.244.1.5"]["name"] == "Local_Workload_10_244_1_5"
     with settled.quiet(routes=False):
-        settled.etcd.ctl("del", path)
+        settled.delete("workloadendpoint", "node--1-k8s-router-eth0")
         wait_for(
             lambda: learned not in settled.nodes[2].kernel_routes() and "10.244.1.5" not in one.sessions(),
             SOON,
