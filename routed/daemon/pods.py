@@ -9,8 +9,8 @@ interface, goes on after the answer.
 Addresses and the endpoint that has them are one write of the datastore, and so is their end; those of pods that come and
 go at the same time are written together (`datastore.rounds`).
 
-Invariants: one call at a time for a container; the datastore's resources are a mirror fed by `update`, and every write of
-ours is in it before the call goes on.
+Invariants: one call at a time for a container, and for an interface, which the next sandbox of a pod has as well; the
+datastore's resources are a mirror fed by `update`, and every write of ours is in it before the call goes on.
 
 Long for one idea: the order of steps, and of undoing them, is one story.
 """
@@ -193,7 +193,7 @@ class _PodIsThere(Exception):
 
 
 class _Turns:
-    """The calls for one container."""
+    """The calls for one container, or for one interface."""
 
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
@@ -308,7 +308,8 @@ class Pods:
         if request.command == "GC":
             await self._collect(request)
             return b""
-        async with self.turn(request.container_id):
+        # of two sandboxes of a pod, one that is given up and the next, each has the interface in its turn
+        async with self.turn(request.container_id), self.turn(f"interface:{self._key_of(request)[1]}"):
             if request.command == "DEL":
                 await self._delete(request)
                 return b""
@@ -326,9 +327,9 @@ class Pods:
                 raise
 
     @contextlib.asynccontextmanager
-    async def turn(self, container_id: str) -> AsyncIterator[None]:
-        """One call at a time for a container, in the order they came."""
-        turns = self._turns.setdefault(container_id, _Turns())
+    async def turn(self, what: str) -> AsyncIterator[None]:
+        """One call at a time for a container, or for an interface, in the order they came. A container's comes first."""
+        turns = self._turns.setdefault(what, _Turns())
         turns.calls += 1
         try:
             async with turns.lock:
@@ -336,7 +337,7 @@ class Pods:
         finally:
             turns.calls -= 1
             if not turns.calls:
-                del self._turns[container_id]
+                del self._turns[what]
 
     async def _add(self, request: Request, inside: Inside, conversation: Conversation) -> bytes:
         if problem := await self._dataplane.until_ready() or self._lock():
@@ -760,8 +761,14 @@ class Pods:
         for endpoint in endpoints:
             if self._mirror[WorkloadEndpoint.kind].get(endpoint.key) is endpoint:  # the datastore has it no more
                 self._tell(Update(endpoint.key, None))
-            self._tear_down(endpoint.interface_name)
+            if not self._is_anothers(endpoint.key, endpoint.container_id):
+                self._tear_down(endpoint.interface_name)
             self.removed += 1
+
+    def _is_anothers(self, key: ResourceKey, container_id: str) -> bool:
+        """Another sandbox of the pod has the endpoint by now, and so the interface, whose name is the same."""
+        there = self._mirror[WorkloadEndpoint.kind].get(key)
+        return isinstance(there, WorkloadEndpoint) and there.container_id != container_id
 
     async def _take_back(self, endpoints: Sequence[tuple[ResourceKey, str]], handle: str) -> None:
         """Remove these endpoints, where they are still these containers', and give back what is under a handle."""
@@ -815,7 +822,8 @@ class Pods:
 
     async def _undo(self, request: Request, identity: _Identity) -> None:
         """Take back what an ADD did so far: soon, or once the datastore answers."""
-        self._tear_down(identity.interface)
+        if not self._is_anothers(identity.key, request.container_id):
+            self._tear_down(identity.interface)
         try:
             async with asyncio.timeout(UNDO):
                 await self._take_back([(identity.key, request.container_id)], request.handle)

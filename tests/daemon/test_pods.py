@@ -689,6 +689,46 @@ def test_sources_beside_its_own_are_written_down_where_they_may_be(store: Store,
     runner.run(main())
 
 
+@pytest.mark.parametrize("given_up", [False, True])
+def test_the_next_sandbox_of_a_pod_keeps_its_interface(store: Store, runner: asyncio.Runner, given_up: bool):
+    """Whatever becomes of the ADD of the one before, whose plugin was killed, and of its DEL."""
+
+    async def main() -> None:
+        node = Node(store)
+        gate = asyncio.Event()
+
+        class Slow(Talk):
+            async def sysctls_written(self) -> None:
+                await gate.wait()
+                await super().sysctls_written()
+
+        refusal = CniError(11, "the plugin ended during the call") if given_up else None
+        first = asyncio.create_task(node.call("ADD", "web", "c1", talk=Slow(refusal)))
+        while not store.of(WorkloadEndpoint):
+            await asyncio.sleep(0)
+        second = asyncio.create_task(node.call("ADD", "web", "c2"))
+        for _ in range(100):
+            await asyncio.sleep(0)
+        gate.set()
+        results = await asyncio.gather(first, second, return_exceptions=True)
+        assert isinstance(results[0], CniError) == given_up and not isinstance(results[1], BaseException)
+        (endpoint,) = store.of(WorkloadEndpoint)
+        index = node.wiring.interfaces[endpoint.interface_name]
+        await node.call("DEL", "web", "c1")
+        assert (
+            await node.call("GC", **{"cni.dev/valid-attachments": [{"containerID": "c2", "ifname": "eth0"}]})
+        ) is None
+        await node.pods.close()
+        assert endpoint.container_id == "c2" and node.wiring.interfaces == {endpoint.interface_name: index}
+        assert index == node.wiring.last, "made after the other"
+        await node.call("DEL", "web", "c2")
+        await node.pods.close()
+        nothing_left(node)
+        await node.close()
+
+    runner.run(main())
+
+
 @pytest.mark.parametrize("too_late", [False, True])
 def test_an_add_again_that_fails_leaves_the_pod_as_it_was_or_nothing(
     store: Store, runner: asyncio.Runner, too_late: bool
