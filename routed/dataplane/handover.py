@@ -26,6 +26,10 @@ from routed.netlink.messages import Message, dump_errno, fence, messages, parse_
 from routed.netlink.numbers import NLMSG_DONE, NLMSG_ERROR
 from routed.netlink.routes import Operation, RouteDecoder, RouteFacts, dump_routes, encode_routes, refused_prefix
 
+#: Routes by which a daemon says that there is no way (RTN_UNREACHABLE, RTN_PROHIBIT), as BIRD does for a next hop it cannot
+#: resolve. Their packets go nowhere as a blackhole's, which is what they are taken over as.
+_NO_WAY = (7, 8)
+
 #: Routes of one send, and the seconds the kernel may take to answer it.
 _RUN = 1000
 _PATIENCE = 30.0
@@ -44,7 +48,7 @@ def hand_over(table: int, giving: Collection[int], taking: int) -> HandedOver:
     try:
         for family in (Family.IPV4_UNICAST, Family.IPV6_UNICAST):
             for facts, prefixes in _found(table, family, giving).items():
-                if facts.kind not in tuple(RouteKind) or not facts.plain:
+                if facts.kind not in (*RouteKind, *_NO_WAY) or not facts.plain:
                     left += [f"{format_prefix(family, prefix)}: is no route of a daemon's" for prefix in prefixes]
                     continue
                 refused = _give(family, facts, prefixes, table, taking)
@@ -81,7 +85,8 @@ def _found(table: int, family: Family, giving: Collection[int]) -> dict[RouteFac
 def _give(family: Family, facts: RouteFacts, prefixes: list[bytes], table: int, taking: int) -> list[str]:
     """Replace them; those that were not, each with the reason."""
     refused: list[str] = []
-    route = KernelRoute(RouteKind(facts.kind), facts.gateways)
+    kind = RouteKind.BLACKHOLE if facts.kind in _NO_WAY else RouteKind(facts.kind)
+    route = KernelRoute(kind, facts.gateways)
     writer = open_writer()
     try:
         for sequence, start in enumerate(range(0, len(prefixes), _RUN), 1):

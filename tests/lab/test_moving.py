@@ -137,7 +137,17 @@ def test_what_nobody_asks_for_is_swept(nodes: tuple[Routed, Routed, Bird]) -> No
     bird.kill()  # it has gone already where the test before this ran
     first.namespace.route(f"add 10.244.9.0/26 via {address(2)} proto bird")
     first.namespace.route(f"add 10.244.8.0/26 via {address(2)} proto static")
+    for nowhere in ("unreachable 10.244.7.0/26", "prohibit 10.244.6.0/26"):  # what it could not resolve
+        first.namespace.route(f"add {nowhere} proto bird")
+    for six in (False, True):
+        first.namespace.route(f"replace unreachable {block(2, ipv6=six)} proto bird")
     first.start()
     wait_for(lambda: not first.status()["sweepPending"], RECONNECT, "the start is over", state=first.status)
     wait_for(lambda: "10.244.9.0/26" not in first.namespace.routes(), SOON, "what BIRD left and nobody wants is gone")
     assert "proto static" in first.namespace.routes()["10.244.8.0/26"], "never another's"
+    assert not first.namespace.routes().keys() & {"10.244.7.0/26", "10.244.6.0/26"}
+    for six in (False, True):
+        wait_for(
+            lambda six=six: "via" in first.namespace.routes(ipv6=six).get(block(2, ipv6=six), ""), SOON, "a way again"
+        )
+    assert protocols(first) == {OUR_NUMBER}
