@@ -21,6 +21,7 @@ from typing import Any
 
 from routed.dataplane.firewall import Firewall
 from routed.dataplane.firewall_kernel import FirewallKernel
+from routed.desired_policy import HostRules, PolicyBatch
 from routed.model.resources import Resource, Update
 from routed.policy.engine import PolicyEngine
 from routed.testing.lab import Lab, Namespace
@@ -314,6 +315,16 @@ class Site:
                 if batch is not None:
                     node.kernel.apply(batch)
             for node in self.nodes.values():
+                await asyncio.wait_for(node.kernel.settled(), 30)
+
+        self.run(commit())
+
+    def host(self, rules: HostRules) -> None:
+        """What both nodes do beside policy."""
+
+        async def commit() -> None:
+            for node in self.nodes.values():
+                node.kernel.apply(PolicyBatch(host=rules))
                 await asyncio.wait_for(node.kernel.settled(), 30)
 
         self.run(commit())
