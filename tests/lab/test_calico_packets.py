@@ -41,7 +41,7 @@ def test_case(site: Site, case: Case):
 def test_any_clusters_one_after_the_other(site: Site):
     """As tests/policy has it on the model, on kernels: a few clusters drawn in Calico's whole grammar, anew in each run.
 
-    Where packets and documents differ, Hypothesis looks for the smallest cluster that shows it and says how to draw it again.
+    Where packets and documents differ, Hypothesis looks for the smallest cluster that shows it, and says how to draw it.
     """
     packets = FirstPackets(site.hosts)
     nodes = [site.lab.namespaces[name] for name in site.nodes]
