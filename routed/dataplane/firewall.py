@@ -279,13 +279,11 @@ class Firewall:
             yield
         for name, elements in dispatched.items():
             yield from self._write_elements(batch, name, elements, found)
-        for base in _BASE_CHAINS.values():
-            batch.add_base_chain(base.name, base.kind, Hook(base.hook or 0), base.priority)
         for name in (_FROM_BRIDGE, _SPOOFED, *_DISPATCH.values()):
             batch.add_chain(name)
         self._base, self._base_due = {}, True
         self._write_base(batch)
-        for name in found.chains.keys() - chains - _BASE_CHAINS.keys():
+        for name in found.chains.keys() - chains - {_NAT, *(base for base in _BASE_CHAINS if self._base[base])}:
             batch.delete_chain(name)
 
     def _write_elements(self, batch: Batch, name: str, wanted: Iterable[Element], found: TableFound) -> Iterator[None]:
@@ -683,10 +681,16 @@ class Firewall:
         self._base_due = False
         wanted = self._base_rules()
         for chain, rules in wanted.items():
-            if self._base.get(chain) == rules:
+            before = self._base.get(chain)
+            if before == rules:
                 continue
-            if chain in self._base:
+            if before:
                 batch.flush_chain(chain)
+            base = _BASE_CHAINS.get(chain)
+            if base is not None and rules and not before:
+                batch.add_base_chain(base.name, base.kind, Hook(base.hook or 0), base.priority)
+            elif base is not None and before and not rules and chain != _NAT:
+                batch.delete_chain(chain)
             for expressions in rules:
                 batch.add_rule(chain, expressions, self._names.get(expressions, ""))
         self._base = wanted
@@ -733,7 +737,7 @@ class Firewall:
                 *(match + nft.verdict(Verdict.JUMP, "to_workload") for match in to_workloads),
                 *asked(Place.HOST_FORWARD, "egress"),
             ],
-            "nat_postrouting": list(self._nat_rules()),
+            _NAT: list(self._nat_rules()),
             _FROM_BRIDGE: list(_bridged_rules()) if bridges else [],
             _SPOOFED: list(self._source_rules()),
         }
@@ -855,6 +859,8 @@ class Firewall:
             )
 
 
+_NAT = "nat_postrouting"
+"""Never deleted: connections that are translated need it as long as they live."""
 _BASE_CHAINS = {
     name: ChainFound(name, kind, hook, priority)
     for name, kind, hook, priority in (
@@ -865,10 +871,10 @@ _BASE_CHAINS = {
         ("output", "filter", Hook.OUTPUT, Priority.FILTER),
         ("forward", "filter", Hook.FORWARD, Priority.FILTER),
         ("postrouting", "filter", Hook.POSTROUTING, Priority.MANGLE),
-        ("nat_postrouting", "nat", Hook.POSTROUTING, Priority.SOURCE_NAT),
+        (_NAT, "nat", Hook.POSTROUTING, Priority.SOURCE_NAT),
     )
 }
-"""As the kernel lists them."""
+"""As the kernel lists them. Those without rules are not there: a packet is stopped at each, whatever is in it."""
 
 
 # ---- names

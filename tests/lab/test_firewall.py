@@ -14,7 +14,7 @@ import socket
 import struct
 import threading
 from collections.abc import Coroutine, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -543,6 +543,27 @@ def test_until_rules_that_are_gone_are_back_nothing_new_passes(site: Site, chang
     told = monitor.text()
     assert 0 < told.index("add chain inet routed closed") < told.rindex("add rule inet routed forward")
     assert "closed" not in listed(site)
+
+
+def hooked(site: Site) -> set[str]:
+    return set(re.findall(r"chain (\w+) {\n\t\ttype", site.node.run("nft", "list", "chains", "inet")))
+
+
+def test_packets_stop_only_where_there_are_rules(site: Site):
+    """And connections that are translated stay so when nobody's are any more."""
+    site.apply(PolicyBatch(endpoints=everywhere(None)))
+    assert hooked(site) == {"raw_prerouting", "forward"}
+    host = EndpointPolicy("eth0", Place.HOST, ALLOW_ALL, ALLOW_ALL)
+    asked = replace(SETS, endpoints=(EndpointUpdate("eth0", Place.HOST, host),), chains=(ChainUpdate("allow", ALLOW),))
+    site.apply(asked)
+    everything = {"raw_prerouting", "forward", "nat_postrouting", "input", "output", "postrouting"}
+    assert hooked(site) == everything | {"raw_output"}
+    site.apply(PolicyBatch(endpoints=(EndpointUpdate("eth0", Place.HOST, None),), host=HostRules()))
+    assert hooked(site) == {"raw_prerouting", "forward", "nat_postrouting"}
+    site.node.run("nft", "add", "set", "inet", "routed", "theirs", "{ type ipv4_addr; }")
+    wait_for(lambda: site.run(site.kernel.rules()) and site.kernel.rebuilds == 2, 10, "it is put right")
+    site.run(site.kernel.settled())
+    assert hooked(site) == {"raw_prerouting", "forward", "nat_postrouting"} and site.problems == []
 
 
 def listed(site: Site) -> str:
