@@ -21,8 +21,9 @@ from routed.observe.logs import harmless
 #: Seconds without a tick (there is one a second) after which the daemon is not healthy.
 TICKS_MISSED = 10.0
 
-#: Seconds after which what the datastore said last is old: the file datastore looks three times a second.
-STORE_AGE = 10.0
+#: Seconds after which what the datastore said last is old: the file datastore looks three times a second, and a watch of
+#: etcd that says nothing for 10 s is asked whether it lives.
+STORE_AGE = 15.0
 
 INDEX = b"""\
 routed

@@ -537,7 +537,6 @@ class EtcdStore:
             await asyncio.sleep(_TICK)
             if not self.health.connected:
                 continue
-            self.health.as_of = time.time()
             if self._ready:
                 updates = self.guard.expire(self._clock())
                 if updates:
@@ -546,6 +545,7 @@ class EtcdStore:
                 self._save(())
 
     def _connected(self) -> None:
+        """Etcd has said something, so what we hold is what it says; a connection that only nobody closed says nothing."""
         health = self.health
         health.as_of = time.time()
         if not health.connected:

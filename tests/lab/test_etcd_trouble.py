@@ -10,8 +10,10 @@ from __future__ import annotations
 import re
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 
@@ -187,6 +189,24 @@ def test_the_cable_is_pulled_for_long_and_etcd_is_compacted_meanwhile(site: Site
         site.store.ip("link set eth0 up")
     wait_for(lambda: missed in site.bird.routes(), NOTICED, "what was missed is there", state=site.lab.report)
     assert value(site.node, "routed_datastore_readings_total") == readings + 1, "compacted away, so all is listed"
+
+
+def test_packets_are_dropped_without_a_word(site: Site) -> None:
+    """The connection is half open: nobody closes it, and what is sent goes nowhere."""
+    age = partial(value, site.node, "routed_datastore_age_seconds")
+    chain = "chain in { type filter hook input priority -300; ip saddr 10.1.0.2 drop; }"
+    site.node.namespace.run("nft", f"add table ip deaf {{ {chain}; }}")
+    began = time.monotonic()
+    try:
+        wait_for(site.is_stale, NOTICED, "the node says how old what it knows is", state=site.ready)
+        assert age() >= time.monotonic() - began - 2, "old since the packets went, not since it was noticed"
+        assert re.search("does not answer|timed out|has ended", site.ready()[1])
+        assert re.search(r"datastore: .*\d+ s old", site.node.ctl("status"))
+        missed = site.add_block()
+        stays(lambda: missed not in site.bird.routes() and site.is_stale(), 2.0, "it goes on with what it knows")
+    finally:
+        site.node.namespace.run("nft", "delete table ip deaf")
+    wait_for(lambda: missed in site.bird.routes(), NOTICED, "what was missed is there", state=site.lab.report)
 
 
 def test_garbage_in_keys_that_matter(site: Site) -> None:
