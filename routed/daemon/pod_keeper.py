@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Callable
 
 from routed.core.effects import Level, problem_lines
@@ -36,6 +37,10 @@ RESYNC = 30.0
 #: Seconds in which the kernel's news are gathered, and from one look to the next at least.
 GATHER = 0.2
 PAUSE = 1.0
+#: Seconds after which an interface no endpoint has is told of: those that come and go have none for a moment.
+LOST = 20.0
+#: What `pods` calls an interface.
+_OURS = re.compile(r"cali[0-9a-f]{11}")
 #: Interfaces named in one sentence.
 _NAMED = 5
 
@@ -68,6 +73,10 @@ class PodKeeper:
         """By the index of the link."""
         self._others: dict[str, int] = {}
         """MTUs of links that are no pod's."""
+        self._named: dict[ResourceKey, str] = {}
+        """Interfaces of all endpoints of this node, whoever made them."""
+        self._nobodys: dict[int, float] = {}
+        """Interfaces that no endpoint has, by index, and since when."""
         self._due = asyncio.Event()
         self._synced = False
         self._work = Background()
@@ -95,6 +104,9 @@ class PodKeeper:
         if update.key.kind != WorkloadEndpoint.kind:
             return
         old, new = self._endpoints.pop(update.key, None), update.value
+        self._named.pop(update.key, None)
+        if isinstance(new, WorkloadEndpoint) and new.node == self._node_name:
+            self._named[update.key] = new.interface_name
         if old is not None and self._by_interface.get(old.interface_name) is old:
             del self._by_interface[old.interface_name]
         if (
@@ -210,6 +222,23 @@ class PodKeeper:
             named = ", ".join(_named(each) for each in gone[:_NAMED])
             more = f" and {len(gone) - _NAMED} more" if len(gone) > _NAMED else ""
             problems.append(f"the interfaces of pods are gone until their runtime makes the pods anew: {named}{more}")
+        self._look_for_nobodys(node, problems)
+
+    def _look_for_nobodys(self, node: NodeState, problems: list[str]) -> None:
+        """Pods whose endpoints are lost: they have no routes, and their addresses may be another's by now."""
+        names, now = set(self._named.values()), self._loop.time()
+        found = {
+            link.index: link.name
+            for link, facts in node.links.values()
+            if link.name not in names and facts.kind == "veth" and facts.mac == NODE_MAC and _OURS.fullmatch(link.name)
+        }
+        self._nobodys = {index: self._nobodys.get(index, now) for index in found}
+        lost = sorted(name for index, name in found.items() if now - self._nobodys[index] >= LOST)
+        if lost:
+            named = ", ".join(lost[:_NAMED]) + (f" and {len(lost) - _NAMED} more" if len(lost) > _NAMED else "")
+            problems.append(
+                f"no WorkloadEndpoint has the interfaces {named}: their pods reach nobody until they are made anew"
+            )
 
     async def _mend(self, endpoint: WorkloadEndpoint, problems: list[str]) -> None:
         node = await asyncio.to_thread(self._wiring.node_state, (endpoint.interface_name, endpoint.bridge))

@@ -46,6 +46,9 @@ from routed.plan.tunnels import IPIP_DEVICE, VXLAN_DEVICES
 #: What the kernel takes where the uplink's MTU cannot be told.
 DEFAULT_MTU = 1500
 
+#: Octets every link with IPv6 must carry (RFC 8200).
+LEAST_MTU_OF_IPV6 = 1280
+
 KINDS = {**dict.fromkeys(VXLAN_DEVICES.values(), TunnelKind.VXLAN), IPIP_DEVICE: TunnelKind.IPIP}
 """The devices that are ours to make and to remove."""
 
@@ -90,6 +93,10 @@ class TunnelKernel:
     def _make(self, tunnel: Tunnel) -> DeviceState:
         what = f"the tunnel device {tunnel.device}"
         mtu = tunnel.mtu or self._uplink_mtu(tunnel.local) - tunnel_overhead(tunnel.kind, tunnel.family)
+        if mtu < LEAST_MTU_OF_IPV6 and tunnel.family is Family.IPV6_UNICAST:
+            raise KernelError(
+                errno.EINVAL, f"its MTU would be {mtu}, and IPv6 takes {LEAST_MTU_OF_IPV6}: raise the uplink's", what
+            )
         link = self._find(tunnel.device)
         if link is not None and link.kind != tunnel.kind:
             raise KernelError(

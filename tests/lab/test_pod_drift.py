@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -150,6 +151,22 @@ def test_the_pods_own_end_is_left_to_it_and_what_is_gone_is_told(site: Site) -> 
     assert site.node.runtime.call("DEL", pod, **DUAL).status == 0
     site.host.ip(f"link set {site.pods['other'][2]} mtu 1300")
     wait_for(lambda: "are gone until" not in site.node.routed.ctl("status"), 10, "and no longer")
+
+
+def test_a_pod_whose_endpoint_is_lost_is_told_of(site: Site) -> None:
+    pod, _, end = site.pods["beside"]
+    listed = json.loads(site.node.routed.ctl("get", "workloadendpoints", "-o", "json"))
+    (name,) = (each["metadata"]["name"] for each in listed["items"] if each["spec"]["interfaceName"] == end)
+    site.node.routed.ctl("delete", "workloadendpoint", name)
+
+    def told() -> bool:
+        mtu = "1300" if "mtu 1400" in site.host.run("ip", "link", "show", site.pods["other"][2]) else "1400"
+        site.host.ip(f"link set {site.pods['other'][2]} mtu {mtu}")  # has the daemon look
+        return f"no WorkloadEndpoint has the interfaces {end}" in site.node.routed.ctl("status")
+
+    wait_for(told, 60, "status says so", state=site.node.lab.report, every=1)
+    assert site.node.runtime.call("DEL", pod, **BRIDGED).status == 0
+    wait_for(lambda: end not in site.node.interfaces(), 10, "the DEL takes it")
 
 
 def test_what_happened_while_the_daemon_was_away(site: Site) -> None:

@@ -175,3 +175,11 @@ def test_a_node_address_on_the_loopback_takes_the_smallest_uplink(machine: Machi
     machine.node.ip("addr add 10.9.9.9/32 dev lo", "link set eth1 mtu 4000")
     assert machine.make(replace(tunnel(2), local=parse_address("10.9.9.9"))) == []
     assert machine.link()["mtu"] == 3950
+
+
+def test_an_uplink_too_small_for_ipv6_keeps_ipv4_from_nothing(machine: Machine) -> None:
+    assert machine.make(tunnel(2), tunnel(2, family=V6)) == []
+    machine.node.ip("link set eth0 mtu 1300")
+    (problem,) = machine.make(tunnel(2), tunnel(2, family=V6))
+    assert "vxlan-v6.calico" in problem and "its MTU would be 1230, and IPv6 takes 1280" in problem
+    assert machine.link()["mtu"] == 1250
