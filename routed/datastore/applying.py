@@ -30,6 +30,7 @@ from routed.model.policies import DEFAULT_ALLOW, DEFAULT_TIER
 from routed.model.resources import BGPConfiguration, IPPool, JsonObject, JsonValue, Resource, ResourceKey
 from routed.model.schema import KIND_TABLE, parse_manifest, parse_stored
 from routed.model.shape import with_unknown
+from routed.model.writing import refusals
 from routed.net.prefixes import covers
 
 #: How often a write that somebody overtook is compared and tried again.
@@ -244,11 +245,12 @@ def _with_any_tier(contents: Contents, key: ResourceKey) -> list[ResourceKey]:
 
 
 def check_beside(wanted: Iterable[Wanted], contents: Contents) -> list[str]:
-    """What is wrong with resources that are each valid, beside the others that will be there."""
+    """What is wrong with writing resources that may each be stored, and beside the others that will be there."""
     errors: list[str] = []
     pools = {key: one.resource for key, one in contents.resources.items() if isinstance(one.resource, IPPool)}
     for one in wanted:
         new = one.resource
+        errors.extend(f"{one.where}: {refusal}" for refusal in refusals(new))
         if isinstance(new, BGPConfiguration) and new.name != "default":
             only = [field for field in ONLY_IN_DEFAULT if _spec_of(one).get(field) not in (None, "")]
             errors.extend(

@@ -452,6 +452,14 @@ def test_what_stands_beside_an_installation_in_calico_s_own_file(desk: Desk) -> 
         assert f"{kind}: left alone, since it is about programs of the operator's" in ran.err
 
 
+def test_what_calico_refuses_to_have_written_is_refused(desk: Desk) -> None:
+    head = "apiVersion: projectcalico.org/v3\nkind: GlobalNetworkPolicy\nmetadata: {name: a}\n"
+    ran = desk.run("apply", "-f", "-", stdin=f"{head}spec: {{doNotTrack: true}}\n---\n{peer('b')}")
+    assert (ran.status, ran.out) == (65, "")
+    assert ran.err == "standard input:1: spec.doNotTrack: takes applyOnForward: true\n"
+    assert desk.names() == [], "nothing is written where anything is wrong"
+
+
 def test_a_manifest_that_asks_for_nothing_says_so(desk: Desk) -> None:
     text = "apiVersion: operator.tigera.io/v1\nkind: Installation\nspec: {calicoNetwork: {ipPools: []}}\n"
     ran = desk.run("apply", "-f", "-", stdin=text)
