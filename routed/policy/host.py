@@ -16,6 +16,9 @@ _CLUSTER = tuple(Failsafe(_TCP, port) for port in (179, 2379, 2380, 5473, 6443, 
 FAILSAFE_IN = (Failsafe(_TCP, 22), Failsafe(_UDP, 68), *_CLUSTER)
 FAILSAFE_OUT = (Failsafe(_UDP, 53), Failsafe(_UDP, 67), *_CLUSTER)
 
+#: How the interfaces of pods begin that routed wires.
+OWN_PREFIX = "cali"
+
 _TO_HOST = {
     EndpointToHostAction.ACCEPT: Action.ALLOW,
     EndpointToHostAction.RETURN: Action.PASS,
@@ -26,7 +29,7 @@ _TO_HOST = {
 def host_rules(
     pools: Iterable[IPPool], felix: Mapping[str, FelixConfiguration], node_name: str, prefixes: tuple[str, ...] = ()
 ) -> HostRules:
-    """`felix` by name; `prefixes`: of workloads' interfaces, where the node's own configuration says."""
+    """`felix` by name; `prefixes`: of workloads' interfaces beside routed's own, where the node's configuration says."""
     nat: dict[Family, list[bytes]] = {}
     every: dict[Family, list[bytes]] = {}
     for pool in pools:
@@ -47,9 +50,11 @@ def host_rules(
         ),
         False,
     )
-    said = prefixes or next((each.interface_prefix for each in configured if each.interface_prefix), ())
+    said = tuple(prefixes or next((each.interface_prefix for each in configured if each.interface_prefix), None) or ())
+    # whatever is configured for others, pods that routed wires must not be left out
+    named = said if any(OWN_PREFIX.startswith(each) for each in said) else (*said, OWN_PREFIX)
     return HostRules(
-        workload_prefixes=tuple(said or ()) or ("cali",),
+        workload_prefixes=named,
         workload_to_host=_TO_HOST[to_host] if to_host is not None else Action.ALLOW,
         source_spoofing=may_spoof(felix, node_name),
         drop_invalid=not unchecked,
