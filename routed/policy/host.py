@@ -50,7 +50,7 @@ def host_rules(
         ),
         False,
     )
-    said = tuple(prefixes or next((each.interface_prefix for each in configured if each.interface_prefix), None) or ())
+    said = prefixes or next((each.interface_prefix for each in configured if each.interface_prefix), ()) or ()
     # whatever is configured for others, pods that routed wires must not be left out
     named = said if any(OWN_PREFIX.startswith(each) for each in said) else (*said, OWN_PREFIX)
     return HostRules(

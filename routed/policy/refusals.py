@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from routed.errors import ConfigError
+from routed.model.head import API_VERSION
 from routed.model.kubernetes import KubernetesNetworkPolicy, calico_key, calico_policy
 from routed.model.policies import GlobalNetworkPolicy, NetworkPolicy, Policy, PolicyType
 from routed.model.resources import JsonObject, JsonValue, ResourceKey
@@ -64,11 +65,13 @@ def read_refusal(text: str, reason: str) -> Refusal | None:
         key = calico_key(ResourceKey(KubernetesNetworkPolicy.kind, name, namespace))
         rules: JsonObject = {"egress": [{}]} if spec.get("egress") else {}
         fields: tuple[str, ...] = _KUBERNETES_SCOPE
+        written_as = f"{_KUBERNETES_VERSION}v1"
     elif kind in _CALICO:
         assert isinstance(kind, str)
         key = ResourceKey(kind, name, "" if kind == GlobalNetworkPolicy.kind else namespace)
         rules = {side: [{"action": "Deny"}] for side in ("ingress", "egress") if spec.get(side)}
         fields = _SCOPE
+        written_as = API_VERSION
     else:
         return None
     if not readable:
@@ -81,7 +84,7 @@ def read_refusal(text: str, reason: str) -> Refusal | None:
     types = "policyTypes" if fields is _KUBERNETES_SCOPE else "types"
     for left_out in ((), (types,), _STAGES, (types, *_STAGES)):
         tried = {field: value for field, value in scope.items() if field not in left_out}
-        read = _read({**manifest, "metadata": metadata, "spec": {**tried, **rules}})
+        read = _read({**manifest, "metadata": metadata, "spec": {**tried, **rules}}, written_as)
         if read is None:
             continue
         found = Refusal(key, reason, subjects(read), frozenset() if types in left_out else read.types)
@@ -97,10 +100,10 @@ def read_refusal(text: str, reason: str) -> Refusal | None:
     return Refusal(key, reason, None, frozenset())
 
 
-def _read(manifest: Mapping[str, JsonValue]) -> Policy | None:
-    plain = {field: manifest[field] for field in ("apiVersion", "kind", "metadata", "spec")}
+def _read(manifest: Mapping[str, JsonValue], version: str) -> Policy | None:
+    plain = {field: manifest[field] for field in ("kind", "metadata", "spec")}
     try:
-        read = parse_manifest(plain)
+        read = parse_manifest(plain | {"apiVersion": version})
         if isinstance(read, KubernetesNetworkPolicy):
             read = parse_manifest(calico_policy(read))
     except ConfigError:

@@ -188,6 +188,10 @@ BAD_NAME = {"name": 'a"; flush ruleset #', "namespace": "red"}
         (calico({"selector": "app = 'a'"}), None, set()),
         (calico({"selector": "app = 'a'"}, "GlobalNetworkPolicy"), None, set()),
         (calico({"selector": "app = 'a'", "types": ["Inside"]}, "GlobalNetworkPolicy"), None, set()),
+        (calico({"selector": "app == 'a'"}).replace('"apiVersion": "projectcalico.org/v3", ', ""), "app == 'a'",
+         {PolicyType.INGRESS}),
+        (calico({"selector": "app == 'a'", "egress": BROKEN}).replace("projectcalico.org/v3", "x/v9"), "app == 'a'",
+         {PolicyType.EGRESS}),
         (calico([]), None, set()),
         (calico({"selector": "has(x)", "ingress": BROKEN}, "GlobalNetworkPolicy"), "has(x)", {PolicyType.INGRESS}),
         (json.dumps({**RAW, "spec": {**RAW["spec"], "egress": [{"to": 7}]}}), "app == 'web'", BOTH),  # type: ignore[dict-item]
