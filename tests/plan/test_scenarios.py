@@ -28,6 +28,7 @@ Each file under `scenarios/` is one case, and says what it is about. Its parts:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path as FilePath
 from typing import Any
@@ -225,3 +226,12 @@ def test_scenario(path: FilePath) -> None:
         for expected in expectations(step):
             node = expected["node"]
             check(expected, before[node], run.plans[node], first=number == 0)
+
+
+def test_the_table_of_confd_s_cases_names_what_is_there() -> None:
+    """And every scenario is in it."""
+    text = (FOLDER / "README.md").read_text()
+    named = set(re.findall(r"(?:sessions|routes)/[\w-]+\.yaml", text))
+    assert named == {str(path.relative_to(FOLDER)) for path in FILES}
+    root = FOLDER.parents[2]
+    assert [path for path in set(re.findall(r"tests/\w+/\w+\.py", text)) if not (root / path).exists()] == []
