@@ -28,8 +28,8 @@ from routed.model.resources import ResourceKey, Update
 from routed.model.settings import FelixConfiguration
 from routed.model.workloads import WorkloadEndpoint
 from routed.netlink.bridge import decode_bridge_link
-from routed.netlink.links import decode_link, link_name
-from routed.netlink.messages import messages
+from routed.netlink.links import decode_link, link_index, link_name
+from routed.netlink.messages import Message, messages
 from routed.netlink.numbers import RTM_NEWLINK
 
 #: Seconds between two looks at interfaces nobody touched.
@@ -131,7 +131,8 @@ class PodKeeper:
 
     def _read(self) -> None:
         self._gathering = None
-        last: dict[str, bytes] = {}
+        last: dict[int, Message] = {}
+        """By link: of what is told again and again only the last is read."""
         while True:
             try:
                 data = self._monitor.receive()
@@ -143,11 +144,12 @@ class PodKeeper:
             if data is None:
                 break
             for message in messages(data):
-                last[link_name(message.data)] = message.data if message.type == RTM_NEWLINK else b""
+                last[link_index(message.data)] = message
         self._loop.add_reader(self._monitor.fileno(), self._told)
-        self._look_at_mtus(last)
+        told = {link_name(each.data): each.data if each.type == RTM_NEWLINK else b"" for each in last.values()}
+        self._look_at_mtus(told)
         bridges = {each.bridge for each in self._by_interface.values() if each.bridge}
-        if any(self._concerns(name, data, bridges) for name, data in last.items()):
+        if any(self._concerns(name, data, bridges) for name, data in told.items()):
             self._due.set()
 
     def _look_at_mtus(self, told: dict[str, bytes]) -> None:

@@ -166,6 +166,9 @@ class Watch:
     def link_changed(self, link: Link) -> bool:
         """A link came or changed; whether routes through it may have vanished without a word."""
         was_enabled = link.index in self._enabled
+        known = self.interfaces.get(link.index)
+        if known is not None and (known.name, known.up, was_enabled) == (link.name, link.up, link.enabled):
+            return False  # of a link much is told that is nothing to us
         if link.enabled:
             self._enabled.add(link.index)
         else:

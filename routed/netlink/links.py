@@ -86,6 +86,11 @@ def decode_link(data: bytes) -> Link | None:
     return Link(index, name, enabled, enabled and bool(flags & IFF_LOWER_UP), mtu, bool(flags & IFF_RUNNING))
 
 
+def link_index(data: bytes) -> int:
+    """Of the link a message is about; 0 where it says none."""
+    return IFINFOMSG.unpack_from(data, HEADER_LENGTH)[3] if len(data) >= HEADER_LENGTH + IFINFOMSG.size else 0
+
+
 def link_name(data: bytes) -> str:
     """Which link a message is about, one about a bridge port included; empty where it does not say."""
     for kind, value in attributes(data, HEADER_LENGTH + IFINFOMSG.size):

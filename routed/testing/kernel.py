@@ -247,7 +247,7 @@ class ModelKernel:
         """Carry out one send."""
         answers: list[bytes] = []
         for message in messages(data):
-            message = replace(message, port=sender.port)
+            message = message._replace(port=sender.port)
             if message.type == RTM_GETROUTE and message.flags & NLM_F_DUMP == NLM_F_DUMP:
                 answers += self._dump(message, self._dump_routes(message))
             elif message.type == RTM_GETLINK:
