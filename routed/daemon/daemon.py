@@ -36,6 +36,7 @@ from routed.daemon.events import Events
 from routed.daemon.explain import Explanations
 from routed.daemon.health import Health
 from routed.daemon.http import HttpServer
+from routed.daemon.left_tunnels import LeftTunnels, devices_left
 from routed.daemon.metrics import DaemonState, Metrics
 from routed.daemon.node_status import NodeStatusWriter
 from routed.daemon.readiness import ReadinessJudge
@@ -101,6 +102,7 @@ class Daemon:
         self._config_read_at = time.time()
         self._http: HttpServer | None = None
         self._workloads: Workloads | None = None
+        self._left_tunnels: LeftTunnels | None = None
         self._registrar: Registrar | None = None
         self._node_status: NodeStatusWriter | None = None
         self._kubernetes: KubernetesSource | None = None
@@ -257,6 +259,8 @@ class Daemon:
                 await control.stop()
             if self._workloads is not None:
                 await self._workloads.stop()
+            if self._left_tunnels is not None:
+                await self._left_tunnels.stop()
             if self._driver is not None:
                 self._driver.transports.reset_all()
             kernel.close()
@@ -312,6 +316,7 @@ class Daemon:
             *(driver.listen_problems if driver is not None else ()),
             *(self._http.problems if self._http is not None else ()),
             *(self._workloads.problems if self._workloads is not None else ()),
+            *(self._left_tunnels.problems if self._left_tunnels is not None else ()),
             *(self._node_status.problems if self._node_status is not None else ()),
             *(self._kubernetes.problems if self._kubernetes is not None else ()),
             *((self._fullness.problem,) if self._fullness.problem else ()),
@@ -439,7 +444,16 @@ class Daemon:
         if config.kubeconfig:
             self._kubernetes = open_kubernetes(config, self._kubernetes_told)
         if not config.cni.enabled:
-            return Relay(driver, (node_status.update,), (tell_collector_of_the_cluster,), driver.clock)
+            if not devices_left():
+                return Relay(driver, (node_status.update,), (tell_collector_of_the_cluster,), driver.clock)
+            left = self._left_tunnels = LeftTunnels(
+                config.node_name, to_write(followed, config), self._log.write, driver.bug
+            )
+            relay = self._relay = Relay(
+                driver, (left.update, node_status.update), (left.in_sync, tell_collector_of_the_cluster), driver.clock
+            )
+            left.start(relay.publish)
+            return relay
         written = to_write(followed, config)
         named = lambda: self._config.metrics.policies  # noqa: E731  (what a reload changes)
         workloads = Workloads(config, core, kernel, written, self._log.write, driver.bug, self._kubernetes, named)

@@ -94,9 +94,12 @@ class TunnelAddresses:
         holder: Callable[[bytes, Collection[ResourceKey]], Holder | None],
         log: Callable[[Level, str, str], None],
         bug: Callable[[str, Exception], None],
+        *,
+        takes: bool = True,
     ) -> None:
         """`publish` hears of every write; `gone` waits until no device has an address any more; `holder` knows who has an
-        address, apart from some."""
+        address, apart from some. Without `takes`, addresses are only given back."""
+        self._takes = takes
         self._node_name = node_name
         self._store = store
         self._publish = publish
@@ -177,6 +180,8 @@ class TunnelAddresses:
         if not pools or node.bgp is None:
             return await self._give_up(slot, current)
         self._unwanted_since.pop(slot, None)
+        if not self._takes:
+            return None, ""
         if (
             current is not None
             and pool_of(pools, slot.family, current) is not None

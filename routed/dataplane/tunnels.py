@@ -46,6 +46,8 @@ from routed.plan.tunnels import IPIP_DEVICE, VXLAN_DEVICES
 #: What the kernel takes where the uplink's MTU cannot be told.
 DEFAULT_MTU = 1500
 
+#: What says of a device that it was made here, and not by Felix.
+ALIAS = "made by routed"
 #: Octets every link with IPv6 must carry (RFC 8200).
 LEAST_MTU_OF_IPV6 = 1280
 
@@ -87,6 +89,15 @@ class TunnelKernel:
             except KernelError as error:
                 problems.append(str(error))
         return states, problems
+
+    def left_behind(self) -> list[str]:
+        """The devices that were made here. Raises KernelError."""
+        found = ((device, self._find(device)) for device in VXLAN_DEVICES.values())
+        return [device for device, link in found if link is not None and link.alias == ALIAS]
+
+    def remove(self, device: str) -> None:
+        """One of `left_behind`. Raises KernelError."""
+        self._remove(device, KINDS[device])
 
     # ---- one device
 
@@ -144,6 +155,8 @@ class TunnelKernel:
         link = self._find(tunnel.device)
         if link is None:
             raise KernelError(errno.ENODEV, "", what)
+        if tunnel.kind is TunnelKind.VXLAN:  # which no kernel takes with the device
+            self._kernel.ask(change_link(self._kernel.next(), link.index, alias=ALIAS), what)
         return link
 
     def _remove(self, device: str, kind: TunnelKind) -> None:

@@ -22,6 +22,7 @@ from routed.netlink.numbers import (
     IFA_LOCAL,
     IFF_UP,
     IFLA_ADDRESS,
+    IFLA_IFALIAS,
     IFLA_IFNAME,
     IFLA_INFO_DATA,
     IFLA_INFO_KIND,
@@ -67,6 +68,7 @@ class TunnelLink:
     port: int = 0
     local: bytes = b""
     learning: bool = False
+    alias: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,9 @@ def _make(sequence: int, name: str, kind: TunnelKind, link: bytes, data: bytes) 
     )
 
 
-def change_link(sequence: int, index: int, *, mtu: int = 0, mac: bytes = b"", up: bool | None = None) -> bytes:
+def change_link(
+    sequence: int, index: int, *, mtu: int = 0, mac: bytes = b"", up: bool | None = None, alias: str = ""
+) -> bytes:
     """What is named changes; the rest stays."""
     flags, change = (IFF_UP if up else 0), (IFF_UP if up is not None else 0)
     body = IFINFOMSG.pack(AF_UNSPEC, 0, 0, index, flags, change)
@@ -115,6 +119,8 @@ def change_link(sequence: int, index: int, *, mtu: int = 0, mac: bytes = b"", up
         body += attribute(IFLA_MTU, _U32.pack(mtu))
     if mac:
         body += attribute(IFLA_ADDRESS, mac)
+    if alias:
+        body += attribute(IFLA_IFALIAS, alias.encode())
     return request(RTM_NEWLINK, NLM_F_ACK, sequence, body)
 
 
@@ -178,10 +184,12 @@ def decode_tunnel(data: bytes) -> TunnelLink | None:
     family, _, _, index, flags, _ = IFINFOMSG.unpack_from(data, HEADER_LENGTH)
     if family != AF_UNSPEC:
         return None
-    kind, mac, mtu, details = "", b"", 0, b""
+    kind, mac, mtu, details, alias = "", b"", 0, b"", ""
     for number, value in attributes(data, HEADER_LENGTH + IFINFOMSG.size):
         if number == IFLA_ADDRESS:
             mac = value
+        elif number == IFLA_IFALIAS:
+            alias = value.rstrip(b"\x00").decode("utf-8", "replace")
         elif number == IFLA_MTU:
             mtu = int.from_bytes(value, sys.byteorder)
         elif number == IFLA_LINKINFO:
@@ -202,4 +210,4 @@ def decode_tunnel(data: bytes) -> TunnelLink | None:
                 local = value
             elif number == IFLA_VXLAN_LEARNING:
                 learning = value != b"\x00"
-    return TunnelLink(index, kind, mac, mtu, bool(flags & IFF_UP), vni, port, local, learning)
+    return TunnelLink(index, kind, mac, mtu, bool(flags & IFF_UP), vni, port, local, learning, alias)

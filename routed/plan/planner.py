@@ -17,7 +17,7 @@ from routed.plan.origins import Origins, plan_origins
 from routed.plan.peers import PeerSpec, plan_peers
 from routed.plan.program import calico_version, plan_kernel, plan_learning
 from routed.plan.speaker import plan_speaker
-from routed.plan.tunnels import plan_tunnels, tunnel_problems
+from routed.plan.tunnels import no_way_in, plan_tunnels, tunnel_problems
 from routed.plan.types import KernelPlan, LearnPlan, Origin, PeerPlan, Plan, PlanSettings, Speaker
 from routed.plan.unsupported import Unsupported, unsupported_settings
 from routed.plan.workloads import Workloads
@@ -112,6 +112,7 @@ class Planner:
             *self._origins.problems,
             *self._workloads.problems(self._source_spoofing),
             *self._tunnel_problems,
+            *(no_way_in(cluster) if self._settings.own_workloads and self._speaker is not None and not peers else ()),
             *self._unsupported.problems,
         ]
         plan = Plan(

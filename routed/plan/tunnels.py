@@ -116,6 +116,18 @@ def tunnel_problems(cluster: Cluster) -> list[str]:
     return problems
 
 
+def no_way_in(cluster: Cluster) -> list[str]:
+    """Of a node that has no peer: which pools' tunnels no route will ever lead into."""
+    pools = sorted(pool.name for pool in cluster.pools.values() if is_tunnelled(pool) and not pool.disabled)
+    if cluster.node is None or len(cluster.nodes) < 2 or not pools:
+        return []
+    problem = (
+        f"IPPool {', '.join(pools)}: the node-to-node mesh is off and no BGPPeer is for this node, and without BGP there is "
+        "no route into the tunnel: pods of other nodes are not reached"
+    )
+    return [problem]
+
+
 def ways_into(cluster: Cluster, family: Family) -> dict[bytes, bytes]:
     """The gateway inside the tunnel, by the node's address that routes have as their next hop; our own is not in it."""
     return {peer.address: peer.gateway for peer in _vxlan_peers(cluster, family)}

@@ -149,3 +149,13 @@ def test_beside_felix_they_are_felix_s() -> None:
 def test_what_a_tunnel_puts_around_packets() -> None:
     assert [tunnel_overhead(TunnelKind.VXLAN, family) for family in (V4, V6)] == [50, 70]
     assert tunnel_overhead(TunnelKind.IPIP, V4) == 20
+
+
+def test_without_bgp_nothing_leads_into_a_tunnel_and_that_is_told() -> None:
+    node = Node1()
+    assert not [problem for problem in node.plan.problems if "mesh is off" in problem]
+    node.apply("- {kind: BGPConfiguration, metadata: {name: default}, spec: {nodeToNodeMeshEnabled: false}}")
+    (problem,) = [problem for problem in node.plan.problems if "mesh is off" in problem]
+    assert problem.startswith("IPPool v4, v6: ")
+    node.apply("- {kind: BGPPeer, metadata: {name: tor}, spec: {peerIP: 10.1.0.254, asNumber: 65001}}")
+    assert not [problem for problem in node.plan.problems if "mesh is off" in problem]

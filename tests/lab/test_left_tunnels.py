@@ -1,0 +1,61 @@
+"""A node whose pods are routed's no longer: its tunnel stays while a pool wants it, then goes; a foreign one stays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from routed.testing.lab import Lab, wait_for
+from routed.testing.routers import resource
+from tests.lab.test_cni import Node, cluster
+
+pytestmark = pytest.mark.lab
+
+DEVICE = "vxlan.calico"
+
+
+def pool(mode: str) -> dict[str, Any]:
+    return resource("IPPool", "v4", {"cidr": "10.65.0.0/16", "blockSize": 26, "vxlanMode": mode})
+
+
+@pytest.fixture
+def node() -> Iterator[Node]:
+    with Lab() as lab:
+        made = Node(lab, 1)
+        made.namespace.ip("link add eth0 type bridge", "link set eth0 up")
+        made.namespace.address("eth0", "10.0.0.1/24", "fd00::1/64")
+        made.routed.put(*cluster(1), pool("Always"))
+        yield made
+
+
+def links(node: Node) -> str:
+    return node.namespace.run("ip", "-br", "link")
+
+
+def test_what_was_made_here_goes_when_no_pool_wants_it(node: Node) -> None:
+    node.start()
+    wait_for(lambda: DEVICE in links(node), 20, "there is a tunnel", state=node.lab.report)
+    node.routed.kill()
+    node.routed.configure(cni={"enabled": False})
+    node.routed.start()
+    wait_for(lambda: "in sync" in node.routed.log(), 20, "it runs without pods", state=node.lab.report)
+    assert DEVICE in links(node) and "VXLANTunnelAddr" in node.routed.ctl("get", "node", "n1", "-o", "yaml")
+    node.routed.put(pool("Never"))
+    wait_for(lambda: DEVICE not in links(node), 30, "it goes with the last pool", state=node.lab.report)
+    wait_for(
+        lambda: "VXLANTunnelAddr" not in node.routed.ctl("get", "node", "n1", "-o", "yaml"), 20,
+        "and its address", state=node.lab.report,
+    )  # fmt: skip
+    wait_for(lambda: "add up" in node.routed.ctl("ipam", "check", check=False), 20, "nothing is left of it")
+
+
+def test_what_another_made_stays(node: Node) -> None:
+    node.namespace.ip(f"link add {DEVICE} type vxlan id 4096 dstport 4789 local 10.0.0.1 nolearning")
+    node.routed.configure(cni={"enabled": False})
+    node.routed.put(pool("Never"))
+    node.routed.start()
+    wait_for(lambda: "in sync" in node.routed.log(), 20, "it runs", state=node.lab.report)
+    with pytest.raises(AssertionError):
+        wait_for(lambda: DEVICE not in links(node), 8)
