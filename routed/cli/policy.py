@@ -7,7 +7,7 @@ kernel has of it, and says where that differs. The engine's modules are loaded w
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from routed.cli.command import Commands, ExitStatus, Row, UsageError, ask, configuration, show_one
@@ -17,7 +17,9 @@ from routed.control.client import Unreachable
 from routed.errors import ConfigError, ControlError
 from routed.observe.logs import harmless
 
-PROTOCOLS = {"TCP": 6, "UDP": 17, "SCTP": 132}
+PROTOCOLS = {"TCP": 6, "UDP": 17, "SCTP": 132, "ICMP": 1, "ICMPV6": 58}
+#: What a ping asks, by protocol.
+_ECHO = {1: 8, 58: 128}
 
 
 def add(commands: Commands) -> None:
@@ -29,19 +31,25 @@ def add(commands: Commands) -> None:
         examples=[
             ("routedctl policy explain --from shop/web --to shop/api --port 8080", "between two pods"),
             ("routedctl policy explain --from shop/api --to 10.0.0.53 --port 53 --proto udp", "to an address"),
+            ("routedctl policy explain --from shop/web --to shop/api --proto icmp", "a ping"),
         ],
     )
     explain.add_argument("--from", dest="source", required=True, metavar="NS/POD|IP|NODE", help="who opens it")
     explain.add_argument("--to", dest="destination", required=True, metavar="NS/POD|IP|NODE", help="to whom")
-    explain.add_argument("--port", required=True, metavar="N", help="destination port, or the name of one of the pod")
-    explain.add_argument("--proto", default="tcp", metavar="P", help="tcp (if not given), udp, sctp, or a number")
+    explain.add_argument("--port", metavar="N", help="destination port, or the name of one of the pod")
+    explain.add_argument(
+        "--proto", default="tcp", metavar="P", help="tcp (if not given), udp, sctp, icmp, icmpv6, or a number"
+    )
+    explain.add_argument("--source-port", metavar="N", help="if a rule asks for it; 32768 where it is not given")
+    explain.add_argument("--icmp-type", metavar="N", help="of icmp and icmpv6; a ping's where it is not given")
+    explain.add_argument("--icmp-code", metavar="N", help="0 where it is not given")
     test = commands.add(
         "policy test",
         _test,
-        "run expectations (from, to, port, proto, verdict) against the policies in the datastore",
+        "run expectations (from, to, port or icmpType, proto, verdict) against the policies in the datastore",
         examples=[("routedctl policy test expectations.yaml", "one line for each that fails")],
     )
-    test.add_argument("file", metavar="FILE", help="YAML: a list of {from, to, port, proto, verdict}")
+    test.add_argument("file", metavar="FILE", help="YAML: a list of {from, to, port or icmpType, proto, verdict}")
 
 
 def _verdicts(arguments: argparse.Namespace) -> Any:
@@ -58,7 +66,7 @@ def _verdicts(arguments: argparse.Namespace) -> Any:
 def _protocol(text: str) -> int:
     number = PROTOCOLS.get(text.upper(), int(text) if text.isdigit() else 256)
     if number > 255:
-        raise UsageError(f"a protocol is tcp, udp, sctp or a number, not {text!r}")
+        raise UsageError(f"a protocol is tcp, udp, sctp, icmp, icmpv6 or a number, not {text!r}")
     return number
 
 
@@ -71,23 +79,63 @@ def _port(verdicts: Any, to: Any, text: str, protocol: int) -> int:
     return int(port)
 
 
+def _asked(verdicts: Any, to: Any, said: Mapping[str, str | None]) -> Any:
+    """What is sent, by `proto`, `port`, `sourcePort`, `icmpType` and `icmpCode`. Raises UsageError."""
+    from routed.desired_policy import Icmp  # noqa: PLC0415
+    from routed.policy.verdicts import SOURCE_PORT, Asked  # noqa: PLC0415
+
+    protocol = _protocol(said.get("proto") or "tcp")
+    port, kind, code = said.get("port"), said.get("icmpType"), said.get("icmpCode")
+    if protocol in _ECHO:
+        if port is not None or said.get("sourcePort") is not None:
+            raise UsageError("icmp and icmpv6 have a type and a code, and no ports")
+        return Asked(protocol, icmp=Icmp(_number(kind, _ECHO[protocol], 255, "type"), _number(code, 0, 255, "code")))
+    if kind is not None or code is not None:
+        raise UsageError("only icmp and icmpv6 have a type and a code")
+    if port is None:
+        raise UsageError("say to which port")
+    source = _number(said.get("sourcePort"), SOURCE_PORT, 65535, "source port")
+    return Asked(protocol, _port(verdicts, to, port, protocol), source)
+
+
+def _number(text: str | None, otherwise: int, most: int, what: str) -> int:
+    if text is None:
+        return otherwise
+    if not text.isdigit() or int(text) > most:
+        raise UsageError(f"a {what} is a number up to {most}, not {text!r}")
+    return int(text)
+
+
 def _explain(arguments: argparse.Namespace) -> int:
     from routed.net.addresses import format_address  # noqa: PLC0415
     from routed.policy.judge import described  # noqa: PLC0415
 
     verdicts = _verdicts(arguments)
     source, destination = verdicts.party(arguments.source), verdicts.party(arguments.destination)
-    protocol = _protocol(arguments.proto)
-    port = _port(verdicts, destination, arguments.port, protocol)
-    verdict = verdicts.judge(source, destination, protocol, port)
+    asked = _asked(
+        verdicts,
+        destination,
+        {
+            "proto": arguments.proto,
+            "port": arguments.port,
+            "sourcePort": arguments.source_port,
+            "icmpType": arguments.icmp_type,
+            "icmpCode": arguments.icmp_code,
+        },
+    )
+    verdict = verdicts.judge(source, destination, asked)
     packet = verdict.packet
     answer: Row = {
         "from": source.text,
         "to": destination.text,
         "source": format_address(packet.source),
         "destination": format_address(packet.destination),
-        "protocol": protocol,
-        "port": port,
+        "protocol": asked.protocol,
+        "port": asked.port,
+        "sourcePort": asked.source_port,
+        "icmpType": asked.icmp.type if asked.icmp is not None else None,
+        "icmpCode": asked.icmp.code if asked.icmp is not None else None,
+        "unsure": list(verdicts.unsure),
         "verdict": "allow" if verdict.admitted else "deny",
         "reason": verdict.crossings[-1][1].reason if verdict.crossings else "no node judges it",
         "nodes": [
@@ -100,9 +148,11 @@ def _explain(arguments: argparse.Namespace) -> int:
             for node, judgement in verdict.crossings
         ],
     }
-    asked = {name: str(answer[name]) for name in ("source", "destination", "protocol", "port")}
+    words = ("source", "destination", "protocol", "port", "sourcePort", "icmpType", "icmpCode")
     try:
-        answer["kernel"] = ask(arguments, "policy", **asked)
+        answer["kernel"] = ask(
+            arguments, "policy", **{name: str(answer[name]) for name in words if answer[name] is not None}
+        )
     except (Unreachable, ControlError) as error:
         answer["kernel"] = None
         answer["kernelNot"] = str(error)
@@ -116,6 +166,8 @@ def _disagreements(answer: Row) -> Iterator[str]:
     if kernel is None:
         return
     yield from kernel["differences"]
+    if answer["unsure"]:
+        return
     for node in answer["nodes"]:
         if node["node"] == kernel["node"] and (node["verdict"], node["reason"]) != (
             kernel["verdict"],
@@ -131,10 +183,13 @@ def explanation(answer: Row) -> Iterator[str]:
     """`routedctl policy explain`."""
     names = {number: name for name, number in PROTOCOLS.items()}
     protocol = names.get(answer["protocol"], f"protocol {answer['protocol']}")
+    what = f"port {answer['port']}" if answer["icmpType"] is None else f"type {answer['icmpType']}"
     yield harmless(
         f"{answer['from']} ({answer['source']}) -> {answer['to']} ({answer['destination']}) "
-        f"{protocol} port {answer['port']}: {answer['verdict']}, by {answer['reason']}"
+        f"{protocol} {what}: {answer['verdict']}, by {answer['reason']}"
     )
+    for text in answer["unsure"]:
+        yield harmless(f"the datastore cannot say for sure: {text}")
     for node in answer["nodes"]:
         yield harmless(f"node {node['node']}: {node['verdict']}")
         steps = (
@@ -164,23 +219,27 @@ def explanation(answer: Row) -> Iterator[str]:
 
 # ---- expectations
 
-_FIELDS = {"from", "to", "port", "proto", "verdict"}
+_NEEDED = {"from", "to", "verdict"}
+_FIELDS = _NEEDED | {"port", "proto", "sourcePort", "icmpType", "icmpCode"}
 
 
 def _test(arguments: argparse.Namespace) -> int:
     expectations = _expectations(arguments.file)
     verdicts = _verdicts(arguments)
-    failures: list[str] = []
+    failures = [f"nothing is sure: {text}" for text in verdicts.unsure]
     for where, expected in expectations:
         source, destination = verdicts.party(expected["from"]), verdicts.party(expected["to"])
-        protocol = _protocol(expected["proto"])
-        port = _port(verdicts, destination, expected["port"], protocol)
-        verdict = verdicts.judge(source, destination, protocol, port)
+        try:
+            asked = _asked(verdicts, destination, expected)
+        except UsageError as error:
+            raise ConfigError(where, str(error)) from None
+        verdict = verdicts.judge(source, destination, asked)
         said = "allow" if verdict.admitted else "deny"
         if said != expected["verdict"]:
             reason = verdict.crossings[-1][1].reason if verdict.crossings else "no node judges it"
             failures.append(
-                f"{where}: {expected['from']} -> {expected['to']} {expected['proto']}/{expected['port']}: "
+                f"{where}: {expected['from']} -> {expected['to']} {expected['proto']}"
+                f"/{asked.port if asked.icmp is None else asked.icmp.type}: "
                 f"expected {expected['verdict']}, it is {said}, by {reason}"
             )
     show_one(arguments, {"tried": len(expectations), "failures": failures}, tested)
@@ -203,8 +262,9 @@ def _expectations(path: str) -> list[tuple[str, dict[str, str]]]:
         entries = document.value if isinstance(document.value, list) else [document.value]
         for number, entry in enumerate(entries):
             where = f"{path}:{document.line_of(f'[{number}]')}"
-            if not isinstance(entry, dict) or not _FIELDS - {"proto"} <= entry.keys() <= _FIELDS:
-                raise ConfigError(where, "an expectation has from, to, port, verdict, and proto if it is not tcp")
+            if not isinstance(entry, dict) or not _NEEDED <= entry.keys() <= _FIELDS:
+                text = "an expectation has from, to, verdict, port (icmpType of icmp), and proto if it is not tcp"
+                raise ConfigError(where, text)
             texts = {name: str(value) for name, value in ({"proto": "tcp"} | entry).items()}
             if texts["verdict"] not in ("allow", "deny"):
                 raise ConfigError(where, f"verdict: must be allow or deny, not {texts['verdict']!r}")

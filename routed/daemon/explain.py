@@ -15,13 +15,14 @@ from routed.control.protocol import Request
 from routed.core.core import Core
 from routed.daemon.policy import PolicyKeeper
 from routed.dataplane.firewall import Firewall
+from routed.desired_policy import Icmp
 from routed.errors import ControlError
 from routed.net.addresses import format_address, is_link_local, parse_address
 from routed.net.prefixes import covers, make_prefix
 from routed.netlink.nft_expressions import Verdict, same
 from routed.netlink.nftables import ElementFound, RuleFound
 from routed.policy.judge import FirewallModel, Packet, Step, described
-from routed.policy.verdicts import UPLINK
+from routed.policy.verdicts import SOURCE_PORT, UPLINK
 
 Row = dict[str, object]
 
@@ -86,14 +87,19 @@ class Explanations:
         try:
             source, destination = (parse_address(request.text(name) or "") for name in ("source", "destination"))
             protocol, port = (int(request.text(name) or "0") for name in ("protocol", "port"))
+            source_port = int(request.text("sourcePort") or "0") or SOURCE_PORT
+            kind, code = (int(request.text(name) or "0") for name in ("icmpType", "icmpCode"))
         except ValueError:
             raise ControlError("source and destination must be addresses, protocol and port numbers") from None
         if len(source) != len(destination):
             raise ControlError("source and destination must be of one family")
-        if not (0 <= protocol < 256 and 0 <= port < 65536):
-            raise ControlError("protocol must be below 256 and port below 65536")
+        if not (0 <= protocol < 256 and 0 <= port < 65536 and 0 <= source_port < 65536):
+            raise ControlError("protocol must be below 256 and ports below 65536")
+        if not (0 <= kind < 256 and 0 <= code < 256):
+            raise ControlError("icmpType and icmpCode must be below 256")
+        icmp = Icmp(kind, code) if request.text("icmpType") else None
         incoming, outgoing = self._interface(source), self._interface(destination)
-        return Packet(source, destination, protocol, 32768, port, incoming=incoming, outgoing=outgoing)
+        return Packet(source, destination, protocol, source_port, port, icmp, incoming=incoming, outgoing=outgoing)
 
     def _interface(self, address: bytes) -> str:
         """Where packets of or to an address pass this node: a pod's interface, its own (empty), or the way out."""

@@ -116,9 +116,7 @@ class PolicyKeeper:
             self.engine.update(Update(key, self._readable.get(key)))
         for key, refusal in refused.items():
             if before.get(key) != refusal:
-                if (
-                    key in before and refusal.selector is None and key in self._readable
-                ):  # it may be kept as it last was
+                if key in before and refusal.keeps_last and key in self._readable:  # it may be kept as it last was
                     self.engine.update(Update(key, self._readable[key]))
                 self.engine.refuse(refusal)
         self._wake()

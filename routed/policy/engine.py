@@ -211,7 +211,7 @@ class PolicyEngine:
         closes already, or where there was neither says nothing.
         """
         key, selector = refusal.key, refusal.selector
-        if selector is None and not key.namespace:
+        if refusal.keeps_last:
             before = self._refused.get(key)
             self._refused[key] = _Refused(refusal, before.closing if before is not None else None)
             return

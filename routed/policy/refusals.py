@@ -42,6 +42,11 @@ class Refusal:
     anywhere: bool = False
     """These three cannot be told."""
 
+    @property
+    def keeps_last(self) -> bool:
+        """Nothing says what it is for: its last good version stays in force."""
+        return self.selector is None and not self.key.namespace
+
 
 def read_refusal(text: str, reason: str) -> Refusal | None:
     """What a manifest (JSON) that cannot be read is; None where it is no policy, or nobody can tell which."""

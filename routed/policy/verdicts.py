@@ -9,11 +9,14 @@ one host endpoint with an interface, of that; else one that only `*` is about. P
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from routed.desired_policy import PolicyBatch
+from routed.desired_policy import Icmp, PolicyBatch
 from routed.errors import RoutedError
+from routed.model.kubernetes import Namespace, Pod
+from routed.model.policies import GlobalNetworkSet, NetworkSet, Profile, Tier
 from routed.model.resources import IPPool, Node, Resource, ResourceKey, Update
 from routed.model.settings import FelixConfiguration
 from routed.model.workloads import HostEndpoint, WorkloadEndpoint
@@ -27,6 +30,14 @@ from routed.policy.refusals import Refusal, read_refusal
 
 UPLINK = "uplink"
 """Where packets leave a node that are for no pod of it."""
+_ASKED = frozenset(
+    each.kind
+    for each in (
+        Tier, Profile, NetworkSet, GlobalNetworkSet, HostEndpoint, WorkloadEndpoint, Namespace, Pod, FelixConfiguration,
+    )
+)  # fmt: skip
+SOURCE_PORT = 32768
+"""That of a connection whose nobody says."""
 
 
 class UnknownEndpoint(RoutedError):
@@ -47,6 +58,17 @@ class Party:
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """What is sent."""
+
+    protocol: int
+    port: int = 0
+    """Destination port."""
+    source_port: int = SOURCE_PORT
+    icmp: Icmp | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     admitted: bool
     packet: Packet
@@ -63,7 +85,15 @@ class Verdicts:
         """`broken`: manifests that cannot be read, with why; `prefixes`: of pods' interfaces, where configured."""
         kubernetes = Kubernetes()
         self._prefixes = prefixes
-        self._refusals = [refusal for text, why in broken if (refusal := _refusal(text, why)) is not None]
+        self._refusals: list[Refusal] = []
+        self.unsure: tuple[str, ...] = ()
+        """What of the datastore cannot be read while nodes go on with what it last said, which only they know."""
+        for text, why in broken:
+            refusal = _refusal(text, why)
+            if refusal is not None:
+                self._refusals.append(refusal)
+            if refusal.keeps_last if refusal is not None else _is_asked(text):
+                self.unsure = (*self.unsure, f"{why}; nodes go on with its last good version, which only they know")
         self._felix: dict[str, FelixConfiguration] = {}
         self._pools: list[IPPool] = []
         self._resources: dict[ResourceKey, Resource] = {}
@@ -115,9 +145,7 @@ class Verdicts:
                 return next((port.port for port in each.ports if (port.name, port.protocol) == (name, protocol)), None)
         return None
 
-    def judge(
-        self, source: Party, destination: Party, protocol: int, port: int, family: Family | None = None
-    ) -> Verdict:
+    def judge(self, source: Party, destination: Party, asked: Asked, family: Family | None = None) -> Verdict:
         """What becomes of the first packet of a connection. Raises UnknownEndpoint where the two share no family."""
         pair = next(
             (
@@ -131,7 +159,7 @@ class Verdicts:
         if pair is None:
             shown = ", ".join(format_address(each) for each in (*source.addresses, *destination.addresses))
             raise UnknownEndpoint(f"{source.text} and {destination.text} have no addresses of one family: {shown}")
-        packet = Packet(*pair, protocol, source_port=32768, port=port)
+        packet = Packet(*pair, asked.protocol, asked.source_port, asked.port, asked.icmp)
         crossings: list[tuple[str, Judgement]] = []
         for node, incoming, outgoing in self._crossed(source, destination):
             judgement = self._judge(node).judge(replace(packet, incoming=incoming, outgoing=outgoing))
@@ -190,6 +218,15 @@ def _refusal(text: str, why: str) -> Refusal | None:
         return read_refusal(text, why)
     except ValueError:  # no JSON
         return None
+
+
+def _is_asked(text: str) -> bool:
+    """Whether a manifest that cannot be read is of a kind that verdicts depend on."""
+    try:
+        manifest = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(manifest, dict) and manifest.get("kind") in _ASKED
 
 
 def _node_addresses(node: Node) -> tuple[bytes, ...]:

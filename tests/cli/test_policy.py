@@ -93,7 +93,7 @@ def test_explain_says_what_denies(config: str, capsys: pytest.CaptureFixture[str
         ("shop/nobody", "80", "tcp", "there is no such pod"),
         ("n9", "80", "tcp", "neither NAMESPACE/POD"),
         ("shop/web", "metrics", "tcp", "no port of the name"),
-        ("shop/web", "80", "gre", "a protocol is tcp, udp, sctp or a number"),
+        ("shop/web", "80", "gre", "a protocol is tcp, udp, sctp, icmp, icmpv6 or a number"),
         ("fd00::1", "80", "tcp", "no addresses of one family"),
     ],
 )
@@ -137,6 +137,61 @@ def test_expectations_that_are_none(
     path.write_text(text)
     assert main(["policy", "test", str(path), "--config", config]) == 78
     assert words in capsys.readouterr().err
+
+
+PINGS = """
+apiVersion: projectcalico.org/v3
+kind: NetworkPolicy
+metadata: {name: pings, namespace: shop}
+spec:
+  selector: app == 'api'
+  types: [Ingress]
+  ingress:
+  - {action: Allow, protocol: ICMP, icmp: {type: 8}}
+  - {action: Allow, protocol: TCP, source: {ports: [1234]}}
+"""
+
+
+def test_icmp_has_a_type_and_a_rule_may_ask_for_the_source_port(
+    config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "resources" / "pings.yaml").write_text(PINGS)
+    path = tmp_path / "expectations.yaml"
+    path.write_text(
+        "- {from: 10.9.9.9, to: shop/api, proto: icmp, verdict: allow}\n"
+        "- {from: 10.9.9.9, to: shop/api, proto: icmp, icmpType: 13, verdict: deny}\n"
+        "- {from: 10.9.9.9, to: shop/api, port: 99, verdict: deny}\n"
+        "- {from: 10.9.9.9, to: shop/api, port: 99, sourcePort: 1234, verdict: allow}\n"
+    )
+    assert main(["policy", "test", str(path), "--config", config]) == 0, capsys.readouterr()
+    ask = ["policy", "explain", "--from", "10.9.9.9", "--to", "shop/api", "--config", config]
+    assert main([*ask, "--proto", "icmp"]) == 0
+    assert "ICMP type 8: allow, by NetworkPolicy shop/pings ingress 1" in capsys.readouterr().out
+    assert main([*ask, "--proto", "icmp", "--icmp-type", "13"]) == 0
+    assert "type 13: deny" in capsys.readouterr().out
+    for wrong, said in (
+        (["--proto", "icmp", "--port", "80"], "no ports"),
+        (["--icmp-type", "8", "--port", "80"], "only icmp and icmpv6"),
+        ([], "say to which port"),
+        (["--proto", "icmp", "--icmp-type", "256"], "a type is a number up to 255"),
+    ):
+        assert main([*ask, *wrong]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_where_nodes_may_go_on_with_what_was_last_good_nothing_is_sure(
+    config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "resources" / "tier.yaml").write_text(
+        "apiVersion: projectcalico.org/v3\nkind: Tier\nmetadata: {name: late}\nspec: {order: one}\n"
+    )
+    path = tmp_path / "expectations.yaml"
+    path.write_text("- {from: shop/web, to: shop/api, port: http, verdict: allow}\n")
+    assert main(["policy", "test", str(path), "--config", config]) == 1
+    out = capsys.readouterr().out
+    assert "FAILED nothing is sure: " in out and "nodes go on with its last good version" in out
+    main(["policy", "explain", "--from", "shop/web", "--to", "shop/api", "--port", "http", "--config", config])
+    assert "the datastore cannot say for sure: " in capsys.readouterr().out
 
 
 HOST_AND_BROKEN = """
