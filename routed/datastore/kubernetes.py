@@ -12,6 +12,7 @@ The API's own rules: https://kubernetes.io/docs/reference/using-api/api-concepts
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 from collections.abc import AsyncIterator, Callable
@@ -37,6 +38,9 @@ SILENCE = WATCH_SECONDS + 30.0
 RETRY = 0.5
 RETRY_MAX = 30.0
 _CONNECT = 10.0
+#: Seconds an answer may take to begin, and to go on: the API itself gives up after 60. And those after which it is told.
+ANSWER = 65.0
+_LATE = 10.0
 #: Seconds a watch lasts at least where all is well; a shorter one is a failure too, and followed by a pause.
 _SHORT = 1.0
 _GONE = 410
@@ -151,6 +155,14 @@ class KubernetesSource:
         if text is not None:
             self._told(f"put right: {text}", False)
 
+    def _is_late(self, kind: ApiKind) -> None:
+        """It may yet answer, but people should know why there are no services, say."""
+        self._wrong(
+            kind.kind,
+            f"the Kubernetes API has been asked for all {kind.kind} objects for {_LATE:g} s, and not given them"
+            f"{self._meanwhile(kind)}",
+        )
+
     async def _follow(self, kind: ApiKind, sink: Sink) -> None:
         loop = asyncio.get_running_loop()
         pause = RETRY
@@ -162,7 +174,11 @@ class KubernetesSource:
             try:
                 async with self._client() as client:
                     if not revision:
-                        revision = await self._list(client, kind, sink)
+                        late = loop.call_later(_LATE, self._is_late, kind)
+                        try:
+                            revision = await self._list(client, kind, sink)
+                        finally:
+                            late.cancel()
                         if too_old <= 1:
                             self._right(kind.kind)
                         self._synced.add(kind)
@@ -214,7 +230,7 @@ class KubernetesSource:
             base_url=access.server,
             headers={"Accept": "application/json", "User-Agent": "routed", **access.authorization()},
             verify=access.context if access.context is not None else False,
-            timeout=httpx.Timeout(_CONNECT, read=SILENCE),
+            timeout=httpx.Timeout(_CONNECT, read=ANSWER),
             trust_env=False,
             event_hooks={"request": [name_the_server]},
         ) as client:
@@ -248,7 +264,10 @@ class KubernetesSource:
             "timeoutSeconds": WATCH_SECONDS,
             "resourceVersion": revision,
         }
-        async with client.stream("GET", kind.path, params=parameters) as answer:
+        async with contextlib.AsyncExitStack() as stack:
+            request = client.stream("GET", kind.path, params=parameters, timeout=httpx.Timeout(_CONNECT, read=SILENCE))
+            async with asyncio.timeout(ANSWER):  # that it begins; then it may be silent for long
+                answer = await stack.enter_async_context(request)
             if answer.status_code == _GONE:
                 raise _Gone
             _check(answer, kind)
@@ -343,5 +362,7 @@ def _key(kind: ApiKind, found: Any) -> ResourceKey | None:
 
 
 def _why(error: BaseException) -> str:
+    if isinstance(error, (TimeoutError, httpx.TimeoutException)):
+        return "it does not answer"
     text = str(error) or type(error).__name__
     return " ".join(text.split())[:300]

@@ -53,6 +53,9 @@ class KubernetesApi:
         self.lists = 0
         self.refuse = 0
         """A status every request gets, where it is not 0."""
+        self.answers = asyncio.Event()
+        """Where it is not set, requests are taken and wait."""
+        self.answers.set()
         self._changed = asyncio.Condition()
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -126,6 +129,7 @@ class KubernetesApi:
             writer.close()
 
     async def _answer(self, target: str, headers: dict[str, str], writer: asyncio.StreamWriter) -> None:
+        await self.answers.wait()
         parts = urlsplit(target)
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
         authorized = self._client_certificates or headers.get("authorization") == f"Bearer {TOKEN}"

@@ -155,6 +155,25 @@ def test_an_api_that_goes_away_deletes_nothing_and_is_found_again(play: Callable
     play(scenario)
 
 
+def test_an_api_that_takes_requests_and_is_silent_is_told_and_asked_again(
+    play: Callable[[Scenario], None], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(kubernetes, "ANSWER", 0.5)
+
+    async def scenario(api: KubernetesApi, source: KubernetesSource, listener: Listener) -> None:
+        before = listener.state
+        api.answers.clear()
+        api.hang_up()
+        await until(lambda: "it does not answer" in str(source.problems), "it is told")
+        await api.put(SERVICES.path, "default", "s0", spec="meanwhile")
+        assert listener.state == before
+        api.answers.set()
+        await until(lambda: listener.state["Service default/s0"] == "meanwhile", "it is asked again")
+        await until(lambda: not source.problems, "the problem is over")
+
+    play(scenario)
+
+
 def test_a_watch_too_old_is_listed_anew_and_only_differences_are_told(play: Callable[[Scenario], None]):
     async def scenario(api: KubernetesApi, source: KubernetesSource, listener: Listener) -> None:
         heard, lists = len(listener.heard), api.lists

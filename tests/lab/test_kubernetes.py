@@ -56,7 +56,15 @@ class Api:
 
         self.loop.call_soon_threadsafe(now)
 
+    def hang(self) -> None:
+        """Take what is asked and say nothing, until `answer`."""
+        self.loop.call_soon_threadsafe(self.api.answers.clear)
+
+    def answer(self) -> None:
+        self.loop.call_soon_threadsafe(self.api.answers.set)
+
     def close(self) -> None:
+        self.answer()
         self.loop.call_soon_threadsafe(self._over.set)
         self._thread.join(20)
 
@@ -152,6 +160,56 @@ def test_services_come_from_the_api_and_stay_while_it_is_away():
         assert "warning kubernetes: the Kubernetes API does not give us" in said
         assert "info    kubernetes: put right: " in routed.log()
         assert TOKEN not in said + routed.log()
+
+
+def test_an_api_that_hangs_at_the_very_first_start_keeps_nothing_else_waiting():
+    """Nothing was saved yet: the sessions, the routes that are no services' and End-of-RIB come all the same."""
+    service = {
+        "type": "NodePort", "clusterIP": "10.96.0.10", "clusterIPs": ["10.96.0.10"], "externalTrafficPolicy": "Local",
+        "ports": [{"port": 80, "protocol": "TCP"}],
+    }  # fmt: skip
+    endpoints = [{"addresses": ["10.65.0.1"], "conditions": {"ready": True}, "nodeName": "n1"}]
+    with Lab() as lab:
+        node, other = lab.namespace("n1"), lab.namespace("n2")
+        lab.link(node.port("eth0", "10.0.0.1/24"), other.port("eth0", "10.0.0.2/24"))
+        api, config = start_api(node)
+        try:
+            api.put(SERVICES.path, "web", spec=service)
+            api.put(
+                ENDPOINT_SLICES.path, "web-1", {"kubernetes.io/service-name": "web"}, addressType="IPv4",
+                endpoints=endpoints, ports=[{"port": 80, "protocol": "TCP"}],
+            )  # fmt: skip
+            api.hang()
+            resources = (
+                resource("BGPConfiguration", "default", {"serviceClusterIPs": [{"cidr": "10.96.0.0/16"}]}),
+                resource("IPPool", "v4", {"cidr": "10.244.0.0/16"}),
+                *(resource("Node", f"n{one}", {"bgp": {"ipv4Address": f"10.0.0.{one}/24"}}) for one in (1, 2)),
+                resource("BlockAffinity", "n1-v4", {"node": "n1", "cidr": "10.244.1.0/26", "state": "confirmed"}),
+            )
+            routed, peer = Routed(node, kubernetes={"kubeconfig": config}), Routed(other)
+            routed.put(*resources)
+            peer.put(*resources)
+            peer.start()
+            routed.start()
+            wait_for(lambda: "10.244.1.0/26" in other.routes(protocol=120), 20, "the block", state=lab.report)
+            assert "10.96.0.0/16" in routes(routed), "and the range of services"
+            wait_for(lambda: "End-of-RIB: it has announced all" in peer.log(), 10, "End-of-RIB", state=lab.report)
+            assert "10.96.0.10/32" not in routes(routed)
+            up = peer.neighbors()["10.0.0.1"]["establishedCount"]
+            wait_for(
+                lambda: any("Kubernetes API has been asked for all Service" in one for one in routed.problems()),
+                60,
+                "it is said",
+                state=lab.report,
+            )
+            api.answer()
+            wait_for(lambda: "10.96.0.10/32" in routes(peer), 60, "the service is announced", state=lab.report)
+            wait_for(
+                lambda: not any("Kubernetes API" in one for one in routed.problems()), 30, "and the problem is over"
+            )
+            assert peer.neighbors()["10.0.0.1"]["establishedCount"] == up == 1
+        finally:
+            api.close()
 
 
 def pod_object(name: str, namespace: str, labels: dict[str, str]) -> dict[str, Any]:
