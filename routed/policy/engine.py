@@ -849,10 +849,15 @@ def _unjudged(key: ResourceKey, policy: Policy) -> Iterator[str]:
 
 
 def _workload_labels(endpoint: WorkloadEndpoint, namespace: str) -> Mapping[str, str]:
-    labels = {label: value for label, value in endpoint.labels.items() if not label.startswith(_DROPPED_LABELS)}
+    written, account = endpoint.labels, endpoint.service_account_name
+    if written.get(NAMESPACE) == namespace and (not account or written.get(SERVICE_ACCOUNT) == account):
+        names = " ".join(written)
+        if not any(prefix in names for prefix in _DROPPED_LABELS):
+            return written  # as Calico writes nearly all
+    labels = {label: value for label, value in written.items() if not label.startswith(_DROPPED_LABELS)}
     labels[NAMESPACE] = namespace
-    if endpoint.service_account_name:
-        labels[SERVICE_ACCOUNT] = endpoint.service_account_name
+    if account:
+        labels[SERVICE_ACCOUNT] = account
     return labels
 
 
