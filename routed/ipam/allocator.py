@@ -326,8 +326,6 @@ def _affinity(node: str, cidr: Cidr, state: AffinityState) -> JsonObject:
 def assign_addresses(cluster: Cluster, demand: Demand, clock: Clock) -> Procedure[Outcome]:
     """Addresses for a demand: from the node's own blocks, from new ones, and where it is allowed from others' blocks."""
     pools, reason = usable_pools(cluster, demand)
-    if not pools:
-        return Outcome((), (), reason)
     given: list[bytes] = []
     reserved = _kept_back(cluster)
     own = yield from _own_blocks(demand.node, demand.family)
@@ -335,6 +333,8 @@ def assign_addresses(cluster: Cluster, demand: Demand, clock: Clock) -> Procedur
     for cidr in own:
         if cidr not in usable and not is_for_node(cluster.pools, cidr, demand.node_labels):
             yield from release_affinity(demand.node, cidr, only_empty=True)
+    if not pools:
+        return Outcome((), (), reason)
     for cidr in usable:
         if len(given) >= demand.count:
             break

@@ -480,3 +480,13 @@ def test_a_block_whose_claim_got_lost_is_the_nodes_own_again():
     site.check()
     del site.store.items[affinity]  # now that it is full, another is taken
     assert len(site.assign(demand("n1", "c"))) == 1 and len(site.store.blocks) == 2
+
+
+def test_empty_blocks_are_given_up_where_no_pool_at_all_is_for_the_node():
+    site = Site(pool("small", "10.0.0.0/28", 30))
+    site.assign(demand("n1", "a", 2))
+    site.release("a")
+    assert len(site.store.blocks) == 1
+    site.cluster = Cluster((pool("small", "10.0.0.0/28", 30, node_selector=parse_selector("rack == 'other'")),))
+    assert site.assign(demand("n1", "b")) == [] and "no pool's selectors fit" in site.reason
+    assert not site.store.blocks and not site.store.affinities
