@@ -178,6 +178,7 @@ class Daemon:
                     self._log,
                     passwords=self._secrets.password,
                     updates_sent=lambda: core.updates_sent,
+                    node_name=config.node_name,
                 )
                 core.measure = driver.latency.milestone
                 health = Health(

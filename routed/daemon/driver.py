@@ -10,6 +10,7 @@ The supervisor is here: what a bug raises while one connection's input is handle
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from routed.daemon.events import Events
 from routed.daemon.transport import Protection, Transports
 from routed.datastore.file import Problem
 from routed.desired import RouteBatch, Tunnel
-from routed.model.resources import Update
+from routed.model.resources import BGPConfiguration, Node, ResourceKey, Update
 from routed.net.families import Family
 from routed.net.prefixes import format_prefix
 from routed.observe.latency import Latency
@@ -62,6 +63,7 @@ class Driver:
         clock: Callable[[], float] = time.monotonic,
         passwords: Callable[[str], bytes] = no_passwords,
         updates_sent: Callable[[], int] | None = None,
+        node_name: str = "",
     ) -> None:
         """`passwords` gives the password kept at a reference; `updates_sent` how many UPDATEs the engine gave out so far,
         for who wants their latency measured.
@@ -86,6 +88,16 @@ class Driver:
         self._log = log
         self._loop = asyncio.get_running_loop()
         self._in_sync = False
+        self._began = False
+        """The engine was told that it may act on what the datastore holds."""
+        self._vital = {
+            ResourceKey(Node.kind, node_name),
+            ResourceKey(BGPConfiguration.kind, f"node.{node_name}"),
+            ResourceKey(BGPConfiguration.kind, "default"),
+        }
+        """Without these, where they are there, nobody knows which AS this node is in and whom it is to talk to."""
+        self._unread: set[ResourceKey] = set()
+        """Those of them that cannot be read now, and of which nothing is known from before."""
         self._turn_due = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
@@ -170,6 +182,10 @@ class Driver:
             self.engine.resource(update, now)
         except Exception as error:
             self.bug(f"resource {update.key}", error)
+        if update.key in self._vital and update.value is not None:
+            self._vital.discard(update.key)  # its last good value stays, whatever becomes of it
+            self._unread.discard(update.key)
+            self._begin()
         self.wake()
 
     def loaded(self) -> None:
@@ -187,15 +203,30 @@ class Driver:
             self._log.write(
                 Level.INFO, "datastore", "in sync: everything it holds was read, and is followed from here on"
             )
+        self.events.publish("datastore", "datastore", "read completely: in sync")
+        self._begin()
+        self.wake()
+
+    def _begin(self) -> None:
+        """Have the engine act on what was read, unless what it must not be without cannot be read."""
+        if not self._in_sync or self._unread or self._began:
+            return
+        self._began, self._unread = True, set()
         try:
             self.engine.in_sync(self.clock())
         except Exception as error:
             self.bug("in_sync", error)
-        self.events.publish("datastore", "datastore", "read completely: in sync")
         self.wake()
 
     def problems(self, problems: tuple[Problem, ...]) -> None:
-        known, self.store_problems = self.store_problems, tuple(str(problem) for problem in problems)
+        if not self._began:
+            self._unread = {key for problem in problems if (key := _key_of(problem)) in self._vital}
+        waits = (
+            f"{key} cannot be read, and nothing is known of it from before: this node begins no session and touches "
+            "no route until it can be"
+            for key in sorted(self._unread)
+        )
+        known, self.store_problems = self.store_problems, (*(str(problem) for problem in problems), *waits)
         for problem in self.store_problems:
             if problem not in known:
                 self._log.write(Level.ERROR, "datastore", problem)
@@ -206,6 +237,7 @@ class Driver:
                 self._log.write(Level.INFO, "datastore", f"put right: {before}")
                 self.events.publish("datastore", "datastore", f"put right: {before}", problem=False)
         self._known_problems = problems
+        self._begin()
 
     # ---- secrets
 
@@ -404,3 +436,15 @@ def trace(error: BaseException) -> str:
         for frame in reversed(traceback.extract_tb(error.__traceback__))
     ]
     return f"{type(error).__name__}: {error} [at {' < '.join(frames)}]"
+
+
+def _key_of(problem: Problem) -> ResourceKey | None:
+    """Which Node or BGPConfiguration a problem is about, if any."""
+    if not problem.manifest:
+        return None
+    try:
+        found = json.loads(problem.manifest)
+        kind, name = found["kind"], found["metadata"]["name"]
+    except (ValueError, RecursionError, TypeError, KeyError):
+        return None
+    return ResourceKey(kind, name) if isinstance(kind, str) and isinstance(name, str) else None

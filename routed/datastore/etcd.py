@@ -345,6 +345,7 @@ class EtcdStore:
         self.health.from_snapshot = False
         if not self._synced and self._sink is not None:
             self._synced = True
+            self._tell_problems()
             self._sink.in_sync()
         if self._saver is not None:
             self._saver.save_all(count.revision, count)

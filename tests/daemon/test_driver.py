@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import socket
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
@@ -299,6 +300,38 @@ def test_problems_are_logged_once_and_when_they_end() -> None:
             "/r/b.yaml: is not YAML",
             "put right: /r/a.yaml:3: spec.peerIP: must be an address",
         ]
+
+    run(test)
+
+
+@pytest.mark.parametrize("mended", [True, False])
+def test_a_node_that_cannot_read_who_it_is_waits(mended: bool) -> None:
+    """A wrong AS number in a mesh that is off is worse than a node that is late."""
+
+    async def test(stage: Stage) -> None:
+        core = Core(CoreSettings(node_name="a"), 1)
+        driver = Driver(core, stage.routes, LogWriter(stage.out, Level.INFO), node_name="a")
+        bad = manifest("BGPConfiguration", "default", {"asNumber": "x"})
+        node = parse_manifest(manifest("Node", "a", {"bgp": {"ipv4Address": "127.0.0.1/8"}}))
+        other = Problem("/r/b.yaml", 1, "spec", "x", json.dumps(manifest("BGPConfiguration", "node.b", {})))
+        problem = Problem("/r/a.yaml", 3, "spec.asNumber", "must be a number", json.dumps(bad))
+        driver.update(Update(node.key, node))
+        driver.problems((other, problem))
+        driver.in_sync()
+        await asyncio.sleep(0)
+        assert core.restart.in_sync_at is None and not core.planned
+        waits = "BGPConfiguration default cannot be read, and nothing is known of it from before"
+        assert [text for text in driver.store_problems if waits in text]
+        if mended:
+            found = parse_manifest(manifest("BGPConfiguration", "default", {"asNumber": 65010}))
+            driver.update(Update(found.key, found))
+        else:
+            driver.problems((other,))  # it is gone
+        await stage.until(lambda: core.planned)
+        assert core.plan.speaker is not None and core.plan.speaker.local_as == (65010 if mended else 64512)
+        driver.problems((other, problem))
+        assert driver.store_problems == (str(other), str(problem)), "its last good state stays"
+        driver.transports.reset_all()
 
     run(test)
 
