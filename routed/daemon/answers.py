@@ -28,6 +28,7 @@ from routed.dataplane.ours import FibEntry
 from routed.datastore.file import FileStore
 from routed.desired import KernelRoute, RouteKind
 from routed.errors import ControlError
+from routed.model.workloads import INTERFACE_PREFIX
 from routed.net.addresses import format_address, parse_address
 from routed.net.families import Family
 from routed.net.prefixes import format_prefix, parse_prefix
@@ -46,9 +47,6 @@ CLEARED = {
     "in": "asked for its routes again",
     "out": "our routes are sent again",
 }
-
-#: How Calico and the CNI name the host's end of a workload's interface.
-WORKLOAD_PREFIX = "cali"
 
 Row = dict[str, object]
 
@@ -223,7 +221,7 @@ class Answers:
             roles.append("loopback")
         if any(address in ours for address, _ in interface.addresses):
             roles.append("BGP")
-        if interface.name.startswith(WORKLOAD_PREFIX):
+        if interface.name.startswith(INTERFACE_PREFIX):
             roles.append("workload")
         return {
             "index": interface.index,

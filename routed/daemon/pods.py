@@ -20,7 +20,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import secrets
@@ -99,7 +98,7 @@ from routed.model.resources import (
 )
 from routed.model.schema import parse_manifest
 from routed.model.settings import ClusterInformation, KubeControllersConfiguration, locked
-from routed.model.workloads import BRIDGE, WorkloadEndpoint, workload_endpoint_name
+from routed.model.workloads import BRIDGE, WorkloadEndpoint, interface_of, workload_endpoint_name
 from routed.net.addresses import format_address
 from routed.net.families import Family
 from routed.net.prefixes import make_prefix
@@ -538,10 +537,10 @@ class Pods:
             segments = (self._node_name, "k8s", name, request.interface)
             key = ResourceKey(WorkloadEndpoint.kind, workload_endpoint_name(segments), namespace or "default")
             second = "" if request.interface == FIRST_INTERFACE else f".{request.interface}"
-            return key, _interface(f"{key.namespace}.{name}{second}")
+            return key, interface_of(f"{key.namespace}.{name}{second}")
         segments = (self._node_name, "cni", request.container_id, request.interface)
         key = ResourceKey(WorkloadEndpoint.kind, workload_endpoint_name(segments), "default")
-        return key, _interface(f"{request.container_id}.{request.interface}")
+        return key, interface_of(f"{request.container_id}.{request.interface}")
 
     async def _pod_says(
         self, request: Request, key: ResourceKey, pod: Resource | None
@@ -915,11 +914,6 @@ def _must_be_name(key: ResourceKey, of: str) -> None:
             INVALID_ENVIRONMENT,
             f'{of} cannot be an endpoint\'s name: it takes lower case letters, digits, "-" and ".", 253 at most',
         )
-
-
-def _interface(seed: str) -> str:
-    """Calico's name of the node's end: `cali` and eleven digits of a hash."""
-    return "cali" + hashlib.sha1(seed.encode(), usedforsecurity=False).hexdigest()[:11]
 
 
 def _random_mac() -> bytes:

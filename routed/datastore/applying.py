@@ -193,9 +193,14 @@ def _renamed(resource: Resource, at: str, said: list[str]) -> Resource:
     if key is None or key == resource.key:
         return resource
     said.append(f"{at}: {resource.key} is stored as {key}, by what it says")
+    return parse_manifest(_named(resource, key.name))
+
+
+def _named(resource: Resource, name: str) -> JsonObject:
+    """Its manifest, under another name."""
     metadata = resource.manifest.get("metadata")
     kept = dict(metadata) if isinstance(metadata, dict) else {}
-    return parse_manifest(resource.manifest | {"metadata": kept | {"name": key.name}})
+    return resource.manifest | {"metadata": kept | {"name": name}}
 
 
 def as_stored(wanted: Sequence[Wanted], contents: Contents) -> tuple[tuple[Wanted, ...], list[str]]:
@@ -223,9 +228,7 @@ def _with_tier(one: Wanted, contents: Contents, said: list[str]) -> Wanted:
     if place == key:
         return one
     said.append(f"{one.where}: {key} is stored as {place}")
-    metadata = resource.manifest.get("metadata")
-    kept = dict(metadata) if isinstance(metadata, dict) else {}
-    return replace(one, resource=parse_stored(resource.manifest | {"metadata": kept | {"name": place.name}}))
+    return replace(one, resource=parse_stored(_named(resource, place.name)))
 
 
 def _is_of_tier(contents: Contents, key: ResourceKey, tier: str) -> bool:

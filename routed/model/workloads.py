@@ -6,6 +6,7 @@ endpoint inherits from its profiles is `policy/`'s business.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,9 @@ from routed.model.head import Head, Kind, kind_shape
 from routed.model.policies import as_protocol
 from routed.model.resources import Cidr, Resource
 from routed.net.families import Family
+
+#: How the names of workloads' interfaces begin, as Calico has them and routed makes them.
+INTERFACE_PREFIX = "cali"
 
 #: What identifies a workload's endpoint after the node, by orchestrator: the fields its name is made of.
 NAME_SEGMENTS: Mapping[str, tuple[str, ...]] = {
@@ -164,6 +168,11 @@ def _parse_workload_endpoint(head: Head) -> WorkloadEndpoint:
         if qos is None
         else {name: qos.integer(name, 0, 1 << 63) or 0 for name in _QOS if qos.has(name)},
     )
+
+
+def interface_of(seed: str) -> str:
+    """The node's end of a pod as Calico calls it: the prefix and eleven digits of a hash."""
+    return INTERFACE_PREFIX + hashlib.sha1(seed.encode(), usedforsecurity=False).hexdigest()[:11]
 
 
 def is_interface(name: str) -> bool:

@@ -15,6 +15,7 @@ What differs between Calico's versions is decided here too: as of v3.32 LOCAL_PR
 from __future__ import annotations
 
 from routed.model.resources import EncapMode, IPPool, Node, ProgramClusterRoutes
+from routed.model.workloads import INTERFACE_PREFIX
 from routed.net.families import Family
 from routed.plan.cluster import Cluster, address_of
 from routed.plan.origins import BLOCK
@@ -22,9 +23,6 @@ from routed.plan.services import service_ranges
 from routed.plan.tunnels import IPIP_DEVICE, VXLAN_DEVICES, ways_into
 from routed.plan.types import CalicoVersion, KernelPlan, LearnPlan, Origin, PlanSettings
 from routed.rib.program import Programming, ProgramPolicy, ProgramRule
-
-DEFAULT_INTERFACE_PREFIX = "cali"
-
 
 _LEFT_TO_FELIX = {
     ProgramClusterRoutes.ENABLED: (),
@@ -48,7 +46,7 @@ def plan_kernel(cluster: Cluster, settings: PlanSettings) -> KernelPlan:
 
 def plan_learning(cluster: Cluster, settings: PlanSettings, origins: dict[tuple[Family, bytes], Origin]) -> LearnPlan:
     return LearnPlan(
-        workload_prefixes=settings.interface_prefixes or cluster.interface_prefixes or (DEFAULT_INTERFACE_PREFIX,),
+        workload_prefixes=settings.interface_prefixes or cluster.interface_prefixes or (INTERFACE_PREFIX,),
         ignored_interfaces=cluster.default_configuration.ignored_interfaces,
         inside={
             family: tuple(

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from routed.desired_policy import Action, Failsafe, HostRules
 from routed.model.resources import IPPool
 from routed.model.settings import EndpointToHostAction, FelixConfiguration, ProtoPort, felix_in_force, may_spoof
+from routed.model.workloads import INTERFACE_PREFIX
 from routed.net.families import Family
 
 _TCP, _UDP = 6, 17
@@ -15,9 +16,6 @@ _TCP, _UDP = 6, 17
 _CLUSTER = tuple(Failsafe(_TCP, port) for port in (179, 2379, 2380, 5473, 6443, 6666, 6667))
 FAILSAFE_IN = (Failsafe(_TCP, 22), Failsafe(_UDP, 68), *_CLUSTER)
 FAILSAFE_OUT = (Failsafe(_UDP, 53), Failsafe(_UDP, 67), *_CLUSTER)
-
-#: How the interfaces of pods begin that routed wires.
-OWN_PREFIX = "cali"
 
 _TO_HOST = {
     EndpointToHostAction.ACCEPT: Action.ALLOW,
@@ -52,7 +50,7 @@ def host_rules(
     )
     said = prefixes or next((each.interface_prefix for each in configured if each.interface_prefix), ()) or ()
     # whatever is configured for others, pods that routed wires must not be left out
-    named = said if any(OWN_PREFIX.startswith(each) for each in said) else (*said, OWN_PREFIX)
+    named = said if any(INTERFACE_PREFIX.startswith(each) for each in said) else (*said, INTERFACE_PREFIX)
     return HostRules(
         workload_prefixes=named,
         workload_to_host=_TO_HOST[to_host] if to_host is not None else Action.ALLOW,

@@ -8,7 +8,6 @@ one host endpoint with an interface, of that; else one that only `*` is about. P
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from routed.model.kubernetes import Namespace, Pod
 from routed.model.policies import GlobalNetworkSet, NetworkSet, Profile, Tier
 from routed.model.resources import IPPool, Node, Resource, ResourceKey, Update
 from routed.model.settings import FelixConfiguration
-from routed.model.workloads import HostEndpoint, WorkloadEndpoint
+from routed.model.workloads import HostEndpoint, WorkloadEndpoint, interface_of
 from routed.net.addresses import format_address, parse_address
 from routed.net.families import Family
 from routed.policy.engine import PolicyEngine
@@ -110,7 +109,7 @@ class Verdicts:
                 self._pools.append(each)
         for key, each in self._resources.items():
             if isinstance(each, WorkloadEndpoint) and not each.interface_name:
-                self._resources[key] = replace(each, interface_name=_interface(key))
+                self._resources[key] = replace(each, interface_name=interface_of(str(key)))
         self._judges: dict[str, FirewallModel] = {}
 
     def party(self, text: str) -> Party:
@@ -232,7 +231,3 @@ def _is_asked(text: str) -> bool:
 def _node_addresses(node: Node) -> tuple[bytes, ...]:
     bgp = node.bgp
     return tuple(each.address for each in (bgp.ipv4_address, bgp.ipv6_address) if each is not None) if bgp else ()
-
-
-def _interface(key: ResourceKey) -> str:
-    return "cali" + hashlib.sha1(str(key).encode(), usedforsecurity=False).hexdigest()[:11]

@@ -156,32 +156,35 @@ def test_pods_come_and_go(node: Node):
     assert gone.status == 1 and gone.output["code"] == 3
 
 
+SWITCHES = ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding")
+
+
+def node_that_passes_nothing_on(lab: Lab) -> Node:
+    """Not started, in a namespace that forwards neither family."""
+    node = Node(lab, 1)
+    for switch in SWITCHES:
+        node.namespace.sysctl(switch, "0")
+    node.namespace.ip("link add eth0 type bridge", "link set eth0 up")
+    node.namespace.address("eth0", "10.0.0.1/24", "fd00::1/64")
+    return node
+
+
 def test_a_node_that_takes_pods_passes_packets_on():
-    switches = ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding")
     with Lab() as lab:
-        node = Node(lab, 1)
-        for switch in switches:
-            node.namespace.sysctl(switch, "0")
-        node.namespace.ip("link add eth0 type bridge", "link set eth0 up")
-        node.namespace.address("eth0", "10.0.0.1/24", "fd00::1/64")
+        node = node_that_passes_nothing_on(lab)
         node.routed.put(*cluster(1))
         node.start()
-        assert node.namespace.run("sysctl", "-n", *switches).split() == ["1", "1"]
+        assert node.namespace.run("sysctl", "-n", *SWITCHES).split() == ["1", "1"]
         assert "no packet passes" not in node.routed.ctl("status")
-        node.namespace.sysctl(switches[1], "0")
-        assert f"{switches[1]} is 0, so no packet passes" in node.routed.ctl("status")
+        node.namespace.sysctl(SWITCHES[1], "0")
+        assert f"{SWITCHES[1]} is 0, so no packet passes" in node.routed.ctl("status")
         told = node.runtime.call("STATUS", cniVersion="1.1.0")
         assert told.output["code"] == 51 and "no packet passes" in told.output["msg"]
 
 
 def test_a_family_that_gets_its_first_pool_later_is_passed_on_too():
-    switches = ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding")
     with Lab() as lab:
-        node = Node(lab, 1)
-        for switch in switches:
-            node.namespace.sysctl(switch, "0")
-        node.namespace.ip("link add eth0 type bridge", "link set eth0 up")
-        node.namespace.address("eth0", "10.0.0.1/24", "fd00::1/64")
+        node = node_that_passes_nothing_on(lab)
         pools = [each for each in cluster(1) if each["kind"] == "IPPool"]
         node.routed.put(*(each for each in cluster(1) if each["kind"] != "IPPool"))
         node.routed.start()
@@ -189,19 +192,19 @@ def test_a_family_that_gets_its_first_pool_later_is_passed_on_too():
             lambda: "there is no enabled IPPool" in str(node.runtime.call("STATUS", cniVersion="1.1.0").output), 20,
             "the datastore was read", state=lab.report,
         )  # fmt: skip
-        assert node.namespace.run("sysctl", "-n", *switches).split() == ["0", "0"]
+        assert node.namespace.run("sysctl", "-n", *SWITCHES).split() == ["0", "0"]
         for pool, expected in zip(pools, (["1", "0"], ["1", "1"]), strict=True):
             node.routed.put(pool)
             wait_for(
-                lambda expected=expected: node.namespace.run("sysctl", "-n", *switches).split() == expected,
+                lambda expected=expected: node.namespace.run("sysctl", "-n", *SWITCHES).split() == expected,
                 10,
                 f"{pool['metadata']['name']} is passed on",
                 state=lab.report,
             )
-        node.namespace.sysctl(switches[0], "0")
+        node.namespace.sysctl(SWITCHES[0], "0")
         node.routed.put({**pools[0], "spec": {**pools[0]["spec"], "natOutgoing": True}})
         wait_for(lambda: "masquerade" in node.namespace.run("nft", "list", "ruleset"), 10, "the change is read")
-        assert node.namespace.run("sysctl", "-n", *switches).split() == ["0", "1"]
+        assert node.namespace.run("sysctl", "-n", *SWITCHES).split() == ["0", "1"]
 
 
 def test_a_restart_of_the_daemon_loses_no_packet_and_finds_all_again(node: Node):

@@ -492,6 +492,16 @@ TAMPERED = [
     "flush chain inet routed p_nets",
     "add table inet routed { flags dormant; }",
 ]
+
+
+async def made_anew_since(site: Site, rebuilds: int) -> None:
+    """What somebody changed was noticed after so many rebuilds, and all is in force again."""
+    async with asyncio.timeout(10):
+        while site.kernel.rebuilds == rebuilds:
+            await asyncio.sleep(0.01)
+        await site.kernel.settled()
+
+
 REPLACED = ["chain inet routed forward { policy drop; }", "flush ruleset", "delete table inet routed"]
 
 
@@ -502,14 +512,7 @@ def test_what_is_put_back_leaves_alone_what_nobody_changed(site: Site, change: s
     rebuilds = site.kernel.rebuilds
     walk = next(iter(re.findall("chain (w_[0-9a-f]*_0)", before)))
     run("nsenter", f"--net={NETNS}/{site.node.full_name}", "--", "nft", "-f", "-", given=change.replace("A_WALK", walk))
-
-    async def until() -> None:
-        async with asyncio.timeout(10):
-            while site.kernel.rebuilds == rebuilds:
-                await asyncio.sleep(0.01)
-            await site.kernel.settled()
-
-    site.run(until())
+    site.run(made_anew_since(site, rebuilds))
     assert listed(site) == before and site.problems == [] and site.kernel.refusals == 0
     assert (handles(site) == there) is (change in TAMPERED)
 
@@ -527,14 +530,7 @@ def test_until_rules_that_are_gone_are_back_nothing_new_passes(site: Site, chang
     wait_for(watches, 10, "what happens is seen")
     rebuilds = site.kernel.rebuilds
     site.node.run("nft", *change.split())
-
-    async def until() -> None:
-        async with asyncio.timeout(10):
-            while site.kernel.rebuilds == rebuilds:
-                await asyncio.sleep(0.01)
-            await site.kernel.settled()
-
-    site.run(until())
+    site.run(made_anew_since(site, rebuilds))
     wait_for(
         lambda: "add chain inet routed by" in monitor.text() or "add rule inet routed forward" in monitor.text(),
         10,
