@@ -11,11 +11,20 @@ PYTHON := $(VENV)/bin/python
 WORKERS ?= 4
 PYTEST := $(PYTHON) -m pytest
 SOURCES := routed tests package setup.py
+EVERYTHING := '.[test,lint,package]'
 
-.PHONY: help setup check format test test-fast demo lab lab-down bench man wheel deb clean
+.PHONY: help setup check format test test-fast explore demo lab lab-down bench man wheel deb clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# Into .venv, which is made where it is missing: $(1) is what pip is told to install.
+define install
+	@[ -x $(PYTHON) ] || python3 -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'routed needs Python 3.11 or newer'; exit 1; }
+	@echo 'installing routed into $(VENV)'
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check -e $(1)
+endef
 
 $(VENV)/.packages: .ci/packages
 	@.ci/packages
@@ -23,10 +32,12 @@ $(VENV)/.packages: .ci/packages
 	@touch $@
 
 $(VENV)/.installed: pyproject.toml $(VENV)/.packages
-	@[ -x $(PYTHON) ] || python3 -m venv $(VENV)
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'routed needs Python 3.11 or newer'; exit 1; }
-	@echo 'installing routed into $(VENV)'
-	@$(PYTHON) -m pip install --quiet --disable-pip-version-check -e '.[test,lint,package]'
+	$(call install,$(EVERYTHING))
+	@touch $(VENV)/.demo $@
+
+$(VENV)/.demo: pyproject.toml .ci/packages
+	@.ci/packages demo
+	$(call install,.)
 	@touch $@
 
 setup: $(VENV)/.installed ## install the system packages and .venv that the rest needs
@@ -45,9 +56,12 @@ test: setup ## the whole test suite, real kernels and real peers included (root)
 	$(PYTEST) -n $(WORKERS) --dist loadscope
 
 test-fast: setup ## the tests that need neither root nor other daemons
-	$(PYTEST) -n $(WORKERS) --dist loadscope -m 'not lab'
+	$(PYTEST) -n $(WORKERS) --dist worksteal -m 'not lab'
 
-demo: setup ## three nodes, a top-of-rack switch and pods in network namespaces (root)
+explore: setup ## the properties once more, with examples nobody has tried yet
+	HYPOTHESIS_PROFILE=explore $(PYTEST) -n $(WORKERS) $$(grep -rl --include='test_*.py' hypothesis tests)
+
+demo: $(VENV)/.demo ## three nodes, a top-of-rack switch and pods in network namespaces (root)
 	@$(PYTHON) -m routed.testing.demo
 
 # Where a topology's name is taken by a laboratory that is up, NAME=OTHER brings up another one of it.

@@ -18,6 +18,7 @@ import hashlib
 import importlib.metadata
 import os
 import py_compile
+import re
 import shutil
 import subprocess
 import sys
@@ -83,7 +84,7 @@ def build(target: Path) -> Path:
         _programs(tree)
         _plugin(tree)
         _configuration(tree)
-        _documentation(tree)
+        documentation(tree)
         control = tree / "DEBIAN"
         _control(tree, control, Path(name))
         _settle(tree)
@@ -191,14 +192,25 @@ def _configuration(tree: Path) -> None:
     (tree / "etc/routed/resources").mkdir()
 
 
-def _documentation(tree: Path) -> None:
+#: What people read, and what it has links to; config is among the examples.
+SHOWN = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs", "containerlab", "systemd")
+
+
+def documentation(tree: Path) -> None:
     folder = tree / "usr/share/doc/routed"
     changes = (ROOT / "CHANGELOG.md").read_bytes()
     _write(folder / "changelog.gz", gzip.compress(changes, 9, mtime=0))
     licenses = "The libraries in /usr/lib/routed have their licenses beside them, in their *.dist-info folders.\n\n"
     _write(folder / "copyright", licenses.encode() + (ROOT / "LICENSE").read_bytes())
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
-        _write(folder / (path.name if path.parent == ROOT else f"docs/{path.name}"), path.read_bytes())
+    shown = [path for name in SHOWN for path in (ROOT / name, *sorted((ROOT / name).rglob("*"))) if path.is_file()]
+    for path in shown:
+        data = path.read_bytes()
+        _write(folder / path.relative_to(ROOT), _moved(data) if path.suffix == ".md" else data)
+
+
+def _moved(page: bytes) -> bytes:
+    """A page whose links lead to the configuration where Debian has examples."""
+    return re.sub(rb"\]\(((?:\.\./)*)config/", rb"](\1examples/", page)
 
 
 def _control(tree: Path, control: Path, scratch: Path) -> None:

@@ -161,11 +161,13 @@ def _epilog(text: str) -> list[str]:
 
 # ---- routed.yaml
 
+DOCUMENT = "docs/configuration.md (with the Debian package in /usr/share/doc/routed)"
+
 
 def configuration_page() -> str:
     """routed.yaml(5), of the section of docs/configuration.md and the file as shipped."""
     text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
-    section = text.split("\n## routed.yaml\n", 1)[1].split("\n## ", 1)[0]
+    section = _apart(text.split("\n## routed.yaml\n", 1)[1].split("\n## ", 1)[0])
     lines = [
         head("routed.yaml", 5),
         ".SH NAME",
@@ -189,7 +191,13 @@ def configuration_page() -> str:
     lines += [".fi", ".SH FILES"]
     for path, meaning in FILES.items():
         lines += [".TP", f".I {escape(path)}", escape(meaning)]
-    return "\n".join([*lines, ".SH SEE ALSO", "routed(8), routedctl(8)"]) + "\n"
+    return "\n".join([*lines, ".SH SEE ALSO", f"routed(8), routedctl(8), {DOCUMENT}"]) + "\n"
+
+
+def _apart(section: str) -> str:
+    """A section without the rest of its document: what it calls below is there, and the file as shipped is the example."""
+    section = section.replace("[config/routed.yaml](../config/routed.yaml)", "The example below")
+    return re.sub(r"\[below\]\(#([a-z-]+)\)", lambda found: f"configuration.md, {found[1].replace('-', ' ')}", section)
 
 
 def _cells(line: str) -> list[str]:

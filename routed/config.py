@@ -33,7 +33,7 @@ import re
 import socket
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import TypeVar
 
 import yaml
@@ -41,7 +41,7 @@ import yaml
 from routed.cni.protocol import DEFAULT_SOCKET
 from routed.control.protocol import DEFAULT_RUN_DIR, SOCKET_NAME
 from routed.core.effects import Level
-from routed.dataplane.conntrack import AS_IT_IS, MAX_CHAIN, TIMEOUTS, ConntrackSettings
+from routed.dataplane.conntrack import AS_IT_IS, MAX_CHAIN, MAX_TIMEOUT, TIMEOUTS, ConntrackSettings
 from routed.datastore.etcd_settings import ETCD_KEYS, EtcdConfig, EtcdDatastore, etcd_settings
 from routed.errors import ConfigError
 from routed.model.fields import as_as_number, as_cidr, as_node_address, go_duration
@@ -56,6 +56,7 @@ from routed.plan.autodetect import FIRST_FOUND, parse_method
 from routed.plan.registration import BLOCK_SIZES, ClusterDefaults, Registration, Way
 from routed.plan.types import CalicoVersion, PodCidrs
 from routed.rib.nexthops import PROTOCOL_NAMES
+from routed.values import dataclass
 
 DEFAULT_PATH = "/etc/routed/routed.yaml"
 DEFAULT_STATE_DIR = "/var/lib/routed"
@@ -411,7 +412,7 @@ def _conntrack(given: _Mapping) -> ConntrackSettings:
     if maximum is not None and buckets is not None and not buckets <= maximum <= MAX_CHAIN * buckets:
         given.fail("max", f"must be from one to {MAX_CHAIN} times conntrack.buckets ({buckets}), not {maximum}")
     timeouts = given.mapping("timeouts", tuple(sorted(TIMEOUTS)))
-    seconds = _number(1, 10_000_000)
+    seconds = _number(1, MAX_TIMEOUT)
     named = {name: value for name in sorted(TIMEOUTS) if (value := timeouts.get(name, seconds, None)) is not None}
     return ConntrackSettings(maximum, buckets, named)
 
@@ -709,10 +710,12 @@ def _listen_address(value: object) -> tuple[str, int]:
 
 
 def _protocol(value: object) -> int:
-    number = _number(1, 255)(value)
-    if number in FOREIGN_PROTOCOLS:
-        raise ValueError(f"{number} is a route protocol of the kernel or the administrator; choose one from 5 to 255")
-    return number
+    lowest = FOREIGN_PROTOCOLS.stop
+    if isinstance(value, int) and value is not True and value in FOREIGN_PROTOCOLS[1:]:
+        raise ValueError(
+            f"{value} is a route protocol of the kernel or the administrator; choose one from {lowest} to 255"
+        )
+    return _number(lowest, 255)(value)
 
 
 def routing_daemon(value: object) -> int:

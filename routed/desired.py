@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from routed.net.families import Family
+from routed.values import dataclass
 
 
 class RouteKind(enum.IntEnum):
@@ -84,6 +84,10 @@ class Tunnel:
     """0: of the interface with the local address, less what the tunnel puts around packets."""
     peers: tuple[TunnelPeer, ...] = ()
     """Sorted."""
+
+
+#: Octets every link with IPv6 must carry (RFC 8200).
+LEAST_MTU_OF_IPV6 = 1280
 
 
 def tunnel_overhead(kind: TunnelKind, family: Family) -> int:

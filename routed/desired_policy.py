@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from routed.net.families import Family
+from routed.values import dataclass
 
 
 class Action(enum.Enum):
@@ -178,8 +179,6 @@ class BridgePort:
     bridge: str
     mac: bytes
     """Of the workload's own end."""
-    addresses: tuple[bytes, ...]
-    """Packed, of the workload."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +193,8 @@ class EndpointPolicy:
     egress: Walk | None
     port: BridgePort | None = None
     """Of a workload; None: packets come and go by the interface itself."""
+    addresses: tuple[bytes, ...] = ()
+    """Packed, of a workload: its own."""
     sources: tuple[tuple[Family, bytes], ...] = ()
     """Wire prefixes that packets of a workload may come from beside its own addresses, where the host lets it."""
 
@@ -262,3 +263,6 @@ class PolicyBatch:
     endpoints: tuple[EndpointUpdate, ...] = ()
     host: HostRules | None = None
     """None: as before."""
+    interfaces: Mapping[str, int] = field(default_factory=dict, hash=False)
+    """Indexes of interfaces that are there now, and 0 for those that are not any more. With them packets of workloads are
+    known by less work; without them they are judged alike."""

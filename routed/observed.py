@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from routed.desired import Gateway
 from routed.net.families import Family
+from routed.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from routed.testing.lab import Lab
+
+# how long something takes on a machine that has other things to do is nothing a test may fail for
+_PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# the suite is the same in each run: what only other examples show is looked for by `make explore`
+settings.register_profile("house", _PATIENT, derandomize=True)
+settings.register_profile("explore", _PATIENT)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "house"))
+
+# where the environment forbids to write bytecode, each daemon that a test starts would compile the whole program again
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 #: The folders of tests that need namespaces, real kernels and other people's daemons.
 LAB_FOLDERS = {"lab", "interop"}

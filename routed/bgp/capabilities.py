@@ -17,13 +17,14 @@ RFC 5492, 4760, 2918, 4724, 6793, 6286, 7607. Not here: bytes of the OPEN (`mess
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from routed.bgp.iana import AS_MAX_2_OCTET, AS_TRANS, CapabilityCode, NotificationCode, OpenSubcode
 from routed.bgp.messages import Capability, Open
 from routed.errors import PeerError
 from routed.net.addresses import format_router_id
 from routed.net.families import Family, family_from_wire
+from routed.values import dataclass
 
 RESTART_TIME_MAX = 0xFFF
 """Twelve bits of seconds (RFC 4724 3)."""

@@ -44,6 +44,7 @@ class Counters:
         "keepalives_sent",
         "last_down_reason",
         "last_error",
+        "last_error_at",
         "last_finding",
         "notifications",
         "notifications_received",
@@ -52,6 +53,8 @@ class Counters:
         "opens_sent",
         "refreshes_received",
         "refreshes_sent",
+        "refusal",
+        "refusal_at",
         "state_changed_at",
         "treat_as_withdraw",
         "updates_received",
@@ -85,8 +88,16 @@ class Counters:
         """Why the last Established session ended."""
         self.last_error = ""
         """The last thing that went wrong, Established or not."""
+        self.last_error_at: float | None = None
+        self.refusal = ""
+        """Why the session was last refused with a NOTIFICATION, by either side, since it was up; what goes wrong when it is
+        tried again does not hide it: who was told an error may close what comes next without a word for minutes."""
+        self.refusal_at: float | None = None
         self.last_finding = ""
         """What was wrong with the last malformed UPDATE that did not end the session."""
+
+    def went_wrong(self, what: str, now: float) -> None:
+        self.last_error, self.last_error_at = what, now
 
     def count_notification(self, direction: str, notification: Notification) -> None:
         key = (direction, notification.code, notification.subcode)

@@ -6,7 +6,8 @@ A decode returns findings, it does not stop at the first one; the strongest deci
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+
+from routed.values import dataclass
 
 
 class Severity(enum.IntEnum):

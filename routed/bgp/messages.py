@@ -12,7 +12,6 @@ Not here: UPDATE (`update`), framing of the byte stream (`session`), which OPEN 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from routed.bgp.iana import (
@@ -28,6 +27,7 @@ from routed.bgp.iana import (
 )
 from routed.errors import PeerError
 from routed.net.families import Family, family_from_wire
+from routed.values import dataclass
 
 MINIMUM_LENGTH = {
     MessageType.OPEN.value: 29,

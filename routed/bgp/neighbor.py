@@ -10,11 +10,17 @@ Invariants:
 - Every refusal and every end has a reason in words, in its event and in the counters.
 
 Collisions (RFC 4271 6.8, RFC 6286 2.3): when the second OPEN arrives, the connection begun by the speaker with the higher
-router id stays (equal ids: the higher AS); the other ends with Cease/7. An Established session wins over any newer
-connection, unless graceful restart was negotiated: then the peer has lost the old one, whatever our TCP thinks, and the
-new OPEN replaces it with the routes kept (RFC 4724 4.2). A connection that was under way when the session came up, or
-arrives within a second of that, is still an ordinary collision: both speakers connecting at once must not look like a
-restart.
+router id stays (equal ids: the higher AS); the other ends with Cease/7. The RFC's two decisions, ours and the peer's, agree
+only where neither is Established yet on what the other lets go: else both connections end, and what BIRD calls a graceful
+restart may end the one that stays. So an OPEN waits, and with it the KEEPALIVE that would make the peer Established, while
+another connection is under way on which none has arrived. Where ours was answered before the peer's arrived, and theirs is
+to stay, the peer may be Established on ours: it decides, by what it says on its own, and its KEEPALIVE on ours waits. Either
+waits COLLISION_PATIENCE after the other connection began, then the one that says nothing ends.
+
+An Established session wins over any newer connection, unless graceful restart was negotiated: then the peer has lost the old
+one, whatever our TCP thinks, and the new OPEN replaces it with the routes kept (RFC 4724 4.2). A connection that was under
+way when the session came up, or arrives within a second of that, is still an ordinary collision: both speakers connecting
+at once must not look like a restart. One that arrives then ends before our OPEN could make the peer prefer it.
 
 After a NOTIFICATION 2/7 or 2/4 one attempt is made without the capabilities the peer named, or without any (RFC 5492 3).
 
@@ -29,7 +35,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from routed.bgp.capabilities import Negotiated, PeerRestart, advertise, negotiate
 from routed.bgp.capabilities import named as names
@@ -41,6 +46,7 @@ from routed.bgp.session import COLLISION, JITTER_MIN, NEVER, Session
 from routed.bgp.update import AttributePool, Update
 from routed.errors import PeerError
 from routed.net.families import Family
+from routed.values import dataclass
 
 __all__ = [
     "CloseRequested",
@@ -60,6 +66,9 @@ __all__ = [
 
 RESTART_GUARD = 1.0
 """Seconds after a session came up in which a new connection cannot be a restarted peer's."""
+
+COLLISION_PATIENCE = 3.0
+"""Seconds in which an answer is expected on a connection that collides with another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +228,7 @@ class Neighbor:
         "_rng",
         "_sessions",
         "_started",
+        "_verdict_at",
         "_without",
         "config",
         "connection",
@@ -257,6 +267,8 @@ class Neighbor:
         self._retries = 0
         """ConnectRetryCounter (RFC 4271 8), the exponent of the back-off."""
         self._restart_at = NEVER
+        self._verdict_at = NEVER
+        """When the peer's decision of a collision is waited for no longer."""
         self._forwarding: frozenset[Family] | None = None
         self._without: tuple[Capability, ...] = ()
 
@@ -265,7 +277,7 @@ class Neighbor:
     def start(self, now: float) -> None:
         """Let it connect or be connected to; an active neighbour connects at once. With a `down_reason` it does nothing."""
         if self.config.down_reason:
-            self.counters.last_error = self.config.down_reason
+            self.counters.went_wrong(self.config.down_reason, now)
             return
         self._started = True
         self._retries = 0
@@ -287,7 +299,7 @@ class Neighbor:
         """
         said = f": NOTIFICATION {notification.text()}" if notification else ""
         reason = f"{why or ('administratively down' if admin_down else 'reset by this side')}{said}"
-        self.counters.last_error = reason
+        self.counters.went_wrong(reason, now)
         if admin_down:
             self._started = False
         for session in self._all():
@@ -330,7 +342,8 @@ class Neighbor:
         self._lost(conn, now, f"cannot connect: {reason}")
 
     def accept(self, now: float) -> int | str:
-        """The configured address has connected to us: the id of the connection, or why it is refused."""
+        """The configured address has connected to us: the id of the connection, or why it is refused; 0: it has lost a
+        collision already, which is nobody's mistake."""
         refusal = ""
         if self.config.held:
             refusal = f"the neighbour is held: {self.config.held}"
@@ -342,6 +355,8 @@ class Neighbor:
             self.counters.connections_refused += 1
             return refusal
         self.counters.connections_accepted += 1
+        if self._established is not None and now < self._came_up_at() + RESTART_GUARD:
+            return 0
         older = self._half_open
         session = Session(self, rng=self._rng, pool=self._pool, incoming=True)
         session.handle(Event.MANUAL_START_PASSIVE, now, "waiting for the peer to connect")
@@ -381,7 +396,7 @@ class Neighbor:
 
     def next_timer(self) -> float | None:
         """When `handle_timer` wants to be called."""
-        at = min(self._outgoing.next_timer(), self._restart_at)
+        at = min(self._outgoing.next_timer(), self._restart_at, self._verdict_at)
         if self._half_open is not None:
             at = min(at, self._half_open.next_timer())
         if self._established is not None:
@@ -393,9 +408,13 @@ class Neighbor:
         for session in self._all():
             if session.next_timer() <= now:
                 session.handle_timer(now)
+        if self._verdict_at <= now:
+            self._verdict_at = NEVER
+            if self._half_open is not None and self._half_open.state is self._outgoing.state is State.OPEN_CONFIRM:
+                self._let_go(self._outgoing, "both sides connected at once, the peer's stays", now)
         if self._restart_at <= now:
             self._restart_at = NEVER
-            self.counters.last_error = "the peer did not come back within its restart time"
+            self.counters.went_wrong("the peer did not come back within its restart time", now)
             self.events.append(StaleExpired("did not come back in its restart time"))
         self._settle(now)
 
@@ -439,7 +458,10 @@ class Neighbor:
         return self._half_open is not None and self._half_open.state >= State.OPEN_CONFIRM
 
     def _settle(self, now: float) -> None:
-        """Make the outgoing instance do what the others' states ask for."""
+        """Make the outgoing instance do what the others' states ask for, and go on with what waited for another one."""
+        for waiting in (self._outgoing, self._half_open):
+            if waiting is not None and waiting.waits_until != NEVER:
+                waiting.receive_data(b"", now)
         outgoing = self._outgoing
         if not self._started or outgoing.state >= State.OPEN_SENT:
             return
@@ -455,11 +477,10 @@ class Neighbor:
             outgoing.retry_at(now + self.retry_delay())
 
     def _collide(self, session: Session, theirs: Open, now: float) -> bool:
-        """RFC 4271 6.8 for a connection whose OPEN has just arrived; False where it is the one that ends."""
+        """RFC 4271 6.8 for a connection whose OPEN has just arrived; False where it ends, or has to wait."""
         established = self._established
         if established is not None:
-            came_up = self.counters.established_at or 0.0
-            if self._keep_families() and session.opened_at >= came_up + RESTART_GUARD:
+            if self._keep_families() and session.opened_at >= self._came_up_at() + RESTART_GUARD:
                 conn, established.conn = established.conn, 0
                 self._forget(conn)
                 self.events.append(CloseRequested(conn))
@@ -472,14 +493,39 @@ class Neighbor:
             session.handle(Event.OPEN_COLLISION_DUMP, now, "there is an Established session with the peer", COLLISION)
             return False
         other = self._half_open if session is self._outgoing else self._outgoing
-        if other is None or other.state is not State.OPEN_CONFIRM:
+        if other is None or other.state < State.CONNECT or other.state is State.ACTIVE:
             return True
-        ours = (self.config.router_id, self.config.local_as)
-        ours_wins = ours > (theirs.router_id, self.config.peer_as)
-        loser = session if session.incoming == ours_wins else other
-        winner = "ours" if ours_wins else "the peer's"
-        loser.handle(Event.OPEN_COLLISION_DUMP, now, f"both sides connected at once, {winner} stays", COLLISION)
+        if other.state is not State.OPEN_CONFIRM and other.waits_until == NEVER:
+            if session.wait(now, max(session.opened_at, other.opened_at), COLLISION_PATIENCE):
+                return False
+            self._let_go(other, "the other connection is further", now)
+            return True
+        ours_win = self._ours_win(theirs.router_id)
+        loser = session if session.incoming == ours_win else other
+        if loser is self._outgoing and loser.state is State.OPEN_CONFIRM:
+            self._verdict_at = now + COLLISION_PATIENCE
+            return True
+        winner = "ours" if ours_win else "the peer's"
+        self._let_go(loser, f"both sides connected at once, {winner} stays", now)
         return loser is not session
+
+    def may_come_up(self, session: Session, now: float) -> bool:
+        """Whether the peer's KEEPALIVE counts; not yet while it may still prefer the connection it began itself."""
+        theirs, negotiated = self._half_open, session.negotiated
+        if session.incoming or theirs is None or theirs.state < State.OPEN_SENT or negotiated is None:
+            return True
+        return self._ours_win(negotiated.peer_router_id) or not session.wait(now, theirs.opened_at, COLLISION_PATIENCE)
+
+    def _ours_win(self, peer_router_id: int) -> bool:
+        """Which of two connections stays where both sides connect at once (RFC 6286 2.3)."""
+        return (self.config.router_id, self.config.local_as) > (peer_router_id, self.config.peer_as)
+
+    def _let_go(self, session: Session, reason: str, now: float) -> None:
+        """End what has lost a collision."""
+        session.handle(Event.OPEN_COLLISION_DUMP, now, reason, COLLISION)
+
+    def _came_up_at(self) -> float:
+        return self.counters.established_at or 0.0
 
     def _lost(self, conn: int, now: float, reason: str) -> None:
         session = self._sessions.get(conn)
@@ -596,6 +642,10 @@ class Neighbor:
     def refresh_received(self, family: Family) -> None:
         self.events.append(RefreshReceived(family))
 
+    def silence(self) -> str:
+        """What it may mean that the peer does not answer, to stand behind that; or empty."""
+        return silence(password=bool(self.config.password), hops=self.config.ttl_security)
+
     def retry_delay(self) -> float:
         """Seconds to wait: doubled with each failure after the first, bounded, then jittered (RFC 4271 10)."""
         config = self.config
@@ -617,7 +667,9 @@ class Neighbor:
         self._retries += 1
         elsewhere = any(one.state >= State.OPEN_SENT for one in self._all() if one is not session)
         if event is not Event.OPEN_COLLISION_DUMP and not (elsewhere and _is_collision(reply)):
-            self.counters.last_error = reason
+            self.counters.went_wrong(reason, now)
+            if reply is not None and session.state is not State.ESTABLISHED and not _is_collision(reply):
+                self.counters.refusal, self.counters.refusal_at = reason, now
 
     def state_changed(
         self, session: Session, old: State, event: Event, reason: str, now: float, reply: Notification | None
@@ -630,6 +682,7 @@ class Neighbor:
             self._went_down(event, reason, reply, now)
         if session is self._half_open and session.state < State.OPEN_SENT:
             self._half_open = None
+            self._verdict_at = NEVER
         self._show_state(reason, now)
 
     def _came_up(self, session: Session, reason: str, now: float) -> None:
@@ -642,7 +695,8 @@ class Neighbor:
         self.negotiated = session.negotiated
         self.counters.established += 1
         self.counters.established_at = now
-        self._restart_at = NEVER
+        self.counters.refusal, self.counters.refusal_at = "", None
+        self._restart_at = self._verdict_at = NEVER
         self._forwarding = None
         self._without = ()
         self._show_state(reason, now)
@@ -660,7 +714,8 @@ class Neighbor:
         self.negotiated = None
         why = _down_reason(event, reply)
         self.counters.downs[why] = self.counters.downs.get(why, 0) + 1
-        self.counters.last_down_reason = self.counters.last_error = reason
+        self.counters.last_down_reason = reason
+        self.counters.went_wrong(reason, now)
         self.events.append(SessionDown(reason, bool(kept), kept))
 
 
@@ -686,3 +741,12 @@ _DOWN_REASONS = {
 
 def _is_collision(reply: Notification | None) -> bool:
     return reply is not None and (reply.code, reply.subcode) == (COLLISION.code, COLLISION.subcode)
+
+
+def silence(*, password: bool, hops: int) -> str:
+    """What no answer may mean with a peer that is guarded: neither end is told why the other drops its packets."""
+    if password:
+        return "; a peer with another password, or none, looks like this too"
+    if hops:
+        return f"; a peer without TTL security, or more than {hops} hops away, looks like this too"
+    return ""

@@ -7,6 +7,7 @@ Invariants:
 - However a stream is cut, the same messages come out: a header is judged when its 19 octets are there, a body when all of
   it is. The one exception serves people: octets that can no longer become a marker are refused before 19 are there.
 - After the connection is dropped no octet of it is looked at.
+- A message about which the owner wants to be asked again stays at the beginning of the buffer, with all behind it.
 - Timers are deadlines (infinity: not running); `next_timer` is the earliest, `handle_timer` acts on those that are due.
 - The loop over UPDATEs in Established is the hot path: no object per message but the Update itself, and the row
   (ESTABLISHED, UPDATE) of the table written out, the hold timer being restarted once per call.
@@ -63,6 +64,7 @@ JITTER_MIN = 0.75
 """Timers run for this share of their time, or more, up to all of it (RFC 4271 10)."""
 
 _UPDATE = MessageType.UPDATE.value
+_UPDATE_OCTET = bytes((_UPDATE,))
 _LENGTH_AND_TYPE = struct.Struct(">HB")
 
 _EVENT_OF_TYPE = {
@@ -102,10 +104,17 @@ class SessionOwner(Protocol):
         """The OPEN to send now."""
 
     def judge_open(self, session: Session, theirs: Open, now: float) -> Negotiated | None:
-        """Accept a peer's OPEN, or raise PeerError; None where a collision ended this session meanwhile."""
+        """Accept a peer's OPEN, or raise PeerError; None where a collision ended this session meanwhile, or where it is to
+        be asked again (`waits_until`)."""
+
+    def may_come_up(self, session: Session, now: float) -> bool:
+        """Whether the peer's first KEEPALIVE makes this session Established; False: ask again (`waits_until`)."""
 
     def notification_received(self, session: Session, notification: Notification) -> str:
         """Take note of a NOTIFICATION; the reason it gives the end of this session."""
+
+    def silence(self) -> str:
+        """What it may mean that the peer does not answer, to stand behind that; or empty."""
 
     def request_connection(self, session: Session) -> int:
         """Begin a TCP connection; its id."""
@@ -152,12 +161,15 @@ class Session:
         "_reply",
         "_rng",
         "_send_hold_at",
+        "asked_at",
         "conn",
         "incoming",
         "negotiated",
         "opened_at",
         "ours",
+        "says_more",
         "state",
+        "waits_until",
     )
 
     def __init__(self, owner: SessionOwner, *, rng: random.Random, pool: AttributePool, incoming: bool) -> None:
@@ -172,7 +184,14 @@ class Session:
         """The OPEN sent on this connection."""
         self.negotiated: Negotiated | None = None
         self.opened_at = 0.0
-        """When this session entered OpenSent."""
+        """When this session began to connect, and later when it entered OpenSent."""
+        self.waits_until = NEVER
+        """Its owner wants to be asked again about the message at the beginning of the buffer: at once when something
+        changes, by giving no octets, and at the latest then. Infinity: nothing waits."""
+        self.asked_at = NEVER
+        """When it was first asked about it."""
+        self.says_more = False
+        """Behind the message at hand there is more than may come before it is answered."""
         self._decode: Callable[[bytes], Update] | None = None
         self._buffer = b""
         self._connect_retry_at = self._idle_hold_at = NEVER
@@ -202,6 +221,16 @@ class Session:
         self.opened_at = now
         self.handle(event, now, "connected" if event is Event.TCP_CONNECTION_REQUEST_ACKED else "accepted a connection")
 
+    def wait(self, now: float, since: float, patience: float) -> bool:
+        """Ask again about the message at hand: until `patience` seconds after `since`, or after it was first asked."""
+        self.asked_at = min(self.asked_at, now)
+        until = min(since, self.asked_at) + patience
+        if now >= until or self.says_more:
+            self.asked_at = NEVER
+            return False
+        self.waits_until = until
+        return True
+
     def lost(self, now: float, reason: str) -> None:
         """TCP is gone, or never came."""
         self.conn = 0
@@ -213,6 +242,7 @@ class Session:
         """Octets from the peer, cut anywhere."""
         buffer = self._buffer + data if self._buffer else data
         self._buffer = b""
+        self.waits_until = NEVER
         decode = self._decode  # set in Established only
         deliver = self._owner.update_sink()
         unpack, startswith = _LENGTH_AND_TYPE.unpack_from, buffer.startswith
@@ -236,9 +266,12 @@ class Session:
                 _check_header(length, kind)
                 if stop > end:
                     break
+                self.says_more = end - stop > MAX_MESSAGE or buffer[stop + 18 : stop + 19] == _UPDATE_OCTET
                 self._receive_message(kind, buffer[body:stop], now)
                 if not self.conn:
                     return
+                if self.waits_until != NEVER:
+                    break
                 position = stop
                 decode = self._decode
             else:
@@ -259,8 +292,10 @@ class Session:
         """Any whole message but an UPDATE in Established."""
         counters = self._owner.counters
         if kind == MessageType.OPEN:
-            counters.opens_received += 1
-            self._receive_open(body, now)
+            try:
+                self._receive_open(body, now)
+            finally:
+                counters.opens_received += self.waits_until == NEVER
             return
         if kind == MessageType.NOTIFICATION:
             counters.notifications_received += 1
@@ -275,6 +310,8 @@ class Session:
             self.handle(event, now, reason, notification)
             return
         if kind == MessageType.KEEPALIVE:
+            if self.state is State.OPEN_CONFIRM and not self._owner.may_come_up(self, now):
+                return
             counters.keepalives_received += 1
         elif kind == MessageType.UPDATE:
             counters.updates_received += 1
@@ -289,6 +326,7 @@ class Session:
             negotiated = self._owner.judge_open(self, Open.decode(body), now)
             if negotiated is None:
                 return
+            self.asked_at = NEVER
             self.negotiated = negotiated
         self.handle(Event.OPEN, now, "the peer's OPEN was accepted")
 
@@ -310,10 +348,19 @@ class Session:
 
     def next_timer(self) -> float:
         """The earliest deadline; infinity without one."""
-        return min(self._hold_at, self._keepalive_at, self._connect_retry_at, self._idle_hold_at, self._send_hold_at)
+        return min(
+            self._hold_at,
+            self._keepalive_at,
+            self._connect_retry_at,
+            self._idle_hold_at,
+            self._send_hold_at,
+            self.waits_until,
+        )
 
     def handle_timer(self, now: float) -> None:
         """Act on every deadline that has passed."""
+        if self.waits_until <= now:
+            self.receive_data(b"", now)
         if self._hold_at <= now:
             self._hold_at = NEVER
             self.handle(Event.HOLD_TIMER_EXPIRES, now, self._hold_reason())
@@ -329,9 +376,10 @@ class Session:
             self.handle(Event.KEEPALIVE_TIMER_EXPIRES, now)
         if self._connect_retry_at <= now:
             self._connect_retry_at = NEVER
-            self.handle(
-                Event.CONNECT_RETRY_TIMER_EXPIRES, now, "the peer did not answer the connection attempt in time"
-            )
+            why = "connecting again"
+            if self.state is State.CONNECT:
+                why = f"the peer did not answer the connection attempt in time{self._owner.silence()}"
+            self.handle(Event.CONNECT_RETRY_TIMER_EXPIRES, now, why)
         if self._idle_hold_at <= now:
             self._idle_hold_at = NEVER
             self.handle(Event.IDLE_HOLD_TIMER_EXPIRES, now, "connecting again")
@@ -395,6 +443,7 @@ class Session:
         self._idle_hold_at = NEVER
 
     def _connect(self) -> None:
+        self.opened_at = self._now
         self._owner.counters.connect_attempts += 1
         self.conn = self._owner.request_connection(self)
 
@@ -461,7 +510,7 @@ class Session:
         self._decode = None
         self.negotiated = None
         self.ours = None
-        self._hold_at = self._keepalive_at = self._send_hold_at = NEVER
+        self._hold_at = self._keepalive_at = self._send_hold_at = self.waits_until = self.asked_at = NEVER
         if conn:
             self._owner.release_connection(conn)
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 import struct
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from routed.bgp.attribute_reader import AttributeBlock, read_attributes
 from routed.bgp.attributes import ATTRIBUTE_FLAGS, AttributeSet
@@ -38,6 +37,7 @@ from routed.bgp.nlri import NlriError, split_nlri, split_uniform, without_unrout
 from routed.errors import PeerError
 from routed.net.addresses import is_link_local
 from routed.net.families import Family
+from routed.values import dataclass
 
 Prefixes = Sequence[bytes]
 """Canonical wire prefixes, in message order, duplicates allowed."""

@@ -63,7 +63,7 @@ def _line(grouping: str, name: str, cidr: Cidr, used: int, note: str) -> dict[st
 
 def _usage_table(rows: Iterable[Any]) -> Iterator[str]:
     return table(
-        ("grouping", "name", "cidr", "total", "in use", "free", ""),
+        ("grouping", "name", "cidr", "total", "in use", "free", "note"),
         (
             (
                 ("  " if row["grouping"] == "block" else "") + row["grouping"],

@@ -62,16 +62,35 @@ async def _release(arguments: argparse.Namespace, store: Store) -> int:
     else:
         chosen = [_allocation(state, text) for text in arguments.ip]
     failed = False
+    told = _Told("json" in arguments)
     for finding in chosen:
         done = _WOULD if arguments.dry_run else await _put_right(store, contents, state, finding)
-        emit((f"{harmless(finding.text)}: {done}",))
+        told.add(finding.text, done)
         failed |= done == _LEFT
-    if not chosen:
-        emit(("nothing to release",))
+    told.end("nothing to release" if not chosen else "")
     return ExitStatus.ERROR if failed else ExitStatus.OK
 
 
 _DONE, _WOULD, _LEFT, _CHANGED = "put right", "would be put right", "left: this is for a person", "left: it has changed"
+
+
+class _Told:
+    """What became of each: a line as soon as it is known, or an array of JSON at the end."""
+
+    def __init__(self, as_json: bool) -> None:
+        self._rows: list[dict[str, str]] | None = [] if as_json else None
+
+    def add(self, what: str, result: str) -> None:
+        if self._rows is not None:
+            self._rows.append({"what": what, "result": result})
+        else:
+            emit((f"{harmless(what)}: {result}",))
+
+    def end(self, sentence: str = "") -> None:
+        if self._rows is not None:
+            emit((json.dumps(self._rows, indent=2),))
+        elif sentence:
+            emit((harmless(sentence),))
 
 
 async def _put_right(store: Store, contents: Contents, state: State, finding: Finding) -> str:
@@ -82,19 +101,23 @@ async def _put_right(store: Store, contents: Contents, state: State, finding: Fi
 
 async def _release_node(arguments: argparse.Namespace, store: Store, contents: Contents, state: State) -> int:
     """All of a node that is gone: its endpoints, addresses and blocks."""
-    node = arguments.node
+    node, told = arguments.node, _Told("json" in arguments)
     if node in state.nodes:
         raise UsageError(f"--node: node {node} is there; delete it first: routedctl delete node {node}")
     if arguments.dry_run:
-        emit(f"{harmless(str(each.key))}: would be deleted" for each in state.endpoints if each.node == node)
-        about = [each for each in check(state) if each.node == node]
-        emit(f"{harmless(each.text)}: would be put right" for each in about)
+        for each in state.endpoints:
+            if each.node == node:
+                told.add(str(each.key), "would be deleted")
+        for finding in check(state):
+            if finding.node == node:
+                told.add(finding.text, _WOULD)
+        told.end()
         return ExitStatus.OK
-    removed = await remove_endpoints(store, contents.resources.values(), node)
-    emit(f"{harmless(str(endpoint.key))}: deleted" for endpoint in removed)
-    released = await give_back(store, cluster_of(each.resource for each in contents.resources.values()), node)
-    emit(f"{format_address(address)}: released" for address in released)
-    emit((f"node {harmless(node)} holds no addresses and no blocks",))
+    for endpoint in await remove_endpoints(store, contents.resources.values(), node):
+        told.add(str(endpoint.key), "deleted")
+    for address in await give_back(store, cluster_of(each.resource for each in contents.resources.values()), node):
+        told.add(format_address(address), "released")
+    told.end(f"node {node} holds no addresses and no blocks")
     return ExitStatus.OK
 
 

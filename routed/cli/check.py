@@ -64,7 +64,14 @@ def _check(arguments: argparse.Namespace) -> int:
             resources, places, wrong = _resources(config.datastore_path)
             errors += wrong
         elif config.datastore_path:
-            errors.append(f"{path}{_line_of_folder(path)}: datastore.path: there is no folder {config.datastore_path}")
+            errors.append(f"{path}{_line_of(path, 'datastore.path')}: there is no folder {config.datastore_path}")
+        if config.kubeconfig:
+            from routed.datastore.kubeconfig import load_kubeconfig  # noqa: PLC0415 - see the module's docstring
+
+            try:
+                load_kubeconfig(config.kubeconfig)
+            except ConfigError as error:
+                errors.append(f"{path}{_line_of(path, 'kubernetes.kubeconfig')}: {error}")
     answer: Row = {"path": path, "errors": errors, "resources": len(resources), "plan": None}
     if node is not None:
         answer["plan"], warnings, notes = _plan(node, resources, config)
@@ -113,12 +120,12 @@ def _config(path: str) -> tuple[Config, list[str]]:
     return config, [str(error) for error in found]
 
 
-def _line_of_folder(path: str) -> str:
-    """`:LINE` where a routed.yaml that can be read names its datastore's folder."""
+def _line_of(path: str, key: str) -> str:
+    """`:LINE: KEY` where a routed.yaml that can be read has a key, or `: KEY`."""
     node = yaml.compose(_read(path), yaml.SafeLoader)
-    for name in ("datastore", "path"):
+    for name in key.split("."):
         node = next((value for key, value in node.value if key.value == name), None) if node is not None else None
-    return f":{node.start_mark.line + 1}" if node is not None else ""
+    return f":{node.start_mark.line + 1}: {key}" if node is not None else f": {key}"
 
 
 def _resources(path: str) -> tuple[list[Any], dict[str, Place], list[str]]:

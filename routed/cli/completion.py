@@ -10,16 +10,22 @@ import argparse
 import contextlib
 from collections.abc import Iterator, Sequence
 
-from routed.cli.command import Commands, ExitStatus, emit, socket_path
+from routed.cli.command import Commands, ExitStatus, UsageError, emit, socket_path
 from routed.control.client import ControlClient
 from routed.errors import RoutedError
 
 SCRIPTS = {
     "bash": """\
 _routedctl() {
+    local line=${COMP_LINE:0:COMP_POINT} words last
+    read -ra words <<< "$line"
+    [[ $line != *[[:space:]] ]] || words+=("")
+    last=${words[-1]}
     local IFS=$'\\n'
-    COMPREPLY=($(routedctl complete -- "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null))
+    COMPREPLY=($(routedctl complete -- "${words[@]:1}" 2>/dev/null))
     if [ "${COMPREPLY[0]}" = ":files" ]; then COMPREPLY=(); compopt -o default; fi
+    # bash has split an IPv6 address at its colons, and replaces what stands behind the last one
+    if [[ $last == *:* && $COMP_WORDBREAKS == *:* ]]; then COMPREPLY=("${COMPREPLY[@]#"${last%"${last##*:}"}"}"); fi
 }
 complete -F _routedctl routedctl""",
     "zsh": """\
@@ -73,14 +79,21 @@ def add(commands: Commands) -> None:
 
 
 def _completion(arguments: argparse.Namespace) -> int:
+    _must_be_text(arguments)
     emit([SCRIPTS[arguments.shell]])
     return ExitStatus.OK
 
 
 def _complete(commands: Commands, arguments: argparse.Namespace) -> int:
+    _must_be_text(arguments)
     words = arguments.words or [""]
     emit(sorted({each for each in candidates(commands, arguments, words) if each.startswith((words[-1], FILES))}))
     return ExitStatus.OK
+
+
+def _must_be_text(arguments: argparse.Namespace) -> None:
+    if "json" in arguments:
+        raise UsageError("--json: what a shell reads is no JSON")
 
 
 def candidates(commands: Commands, arguments: argparse.Namespace, words: Sequence[str]) -> Iterator[str]:
@@ -130,8 +143,17 @@ def _values(action: argparse.Action, arguments: argparse.Namespace) -> Iterator[
         yield from _neighbors(arguments)
     elif action.metavar == "soft [in|out]":
         yield from ("soft", "in", "out")
-    elif isinstance(action.metavar, str) and {"FILE", "DIR", "PATH"} & set(action.metavar.split("|")):
+    elif action.metavar == "KIND":
+        yield from _kinds(one=action.dest == "kind")
+    elif isinstance(action.metavar, str) and {"FILE", "FOLDER", "DIR", "PATH"} & set(action.metavar.split("|")):
         yield FILES
+
+
+def _kinds(*, one: bool) -> Iterator[str]:
+    """What resources are asked for by, or (one) a kind as the daemon calls it."""
+    from routed.model.schema import KIND_TABLE  # noqa: PLC0415 - most of what is completed needs no resources
+
+    yield from (kind.name if one else kind.plural for kind in KIND_TABLE.values())
 
 
 def _neighbors(arguments: argparse.Namespace) -> Iterator[str]:

@@ -155,7 +155,7 @@ def _summary(arguments: argparse.Namespace) -> int:
 def _of_family(row: Row, label: str) -> Row:
     """What a summary says of one neighbour in one family."""
     messages, family = row.get("messages") or {}, row["families"][label]
-    kept = ("name", "address", "as", "state", "sinceSeconds", "establishedCount", "lastError", "why")
+    kept = ("name", "address", "as", "state", "sinceSeconds", "establishedCount", "lastError", "lastRefusal", "why")
     return {
         **{name: row.get(name) for name in kept},
         "version": 4,
@@ -250,7 +250,6 @@ def summary(answer: Row) -> Iterator[str]:
 def _summary_line(row: Row) -> tuple[object, ...]:
     up = row.get("state") == "Established"
     never = not up and not row.get("establishedCount")
-    desc = f"{row.get('name')}: {row['lastError']}" if not up and row.get("lastError") else row.get("name")
     return (
         row.get("address"),
         row.get("version"),
@@ -261,16 +260,22 @@ def _summary_line(row: Row) -> tuple[object, ...]:
         "never" if never else duration(row.get("sinceSeconds")),
         row.get("prefixesReceived") if up else row.get("state"),
         row.get("prefixesSent") if up else None,
-        desc,
+        _named(row, up),
     )
+
+
+def _named(row: Row, up: bool) -> str:
+    """Its name; where it is not up, why, and what refused it before the last attempt."""
+    error, refusal = row.get("lastError"), row.get("lastRefusal")
+    if up or not error:
+        return str(row.get("name"))
+    return f"{row.get('name')}: {error}{f'; before that: {refusal}' if refusal and refusal != error else ''}"
 
 
 def _neighbor_line(row: Row) -> tuple[object, ...]:
     families = (row.get("families") or {}).values()
     up = row.get("state") == "Established"
-    name = str(row.get("name"))
-    if not up and row.get("lastError"):
-        name = f"{name}: {row['lastError']}"
+    name = _named(row, up)
     counts = [sum(family.get(key) or 0 for family in families) for key in ("received", "sent")]
     best = max((family.get("best") or 0 for family in families), default=0)
     received, sent = counts
@@ -307,7 +312,9 @@ def neighbor(row: Row) -> Iterator[str]:
         [
             ("state", f"{row.get('state')}{_since(row)}"),
             ("configured by", row.get("why")),
-            ("last error", row.get("lastError")),
+            ("last error", _aged(row, "lastError")),
+            ("refused before", _aged(row, "lastRefusal") if row.get("lastRefusal") != row.get("lastError") else None),
+            ("went down by", row.get("lastDown") if row.get("lastDown") != row.get("lastError") else None),
             ("our end", f"{row.get('localAddress') or 'any address'}, AS {row.get('localAs')}"),
             ("port", f"{row.get('port')}{' (passive: we wait for the peer)' if row.get('passive') else ''}"),
             ("password", _password(row)),
@@ -347,6 +354,12 @@ def neighbor(row: Row) -> Iterator[str]:
 def _since(row: Row) -> str:
     since = duration(row.get("sinceSeconds"))
     return f", for {since}" if since else ""
+
+
+def _aged(row: Row, name: str) -> str | None:
+    """With its age: what went wrong may be put right long since."""
+    text, age = row.get(name), duration(row.get(f"{name}Seconds"))
+    return f"{text} ({age} ago)" if text and age else text
 
 
 def _times(negotiated: Row) -> str | None:

@@ -13,6 +13,9 @@ from routed.control.client import Unreachable
 from routed.errors import ConfigError, ControlError
 from routed.observe.logs import harmless
 
+#: RT_TABLE_MAIN, which nobody knows by its number.
+MAIN_TABLE = 254
+
 
 def add(commands: Commands) -> None:
     commands.add(
@@ -176,5 +179,6 @@ def _kernel(row: Row, kernel: Row) -> str:
     if kernel.get("programRoutes") is False:
         return "routes are not programmed (kernel.programRoutes is false)"
     refused = row.get("routesRefusedByKernel") or 0
-    text = f"{kernel.get('routes', 0)} routes in table {kernel.get('table')}"
+    number = kernel.get("table")
+    text = f"{kernel.get('routes', 0)} routes in table {'main' if number == MAIN_TABLE else number}"
     return f"{text}, {refused} refused" if refused else text

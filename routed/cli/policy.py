@@ -7,6 +7,7 @@ kernel has of it, and says where that differs. The engine's modules are loaded w
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,9 +18,15 @@ from routed.control.client import Unreachable
 from routed.errors import ConfigError, ControlError
 from routed.observe.logs import harmless
 
-PROTOCOLS = {"TCP": 6, "UDP": 17, "SCTP": 132, "ICMP": 1, "ICMPV6": 58}
+PROTOCOLS = {"TCP": 6, "UDP": 17, "SCTP": 132, "ICMP": 1, "ICMPV6": 58, "UDPLITE": 136}
 #: What a ping asks, by protocol.
 _ECHO = {1: 8, 58: 128}
+#: TCP, UDP, DCCP, SCTP, UDPLite.
+_WITH_PORTS = frozenset((6, 17, 33, 132, 136))
+#: Which version of IP each is carried by.
+_ICMP_FAMILY = {1: "ipv4", 58: "ipv6"}
+_FAMILIES = ("ipv4", "ipv6")
+_NUMBER = re.compile("[0-9]{1,9}")
 
 
 def add(commands: Commands) -> None:
@@ -38,18 +45,23 @@ def add(commands: Commands) -> None:
     explain.add_argument("--to", dest="destination", required=True, metavar="NS/POD|IP|NODE", help="to whom")
     explain.add_argument("--port", metavar="N", help="destination port, or the name of one of the pod")
     explain.add_argument(
-        "--proto", default="tcp", metavar="P", help="tcp (if not given), udp, sctp, icmp, icmpv6, or a number"
+        "--proto", default="tcp", metavar="P", help="tcp (if not given), udp, sctp, udplite, icmp, icmpv6, or a number"
     )
     explain.add_argument("--source-port", metavar="N", help="if a rule asks for it; 32768 where it is not given")
     explain.add_argument("--icmp-type", metavar="N", help="of icmp and icmpv6; a ping's where it is not given")
     explain.add_argument("--icmp-code", metavar="N", help="0 where it is not given")
+    explain.add_argument(
+        "--family", choices=_FAMILIES, help="which of their addresses; the first both have where it is not given"
+    )
     test = commands.add(
         "policy test",
         _test,
         "run expectations (from, to, port or icmpType, proto, verdict) against the policies in the datastore",
         examples=[("routedctl policy test expectations.yaml", "one line for each that fails")],
     )
-    test.add_argument("file", metavar="FILE", help="YAML: a list of {from, to, port or icmpType, proto, verdict}")
+    test.add_argument(
+        "file", metavar="FILE", help="YAML: a list of {from, to, port or icmpType, proto, family, verdict}"
+    )
 
 
 def _verdicts(arguments: argparse.Namespace) -> Any:
@@ -64,14 +76,14 @@ def _verdicts(arguments: argparse.Namespace) -> Any:
 
 
 def _protocol(text: str) -> int:
-    number = PROTOCOLS.get(text.upper(), int(text) if text.isdigit() else 256)
+    number = PROTOCOLS.get(text.upper(), int(text) if _NUMBER.fullmatch(text) else 256)
     if number > 255:
-        raise UsageError(f"a protocol is tcp, udp, sctp, icmp, icmpv6 or a number, not {text!r}")
+        raise UsageError(f"a protocol is tcp, udp, sctp, udplite, icmp, icmpv6 or a number, not {text!r}")
     return number
 
 
 def _port(verdicts: Any, to: Any, text: str, protocol: int) -> int:
-    if text.isdigit() and int(text) < 65536:
+    if _NUMBER.fullmatch(text) and int(text) < 65536:
         return int(text)
     port = verdicts.port(to, text, protocol)
     if port is None:
@@ -92,16 +104,31 @@ def _asked(verdicts: Any, to: Any, said: Mapping[str, str | None]) -> Any:
         return Asked(protocol, icmp=Icmp(_number(kind, _ECHO[protocol], 255, "type"), _number(code, 0, 255, "code")))
     if kind is not None or code is not None:
         raise UsageError("only icmp and icmpv6 have a type and a code")
+    if protocol not in _WITH_PORTS:
+        if port is not None or said.get("sourcePort") is not None:
+            raise UsageError(f"protocol {protocol} has no ports")
+        return Asked(protocol)
     if port is None:
         raise UsageError("say to which port")
     source = _number(said.get("sourcePort"), SOURCE_PORT, 65535, "source port")
     return Asked(protocol, _port(verdicts, to, port, protocol), source)
 
 
+def _judged(verdicts: Any, source: Any, destination: Any, asked: Any, said: str | None) -> Any:
+    """The verdict; `said` is the family asked for. Raises UsageError where it cannot be this protocol's."""
+    from routed.net.families import Family  # noqa: PLC0415
+
+    of_protocol = _ICMP_FAMILY.get(asked.protocol)
+    if of_protocol and said not in (None, of_protocol):
+        raise UsageError(f"the ICMP of {said} is {'icmpv6' if said == 'ipv6' else 'icmp'}")
+    family = {None: None, "ipv4": Family.IPV4_UNICAST, "ipv6": Family.IPV6_UNICAST}[of_protocol or said]
+    return verdicts.judge(source, destination, asked, family)
+
+
 def _number(text: str | None, otherwise: int, most: int, what: str) -> int:
     if text is None:
         return otherwise
-    if not text.isdigit() or int(text) > most:
+    if not _NUMBER.fullmatch(text) or int(text) > most:
         raise UsageError(f"a {what} is a number up to {most}, not {text!r}")
     return int(text)
 
@@ -123,7 +150,7 @@ def _explain(arguments: argparse.Namespace) -> int:
             "icmpCode": arguments.icmp_code,
         },
     )
-    verdict = verdicts.judge(source, destination, asked)
+    verdict = _judged(verdicts, source, destination, asked, arguments.family)
     packet = verdict.packet
     answer: Row = {
         "from": source.text,
@@ -149,10 +176,13 @@ def _explain(arguments: argparse.Namespace) -> int:
         ],
     }
     words = ("source", "destination", "protocol", "port", "sourcePort", "icmpType", "icmpCode")
+    asks = {name: str(answer[name]) for name in words if answer[name] is not None}
+    if verdict.tunnel:
+        asks["tunnel"] = verdict.tunnel
+    if verdict.translated:
+        asks["translated"] = format_address(verdict.translated)
     try:
-        answer["kernel"] = ask(
-            arguments, "policy", **{name: str(answer[name]) for name in words if answer[name] is not None}
-        )
+        answer["kernel"] = ask(arguments, "policy", **asks)
     except (Unreachable, ControlError) as error:
         answer["kernel"] = None
         answer["kernelNot"] = str(error)
@@ -183,10 +213,12 @@ def explanation(answer: Row) -> Iterator[str]:
     """`routedctl policy explain`."""
     names = {number: name for name, number in PROTOCOLS.items()}
     protocol = names.get(answer["protocol"], f"protocol {answer['protocol']}")
-    what = f"port {answer['port']}" if answer["icmpType"] is None else f"type {answer['icmpType']}"
+    what = f" port {answer['port']}" if answer["protocol"] in _WITH_PORTS else ""
+    if answer["icmpType"] is not None:
+        what = f" type {answer['icmpType']}"
     yield harmless(
         f"{answer['from']} ({answer['source']}) -> {answer['to']} ({answer['destination']}) "
-        f"{protocol} {what}: {answer['verdict']}, by {answer['reason']}"
+        f"{protocol}{what}: {answer['verdict']}, by {answer['reason']}"
     )
     for text in answer["unsure"]:
         yield harmless(f"the datastore cannot say for sure: {text}")
@@ -220,20 +252,25 @@ def explanation(answer: Row) -> Iterator[str]:
 # ---- expectations
 
 _NEEDED = {"from", "to", "verdict"}
-_FIELDS = _NEEDED | {"port", "proto", "sourcePort", "icmpType", "icmpCode"}
+_FIELDS = _NEEDED | {"port", "proto", "family", "sourcePort", "icmpType", "icmpCode"}
 
 
 def _test(arguments: argparse.Namespace) -> int:
+    from routed.policy.verdicts import UnknownEndpoint  # noqa: PLC0415
+
     expectations = _expectations(arguments.file)
     verdicts = _verdicts(arguments)
     failures = [f"nothing is sure: {text}" for text in verdicts.unsure]
     for where, expected in expectations:
-        source, destination = verdicts.party(expected["from"]), verdicts.party(expected["to"])
         try:
+            source, destination = verdicts.party(expected["from"]), verdicts.party(expected["to"])
             asked = _asked(verdicts, destination, expected)
+            verdict = _judged(verdicts, source, destination, asked, expected.get("family"))
         except UsageError as error:
             raise ConfigError(where, str(error)) from None
-        verdict = verdicts.judge(source, destination, asked)
+        except UnknownEndpoint as error:
+            failures.append(f"{where}: {error}")
+            continue
         said = "allow" if verdict.admitted else "deny"
         if said != expected["verdict"]:
             reason = verdict.crossings[-1][1].reason if verdict.crossings else "no node judges it"
@@ -249,6 +286,7 @@ def _test(arguments: argparse.Namespace) -> int:
 def _expectations(path: str) -> list[tuple[str, dict[str, str]]]:
     """Raises ConfigError with the line of what is wrong."""
     from routed.datastore.documents import read_documents  # noqa: PLC0415
+    from routed.model.fields import shown  # noqa: PLC0415
 
     try:
         with open(path, "rb") as file:
@@ -262,12 +300,19 @@ def _expectations(path: str) -> list[tuple[str, dict[str, str]]]:
         entries = document.value if isinstance(document.value, list) else [document.value]
         for number, entry in enumerate(entries):
             where = f"{path}:{document.line_of(f'[{number}]')}"
-            if not isinstance(entry, dict) or not _NEEDED <= entry.keys() <= _FIELDS:
+            said = (
+                {name: value for name, value in entry.items() if value is not None} if isinstance(entry, dict) else {}
+            )
+            if not _NEEDED <= said.keys() <= _FIELDS:
                 text = "an expectation has from, to, verdict, port (icmpType of icmp), and proto if it is not tcp"
                 raise ConfigError(where, text)
-            texts = {name: str(value) for name, value in ({"proto": "tcp"} | entry).items()}
-            if texts["verdict"] not in ("allow", "deny"):
-                raise ConfigError(where, f"verdict: must be allow or deny, not {texts['verdict']!r}")
+            for name, value in said.items():
+                if isinstance(value, bool) or not isinstance(value, (str, int)):
+                    raise ConfigError(where, f"{name}: must be a word or a number, not {shown(value)}")
+            texts = {name: str(value) for name, value in ({"proto": "tcp"} | said).items()}
+            for name, allowed in (("verdict", ("allow", "deny")), ("family", _FAMILIES)):
+                if texts.get(name, allowed[0]) not in allowed:
+                    raise ConfigError(where, f"{name}: must be {allowed[0]} or {allowed[1]}, not {shown(texts[name])}")
             found.append((where, texts))
     if not found:
         raise ConfigError(path, "there are no expectations in it")

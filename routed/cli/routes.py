@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterable, Iterator
 
 from routed.cli.attributes import attribute_facts
@@ -76,12 +77,22 @@ def _route_lines(rows: Iterable[Row]) -> Iterator[tuple[object, ...]]:
             yield (
                 mark,
                 row.get("prefix"),
-                path.get("resolved") if used else path.get("reason"),
+                _leads(path, row) if used else path.get("reason"),
                 path.get("from"),
                 path.get("localPref"),
                 path.get("asPath"),
                 _kernel_state(row) if path.get("best") else None,
             )
+
+
+def _leads(path: Row, row: Row) -> str | None:
+    """Where a path in use leads, with the tunnel that the kernel's route goes into on its way there."""
+    resolved: str | None = path.get("resolved")
+    said = str(resolved or "").replace(",", " ").split()
+    tunnels = [each for each in re.findall(r"\bdev (\S+)", str(row.get("kernel") or "")) if each not in said]
+    if not tunnels or "dev" not in said:
+        return resolved
+    return f"through {', '.join(dict.fromkeys(tunnels))} {resolved}"
 
 
 def _kernel_state(row: Row) -> str:

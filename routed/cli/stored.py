@@ -149,7 +149,7 @@ def _as_stored(reading: Reading, contents: Contents, store: Store) -> tuple[Sequ
 def _report(arguments: argparse.Namespace, outcomes: Sequence[Outcome]) -> int:
     """A line for each resource, and the exit status of all."""
     note = " (dry run)" if arguments.dry_run else ""
-    if getattr(arguments, "json", False):
+    if "json" in arguments:
         rows = [
             {
                 "kind": one.key.kind,
@@ -215,7 +215,7 @@ async def _got(arguments: argparse.Namespace, store: Store) -> int:
     contents = await store.read(kinds_beside(kinds) if arguments.names else kinds)
     namespace = None if arguments.everywhere else arguments.namespace
     found, missing = selected(contents, kinds, arguments.names, namespace)
-    output = arguments.output or ("json" if getattr(arguments, "json", False) else "table")
+    output = arguments.output or ("json" if "json" in arguments else "table")
     if output == "name":
         emit(harmless(f"{one.resource.kind}/{one.resource.name}") for one in found)
     elif output in ("yaml", "json"):
@@ -224,7 +224,7 @@ async def _got(arguments: argparse.Namespace, store: Store) -> int:
         shown: JsonValue = manifests[0] if single else {"apiVersion": "v1", "kind": "List", "items": manifests}
         emit([to_yaml(shown).rstrip("\n") if output == "yaml" else json.dumps(shown, indent=2)])
     else:
-        emit(_tables(found, wide=output == "wide", everywhere=arguments.everywhere))
+        emit(_tables(found, named=len(kinds) > 1, wide=output == "wide", everywhere=arguments.everywhere))
     complain(contents.problems)
     complain(f"{' or '.join(kinds)} {name} is not there" for name in missing)
     # where all that was named is there, what else cannot be read is told and no failure
@@ -232,7 +232,8 @@ async def _got(arguments: argparse.Namespace, store: Store) -> int:
     return ExitStatus.ERROR if missing or incomplete else ExitStatus.OK
 
 
-def _tables(found: Sequence[Stored], *, wide: bool, everywhere: bool) -> Iterator[str]:
+def _tables(found: Sequence[Stored], *, named: bool, wide: bool, everywhere: bool) -> Iterator[str]:
+    """A table for each kind there is one of, under its name where it was not the only one asked for."""
     kinds = list(dict.fromkeys(one.resource.kind for one in found))
     for kind in kinds:
         columns = _COLUMNS.get(kind, ())
@@ -255,10 +256,10 @@ def _tables(found: Sequence[Stored], *, wide: bool, everywhere: bool) -> Iterato
             for one in found
             if one.resource.kind == kind
         ]
-        if len(kinds) > 1:
+        if named:
             yield f"{kind}:"
         yield from table(heads, rows)
-        if len(kinds) > 1 and kind != kinds[-1]:
+        if kind != kinds[-1]:
             yield ""
 
 
@@ -287,31 +288,53 @@ async def _differences(arguments: argparse.Namespace, store: Store) -> int:
     contents = await store.read(kinds_of(reading.wanted))
     wanted, said = _as_stored(reading, contents, store)
     complain(said)
-    different = False
+    different: list[JsonObject] = []
     for one in wanted:
         stored = contents.resources.get(one.resource.key)
         new = merged_with(one, stored, exact=False, stamp=False)
         if stored is not None and same(stored.resource, new):
             continue
-        different = True
         old = None if stored is None else with_namespace(stored.resource)
+        wished = in_order_of(with_namespace(new), old)
+        different.append(
+            {
+                "kind": new.kind,
+                "namespace": new.namespace,
+                "name": new.name,
+                "file": one.where,
+                "where": None if stored is None else stored.where,
+                "stored": old,
+                "wanted": wished,
+            }
+        )
+        if "json" in arguments:
+            continue
         lines = difflib.unified_diff(
             [] if old is None else to_yaml(old).splitlines(),
-            to_yaml(in_order_of(with_namespace(new), old)).splitlines(),
+            to_yaml(wished).splitlines(),
             "nothing" if stored is None else stored.where,
             one.where,
             lineterm="",
         )
         emit(harmless(line) for line in lines)
+    if "json" in arguments:
+        emit([json.dumps(different, indent=2)])
     return ExitStatus.ERROR if different else ExitStatus.OK
 
 
 def run_export(arguments: argparse.Namespace) -> int:
     contents = with_store(arguments, lambda store: store.read())
-    if arguments.output is None:
-        emit(_documents(contents.resources.values()))
+    as_json = "json" in arguments
+    if arguments.output is not None:
+        counts = _export_to(arguments.output, contents)
+        rows = [{"kind": kind, "file": file, "count": count} for kind, file, count in counts]
+        emit([json.dumps(rows, indent=2)] if as_json else (f"{kind}: {count}" for kind, _, count in counts))
+    elif as_json:
+        found = sorted(contents.resources.values(), key=lambda one: one.resource.key)
+        items = [_exported(one.resource) for one in found]
+        emit([json.dumps({"apiVersion": "v1", "kind": "List", "items": items}, indent=2)])
     else:
-        _export_to(arguments.output, contents)
+        emit(_documents(contents.resources.values()))
     complain(contents.problems)
     if contents.problems:
         complain(["what cannot be read is not in the export"])
@@ -331,15 +354,19 @@ def _exported(resource: Resource) -> JsonObject:
     return manifest | {"metadata": kept}
 
 
-def _export_to(folder: str, contents: Contents) -> None:
+def _export_to(folder: str, contents: Contents) -> list[tuple[str, str, int]]:
+    """Write a file a kind: each kind with its file and how many there are."""
+    written = []
     try:
         os.makedirs(folder, exist_ok=True)
         if os.listdir(folder):
             raise UsageError(f"{folder} is not empty; an export goes into an empty folder")
         for kind in dict.fromkeys(key.kind for key in sorted(contents.resources)):
             of_kind = [one for key, one in contents.resources.items() if key.kind == kind]
-            with open(os.path.join(folder, f"{KIND_TABLE[kind].plural}.yaml"), "x", encoding="utf-8") as file:
+            path = os.path.join(folder, f"{KIND_TABLE[kind].plural}.yaml")
+            with open(path, "x", encoding="utf-8") as file:
                 file.writelines(line + "\n" for line in _documents(of_kind))
-            emit([f"{kind}: {len(of_kind)}"])
+            written.append((kind, path, len(of_kind)))
     except OSError as error:
         raise ConfigError(folder, f"cannot be written: {error.strerror}") from None
+    return written

@@ -1,27 +1,30 @@
-"""What a CNI call asks for and what it is answered, in the words of the specification (0.3.0 to 1.1.0). Pure.
+"""What a CNI call asks for, in the words of the specification (0.3.0 to 1.1.0). Pure.
 
 A call is environment variables and a JSON configuration; both come from whoever runs containers, so all of it is checked
-here, and what is wrong gets the specification's error code and a sentence. A result has the form of the version that was
-asked for. Keys of the configuration nobody here knows are the specification's or another plugin's business and pass.
+here, and what is wrong gets the specification's error code and a sentence. Keys of the configuration nobody here knows are
+the specification's or another plugin's business and pass, but for those that ask for what is not done.
 """
 
 from __future__ import annotations
 
+import difflib
+import functools
 import ipaddress
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TypeAlias
 
 from routed.cni.protocol import VERSIONS, Call
+from routed.desired import LEAST_MTU_OF_IPV6
 from routed.errors import CniError
 from routed.model.head import is_label, is_name, is_namespace
 from routed.model.resources import Cidr, JsonObject, JsonValue
 from routed.model.workloads import BRIDGE_NAME
-from routed.net.addresses import format_address
 from routed.net.families import Family
 from routed.net.prefixes import make_prefix
+from routed.values import dataclass
 
 #: Error codes of the specification.
 INCOMPATIBLE_VERSION = 1
@@ -47,11 +50,23 @@ COMMANDS = ("ADD", "DEL", "CHECK", "STATUS", "GC", "VERSION")
 _CONTAINER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _NETWORK = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _INTERFACE = re.compile(r"[^\s/:\0]{1,15}")
+#: Names the kernel has for something else below /proc/sys/net, or takes for nobody's.
+_NO_INTERFACES = frozenset((".", "..", "all", "default"))
 _SINCE = {
     command: VERSIONS.index(version) for command, version in (("CHECK", "0.4.0"), ("STATUS", "1.1.0"), ("GC", "1.1.0"))
 }
 #: Annotations of Calico's plugin that would give a pod something else than it gets here.
 _NOT_DONE = ("ipAddrsNoIpam", "floatingIPs")
+_QOS = "qos.projectcalico.org/"
+#: Keys of `ipam`: who knows another one means other addresses than are given here.
+_IPAM_TYPES = ("routed-ipam", "calico-ipam")
+_IPAM_KEYS = ("type", "assign_ipv4", "assign_ipv6", "ipv4_pools", "ipv6_pools")
+#: Keys of the configuration that say something here or to runtimes, and how like one of them a misspelt one is.
+_KEYS = (
+    "args", "attach", "bridge", "cniVersion", "cniVersions", "container_settings", "dns", "ipMasq", "ipam", "mtu", "name",
+    "prevResult", "runtimeConfig", "socket", "type",
+)  # fmt: skip
+_LIKENESS = 0.8
 #: What a result has, where it has it.
 _PARTS = (
     ("interfaces", list, "a list"), ("ips", list, "a list"), ("routes", list, "a list"), ("dns", dict, "an object"),
@@ -63,8 +78,6 @@ SOURCES = f"{_PREFIX}allowedSourcePrefixes"
 #: Of `attach: bridge`, where the configuration names no other.
 DEFAULT_BRIDGE = "routed0"
 
-#: Octets every link with IPv6 must carry.
-LEAST_MTU_OF_IPV6 = 1280
 #: What is on the node's end of every pod (`dataplane.pods`).
 _GATEWAY_MAC = bytes.fromhex("eeeeeeeeeeee")
 
@@ -152,7 +165,7 @@ def parse_request(call: Call) -> Request:
     container_id, interface = environment.get("CNI_CONTAINERID", ""), environment.get("CNI_IFNAME", "")
     if not _CONTAINER_ID.fullmatch(container_id):
         raise CniError(INVALID_ENVIRONMENT, f"CNI_CONTAINERID: must be a container's id, not {container_id!r}")
-    if not _INTERFACE.fullmatch(interface) or interface in (".", ".."):
+    if not _INTERFACE.fullmatch(interface) or interface in _NO_INTERFACES:
         raise CniError(INVALID_ENVIRONMENT, f"CNI_IFNAME: must be an interface's name, not {interface!r}")
     if command in ("ADD", "CHECK") and not environment.get("CNI_NETNS"):
         raise CniError(INVALID_ENVIRONMENT, "CNI_NETNS: must be the path of the container's network namespace")
@@ -168,13 +181,23 @@ def parse_request(call: Call) -> Request:
     if command == "CHECK" and previous is None:
         raise CniError(INVALID_CONFIGURATION, "prevResult: is required to check an attachment")
     arguments = _arguments(environment.get("CNI_ARGS", ""))
-    runtime = _object(configuration, "runtimeConfig")
-    annotations = _texts(_object(runtime, _ANNOTATIONS), f"runtimeConfig.{_ANNOTATIONS}")
+    runtime = as_object(configuration, "runtimeConfig")
+    # a pod's annotations may change while it lives, and none of them is what a CHECK asks about
+    said = as_object(runtime, _ANNOTATIONS) if command == "ADD" else {}
+    annotations = _texts(said, f"runtimeConfig.{_ANNOTATIONS}")
     for name in _NOT_DONE:
         if annotations.get(_PREFIX + name):
             raise CniError(UNSUPPORTED_FIELD, f"{_PREFIX}{name}: is not supported; remove the annotation")
-    args = _object(_object(configuration, "args"), "cni")
-    ipam = _object(configuration, "ipam")
+    for name in annotations:
+        if name.startswith(_QOS):
+            raise CniError(
+                UNSUPPORTED_FIELD, f"{name}: is not supported; use the plugin bandwidth, or remove the annotation"
+            )
+    args = as_object(as_object(configuration, "args"), "cni")
+    ipam = as_object(configuration, "ipam")
+    _must_be_done(configuration, ipam)
+    if command == "ADD":  # a pod that is there stays what it is
+        _must_be_spelt(configuration)
     attach = configuration.get("attach", "routed")
     if attach not in ("routed", "bridge"):
         raise CniError(INVALID_CONFIGURATION, f"attach: must be routed or bridge, not {attach!r}")
@@ -235,6 +258,38 @@ def _sources(annotations: Mapping[str, str], at_bridge: bool) -> tuple[Cidr, ...
     return tuple(found)
 
 
+def _must_be_done(configuration: JsonObject, ipam: JsonObject) -> None:
+    """What other plugins do with such a configuration is not silently left out."""
+    if ipam.get("type", _IPAM_TYPES[0]) not in _IPAM_TYPES:
+        raise CniError(
+            INVALID_CONFIGURATION, f"ipam.type: {ipam['type']!r}: addresses are given by routed; leave it out"
+        )
+    for name in ipam:
+        if name not in _IPAM_KEYS:
+            raise CniError(
+                UNSUPPORTED_FIELD, f"ipam.{name}: {ipam[name]!r}: is not supported; a pool says which addresses"
+            )
+    if configuration.get("ipMasq"):
+        raise CniError(UNSUPPORTED_FIELD, "ipMasq: true: is not supported; use natOutgoing of the IPPool")
+    if as_object(configuration, "container_settings").get("allow_ip_forwarding"):
+        raise CniError(UNSUPPORTED_FIELD, "container_settings.allow_ip_forwarding: true: is not supported")
+    for where, dns in (
+        ("dns", configuration.get("dns")),
+        ("runtimeConfig.dns", as_object(configuration, "runtimeConfig").get("dns")),
+    ):
+        if dns is not None and not isinstance(dns, dict):
+            raise CniError(INVALID_CONFIGURATION, f"{where}: must be an object")
+
+
+def _must_be_spelt(configuration: JsonObject) -> None:
+    """A key that is nearly one of ours would change what a pod gets without a word. What runtimes and other plugins' users
+    put beside ours is theirs."""
+    ours = {each.lower(): each for each in _KEYS}
+    for name in configuration:
+        if name not in _KEYS and (near := difflib.get_close_matches(name.lower(), ours, 1, _LIKENESS)):
+            raise CniError(INVALID_CONFIGURATION, f"{name}: unknown key; did you mean `{ours[near[0]]}`?")
+
+
 def _must_be_possible(
     arguments: Mapping[str, str], labels: Mapping[str, str], mtu: int, families: tuple[Family, ...]
 ) -> None:
@@ -249,13 +304,7 @@ def _must_be_possible(
             raise CniError(
                 INVALID_CONFIGURATION, f"args.cni.labels: cannot be a label and its value: {key!r}, {value!r}"
             )
-    if mtu:
-        must_carry(mtu, families)
-
-
-def must_carry(mtu: int, families: tuple[Family, ...]) -> None:
-    """Raises CniError where an interface of this MTU cannot have addresses of these families."""
-    if mtu < LEAST_MTU_OF_IPV6 and Family.IPV6_UNICAST in families:
+    if mtu and mtu < LEAST_MTU_OF_IPV6 and Family.IPV6_UNICAST in families:
         raise CniError(
             INVALID_CONFIGURATION, f"mtu: {mtu} is too little for IPv6, which takes {LEAST_MTU_OF_IPV6} (RFC 8200)"
         )
@@ -264,7 +313,9 @@ def must_carry(mtu: int, families: tuple[Family, ...]) -> None:
 # ---- the configuration
 
 
+@functools.lru_cache(16)
 def _configuration(data: bytes) -> JsonObject:
+    """Mostly the same for all pods; nobody changes it."""
     try:
         found: JsonValue = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -274,7 +325,7 @@ def _configuration(data: bytes) -> JsonObject:
     return found
 
 
-def _object(of: JsonObject, name: str) -> JsonObject:
+def as_object(of: JsonObject, name: str) -> JsonObject:
     value = of.get(name)
     if value is None:
         return {}
@@ -377,7 +428,7 @@ def _addresses(
             continue
         if not isinstance(value, list):
             raise CniError(INVALID_CONFIGURATION, f"{where}: must be a list of addresses")
-        found = tuple(_address(where, each) for each in value)
+        found = tuple(as_address(where, each) for each in value)
         families = [Family.of_address(each) for each in found]
         if len(set(families)) != len(families):
             raise CniError(INVALID_CONFIGURATION, f"{where}: at most one address of a family")
@@ -385,7 +436,7 @@ def _addresses(
     return ()
 
 
-def _address(where: str, value: JsonValue) -> bytes:
+def as_address(where: str, value: JsonValue) -> bytes:
     try:
         if "%" in str(value):
             raise ValueError("it is of one link")
@@ -461,102 +512,3 @@ def _mtu(configuration: JsonObject) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or (value and not 576 <= value <= 65535):
         raise CniError(INVALID_CONFIGURATION, f"mtu: must be 0 (the uplink's) or from 576 to 65535, not {value!r}")
     return value
-
-
-# ---- results
-
-
-@dataclass(frozen=True, slots=True)
-class Attached:
-    """What an ADD made."""
-
-    host_interface: str
-    host_mac: bytes
-    pod_interface: str
-    pod_mac: bytes
-    addresses: tuple[bytes, ...]
-    mtu: int
-
-
-def format_result(request: Request, made: Attached) -> JsonObject:
-    """The result of ADD in the version asked for, with what plugins before us made."""
-    modern = VERSIONS.index(request.version) >= VERSIONS.index("1.0.0")
-    previous = request.previous or {}
-    interfaces: list[JsonValue] = list(_list_of(previous, "interfaces"))
-    first = len(interfaces)
-    host: JsonObject = {"name": made.host_interface, "mac": _mac_text(made.host_mac)}
-    pod: JsonObject = {
-        "name": made.pod_interface,
-        "mac": _mac_text(made.pod_mac),
-        "sandbox": request.namespace_path,
-    }
-    if request.version == "1.1.0":
-        host["mtu"] = pod["mtu"] = made.mtu
-    interfaces += [host, pod]
-    ips: list[JsonValue] = list(_list_of(previous, "ips"))
-    for address in made.addresses:
-        ip: JsonObject = {"address": f"{format_address(address)}/{8 * len(address)}", "interface": first + 1}
-        if not modern:
-            ip["version"] = "4" if len(address) == 4 else "6"
-        ips.append(ip)
-    return {
-        "cniVersion": request.version,
-        "interfaces": interfaces,
-        "ips": ips,
-        "routes": list(_list_of(previous, "routes")),
-        "dns": previous.get("dns") or {},
-    }
-
-
-def format_error(version: str, error: CniError) -> bytes:
-    found: JsonObject = {"cniVersion": version, "code": error.code, "msg": error.message}
-    if error.details:
-        found["details"] = error.details
-    return json.dumps(found).encode()
-
-
-@dataclass(frozen=True, slots=True)
-class Previous:
-    """What a `prevResult` tells of the attachment that is asked about."""
-
-    addresses: frozenset[bytes]
-    mac: bytes | None
-    """None where it does not say."""
-    mtu: int
-    """0 where it does not say, as before version 1.1."""
-
-
-def previous_result(request: Request) -> Previous:
-    """Raises CniError where it does not tell of the interface at all."""
-    previous = request.previous or {}
-    interfaces = _list_of(previous, "interfaces")
-    number, own = next(
-        (
-            (number, each)
-            for number, each in enumerate(interfaces)
-            if isinstance(each, dict) and each.get("name") == request.interface and each.get("sandbox")
-        ),
-        (-1, {}),
-    )
-    if number < 0 or own.get("sandbox") != request.namespace_path:
-        where = f"{request.interface} in {request.namespace_path}"
-        raise CniError(NOT_AS_IT_WAS, f"prevResult does not tell of {where}")
-    addresses = set()
-    for each in _list_of(previous, "ips"):
-        if isinstance(each, dict) and each.get("interface", number) == number:
-            addresses.add(_address("prevResult.ips", each.get("address")))
-    mac, mtu = own.get("mac"), own.get("mtu")
-    try:
-        octets = bytes.fromhex(mac.replace(":", "")) if isinstance(mac, str) and mac else None
-    except ValueError:
-        raise CniError(INVALID_CONFIGURATION, f"prevResult.interfaces: {mac!r} is no MAC address") from None
-    return Previous(frozenset(addresses), octets, mtu if isinstance(mtu, int) else 0)
-
-
-def _list_of(of: JsonObject, name: str) -> list[JsonValue]:
-    value = of.get(name)
-    return value if isinstance(value, list) else []
-
-
-def _mac_text(mac: bytes) -> str:
-    return mac.hex(":")

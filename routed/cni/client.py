@@ -10,6 +10,7 @@ import sys
 
 GREETING = b"routed-cni 1\0"
 MAX_MESSAGE = 128 * 1024
+MAX_CALL = 8 * 1024 * 1024
 DEFAULT_SOCKET = "/run/routed/cni.sock"
 PATIENCE = 90.0
 CLONE_NEWNET = 0x40000000
@@ -55,12 +56,16 @@ def call(given: bytes) -> int:
         connect(daemon, path)
         raise
     message = GREETING + b"".join(name + b"=" + value + b"\0" for name, value in variables) + b"\0" + given
-    if len(message) > MAX_MESSAGE:
-        raise Failure(DECODE_FAILURE, f"the network configuration has more than {MAX_MESSAGE} octets")
+    if len(message) % MAX_MESSAGE == 0:
+        message += b"\n"  # one of that length is not the last
+    if len(message) > MAX_CALL:
+        raise Failure(DECODE_FAILURE, f"the network configuration has more than {MAX_CALL} octets")
     packed = b"".join(fd.to_bytes(4, sys.byteorder) for fd in rights)
     connect(daemon, path)  # last, so that it finds the call when it looks
     try:
-        daemon.sendmsg([message], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, packed)] if packed else [])
+        daemon.sendmsg([message[:MAX_MESSAGE]], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, packed)] if packed else [])
+        for begin in range(MAX_MESSAGE, len(message), MAX_MESSAGE):
+            daemon.send(message[begin : begin + MAX_MESSAGE])
         while True:
             answer = daemon.recv(MAX_MESSAGE)
             if answer[:1] == b"S":
@@ -143,6 +148,9 @@ def write_sysctls(values: bytes) -> bytes:
                     posix.pwrite(file, value, 0)
             finally:
                 posix.close(file)
+        except FileNotFoundError as error:
+            if not path.startswith(b"/proc/sys/net/ipv6/"):  # which a kernel may be without
+                return path + b": " + str(error.strerror).encode()
         except OSError as error:
             return path + b": " + str(error.strerror).encode()
     return b""

@@ -11,17 +11,20 @@
                        one octet of exit status, then what to print; the last message
 
 The daemon never enters a namespace (it may not), so what must be done inside goes through the socket or through the
-plugin. A message holds at most `MAX_MESSAGE` octets. Pure; both clients carry their own copy of these few constants, and
-a test holds all three together.
+plugin. A message holds at most `MAX_MESSAGE` octets. A call that is longer (a pod's annotations may be, and what a GC
+spares) comes in several, all but the last of exactly so many; at most `MAX_CALL` in all. Pure; both clients carry their
+own copy of these few constants, and a test holds all three together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from routed.values import dataclass
 
 GREETING = b"routed-cni 1\x00"
 MAX_MESSAGE = 128 * 1024
+MAX_CALL = 8 * 1024 * 1024
 DEFAULT_SOCKET = "/run/routed/cni.sock"
 
 #: Versions of the CNI specification a configuration may name.

@@ -21,7 +21,9 @@
 
 #define GREETING "routed-cni 1"
 #define MAX_MESSAGE (128 * 1024)
+#define MAX_CALL (8 * 1024 * 1024)
 #define DEFAULT_SOCKET "/run/routed/cni.sock"
+#define SYSCTLS "/proc/sys/net/"
 #define PATIENCE 90
 #define VERSIONS "[\"0.3.0\",\"0.3.1\",\"0.4.0\",\"1.0.0\",\"1.1.0\"]"
 
@@ -29,7 +31,7 @@ enum { INVALID_ENVIRONMENT = 4, IO_FAILURE = 5, DECODE_FAILURE = 6, TRY_AGAIN = 
 
 extern char **environ;
 
-static char given[MAX_MESSAGE + 1]; /* standard input */
+static char given[MAX_CALL + 1]; /* standard input */
 static size_t given_length;
 
 static void write_all(const char *data, size_t length)
@@ -185,6 +187,8 @@ static int enter(const char *path, int needed, int rights[2], int daemon)
 static void write_sysctls(const char *values, size_t length, char *words, size_t size)
 {
 	const char *end = values + length;
+	/* by its full name the kernel would compare each file's with the `net` of every namespace anybody asked for */
+	int folder = open(SYSCTLS, O_PATH | O_DIRECTORY | O_CLOEXEC);
 
 	words[0] = '\0';
 	while (values < end) {
@@ -195,11 +199,13 @@ static void write_sysctls(const char *values, size_t length, char *words, size_t
 		if (value >= end)
 			return;
 		values = value + strlen(value) + 1;
-		if (strncmp(path, "/proc/sys/net/", 14) || strstr(path, "..")) {
+		if (strncmp(path, SYSCTLS, strlen(SYSCTLS)) || strstr(path, "..") || strstr(path, "//")) {
 			snprintf(words, size, "refused to write %s", path);
 			return;
 		}
-		file = open(path, O_RDWR | O_CLOEXEC);
+		file = openat(folder, path + strlen(SYSCTLS), O_RDWR | O_CLOEXEC);
+		if (file < 0 && errno == ENOENT && !strncmp(path, SYSCTLS "ipv6/", strlen(SYSCTLS "ipv6/")))
+			continue; /* a kernel may be without */
 		has = file < 0 ? -1 : read(file, there, sizeof there);
 		while (has > 0 && (there[has - 1] == '\n' || there[has - 1] == ' '))
 			has--;
@@ -217,15 +223,15 @@ static void write_sysctls(const char *values, size_t length, char *words, size_t
 
 int main(void)
 {
-	static char message[2 * MAX_MESSAGE], answer[MAX_MESSAGE + 1];
+	static char message[MAX_CALL], answer[MAX_MESSAGE + 1];
 	char control[CMSG_SPACE(2 * sizeof(int))] = {0}, version[32], words[512];
 	const char *command = getenv("CNI_COMMAND");
-	size_t length = sizeof GREETING;
+	size_t length = sizeof GREETING, sent;
 	int rights[2], count, daemon;
 	ssize_t got;
 	char **variable;
 
-	while ((got = read(STDIN_FILENO, given + given_length, MAX_MESSAGE - given_length)) > 0)
+	while ((got = read(STDIN_FILENO, given + given_length, MAX_CALL - given_length)) > 0)
 		given_length += (size_t)got;
 	if (!command)
 		command = "";
@@ -244,18 +250,21 @@ int main(void)
 		size_t size = strlen(*variable) + 1;
 		if (strncmp(*variable, "CNI_", 4))
 			continue;
-		if (length + size + 1 + given_length > MAX_MESSAGE)
-			fail(DECODE_FAILURE, "the network configuration has more than 131072 octets");
+		if (length + size + 2 + given_length > MAX_CALL)
+			fail(DECODE_FAILURE, "the network configuration has more than 8388608 octets");
 		memcpy(message + length, *variable, size);
 		length += size;
 	}
 	message[length++] = '\0';
-	if (length + given_length > MAX_MESSAGE)
-		fail(DECODE_FAILURE, "the network configuration has more than 131072 octets");
+	if (length + given_length + 1 > MAX_CALL)
+		fail(DECODE_FAILURE, "the network configuration has more than 8388608 octets");
 	memcpy(message + length, given, given_length);
 	length += given_length;
+	if (length % MAX_MESSAGE == 0)
+		message[length++] = '\n'; /* one of that length is not the last */
+	sent = length < MAX_MESSAGE ? length : MAX_MESSAGE;
 
-	struct iovec part = {.iov_base = message, .iov_len = length};
+	struct iovec part = {.iov_base = message, .iov_len = sent};
 	struct msghdr header = {.msg_iov = &part, .msg_iovlen = 1};
 	if (count) {
 		header.msg_control = control;
@@ -268,8 +277,12 @@ int main(void)
 	}
 	connect_daemon(daemon); /* last, so that it finds the call when it looks */
 	got = sendmsg(daemon, &header, MSG_NOSIGNAL);
+	for (; got >= 0 && sent < length; sent += (size_t)got)
+		got = send(daemon, message + sent, length - sent < MAX_MESSAGE ? length - sent : MAX_MESSAGE, MSG_NOSIGNAL);
 	while (got >= 0) {
-		got = recv(daemon, answer, MAX_MESSAGE, 0);
+		do /* a process that is stopped and goes on is interrupted where it waits with a limit (signal(7)) */
+			got = recv(daemon, answer, MAX_MESSAGE, 0);
+		while (got < 0 && errno == EINTR);
 		if (got > 0 && answer[0] == 'S') {
 			answer[got] = '\0';
 			words[0] = 's';

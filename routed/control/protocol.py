@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TypeAlias
 
 from routed.errors import ControlError
+from routed.values import dataclass
 
 VERSION = 1
 

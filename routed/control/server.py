@@ -12,14 +12,11 @@ is handed to `on_bug` and answered in general words.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
-import os
 import socket
-import stat
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 
+from routed.control.listening import Listening
 from routed.control.protocol import (
     MAX_REQUEST,
     Request,
@@ -28,7 +25,7 @@ from routed.control.protocol import (
     encode_items,
     encode_result,
 )
-from routed.errors import ConfigError, ControlError
+from routed.errors import ControlError
 
 Handler = Callable[[Request], object]
 
@@ -54,14 +51,12 @@ class ControlServer:
         self._on_bug = on_bug
         self._clients: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
-        self._path = ""
-        self._inode = 0
+        self._listening: Listening | None = None
 
     async def start(self, path: str) -> None:
         """Listen on `path`, mode 0660. Raises ConfigError where that can't be: another daemon is there, no permission."""
-        sock = bind_socket(path)
-        self._path, self._inode = path, os.stat(path).st_ino
-        self._server = await asyncio.start_unix_server(self._serve, sock=sock, limit=MAX_REQUEST)
+        self._listening = Listening(path, socket.SOCK_STREAM, 0o660, MAX_CLIENTS, "runDir")
+        self._server = await asyncio.start_unix_server(self._serve, sock=self._listening.socket, limit=MAX_REQUEST)
 
     async def stop(self) -> None:
         """Close the socket and every client, and remove the socket from its folder if it is still ours."""
@@ -70,9 +65,8 @@ class ControlServer:
         for client in list(self._clients):
             client.cancel()
         await asyncio.gather(*self._clients, return_exceptions=True)
-        with contextlib.suppress(OSError):
-            if os.stat(self._path).st_ino == self._inode:
-                os.unlink(self._path)
+        if self._listening is not None:
+            self._listening.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -194,46 +188,3 @@ async def _next(batches: AsyncIterator[object]) -> object:
 async def _drain(writer: asyncio.StreamWriter) -> None:
     async with asyncio.timeout(SLOWEST_READER):
         await writer.drain()
-
-
-def bind_socket(path: str) -> socket.socket:
-    """A unix socket listening at `path` with mode 0660; a left-over of a daemon that is gone is replaced.
-
-    Raises ConfigError.
-    """
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-    old = os.umask(0o117)
-    try:
-        try:
-            sock.bind(path)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            _remove_left_over(path)
-            sock.bind(path)
-        sock.listen(MAX_CLIENTS)
-    except OSError as error:
-        sock.close()
-        text = "its path is too long for a socket (107 octets at most)" if error.errno is None else error.strerror
-        raise ConfigError(path, f"cannot open the control socket: {text}") from None
-    except ConfigError:
-        sock.close()
-        raise
-    finally:
-        os.umask(old)
-    return sock
-
-
-def _remove_left_over(path: str) -> None:
-    if not stat.S_ISSOCK(os.lstat(path).st_mode):
-        raise ConfigError(path, "cannot open the control socket: a file that is no socket has this name")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
-        except BlockingIOError:
-            pass  # somebody listens, with a full queue
-    raise ConfigError(path, "another routed is running with this runDir; stop it, or give this one a runDir of its own")

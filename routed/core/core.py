@@ -11,7 +11,10 @@ True; carry out `effects`; for every connection in `writable`, `take` and write.
 Restart (RFC 4724 4.1): see `core/restart`; until it is over, OPENs to peers that have not been up since say that this
 speaker has restarted and forwards as before (R and F bits), or they would drop its routes when they come back.
 
-Long for one idea: whatever happens between rooms happens here and nowhere else, in the order of one list of inputs.
+Long for one idea: the order in which one list of inputs has its effects, over sessions, plan and tables. What has an order
+of its own is beside it, and knows nothing of the core: whose a connection is (`connections`), paths of what peers announce
+(`imports`), what they are told (`exports`), own routes (`origins`), what goes into the kernel (`programming`), what a
+restart waits for (`restart`).
 
 Not here: wire formats and session rules (`bgp`), choosing (`rib`), what resources mean (`plan`), sockets (`daemon`).
 """
@@ -21,11 +24,9 @@ from __future__ import annotations
 import heapq
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import field
 
-from routed.bgp.as_path import segments
-from routed.bgp.attributes import DEFAULT_LOCAL_PREF, AttributeSet, split_values
 from routed.bgp.iana import CeaseSubcode
 from routed.bgp.messages import Notification
 from routed.bgp.neighbor import (
@@ -40,6 +41,7 @@ from routed.bgp.neighbor import (
     StateChanged,
 )
 from routed.bgp.update import AttributePool, Update
+from routed.core.connections import Connections, Refusals
 from routed.core.effects import (
     Close,
     Connect,
@@ -55,39 +57,30 @@ from routed.core.effects import (
     Tunnels,
     problem_lines,
 )
-from routed.core.learned import Key, Learned, Learner
+from routed.core.exports import Exporter
+from routed.core.imports import Importer
+from routed.core.interfaces import Interfaces
+from routed.core.origins import Origins
 from routed.core.peer import Peer
 from routed.core.programming import TUNNEL_DEVICES, Programmer
 from routed.core.restart import Restart, awaited
 from routed.core.waiting import keep_what_is_up
-from routed.desired import Gateway, KernelRoute, RouteBatch, RouteKind
+from routed.desired import KernelRoute
 from routed.model.resources import Update as ResourceUpdate
-from routed.net.addresses import format_address, format_router_id, is_link_local
+from routed.net.addresses import format_address, is_link_local
 from routed.net.families import Family
-from routed.net.prefixes import covers, make_prefix
 from routed.observed import Interface, KernelChange, RouteFailure
 from routed.plan.diff import diff
 from routed.plan.planner import Planner
-from routed.plan.types import CalicoVersion, KernelPlan, Origin, PeerChange, PeerPlan, Plan, PlanSettings, PodCidrs
-from routed.rib.adj_out import AdjRibOut, UpdateGroup
-from routed.rib.decide import MAXIMUM_PATHS, best
-from routed.rib.export import ExportPolicy
-from routed.rib.nexthops import NextHop, NextHopTable
-from routed.rib.path import HIGHEST_LOCAL_PREF, Path, Source, SourceKind
-from routed.rib.program import Programming
-from routed.rib.table import PATH_CACHE, Change, FamilyRib
+from routed.plan.types import CalicoVersion, PeerChange, PeerPlan, Plan, PlanSettings, PodCidrs
+from routed.rib.decide import MAXIMUM_PATHS
+from routed.rib.nexthops import NextHopTable
+from routed.rib.path import SourceKind
+from routed.rib.table import FamilyRib
+from routed.values import dataclass
 
 #: Seconds stale routes are kept for a restarted peer whose End-of-RIB does not come.
 STALE_MAX = 360.0
-
-#: Addresses whose refused connections are remembered.
-REFUSED_KEPT = 8
-
-#: Connections being closed whose last octets nobody has taken yet.
-LAST_WORDS = 1024
-
-#: Next hops tracked before those no longer in use are looked for.
-NEXT_HOPS = 4096
 
 #: What of a peer changes without a new session, for people.
 CHANGES = {
@@ -99,8 +92,6 @@ CHANGES = {
 
 #: Peers that are named where a line is about many.
 NAMED = 3
-
-BLACKHOLE = KernelRoute(RouteKind.BLACKHOLE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,15 +116,6 @@ class CoreSettings:
     """The pods of this node are ours."""
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """Connections from one address that nobody wanted."""
-
-    count: int
-    last_at: float
-    reason: str
-
-
 def _unmeasured(_: Milestone) -> None:
     """Nobody measures."""
 
@@ -146,12 +128,11 @@ class Core:
         self.effects: list[Effect] = []
         """To be carried out by the owner, who takes the list and leaves an empty one."""
         self.writable: set[int] = set()
-        """Connections `take` may have bytes for; the owner removes what it served."""
+        """Connections `take` may have bytes for; the owner removes what it served, and never puts another set here."""
         self.measure: Callable[[Milestone], None] = _unmeasured
         """Told how far `flush` has got. It may look at a clock, the core does not."""
         self.updates_sent = 0
         """UPDATEs given out by `take`, to all peers."""
-        self.connections_refused = 0
         self.peers: dict[str, Peer] = {}
         self.plan = Plan()
         self._planned: Plan | None = None
@@ -160,31 +141,12 @@ class Core:
         """`plan` follows from the datastore: the first was made."""
         self.planned_at: float | None = None
         """When a plan last differed from the one before."""
-        self.interfaces: dict[int, Interface] = {}
-        self.refused: dict[bytes, Refused] = {}
-        """The last addresses whose connections were refused, the latest last."""
+        self.interfaces = Interfaces()
+        self.connections = Connections()
+        self.refusals = Refusals()
         self.address_problems: tuple[str, ...] = ()
         """Addresses of the Node that no interface has."""
         self.route_failures: dict[tuple[Family, bytes], RouteFailure] = {}
-        self.ribs: dict[Family, FamilyRib] = {
-            family: FamilyRib(family, program_routes=settings.program_routes, maximum_paths=settings.maximum_paths)
-            for family in Family
-        }
-        self.next_hops = NextHopTable(self._own_route)
-        for family, rib in self.ribs.items():
-            rib.watched = self.next_hops.watched[family]
-        self.local = Source("local", SourceKind.LOCAL, 0, b"")
-        self.learned = Source("kernel", SourceKind.LOCAL, 0, b"")
-        """Our own routes too, but put into the kernel by others: see `core/learned`."""
-        self.restart = Restart(routes_found=bool(settings.routes_found))
-        self.stopping = False
-        self.watch_sessions: Callable[[Peer, StateChanged], None] | None = None
-        self.watch_routes: Callable[[Family, Sequence[Change]], None] | None = None
-        """Who is told of sessions' states and of best paths as they change. They only look: what a core does never depends
-        on them, and they are no part of a recording."""
-        self._random = random.Random(seed)
-        self._pool = AttributePool()
-        self._own_attrs = self._pool.intern(AttributeSet())
         self._planner = Planner(
             settings.node_name,
             PlanSettings(
@@ -196,26 +158,34 @@ class Core:
                 own_workloads=settings.own_workloads,
             ),
         )
-        self._learner = Learner()
+        self.ribs: dict[Family, FamilyRib] = {
+            family: FamilyRib(family, program_routes=settings.program_routes, maximum_paths=settings.maximum_paths)
+            for family in Family
+        }
         self.programmer = Programmer(self.ribs, self._planner.holder)
         """What of the chosen routes goes into the kernel."""
+        self.next_hops = NextHopTable(self.programmer.own_route)
+        for family, rib in self.ribs.items():
+            rib.watched = self.next_hops.watched[family]
+        self.restart = Restart(routes_found=bool(settings.routes_found))
+        self.stopping = False
+        self.watch_sessions: Callable[[Peer, StateChanged], None] | None = None
+        """Who is told of sessions' states as they change, as `exporter.watch` is of best paths. They only look: what a core
+        does never depends on them, and they are no part of a recording."""
+        self._random = random.Random(seed)
+        self._pool = AttributePool()
+        self.origins = Origins(self.ribs, self.next_hops, self.interfaces, self._pool)
         self._speaks_from: set[bytes] = set()
         """The Node's addresses."""
-        self._up: dict[str, int] = {}
-        """Indexes of the interfaces that are up, by name."""
-        self._behind_devices: dict[str, dict[Key, tuple[Origin, int]]] = {}
-        """Origins directly behind an interface, by its name, with the index their route has now; 0: there is none."""
         self._replan_needed = False
-        self._conns: dict[int, Peer] = {}
-        self._local_address: dict[int, bytes] = {}
-        self._last_words: dict[int, bytes] = {}
-        self._last_conn = 0
         self._peers_added = 0
-        self._groups: dict[ExportPolicy, UpdateGroup] = {}
         self._jobs: deque[Iterator[None]] = deque()
+        """Walks over tables, for `flush` to do a slice of."""
+        self.importer = Importer(
+            self.ribs, self.peers, self.next_hops, self.interfaces, self.connections, self._jobs.append
+        )
+        self.exporter = Exporter(self.ribs, self.peers, self.connections, self.writable, self._jobs.append)
         self._timers: list[tuple[float, str]] = []
-        self._filters_ask_for_interfaces = False
-        self._next_hops_most = NEXT_HOPS
         self._listening = Listen(0)
         self._guards = Guards(())
 
@@ -229,7 +199,8 @@ class Core:
     def secret(self, reference: str, generation: int, problem: str, now: float) -> None:  # noqa: ARG002
         """A password is kept at `reference` (`SECRET/KEY`): its content's generation, or 0 where there is none.
 
-        `problem` says what is wrong with it. The password itself never comes here.
+        `problem` says what is wrong with it; with an empty reference, why there are no secrets at all. The password itself
+        never comes here.
         """
         self._planner.secret(reference, generation, problem)
         self._replan_needed = True
@@ -259,16 +230,16 @@ class Core:
 
     def connected(self, conn: int, local: bytes, now: float) -> None:
         """A `Connect` succeeded; `local` is the packed address it was made from."""
-        peer = self._conns.get(conn)
+        peer = self.connections.peers.get(conn)
         if peer is None:
             self.effects.append(Close(conn))
             return
-        self._local_address[conn] = local
+        self.connections.made(conn, local)
         peer.neighbor.connected(conn, now)
         self._after(peer, now)
 
     def connect_failed(self, conn: int, reason: str, now: float) -> None:
-        peer = self._conns.pop(conn, None)
+        peer = self.connections.peers.pop(conn, None)
         if peer is not None:
             peer.neighbor.connect_failed(conn, now, reason)
             self._after(peer, now)
@@ -282,42 +253,39 @@ class Core:
                 continue
             answer = peer.neighbor.accept(now)
             if isinstance(answer, int):
-                self._conns[answer] = peer
-                self._local_address[answer] = local
-                self._after(peer, now)
+                if answer:
+                    self.connections.peers[answer] = peer
+                    self.connections.made(answer, local)
+                    self._after(peer, now)
                 return answer
             refusal = answer
         self._log(Level.WARNING, "listen", f"refused a connection from {format_address(remote)}: {refusal}")
-        self.connections_refused += 1
-        count = self.refused.pop(remote, Refused(0, 0.0, "")).count
-        self.refused[remote] = Refused(count + 1, now, refusal)
-        if len(self.refused) > REFUSED_KEPT:
-            del self.refused[next(iter(self.refused))]
+        self.refusals.add(remote, refusal, now)
         return 0
 
     def received(self, conn: int, data: bytes, now: float) -> None:
-        peer = self._conns.get(conn)
+        peer = self.connections.peers.get(conn)
         if peer is not None:
             peer.neighbor.receive_data(conn, data, now)
             self._after(peer, now)
 
     def closed(self, conn: int, reason: str, now: float) -> None:
         """The connection ended without our asking."""
-        peer = self._conns.pop(conn, None)
+        peer = self.connections.peers.pop(conn, None)
         if peer is not None:
             peer.neighbor.closed(conn, now, reason)
             self._after(peer, now)
-            self._local_address.pop(conn, None)
+            self.connections.gone(conn)
 
     def writing_paused(self, conn: int, now: float) -> None:
         """The connection's socket buffer is full."""
-        peer = self._conns.get(conn)
+        peer = self.connections.peers.get(conn)
         if peer is not None:
             peer.neighbor.writing_paused(conn, now)
             self._rearm(peer)
 
     def writing_resumed(self, conn: int, now: float) -> None:
-        peer = self._conns.get(conn)
+        peer = self.connections.peers.get(conn)
         if peer is not None:
             peer.neighbor.writing_resumed(conn, now)
             self.writable.add(conn)
@@ -327,7 +295,7 @@ class Core:
 
     def kernel(self, change: KernelChange, now: float) -> None:
         """Foreign routes, links or addresses changed."""
-        before = self._take_interfaces(change)
+        before = self.interfaces.apply(change)
         if before or change.interfaces:
             touched = [*before.values(), *change.interfaces]
             if change.full or any(address in self._speaks_from for each in touched for address, _ in each.addresses):
@@ -335,28 +303,11 @@ class Core:
             names = {interface.name for interface in touched}
             if not TUNNEL_DEVICES.isdisjoint(names) and self.programmer.devices(self.interfaces.values(), now):
                 self._program_pools()
-            self._devices_changed(names)
-        self._next_hops_changed(set(self.next_hops.apply(change)))
+            self.origins.devices_changed(names)
+        self.importer.next_hops_changed(set(self.next_hops.apply(change)))
         if before or change.interfaces:
             self._links_changed(before, now)
-        self._originate_learned(self._learner.apply(change))
-
-    def _take_interfaces(self, change: KernelChange) -> dict[int, Interface]:
-        """Take in what interfaces there are now; those it is about as they were before."""
-        before: dict[int, Interface] = {}
-        if change.full:
-            before, self.interfaces, self._up = self.interfaces, {}, {}
-        for index in (*change.interfaces_removed, *(interface.index for interface in change.interfaces)):
-            old = self.interfaces.pop(index, None)
-            if old is not None:
-                before[index] = old
-                if self._up.get(old.name) == index:
-                    del self._up[old.name]
-        for interface in change.interfaces:
-            self.interfaces[interface.index] = interface
-            if interface.up:
-                self._up[interface.name] = interface.index
-        return before
+        self.origins.kernel(change)
 
     def route_failures_changed(
         self,
@@ -434,26 +385,23 @@ class Core:
             if differs or not self.planned:
                 self._apply_plan(*keep_what_is_up(plan, self.peers.values()), now)
             self.planned = True
-            self._blocks_moved()
+            moved = self._planner.take_moved_blocks()
+            if not self.restart.deferring:
+                self.effects.extend(map(Routes, self.programmer.moved(moved)))
         for family, rib in self.ribs.items():
             if rib.touched:
                 touched, rib.touched = rib.touched, set()
-                self._next_hops_changed(set(self.next_hops.routes_changed(family, touched)))
+                self.importer.next_hops_changed(set(self.next_hops.routes_changed(family, touched)))
         chosen = False
         for family, rib in self.ribs.items():
             if rib.changes:
                 chosen = True
-                self._best_paths_changed(family, rib)
+                self.exporter.best_paths_changed(family)
             if rib.kernel_changes:
                 chosen = True
                 kernel_changes = rib.take_kernel_changes()
                 if not self.restart.deferring:
-                    if self.programmer.policy[family]:
-                        prefixes_now = [each for _, prefixes in kernel_changes for each in prefixes]
-                        batches = self.programmer.batches(family, prefixes_now)
-                    else:
-                        batches = tuple(RouteBatch(family, prefixes, route) for route, prefixes in kernel_changes)
-                    self.effects.append(Routes(batches))
+                    self.effects.append(Routes(self.programmer.changed(family, kernel_changes)))
         if chosen:
             self.measure(Milestone.CHOSEN)
         if not self.restart.is_over:
@@ -462,15 +410,14 @@ class Core:
             job = self._jobs[0]
             if next(job, True):  # a slice yields None
                 self._jobs.popleft()
-        if len(self.next_hops) > self._next_hops_most:
-            self._forget_next_hops()
+        self.importer.forget_next_hops()
         return bool(self._jobs) or any(rib.changes or rib.kernel_changes or rib.touched for rib in self.ribs.values())
 
     def take(self, conn: int, limit: int) -> bytes:
         """The next octets to write on a connection, about `limit` of them; empty when there is nothing to say."""
-        peer = self._conns.get(conn)
+        peer = self.connections.peers.get(conn)
         if peer is None:
-            return self._last_words.pop(conn, b"")
+            return self.connections.last_words(conn)
         data = peer.neighbor.control_output(conn)
         if peer.neighbor.connection == conn:
             for adj_out in peer.adj_out.values():
@@ -501,7 +448,9 @@ class Core:
             neighbor.events = []
             for event in events:
                 if event.__class__ is Update:
-                    self._update(peer, event)
+                    self.importer.update(peer, event)
+                    if event.end_of_rib is not None:
+                        self._end_of_rib(peer, event.end_of_rib)
                 elif isinstance(event, ConnectRequested):
                     self._connect(peer, event.conn)
                 elif isinstance(event, CloseRequested):
@@ -550,7 +499,7 @@ class Core:
 
     def _connect(self, peer: Peer, conn: int) -> None:
         config = peer.neighbor.config
-        self._conns[conn] = peer
+        self.connections.peers[conn] = peer
         self.effects.append(
             Connect(
                 conn,
@@ -565,25 +514,15 @@ class Core:
 
     def _close(self, peer: Peer, conn: int) -> None:
         """Let a connection go; what is still to be said on it (a NOTIFICATION) waits for `take`."""
-        self._conns.pop(conn, None)
-        self._local_address.pop(conn, None)
+        self.connections.close(conn, peer.neighbor.control_output(conn))
         self.writable.discard(conn)
-        last_words = peer.neighbor.control_output(conn)
-        if last_words:
-            self._last_words[conn] = last_words
-            if len(self._last_words) > LAST_WORDS:  # connections that were gone before anybody could write
-                del self._last_words[next(iter(self._last_words))]
         self.effects.append(Close(conn))
-
-    def _allocate(self) -> int:
-        self._last_conn += 1
-        return self._last_conn
 
     def _established(self, peer: Peer, event: Established, now: float) -> None:
         negotiated = event.negotiated
         peer.source.router_id = negotiated.peer_router_id
         peer.end_of_rib.clear()
-        self.refused.pop(peer.plan.session.address, None)  # whatever kept it out, it is in now
+        self.refusals.forget(peer.plan.session.address)
         peer.link, peer.link_lost = self._link(peer), False
         restart = negotiated.graceful_restart
         for family, adj_in in peer.adj_in.items():
@@ -594,41 +533,8 @@ class Core:
             elif adj_in.count:
                 peer.stale_until = now + STALE_MAX
             if family in negotiated.families:
-                adj_out = AdjRibOut(peer.source, self._group(self._export_policy(peer, family)))
-                adj_out.held = self.restart.deferring
-                peer.adj_out[family] = adj_out
+                self.exporter.begin(peer, family, held=self.restart.deferring)
                 self.writable.add(event.conn)
-
-    def _export_policy(self, peer: Peer, family: Family) -> ExportPolicy:
-        plan = peer.plan
-        negotiated = peer.neighbor.negotiated
-        return ExportPolicy(
-            family=family,
-            kind=plan.kind,
-            local_as=plan.session.local_as,
-            cluster_id=plan.cluster_id,
-            local_address=self._local_address.get(peer.neighbor.connection, b""),
-            next_hop_mode=plan.next_hop_mode,
-            four_octet_as=negotiated is not None and negotiated.four_octet_as,
-            export_filter=plan.export_filter[family],
-            default_local_pref=DEFAULT_LOCAL_PREF
-            if plan.kind is SourceKind.EBGP
-            else default_local_pref(self.plan.kernel, family),
-        )
-
-    def _group(self, policy: ExportPolicy) -> UpdateGroup:
-        rib = self.ribs[policy.family]
-        if rib.changes:
-            # a new group counts what the table holds, who moves to one knows it: they must not hear it again
-            self._best_paths_changed(policy.family, rib)
-        group = self._groups.get(policy)
-        if group is None:
-            for known in [policy for policy, group in self._groups.items() if not group.members]:
-                del self._groups[known]
-            group = self._groups[policy] = UpdateGroup(policy, rib)
-            if rib.table:
-                self._jobs.append(group.count())
-        return group
 
     def _down(self, peer: Peer, event: SessionDown) -> None:
         for adj_out in peer.adj_out.values():
@@ -655,93 +561,6 @@ class Core:
             if adj_in.count:
                 self._jobs.append(self.ribs[family].sweep(adj_in))
 
-    # ================================================================ routes
-
-    def _update(self, peer: Peer, update: Update) -> None:
-        for family, prefixes in update.withdrawn:
-            adj_in = peer.adj_in.get(family)
-            if adj_in is not None:
-                self.ribs[family].withdraw(adj_in, prefixes)
-        for reach in update.reach:
-            adj_in = peer.adj_in.get(reach.family)
-            if adj_in is not None:
-                path = adj_in.paths.get(reach.attrs)
-                if path is None:
-                    path = self._new_path(peer, reach.family, reach.attrs)
-                self.ribs[reach.family].announce(adj_in, path, reach.prefixes)
-        if update.end_of_rib is not None:
-            self._end_of_rib(peer, update.end_of_rib)
-
-    def _new_path(self, peer: Peer, family: Family, attrs: AttributeSet) -> Path:
-        adj_in = peer.adj_in[family]
-        address = attrs.next_hop
-        scope = self._scope(peer) if is_link_local(address) else 0
-        next_hop = self.next_hops.track(address, scope)
-        path = Path(peer.source, attrs, next_hop, adj_in.epoch)
-        path.rejected = self._loop(peer, attrs)
-        path.interface = self._leaves_by(next_hop)
-        if len(adj_in.paths) >= PATH_CACHE:
-            adj_in.paths.clear()
-        adj_in.paths[attrs] = path
-        adj_in.next_hops.add(next_hop)
-        self.ribs[family].refresh(path)
-        return path
-
-    def _judge_anew(self, peer: Peer, family: Family, *, always: bool = False) -> None:
-        """What loop rules and filters ask of a peer's paths has changed: have paths made anew and judged."""
-        adj_in = peer.adj_in[family]
-        adj_in.paths.clear()
-        self._jobs.append(self.ribs[family].reimport(adj_in, self._remake(peer, family, always=always)))
-
-    def _remake(self, peer: Peer, family: Family, *, always: bool = False) -> Callable[[Path], Path]:
-        """Paths like those a peer's routes have, judged for loops by its plan of now and leaving by the interface of now.
-
-        `always`: other ones even where nothing of that differs, for what else follows from them does.
-        """
-        made: dict[Path, Path] = {}
-
-        def remake(path: Path) -> Path:
-            new = made.get(path)
-            if new is None:
-                new = Path(path.source, path.attrs, path.next_hop, path.epoch)
-                new.rejected = self._loop(peer, path.attrs)
-                new.interface = self._leaves_by(path.next_hop) or path.interface
-                if not always and (new.rejected, new.interface) == (path.rejected, path.interface):
-                    new = path
-                else:
-                    self.ribs[family].refresh(new)
-                made[path] = new
-            return new
-
-        return remake
-
-    def _scope(self, peer: Peer) -> int:
-        """The interface of a link-local next hop: the session's."""
-        name = peer.neighbor.config.interface
-        local = self._local_address.get(peer.neighbor.connection, b"")
-        for interface in self.interfaces.values():
-            if interface.name == name or (not name and any(address == local for address, _ in interface.addresses)):
-                return interface.index
-        return 0
-
-    def _loop(self, peer: Peer, attrs: AttributeSet) -> str:
-        """Why a path must be a loop, or empty (RFC 4271 9.1.2, RFC 4456 8)."""
-        plan = peer.plan
-        local_as = plan.session.local_as
-        if (
-            local_as in attrs.as_numbers
-            and sum(numbers.count(local_as) for _, numbers in segments(attrs.as_path)) > plan.allowed_own_as
-        ):
-            return f"its AS_PATH holds our own AS {local_as}"
-        if plan.kind is not SourceKind.EBGP:
-            if attrs.originator_id is not None and attrs.originator_id == plan.session.router_id:
-                return "its ORIGINATOR_ID is our router id: it was reflected back to us"
-            if attrs.cluster_list and plan.cluster_id:
-                own = plan.cluster_id.to_bytes(4, "big")
-                if own in split_values(attrs.cluster_list, 4):
-                    return f"its CLUSTER_LIST holds our cluster id {format_router_id(plan.cluster_id)}"
-        return ""
-
     def _end_of_rib(self, peer: Peer, family: Family) -> None:
         adj_in = peer.adj_in.get(family)
         if family not in peer.end_of_rib:
@@ -755,87 +574,18 @@ class Core:
             if peer.end_of_rib >= set(peer.adj_out):
                 peer.stale_until = None
 
-    def _best_paths_changed(self, family: Family, rib: FamilyRib) -> None:
-        changes = rib.take_changes()
-        if self.watch_routes is not None and changes:
-            self.watch_routes(family, changes)
-        for policy, group in self._groups.items():
-            if policy.family is family and group.append(changes):
-                group.trim()
-                for member in group.members:
-                    peer = self.peers.get(member.source.name)
-                    if peer is not None and peer.neighbor.connection:
-                        self.writable.add(peer.neighbor.connection)
-
-    def _next_hops_changed(self, changed: set[NextHop]) -> None:
-        if not changed:
-            return
-        for family, rib in self.ribs.items():
-            adj_ins = [peer.adj_in[family] for peer in self.peers.values() if family in peer.adj_in]
-            rib.next_hops_changed(changed, adj_ins)
-        if self._filters_ask_for_interfaces:
-            for peer in self.peers.values():
-                for family, adj_in in peer.adj_in.items():
-                    if not adj_in.next_hops.isdisjoint(changed):
-                        self._judge_anew(peer, family)
-
-    def _own_route(self, family: Family, prefix: bytes) -> Path | None:
-        """Our best path for exactly this prefix that next hops may resolve through; None where we program nothing."""
-        if not self.settings.program_routes:
-            return None
-        policy = self.plan.kernel.policy[family]
-        rule = policy.judge(prefix)
-        if rule is not None and rule.programming is Programming.LEAVE:
-            return None
-        carriers = [
-            path
-            for path in self.ribs[family].candidates(prefix)
-            if path.next_hop is None or (path.next_hop.resolves_directly and path.next_hop.address not in policy.left)
-        ]
-        return best(carriers, maximum_paths=1).best if carriers else None
-
-    def _forget_next_hops(self) -> None:
-        """A peer may name a new next hop with every route it replaces: remember only those in use."""
-        live = set().union(*(rib.next_hops_in_use() for rib in self.ribs.values()))
-        for peer in self.peers.values():
-            for adj_in in peer.adj_in.values():
-                adj_in.forget_unused(live)
-        refused = (adj_in.next_hops for peer in self.peers.values() for adj_in in peer.adj_in.values())
-        self.next_hops.forget_unused(live.union(*refused))
-        self._next_hops_most = max(NEXT_HOPS, 2 * len(self.next_hops))
-
     def _check_addresses(self) -> None:
-        """Say where the Node's address is on no interface: with passive peers nothing else would."""
+        """Say where the Node's address is on no interface."""
         speaker = self.plan.speaker
         self._speaks_from = {speaker.ipv4_address, speaker.ipv6_address} if speaker is not None else set()
-        if speaker is None or not self.interfaces:
-            self.address_problems = ()
-            return
-        there = {address for interface in self.interfaces.values() for address, _ in interface.addresses}
-        known, self.address_problems = (
-            self.address_problems,
-            tuple(
-                f"Node {self.settings.node_name}: spec.bgp.{field} {format_address(address)} is on no interface here"
-                for field, address in (("ipv4Address", speaker.ipv4_address), ("ipv6Address", speaker.ipv6_address))
-                if address and address not in there
-            ),
-        )
-        self._tell_problems(known, self.address_problems)
-
-    def _leaves_by(self, next_hop: NextHop | None) -> str:
-        """The name of the interface that leads to a next hop, or empty."""
-        if next_hop is None or not next_hop.gateways:
-            return ""
-        interface = self.interfaces.get(next_hop.gateways[0].interface)
-        return interface.name if interface is not None else ""
-
-    def update_groups(self) -> list[UpdateGroup]:
-        """The groups of peers that hear the same, of all families."""
-        return [group for group in self._groups.values() if group.members]
+        known = self.address_problems
+        self.address_problems = self.interfaces.without_address(self.settings.node_name, speaker)
+        if speaker is not None and self.interfaces:
+            self._tell_problems(known, self.address_problems)
 
     def session_address(self, peer: Peer) -> bytes:
         """Our packed address in a peer's session; where there is none, the configured one or empty."""
-        return self._local_address.get(peer.neighbor.connection, peer.neighbor.config.local_address)
+        return self.connections.local_address(peer) or peer.neighbor.config.local_address
 
     # ================================================================ the plan
 
@@ -843,7 +593,8 @@ class Core:
         """Have everything be as a plan says. `waiting`: why peers have not the password they are to have."""
         old, self.plan = self.plan, plan
         delta = diff(old, plan)
-        self._filters_ask_for_interfaces = any(
+        self.exporter.plan = plan.kernel
+        self.importer.filters_ask_for_interfaces = any(
             rule.interface
             for peer in plan.peers.values()
             for filters in (peer.import_filter, peer.export_filter)
@@ -855,7 +606,7 @@ class Core:
             if note not in old.notes:
                 self._log(Level.INFO, "plan", note)
         if plan.speaker is not None:
-            self.local.router_id = self.learned.router_id = plan.speaker.router_id
+            self.origins.speak_as(plan.speaker.router_id)
         self._apply_kernel_plan(old, plan, now)
         if plan.speaker != old.speaker:
             self._check_addresses()
@@ -884,14 +635,7 @@ class Core:
                     name,
                     f"{peer.waits_for_password}; the session goes on as it came up until there is one",
                 )
-        for family, prefix in delta.origins_removed:
-            self.ribs[family].withdraw_origin(prefix, self.local)
-            self._forget_behind(old.origins[family, prefix].interface, (family, prefix))
-        for (family, prefix), origin in delta.origins_set.items():
-            was = old.origins.get((family, prefix))
-            if was is not None:
-                self._forget_behind(was.interface, (family, prefix))
-            self._originate(family, prefix, origin)
+        self.origins.plan(old.origins, delta.origins_removed, delta.origins_set)
         if plan.speaker is not None:
             listen = Listen(plan.speaker.listen_port, plan.speaker.listen_addresses)
             if listen != self._listening:
@@ -910,53 +654,19 @@ class Core:
                 self._jobs.append(self._program_all(family, absent=True))
         if plan.tunnels is not None and plan.tunnels != old.tunnels:
             self.effects.append(Tunnels(plan.tunnels))
-        if plan.learn != old.learn or not self._learner.configured:
-            self._originate_learned(self._learner.configure(plan.learn))
+        self.origins.learn(plan.learn)
 
     def _priorities_changed(self, family: Family, rib: FamilyRib) -> None:
         """LOCAL_PREF means a priority from now on, or another one, or none: judge everything of a family again."""
         if self.settings.program_priorities:
             rib.normal_priority = self.plan.kernel.normal_priority[family]
-        default = default_local_pref(self.plan.kernel, family)
+        default = self.plan.kernel.default_local_pref(family)
         for peer in self.peers.values():
-            adj_in = peer.adj_in.get(family)
-            if adj_in is None:
-                continue
-            peer.source.default_local_pref = default
-            adj_in.paths.clear()
-            self._jobs.append(rib.reimport(adj_in, self._remake(peer, family, always=True)))
-            adj_out = peer.adj_out.get(family)
-            if adj_out is not None:
-                policy = self._export_policy(peer, family)
-                if policy != adj_out.group.policy:
-                    adj_out.move(self._group(policy))
-                    self.writable.add(peer.neighbor.connection)
-        self.learned.by_priority = any(self.plan.kernel.normal_priority.values())
-        self._originate_learned({key: found for key, found in self._learner.current.items() if key[0] is family})
-
-    def _originate(self, family: Family, prefix: bytes, origin: Origin) -> None:
-        path = Path(self.local, self._own_attrs, self.next_hops.track(origin.gateway) if origin.gateway else None)
-        path.kernel_route = BLACKHOLE if origin.blackhole else None
-        if origin.interface:
-            index = self._up.get(origin.interface, 0)
-            self._behind_devices.setdefault(origin.interface, {})[family, prefix] = (origin, index)
-            path.interface = origin.interface
-            if index:
-                path.kernel_route = KernelRoute(RouteKind.UNICAST, (Gateway(b"", index),))
-        self.ribs[family].originate(prefix, path)
-
-    def _forget_behind(self, name: str, key: Key) -> None:
-        """What is behind an interface no more."""
-        behind = self._behind_devices.get(name)
-        if behind is not None and behind.pop(key, None) is not None and not behind:
-            del self._behind_devices[name]
-
-    def _devices_changed(self, names: Iterable[str]) -> None:
-        """Interfaces came, went or changed: routes behind them lead there, or nowhere while they are gone."""
-        for name in names:
-            for (family, prefix), (origin, index) in list(self._behind_devices.get(name, {}).items()):
-                if self._up.get(name, 0) != index:
-                    self._originate(family, prefix, origin)
+            if family in peer.adj_in:
+                peer.source.default_local_pref = default
+                self.importer.judge_anew(peer, family, always=True)
+                self.exporter.policy_changed(peer, family)
+        self.origins.priorities_changed(family, self.plan.kernel.normal_priority)
 
     def _link(self, peer: Peer) -> int:
         """Index of the interface that is up and directly leads to an external peer, or 0."""
@@ -964,19 +674,11 @@ class Core:
             return 0
         remote = peer.neighbor.config.address
         if is_link_local(remote):
-            index = self._scope(peer)
-            return index if index in self.interfaces and self.interfaces[index].up else 0
-        local = self._local_address.get(peer.neighbor.connection, b"")
-        host = make_prefix(remote, len(remote) * 8)
-        networks = [
-            (length, address == local, interface.index)
-            for interface in self.interfaces.values()
-            if interface.up
-            for address, length in interface.addresses
-            if len(address) == len(remote) and covers(make_prefix(address, length), host)
-        ]
-        if networks:
-            return max(networks)[2]
+            index = self.importer.scope(peer)
+            return index if self.interfaces.is_up(index) else 0
+        index = self.interfaces.connected(remote, self.connections.local_address(peer))
+        if index:
+            return index
         legs = self.next_hops.track(remote).gateways  # a route may lead to it without a network
         return legs[0].interface if legs and all(leg.address == remote for leg in legs) else 0
 
@@ -987,8 +689,7 @@ class Core:
         another one, is left to its timers: it may find its way.
         """
         for peer in list(self.peers.values()):
-            link = self.interfaces.get(peer.link)
-            up = link is not None and link.up
+            up = self.interfaces.is_up(peer.link)
             if not peer.link or up is not peer.link_lost:
                 continue
             if up:
@@ -1006,24 +707,10 @@ class Core:
                 )
             self._after(peer, now)
 
-    def _originate_learned(self, changed: dict[Key, Learned | None]) -> None:
-        """Routes of ours that others put into the kernel came, changed or went."""
-        for (family, prefix), found in changed.items():
-            if found is None:
-                self.ribs[family].withdraw_origin(prefix, self.learned)
-                continue
-            attrs = self._own_attrs
-            normal = self.plan.kernel.normal_priority[family]
-            if normal:
-                attrs = self._pool.intern(AttributeSet(local_pref=HIGHEST_LOCAL_PREF - (found.metric or normal)))
-            path = Path(self.learned, attrs, None)
-            path.interface = found.interface
-            self.ribs[family].originate(prefix, path)
-
     def _add_peer(self, plan: PeerPlan, number: int, now: float) -> None:
-        neighbor = Neighbor(plan.session, rng=self._random, pool=self._pool, allocate=self._allocate)
+        neighbor = Neighbor(plan.session, rng=self._random, pool=self._pool, allocate=self.connections.allocate)
         peer = self.peers[plan.name] = Peer(plan, neighbor, number)
-        peer.source.default_local_pref = default_local_pref(self.plan.kernel, plan.session.families[0])
+        peer.source.default_local_pref = self.plan.kernel.default_local_pref(plan.session.families[0])
         if self.restart.sweep_pending:
             neighbor.restarting(self.settings.routes_found)
         self._log(Level.INFO, plan.name, f"peer added: {plan.why}")
@@ -1073,17 +760,12 @@ class Core:
         for family, adj_in in peer.adj_in.items():
             adj_in.import_filter = plan.import_filter[family]
             if PeerChange.ROLE in change:
-                self._judge_anew(peer, family, always=True)
+                self.importer.judge_anew(peer, family, always=True)
             elif plan.allowed_own_as != old.allowed_own_as:
-                self._judge_anew(peer, family)
+                self.importer.judge_anew(peer, family)
             elif PeerChange.IMPORT in change:
                 self._jobs.append(self.ribs[family].reimport(adj_in))
-            adj_out = peer.adj_out.get(family)
-            if adj_out is not None:
-                policy = self._export_policy(peer, family)
-                if policy != adj_out.group.policy:
-                    adj_out.move(self._group(policy))
-                    self.writable.add(peer.neighbor.connection)
+            self.exporter.policy_changed(peer, family)
         self._after(peer, now)
 
     # ================================================================ restart
@@ -1134,12 +816,6 @@ class Core:
         """What the kernel should hold for a prefix; where that is nothing though a route was chosen, why."""
         return self.programmer.route(family, prefix)
 
-    def _blocks_moved(self) -> None:
-        """Routes into VXLAN tunnels may go by the node that holds the block."""
-        for cidr in self._planner.take_moved_blocks():
-            if not self.restart.deferring and self.programmer.goes_by_holder(cidr):
-                self.effects.append(Routes(self.programmer.batches(cidr.family, (cidr.prefix,))))
-
     def _program_pools(self) -> None:
         """What decides about routes of pools with encapsulation is another."""
         if not self.restart.deferring:
@@ -1161,12 +837,6 @@ class Core:
 
     def _log(self, level: Level, subject: str, text: str) -> None:
         self.effects.append(Log(level, subject, text))
-
-
-def default_local_pref(plan: KernelPlan, family: Family) -> int:
-    """The LOCAL_PREF of a path that says none."""
-    normal = plan.normal_priority[family]
-    return HIGHEST_LOCAL_PREF - normal if normal else DEFAULT_LOCAL_PREF
 
 
 def _guards(peers: Iterable[PeerPlan]) -> Iterator[Guard]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 
 from routed.desired import RouteBatch, Tunnel
 from routed.net.families import Family
+from routed.values import dataclass
 
 
 class Level(enum.StrEnum):

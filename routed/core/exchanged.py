@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
 from itertools import chain
 
 from routed.bgp.attribute_reader import read_attributes
@@ -24,6 +23,7 @@ from routed.rib.decide import explain
 from routed.rib.export import refusal
 from routed.rib.path import Path
 from routed.rib.table import SLICE, AdjRibIn, FamilyRib
+from routed.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,14 +6,13 @@ Of the latter only those matter that lie inside an enabled pool and outside our 
 another block, mostly); Calico's default rules let no other out, and we don't look at them.
 
 Invariant: what is learned is a function of the kernel's state and the plan, not of the order of events.
-Not here: making paths of it (`core`), whether it is exported (`plan/export`).
+Not here: making paths of it (`core/origins`), whether it is exported (`plan/export`).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from fnmatch import translate
 from typing import TypeAlias
 
@@ -22,6 +21,7 @@ from routed.net.families import Family
 from routed.net.prefixes import covers, make_prefix
 from routed.observed import ForeignRoute, Interface, KernelChange
 from routed.plan.types import LearnPlan
+from routed.values import dataclass
 
 Key: TypeAlias = tuple[Family, bytes]
 
@@ -45,7 +45,7 @@ class Learner:
 
     def __init__(self) -> None:
         self.current: dict[Key, Learned] = {}
-        self._plan: LearnPlan | None = None
+        self.plan: LearnPlan | None = None
         self._ignored: re.Pattern[str] | None = None
         self._interfaces: dict[int, Interface] = {}
         self._routes: dict[Key, dict[int, ForeignRoute]] = {}
@@ -55,13 +55,9 @@ class Learner:
         self._owners: dict[Key, set[int]] = {}
         """Interfaces with an address whose network this is."""
 
-    @property
-    def configured(self) -> bool:
-        return self._plan is not None
-
     def configure(self, plan: LearnPlan) -> dict[Key, Learned | None]:
         """Learn by this plan from now on; what changed."""
-        self._plan = plan
+        self.plan = plan
         globs = (*_NEVER_DIRECT, *plan.ignored_interfaces)
         self._ignored = re.compile("|".join(map(translate, globs)))
         return self._judge({*self._routes, *self._owners, *self.current})
@@ -126,11 +122,11 @@ class Learner:
         return keys
 
     def _judge(self, keys: Iterable[Key]) -> dict[Key, Learned | None]:
-        if self._plan is None:
+        if self.plan is None:
             return {}
         changed: dict[Key, Learned | None] = {}
         for key in keys:
-            found = self._of_workload(key, self._plan) or self._of_interface(key, self._plan)
+            found = self._of_workload(key, self.plan) or self._of_interface(key, self.plan)
             if found != self.current.get(key):
                 changed[key] = found
                 if found is None:

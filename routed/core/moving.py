@@ -41,9 +41,11 @@ class Moving:
                 self._until[family, prefix] = now + PATIENCE
         for key in [key for key in self._until if key[0] is family and key[1] not in after]:
             del self._until[key]
-        for next_hop, way in new.ways.items():
-            if old.ways.get(next_hop) != way:
-                self._waiting[family, next_hop] = now + SETTLE
+        for device, ways in new.ways.items():
+            known = old.ways.get(device, {})
+            for next_hop, way in ways.items():
+                if known.get(next_hop) != way:
+                    self._waiting[family, next_hop] = now + SETTLE
         self._tidy()
 
     def devices(self, now: float) -> None:
@@ -52,7 +54,8 @@ class Moving:
         self._tidy()
 
     def is_bare(self, family: Family, pool: bytes, next_hop: bytes, *, carries: bool) -> bool:
-        """Whether a route of a pool stays as it was; `carries`: there are a device and a way to the next hop."""
+        """Whether a route of a pool stays as it was; `next_hop`: of the node at the tunnel's other end; `carries`: there
+        are a device and a way to it."""
         if (family, pool) not in self._until:
             return False
         return not carries or (family, next_hop) in self._waiting or (family, _OWN) in self._waiting

@@ -110,7 +110,7 @@ def _used(rib: FamilyRib, prefix: bytes, candidates: list[Path]) -> list[Path]:
 def _way(core: Core, family: Family, prefix: bytes, path: Path) -> JsonObject:
     """Where a path leads, as BIRD shows it: the first of several gateways."""
     gateways = path.next_hop.gateways if path.next_hop is not None else ()
-    if path.source is core.local:
+    if path.source is core.origins.local:
         origin = core.plan.origins.get((family, prefix))
         if origin is not None and origin.interface:
             return {"gateway": _NO_GATEWAY, "interface": origin.interface}
@@ -118,7 +118,7 @@ def _way(core: Core, family: Family, prefix: bytes, path: Path) -> JsonObject:
         gateways = route.gateways if route is not None else ()
         if not gateways:
             return {"gateway": _NO_GATEWAY, "interface": _BLACKHOLE}
-    elif path.source is core.learned:
+    elif path.source is core.origins.learned:
         return {"gateway": _NO_GATEWAY, "interface": path.interface}
     elif not gateways:
         return {"gateway": _NO_GATEWAY, "interface": _UNREACHABLE}
@@ -132,10 +132,10 @@ def _way(core: Core, family: Family, prefix: bytes, path: Path) -> JsonObject:
 
 def _learned_from(core: Core, family: Family, prefix: bytes, path: Path) -> JsonObject:
     source = path.source
-    if source is core.local:
+    if source is core.origins.local:
         origin = core.plan.origins.get((family, prefix))
         return {"sourceType": "Kernel" if origin is not None and origin.kind == "workload" else "Static"}
-    if source is core.learned:
+    if source is core.origins.learned:
         return {"sourceType": "Kernel" if path.interface.startswith(core.plan.learn.workload_prefixes) else "Direct"}
     mesh = _peer_type(source.name) == "NodeMesh"
     return {"sourceType": "NodeMesh" if mesh else "BGPPeer", "peerIP": format_address(source.address)}

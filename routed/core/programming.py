@@ -10,15 +10,15 @@ Not here: which pools mean what (`plan/program`), choosing (`rib`), writing rout
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from routed.core.moving import Moving
 from routed.desired import Gateway, KernelRoute, RouteBatch, RouteKind
-from routed.model.resources import Cidr
+from routed.model.resources import IPIP_DEVICE, VXLAN_DEVICES, Cidr
 from routed.net.addresses import format_address
 from routed.net.families import Family
 from routed.observed import Interface
-from routed.plan.tunnels import IPIP_DEVICE, VXLAN_DEVICES
+from routed.rib.decide import best
 from routed.rib.path import Path
 from routed.rib.program import PROGRAM_ALL, Programming, ProgramPolicy, ProgramRule
 from routed.rib.table import SLICE, FamilyRib
@@ -36,7 +36,7 @@ class Programmer:
         self.moving = Moving()
         self._ribs = ribs
         self._holder = holder
-        """The next hop (packed) of the node that holds a block, or empty."""
+        """The next hop (packed) of the node that holds a block or has a single address, or empty."""
         self._tunnels: dict[str, int] = {}
         """Indexes of the tunnel devices that are up, by name."""
 
@@ -57,17 +57,25 @@ class Programmer:
             if any(rule.programming is not Programming.LEAVE for rule in policy.rules)
         ]
 
-    def goes_by_holder(self, cidr: Cidr) -> bool:
-        """Whether the route to a block may go by the node that holds it."""
+    def _goes_by_holder(self, cidr: Cidr) -> bool:
+        """Whether the route to a block or a single address may go by the node that has it."""
         rib, policy = self._ribs[cidr.family], self.policy[cidr.family]
         rule = policy.judge(cidr.prefix) if policy.ways else None
-        return (
-            rule is not None
-            and bool(rule.device)
-            and not rule.by_next_hop
-            and rib.program_routes
-            and cidr.prefix in rib.table
-        )
+        return rule is not None and bool(rule.device) and rib.program_routes and cidr.prefix in rib.table
+
+    def moved(self, blocks: Iterable[Cidr]) -> Iterator[tuple[RouteBatch, ...]]:
+        """Other nodes hold blocks now: what becomes of routes that may go by who holds them."""
+        for cidr in blocks:
+            if self._goes_by_holder(cidr):
+                yield self.batches(cidr.family, (cidr.prefix,))
+
+    def changed(
+        self, family: Family, changes: Iterable[tuple[KernelRoute | None, Sequence[bytes]]]
+    ) -> tuple[RouteBatch, ...]:
+        """The table chose otherwise for prefixes."""
+        if self.policy[family]:
+            return self.batches(family, (prefix for _, prefixes in changes for prefix in prefixes))
+        return tuple(RouteBatch(family, prefixes, route) for route, prefixes in changes)
 
     def everything(self, family: Family, *, absent: bool = False) -> Iterator[tuple[RouteBatch, ...]]:
         """A family's chosen routes for the kernel, a slice at a time; with `absent` also those that are not to be there."""
@@ -111,6 +119,21 @@ class Programmer:
             return route, ""
         return KernelRoute(RouteKind.UNICAST, tuple(sorted(gateways)), route.metric), ""
 
+    def own_route(self, family: Family, prefix: bytes) -> Path | None:
+        """Our best path for exactly this prefix that next hops may resolve through; None where we program nothing."""
+        rib, policy = self._ribs[family], self.policy[family]
+        if not rib.program_routes:
+            return None
+        rule = policy.judge(prefix)
+        if rule is not None and rule.programming is Programming.LEAVE:
+            return None
+        carriers = [
+            path
+            for path in rib.candidates(prefix)
+            if path.next_hop is None or (path.next_hop.resolves_directly and path.next_hop.address not in policy.left)
+        ]
+        return best(carriers, maximum_paths=1).best if carriers else None
+
     def _ways(
         self, family: Family, prefix: bytes, rule: ProgramRule | None, paths: tuple[Path, ...]
     ) -> tuple[set[Gateway], bool, str]:
@@ -125,20 +148,23 @@ class Programmer:
             if rule is None or not policy.tunnels(rule, next_hop.address):
                 gateways.update(next_hop.gateways)
                 continue
-            device, way = self._tunnels.get(rule.device, 0), policy.way(rule, next_hop.address)
+            device, node = self._tunnels.get(rule.device, 0), next_hop.address
+            way = policy.way(rule, node)
             if not way:
                 # who announces it is no node, as a switch that sets itself as next hop: the block says the node
-                way = policy.way(rule, self._holder(Cidr(family, prefix)))
-            if self.moving.is_bare(family, rule.prefix, next_hop.address, carries=bool(device and way)):
+                node = self._holder(Cidr(family, prefix)) or node
+                way = policy.way(rule, node) or (next_hop.address if rule.any_next_hop else b"")
+            if self.moving.is_bare(family, rule.prefix, node, carries=bool(device and way)):
                 gateways.update(next_hop.gateways)
             elif device and way:
                 tunnelled = True
                 gateways.add(Gateway(way, device, onlink=True))
             elif device:
-                missing = (
-                    f"no Node with the address {format_address(next_hop.address)} has a VXLAN address, "
-                    "and no other node that holds this very block"
-                )
+                missing = f"no Node with the address {format_address(next_hop.address)} has a VXLAN address, "
+                if node != next_hop.address:
+                    missing += f"nor has {format_address(node)}, the node that has it"
+                else:
+                    missing += "nor does a block say which node has it"
             else:
                 missing = f"no interface {rule.device} is up on this node"
         return gateways, tunnelled or bool(missing), missing

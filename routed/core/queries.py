@@ -71,7 +71,7 @@ def _refused_connections(core: Core, now: float) -> list[str]:
     return [
         f"{format_address(remote)} connected {refused.count} times and was refused, last {now - refused.last_at:.0f} s ago: "
         f"{refused.reason}"
-        for remote, refused in core.refused.items()
+        for remote, refused in core.refusals.latest.items()
         if now - refused.last_at < REFUSED_SHOWN
     ]
 
@@ -102,8 +102,12 @@ def _neighbor(core: Core, peer: Peer, now: float) -> Row:
         "waitsForPassword": peer.waits_for_password or None,
         "ttlSecurity": config.ttl_security or None,
         "state": neighbor.state.label,
-        "sinceSeconds": round(max(0.0, now - since), 3) if since is not None else None,
+        "sinceSeconds": _ago(since, now),
         "lastError": counters.last_error,
+        "lastErrorSeconds": _ago(counters.last_error_at, now),
+        "lastRefusal": counters.refusal,
+        "lastRefusalSeconds": _ago(counters.refusal_at, now),
+        "lastDown": counters.last_down_reason,
         "why": peer.plan.why,
         "establishedCount": counters.established,
         "messages": counters.as_dict(),
@@ -130,6 +134,10 @@ def _neighbor(core: Core, peer: Peer, now: float) -> Row:
             },
         }
     return row
+
+
+def _ago(at: float | None, now: float) -> float | None:
+    return None if at is None else round(max(0.0, now - at), 3)
 
 
 def _neighbor_family(peer: Peer, family: Family) -> Row:

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import os
 import socket
-import stat
 from collections.abc import Awaitable, Callable, Iterable
 
 from routed.cni.call import (
@@ -19,11 +18,12 @@ from routed.cni.call import (
     INVALID_CONFIGURATION,
     TRY_AGAIN,
     Request,
-    format_error,
     parse_request,
     version_of,
 )
-from routed.cni.protocol import MAX_MESSAGE, SYSCTLS_DONE, encode_result, encode_sysctls, parse_call
+from routed.cni.protocol import MAX_CALL, MAX_MESSAGE, SYSCTLS_DONE, encode_result, encode_sysctls, parse_call
+from routed.cni.results import format_error
+from routed.control.listening import Listening
 from routed.errors import CniError, ConfigError, RoutedError
 
 #: Calls handled at once; more wait in the socket's queue.
@@ -31,6 +31,8 @@ BACKLOG = 512
 #: Seconds the plugin may take to write sysctls.
 PATIENCE = 10.0
 _DESCRIPTORS = 2
+#: What the plugin opens, so that the kernel need not be asked what it is.
+_NETLINK = (socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
 
 Handler = Callable[[Request, "Inside | None", "Conversation"], Awaitable[bytes]]
 """Carries a call out; what it returns is printed. Raises CniError."""
@@ -53,15 +55,20 @@ class Conversation:
         """The plugin was asked to write sysctls, and has not answered."""
 
     async def begin_sysctls(self, values: Iterable[tuple[str, str]]) -> None:
-        """Have the plugin write files below /proc/sys/net inside the container's namespace. Raises CniError."""
+        """Have the plugin write files below /proc/sys/net inside the container's namespace, if any. Raises CniError."""
+        asked = list(values)
+        if not asked:
+            return
         try:
-            await self._send(encode_sysctls(values))
+            await self._send(encode_sysctls(asked))
         except OSError:
             raise CniError(TRY_AGAIN, "the plugin ended during the call") from None
         self._writing = True
 
     async def sysctls_written(self) -> None:
-        """Until it has. Raises CniError."""
+        """Until it has, where it was asked to. Raises CniError."""
+        if not self._writing:
+            return
         self._writing = False
         try:
             try:
@@ -97,49 +104,30 @@ class CniServer:
     def __init__(self, handler: Handler, bug: Callable[[str, Exception], None]) -> None:
         self._handler = handler
         self._bug = bug
-        self._listener: socket.socket | None = None
+        self._listening: Listening | None = None
         self._calls: set[asyncio.Task[None]] = set()
-        self.path = ""
 
     def start(self, path: str) -> None:
-        """Listen at `path`, for root alone. Raises OSError."""
+        """Listen at `path`, for root alone. Raises ConfigError."""
         self._loop = asyncio.get_running_loop()
-        with contextlib.suppress(FileNotFoundError):
-            if stat.S_ISSOCK(os.lstat(path).st_mode):
-                os.unlink(path)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-        try:
-            before = os.umask(0o177)
-            try:
-                listener.bind(path)
-            finally:
-                os.umask(before)
-            listener.setblocking(False)
-            listener.listen(BACKLOG)
-        except OSError:
-            listener.close()
-            raise
-        self.path = path
-        self._listener = listener
-        self._loop.add_reader(listener.fileno(), self._accept)
+        self._listening = Listening(path, socket.SOCK_SEQPACKET, 0o600, BACKLOG, "cni.socket")
+        self._loop.add_reader(self._listening.socket.fileno(), self._accept)
 
     async def stop(self) -> None:
         """No more calls; those under way are ended."""
-        if self._listener is None:
+        if self._listening is None:
             return
-        self._loop.remove_reader(self._listener.fileno())
-        self._listener.close()
-        self._listener = None
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.path)
+        self._loop.remove_reader(self._listening.socket.fileno())
+        self._listening.close()
+        self._listening = None
         for call in self._calls:
             call.cancel()
         await asyncio.gather(*self._calls, return_exceptions=True)
 
     def _accept(self) -> None:
-        assert self._listener is not None
+        assert self._listening is not None
         with contextlib.suppress(BlockingIOError, ConnectionError):
-            connection, _ = self._listener.accept()
+            connection, _ = self._listening.socket.accept()
             connection.setblocking(False)
             call = self._loop.create_task(self._serve(connection))
             self._calls.add(call)
@@ -158,7 +146,14 @@ class CniServer:
                     os.close(descriptor)
 
     async def _receive(self, connection: socket.socket, descriptors: list[int]) -> bytes:
-        """The call, once it is there: mostly it came with the connection."""
+        """The call, once it is there: mostly it came with the connection, and in one piece."""
+        message = part = await self._part(connection, descriptors)
+        while len(part) == MAX_MESSAGE and len(message) < MAX_CALL:
+            part = await self._part(connection, descriptors)
+            message += part
+        return message
+
+    async def _part(self, connection: socket.socket, descriptors: list[int]) -> bytes:
         try:
             return self._received(connection, descriptors)
         except BlockingIOError:
@@ -192,8 +187,8 @@ class CniServer:
             version = version_of(call)
             request = parse_request(call)
             if len(descriptors) == _DESCRIPTORS:
-                with socket.socket(fileno=os.dup(descriptors[0])) as netlink:
-                    output = await self._handler(request, Inside(netlink, descriptors[1]), conversation)
+                with socket.socket(*_NETLINK, descriptors.pop(0)) as netlink:
+                    output = await self._handler(request, Inside(netlink, descriptors[0]), conversation)
             else:
                 output = await self._handler(request, None, conversation)
         except CniError as error:

@@ -41,7 +41,7 @@ from routed.daemon.metrics import DaemonState, Metrics
 from routed.daemon.node_status import NodeStatusWriter
 from routed.daemon.readiness import ReadinessJudge
 from routed.daemon.registration import Registrar
-from routed.daemon.relay import Relay
+from routed.daemon.relay import Beneath, Relay
 from routed.daemon.systemd import Notifier
 from routed.daemon.workloads import Workloads
 from routed.dataplane.conntrack import FullnessWatch, tune, use
@@ -232,15 +232,20 @@ class Daemon:
                 relay = self._start_workloads(core, driver, kernel, store, node_status)
                 await self._look_at_secrets(driver)  # before the resources that name them
                 if self._kubernetes is not None:
-                    self._kubernetes.begin(relay)  # before the datastore is in sync, and routes are chosen
+                    self._kubernetes.begin(Beneath(relay))  # before the datastore is in sync, and routes are chosen
                 tasks.append(loop.create_task(self._follow_secrets(driver)))
                 tasks.append(loop.create_task(self._read_datastore(relay, store)))
                 if config.node.register:
-                    self._registrar = Registrar(registration(config), to_write(store, config), self._log.write)
+                    self._registrar = Registrar(
+                        registration(config),
+                        to_write(store, config),
+                        self._log.write,
+                        lost=lambda: bool(core.address_problems),
+                    )
                     tasks.append(loop.create_task(self._registrar.run()))
                 tasks.append(loop.create_task(node_status.run()))
                 if self._kubernetes is not None:
-                    tasks.append(loop.create_task(self._kubernetes.run(relay)))
+                    tasks.append(loop.create_task(self._kubernetes.run(Beneath(relay))))
                 tasks.append(loop.create_task(self._tick(answers, health, metrics)))
                 if self._workloads is not None:
                     tasks.append(loop.create_task(self._workloads.policy.counting(lambda: self._config.metrics.listen)))
@@ -360,6 +365,7 @@ class Daemon:
             kubernetes_problems=len(self._kubernetes.problems) if self._kubernetes is not None else 0,
             pod_problems=len(self._workloads.problems) if self._workloads is not None else 0,
             pods=self._workloads.pods.outcomes if self._workloads is not None else (),
+            pods_without_endpoint=self._workloads.pod_keeper.without_endpoint if self._workloads is not None else None,
             collector=self._workloads.collector.state if self._workloads is not None else None,
             firewall=self._workloads.policy.kernel.counts if self._workloads is not None else None,
             policies=self._workloads.policy.tally if self._workloads is not None else None,
@@ -455,9 +461,11 @@ class Daemon:
             )
             left.start(relay.publish)
             return relay
-        written = to_write(followed, config)
+        written = to_write(followed, config, busy=True)
         named = lambda: self._config.metrics.policies  # noqa: E731  (what a reload changes)
-        workloads = Workloads(config, core, kernel, written, self._log.write, driver.bug, self._kubernetes, named)
+        workloads = Workloads(
+            config, core, kernel, followed, written, self._log.write, driver.bug, self._kubernetes, named
+        )
         workloads.start()
         self._workloads = workloads
         workloads.take_interfaces()  # what was told before
@@ -480,6 +488,7 @@ class Daemon:
             ),
             driver.clock,
             (workloads.policy.unreadable,),
+            workloads.loaded,
         )
         workloads.follow(relay)
         driver.tunnels = workloads.apply_tunnels
@@ -500,15 +509,15 @@ class Daemon:
             self._store_problem = ""
 
     async def _look_at_secrets(self, driver: Driver) -> None:
-        for news in await asyncio.to_thread(self._secrets.look):
+        look = self._secrets.look
+        for news in await asyncio.to_thread(look) if self._secrets.path else look():
             driver.secret(news.reference, news.generation, news.problem)
 
     async def _follow_secrets(self, driver: Driver) -> None:
         while True:
             await asyncio.sleep(LOOK)
             try:
-                if self._config.secrets_dir:
-                    await self._look_at_secrets(driver)
+                await self._look_at_secrets(driver)
             except Exception as error:
                 driver.bug("the secrets", error)
 
@@ -597,7 +606,7 @@ def _watch(core: Core, events: Events) -> None:
         )
 
     def routes_wanted(wanted: bool) -> None:
-        core.watch_routes = events.routes if wanted else None
+        core.exporter.watch = events.routes if wanted else None
 
     core.watch_sessions = session
     events.routes_wanted = routes_wanted
@@ -605,7 +614,6 @@ def _watch(core: Core, events: Events) -> None:
 
 def tell_collector() -> None:
     """What exists now stays: the collector need not look at it again, nor at what is being read from the datastore."""
-    gc.collect()
     gc.freeze()
     gc.set_threshold(COLLECT_AFTER_WHILE_READING, 20, 100)
 

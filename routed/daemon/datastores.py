@@ -61,17 +61,28 @@ def open_followed(config: Config) -> FileStore | EtcdStore:
 
 def open_kubernetes(config: Config, told: Callable[[str, bool], None]) -> KubernetesSource:
     """The Kubernetes API that kubernetes.kubeconfig leads to. Raises ConfigError."""
-    from routed.datastore.kubernetes import ENDPOINT_SLICES, SERVICES, KubernetesSource  # noqa: PLC0415
+    from routed.datastore.kubernetes import (  # noqa: PLC0415
+        ENDPOINT_SLICES,
+        NAMESPACES,
+        SERVICES,
+        KubernetesSource,
+    )
 
-    access = load_kubeconfig(config.kubeconfig)
+    try:
+        access = load_kubeconfig(config.kubeconfig)
+    except ConfigError as error:
+        raise ConfigError("kubernetes.kubeconfig", str(error)) from None
     path = os.path.join(config.state_dir, SAVED_FROM_KUBERNETES)
     saved = SavedState(path, Identity(config.node_name, "kubernetes", (access.server,)))
-    return KubernetesSource(access, (SERVICES, ENDPOINT_SLICES), parse_manifest, told, saved)
+    kinds = (SERVICES, ENDPOINT_SLICES, *((NAMESPACES,) if config.cni.enabled else ()))
+    return KubernetesSource(access, kinds, parse_manifest, told, saved)
 
 
-def to_write(followed: FileStore | EtcdStore, config: Config) -> EtcdStore | FolderStore:
-    """What is written where `followed` is followed: the same etcd connection, or the folder."""
-    return FolderStore(config.datastore_path) if isinstance(followed, FileStore) else followed
+def to_write(followed: FileStore | EtcdStore, config: Config, *, busy: bool = False) -> EtcdStore | FolderStore:
+    """What is written where `followed` is followed: the same etcd connection, or the folder; `busy`: for each pod."""
+    if not isinstance(followed, FileStore):
+        return followed
+    return FolderStore(config.datastore_path, followed.own if busy else None)
 
 
 def writable_datastore(config: Config) -> EtcdStore | FolderStore:

@@ -392,21 +392,21 @@ class Driver:
     def _pull(self, now: float) -> bool:
         """Write what there is, everybody in turn; True where there is more for a socket that takes it."""
         engine = self.engine
-        waiting, engine.writable = engine.writable, set()
+        waiting = list(engine.writable)
+        engine.writable.clear()
         until = now + PULL_SECONDS
         more = False
-        for conn in list(waiting):
+        for served, conn in enumerate(waiting, 1):
             try:
                 again = self.transports.pull(conn)
             except Exception as error:
                 self._connection_bug(conn, error)
                 again = False
-            waiting.discard(conn)
             if again:
                 engine.writable.add(conn)
                 more = True
-            if waiting and self.clock() >= until:
-                engine.writable |= waiting
+            if served < len(waiting) and self.clock() >= until:
+                engine.writable.update(waiting[served:])
                 return True
         return more
 

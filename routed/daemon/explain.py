@@ -1,6 +1,7 @@
 """Why a packet passes this node's policy or does not: what was computed, and what the kernel has of it.
 
-The answer to the control socket's request `policy` (source, destination, protocol, port; a packet in numbers). A judge
+The answer to the control socket's request `policy` (source, destination, protocol, port: a packet in numbers; the tunnel's
+device it passes between nodes, and the source it is translated to on its way to another). A judge
 walks the program that was given to the kernel; the chains it went through are then read back with their counters, and the
 sets they name. What is not as it was made is named: a chain with other rules (they are told by their comments, which are
 the policies'), a set with other members, an interface without its way to a chain, or with
@@ -9,19 +10,22 @@ one to another.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 
 from routed.control.protocol import Request
 from routed.core.core import Core
+from routed.core.programming import TUNNEL_DEVICES
 from routed.daemon.policy import PolicyKeeper
 from routed.dataplane.firewall import Firewall
+from routed.dataplane.firewall_layout import OWN_SETS
 from routed.desired_policy import Icmp
 from routed.errors import ControlError
 from routed.net.addresses import format_address, is_link_local, parse_address
 from routed.net.prefixes import covers, make_prefix
 from routed.netlink.nft_expressions import Verdict, same
 from routed.netlink.nftables import ElementFound, RuleFound
-from routed.policy.judge import FirewallModel, Packet, Step, described
+from routed.policy.judge import FirewallModel, Packet, Step, begins_nothing, described
 from routed.policy.verdicts import SOURCE_PORT, UPLINK
 
 Row = dict[str, object]
@@ -87,28 +91,51 @@ class Explanations:
         try:
             source, destination = (parse_address(request.text(name) or "") for name in ("source", "destination"))
             protocol, port = (int(request.text(name) or "0") for name in ("protocol", "port"))
-            source_port = int(request.text("sourcePort") or "0") or SOURCE_PORT
+            translated = parse_address(request.text("translated") or request.text("source") or "")
+            source_port = int(request.text("sourcePort") or SOURCE_PORT)
             kind, code = (int(request.text(name) or "0") for name in ("icmpType", "icmpCode"))
         except ValueError:
             raise ControlError("source and destination must be addresses, protocol and port numbers") from None
-        if len(source) != len(destination):
+        if not len(source) == len(destination) == len(translated):
             raise ControlError("source and destination must be of one family")
         if not (0 <= protocol < 256 and 0 <= port < 65536 and 0 <= source_port < 65536):
             raise ControlError("protocol must be below 256 and ports below 65536")
         if not (0 <= kind < 256 and 0 <= code < 256):
             raise ControlError("icmpType and icmpCode must be below 256")
         icmp = Icmp(kind, code) if request.text("icmpType") else None
-        incoming, outgoing = self._interface(source), self._interface(destination)
-        return Packet(source, destination, protocol, source_port, port, icmp, incoming=incoming, outgoing=outgoing)
+        tunnel = request.text("tunnel") or ""
+        if tunnel and tunnel not in TUNNEL_DEVICES:
+            raise ControlError(f"tunnel must be one of {', '.join(sorted(TUNNEL_DEVICES))}")
+        if not self._is_here(source):
+            source = translated
+        incoming, outgoing = self._interface(source, tunnel), self._interface(destination, tunnel)
+        return Packet(
+            source,
+            destination,
+            protocol,
+            source_port,
+            port,
+            icmp,
+            incoming=incoming,
+            outgoing=outgoing,
+            invalid=begins_nothing(protocol, icmp),
+        )
 
-    def _interface(self, address: bytes) -> str:
-        """Where packets of or to an address pass this node: a pod's interface, its own (empty), or the way out."""
-        found = self._keeper.engine.interface_of(address)
-        if found:
-            return found
-        held = [(name.name, *each) for name in self._core.interfaces.values() for each in name.addresses]
-        if any(address == own for _, own, _ in held):
-            return ""
+    def _held(self) -> list[tuple[str, bytes, int]]:
+        return [(name.name, *each) for name in self._core.interfaces.values() for each in name.addresses]
+
+    def _is_here(self, address: bytes) -> bool:
+        """Whether it is a pod's of this node, or its own."""
+        return bool(self._keeper.engine.interface_of(address)) or any(address == own for _, own, _ in self._held())
+
+    def _interface(self, address: bytes, tunnel: str) -> str:
+        """Where packets of or to an address pass this node: a pod's interface, its own (empty), or the way out: a tunnel's,
+        where there is one."""
+        if self._is_here(address):
+            return self._keeper.engine.interface_of(address)
+        if tunnel:
+            return tunnel
+        held = [each for each in self._held() if each[0] not in TUNNEL_DEVICES]
         wanted = bytes((8 * len(address),)) + address
         near = [name for name, own, bits in held if len(own) == len(address) and covers(make_prefix(own, bits), wanted)]
         if near:
@@ -174,7 +201,9 @@ def _way(verdict: tuple[int, str] | None) -> str:
 
 
 def _shown(name: str, key: bytes) -> str:
-    """An element as people know it: an interface, an address, or an address with protocol and port."""
+    """An element as people know it: an interface, an address, one at the other, or an address with protocol and port."""
+    if name in OWN_SETS:
+        return f"{format_address(key[4:])} at the interface of index {int.from_bytes(key[:4], sys.byteorder)}"
     if name.startswith("by_") and not name.endswith(("_4", "_6")):
         return key.rstrip(b"\x00").decode("ascii", "replace")
     if len(key) in (4, 16):

@@ -15,11 +15,12 @@ import errno
 import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import cast
 
 import h11
+
+from routed.values import dataclass
 
 #: Connections at a time; more are closed at once.
 CONNECTIONS = 32
@@ -63,7 +64,8 @@ class HttpServer:
         self.bug = bug
         self.connections: set[Connection] = set()
         self._told = told
-        self._listeners: dict[Address, asyncio.Task[None]] = {}
+        self._listeners: dict[Address, contextlib.ExitStack] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self._problems: dict[Address, str] = {}
 
     @property
@@ -72,41 +74,52 @@ class HttpServer:
         return list(self._problems.values())
 
     def listen(self, addresses: tuple[Address, ...]) -> None:
-        """Listen there, as soon as it can be had, and nowhere else."""
+        """Listen there and nowhere else: what can be had listens when this returns, the rest as soon as it can be had."""
         for address in [address for address in self._listeners if address not in addresses]:
-            self._listeners.pop(address).cancel()
+            self._listeners.pop(address).close()
             self._problems.pop(address, None)
         for address in addresses:
             if address not in self._listeners:
-                self._listeners[address] = asyncio.get_running_loop().create_task(self._serve(address))
+                self._listeners[address] = listener = contextlib.ExitStack()
+                serving = self._serve(address, self._opened(address, listener), listener)
+                task = asyncio.get_running_loop().create_task(serving)
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+                listener.callback(task.cancel)
 
     async def close(self) -> None:
-        tasks = list(self._listeners.values())
         self.listen(())
         for connection in list(self.connections):
             connection.abort()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _serve(self, address: Address) -> None:
-        """Keep one address open until cancelled."""
-        loop = asyncio.get_running_loop()
-        server = None
+    def _opened(self, address: Address, listener: contextlib.ExitStack) -> socket.socket | None:
+        """A listening socket there, the listener's own; None where there can't be one now, which is a problem then."""
         try:
-            while server is None:
-                try:
-                    server = await loop.create_server(lambda: Connection(self), sock=_listening_socket(address))
-                except OSError as error:
-                    problem = f"{_why(address, error)}; routed goes on without it and keeps trying"
-                    if self._problems.get(address) != problem:
-                        self._problems[address] = problem
-                        self._told(problem, True)
-                    await asyncio.sleep(LISTEN_RETRY)
-            self._problems.pop(address, None)
-            self._told(f"metrics and health at http://{shown(address)}/", False)
-            await asyncio.Event().wait()
-        finally:
-            if server is not None:
-                server.close()
+            sock = _listening_socket(address)
+        except OSError as error:
+            problem = f"{_why(address, error)}; routed goes on without it and keeps trying"
+            if self._problems.get(address) != problem:
+                self._problems[address] = problem
+                self._told(problem, True)
+            return None
+        listener.callback(sock.close)
+        self._problems.pop(address, None)
+        self._told(f"metrics and health at http://{shown(address)}/", False)
+        return sock
+
+    async def _serve(self, address: Address, sock: socket.socket | None, listener: contextlib.ExitStack) -> None:
+        """Answer at one address, where it could not be had once it can, until the listener is closed."""
+        while sock is None:
+            await asyncio.sleep(LISTEN_RETRY)
+            sock = self._opened(address, listener)
+        server = await asyncio.get_running_loop().create_server(
+            lambda: Connection(self),
+            sock=sock,
+            start_serving=False,  # nothing is waited for before the server is the listener's to close
+        )
+        listener.callback(server.close)
+        await server.start_serving()
 
 
 class Connection(asyncio.Protocol):

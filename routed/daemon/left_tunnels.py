@@ -17,9 +17,8 @@ from routed.daemon.tunnel_addresses import LINGER, TunnelAddresses
 from routed.dataplane.tunnels import TunnelKernel
 from routed.datastore.store import Store
 from routed.errors import KernelError
-from routed.model.resources import EncapMode, IPPool, ResourceKey, Update
+from routed.model.resources import VXLAN_DEVICES, EncapMode, IPPool, ResourceKey, Update
 from routed.net.families import Family
-from routed.plan.tunnels import VXLAN_DEVICES
 
 
 def devices_left() -> list[str]:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+# the collector rests while all else is imported
+# ruff: noqa: E402
+import gc
+
+gc.disable()  # what is imported stays: looking for garbage in it again and again is a tenth of what it takes
+
 import argparse
 import asyncio
 import contextlib
@@ -23,9 +29,21 @@ from routed.dataplane.handover import hand_over
 from routed.errors import ConfigError, KernelError, StoreError
 from routed.observe.logs import LogWriter, harmless, reads_journal
 
-EX_CONFIG = 78
+gc.freeze()
+gc.enable()
 
-EXAMPLES = """\
+EX_UNAVAILABLE = 69
+EX_CONFIG = 78
+#: All exit statuses but 130 (Ctrl-C before the daemon listened to signals), and what they say.
+STATUSES = {
+    0: "stopped when asked to, or done",
+    1: "could not be done; one sentence on standard error says why",
+    2: "wrong arguments",
+    EX_UNAVAILABLE: "the datastore is not reachable",
+    EX_CONFIG: "the configuration is wrong; one sentence on standard error says where",
+}
+
+EXAMPLES = f"""\
 examples:
   routed run                                    with /etc/routed/routed.yaml
   routed run --config ./routed.yaml
@@ -35,7 +53,7 @@ examples:
   routed node init --dry-run                    show what that would be
 
 signals: SIGTERM and SIGINT stop (as onStop says), SIGHUP reads the configuration again
-exit status: 0 stopped when asked to; 2 wrong arguments; 78 the configuration is wrong
+exit status: {"; ".join(f"{number} {meaning.partition(';')[0]}" for number, meaning in STATUSES.items())}
 """
 
 
@@ -45,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = load_config(arguments.config)
         if arguments.command == "hand-over":
-            return _hand_over(config, arguments.to)
+            return _hand_over(config, *arguments.to)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             if arguments.command == "node":
                 return runner.run(_init(config, dry=arguments.dry_run))
@@ -55,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EX_CONFIG
     except StoreError as error:
         sys.stderr.write(harmless(f"routed: {error}") + "\n")
-        return 1
+        return EX_UNAVAILABLE
     except KeyboardInterrupt:  # before the daemon listened to signals
         return 130
 
@@ -80,7 +98,7 @@ def command_parser() -> argparse.ArgumentParser:
         help="give our routes to another routing daemon that is about to start",
         description="Give the routes this node has by routed to another routing daemon, in place: for going back.",
     )
-    hand.add_argument("to", metavar="DAEMON", help="bird, or another daemon's name or route protocol number")
+    hand.add_argument("to", metavar="DAEMON", type=_daemon, help="bird, or another's name or route protocol number")
     hand.add_argument("--config", metavar="FILE", default=DEFAULT_PATH, help=f"default {DEFAULT_PATH}")
     node = commands.add_parser(
         "node", help="write this node into the datastore", description="Commands about this node in the datastore."
@@ -94,6 +112,14 @@ def command_parser() -> argparse.ArgumentParser:
     init.add_argument("--config", metavar="FILE", default=DEFAULT_PATH, help=f"default {DEFAULT_PATH}")
     init.add_argument("--dry-run", action="store_true", help="print what would be written, as YAML, and write nothing")
     return parser
+
+
+def _daemon(name: str) -> tuple[str, int]:
+    """A routing daemon and its route protocol."""
+    try:
+        return name, routing_daemon(name)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 async def _init(config: Config, *, dry: bool) -> int:
@@ -120,12 +146,8 @@ async def _init(config: Config, *, dry: bool) -> int:
     return 0
 
 
-def _hand_over(config: Config, name: str) -> int:
+def _hand_over(config: Config, name: str, taking: int) -> int:
     """Our routes become another daemon's. Only while we don't run: we would put them back."""
-    try:
-        taking = routing_daemon(name)
-    except ValueError as error:
-        raise ConfigError("DAEMON", str(error)) from None
     with contextlib.suppress(Unreachable), ControlClient(config.socket_path):
         sys.stderr.write("routed: the daemon runs on this node and would put its routes back; stop it first\n")
         return 1

@@ -5,6 +5,8 @@ gets a turn after each family is read, and after each slice of it is written, so
 
 Peers have names in labels up to `metrics.peers` of them: external ones first, then internal ones, by name; who has a name
 keeps it as long as it is configured. The rest count together as `(others)`, in counters that never run backwards.
+
+The library that writes is imported by the first scrape, so that the start does not wait for it.
 """
 
 from __future__ import annotations
@@ -14,13 +16,8 @@ import gc
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from errno import errorcode
-
-from prometheus_client import ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.core import Metric as MetricFamily
-from prometheus_client.exposition import choose_encoder
+from typing import TYPE_CHECKING
 
 from routed import __version__
 from routed.bgp.counters import DownReason
@@ -47,6 +44,11 @@ from routed.observe.catalogue import METRICS, OTHERS, Metric
 from routed.observe.latency import BOUNDS, Histogram
 from routed.rib.adj_out import UpdateGroup
 from routed.rib.path import SourceKind
+from routed.values import dataclass
+
+if TYPE_CHECKING:
+    from prometheus_client import ProcessCollector
+    from prometheus_client.core import Metric as MetricFamily
 
 Labels = tuple[str, ...]
 Samples = Iterable[tuple[Labels, float]]
@@ -87,6 +89,7 @@ class DaemonState:
     pod_problems: int = 0
     pods: tuple[tuple[str, int], ...] = ()
     """CNI calls by outcome; empty where the node's pods are not ours."""
+    pods_without_endpoint: int | None = None
     collector: tuple[bool, int, tuple[tuple[str, int], ...]] | None = None
     """Of lost addresses: whether it is this node, what it waits for, what it took back."""
     firewall: tuple[int, int, int] | None = None
@@ -146,11 +149,13 @@ class Metrics:
         self._seen: dict[tuple[str, int, Labels], float] = {}
         """Last values of counters that count among the others: (metric, peer, labels)."""
         self._others: dict[tuple[str, Labels], float] = {}
-        self._process = ProcessCollector(registry=None)
+        self._process: ProcessCollector | None = None
         self._turn = asyncio.Lock()
 
     async def page(self, accept: str) -> tuple[bytes, str]:
         """All metrics in the form the scraper asks for, and its content type."""
+        from prometheus_client.exposition import choose_encoder  # noqa: PLC0415 - see the module's docstring
+
         encode, content_type = choose_encoder(accept)
         out = []
         async with self._turn:  # two at a time would only make each other slower
@@ -177,6 +182,10 @@ class Metrics:
                 yield _family(metric, self._over_peers(metric, _PEER_READERS[metric.name]))
             else:
                 yield _family(metric, self._node(metric.name))
+        if self._process is None:
+            from prometheus_client import ProcessCollector  # noqa: PLC0415 - see the module's docstring
+
+            self._process = ProcessCollector(registry=None)
         yield from self._process.collect()
 
     # ---- of the node
@@ -220,6 +229,8 @@ class Metrics:
                 ]
             case "cni_pods_total":
                 return [((outcome,), count) for outcome, count in state.pods]
+            case "pods_without_endpoint":
+                return [] if state.pods_without_endpoint is None else [((), state.pods_without_endpoint)]
             case "ipam_collector":
                 return [] if state.collector is None else [((), state.collector[0])]
             case "ipam_suspects":
@@ -289,11 +300,11 @@ class Metrics:
                     for session in [peer.neighbor.config]
                 ]
             case "bgp_connections_refused_total":
-                return [((), core.connections_refused)]
+                return [((), core.refusals.total)]
             case "bgp_prefixes_sent":
                 return self._prefixes_sent()
             case "bgp_update_groups":
-                groups = core.update_groups()
+                groups = core.exporter.groups()
                 return [((family.label,), sum(group.policy.family is family for group in groups)) for family in Family]
             case "rib_prefixes":
                 return [((family.label,), len(rib.table)) for family, rib in core.ribs.items()]
@@ -512,6 +523,8 @@ class _Only:
 
 
 def _family(metric: Metric, samples: Samples) -> MetricFamily:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily  # noqa: PLC0415 - see the module's docstring
+
     kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
     family = kind(metric.name, metric.help, labels=metric.labels, unit=metric.unit)
     for labels, value in samples:
@@ -520,6 +533,8 @@ def _family(metric: Metric, samples: Samples) -> MetricFamily:
 
 
 def _histogram_family(metric: Metric, histograms: list[tuple[Labels, Histogram]]) -> MetricFamily:
+    from prometheus_client.core import HistogramMetricFamily  # noqa: PLC0415 - see the module's docstring
+
     family = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels, unit=metric.unit)
     for labels, histogram in histograms:
         buckets: list[tuple[str, float]] = []

@@ -1,7 +1,9 @@
 """Keeps the node's ends of pods as they were made, against whoever else changes them.
 
-At once where the kernel tells of it, and every RESYNC seconds against all. What is put right is the node's: link state,
-MAC address, MTU, neighbours, sysctls, and at a bridge the port's flags and what it lets in. Routes and policy have
+At once where the kernel tells of it, and every RESYNC seconds against all. What the kernel tells of one pod's interface is
+first held against that pod alone, when no call for it is under way: of pods that come and go much is told that is half done.
+What is put right is the node's: link state, MAC address, MTU, neighbours, sysctls, and at a bridge the port's flags and
+what it lets in. Routes and policy have
 keepers of their own; the pod's own end is the pod's. An interface that is gone can only be made by the runtime, and is
 told until it is.
 
@@ -13,15 +15,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from routed.core.effects import Level, problem_lines
 from routed.daemon.background import Background
 from routed.daemon.pods import Pods
 from routed.dataplane.forwarding import filters_sources
 from routed.dataplane.pod_state import NodeState
-from routed.dataplane.pods import NODE_MAC, PodPort, PodWiring
+from routed.dataplane.pods import NODE_MAC, PodPort, PodWiring, pods_ends
 from routed.dataplane.sockets import is_overflow, open_link_monitor
 from routed.errors import KernelError
 from routed.model.resources import ResourceKey, Update
@@ -39,8 +40,6 @@ GATHER = 0.2
 PAUSE = 1.0
 #: Seconds after which an interface no endpoint has is told of: those that come and go have none for a moment.
 LOST = 20.0
-#: What `pods` calls an interface.
-_OURS = re.compile(r"cali[0-9a-f]{11}")
 #: Interfaces named in one sentence.
 _NAMED = 5
 
@@ -69,6 +68,9 @@ class PodKeeper:
         self._endpoints: dict[ResourceKey, WorkloadEndpoint] = {}
         """Those of this node that calls made."""
         self._by_interface: dict[str, WorkloadEndpoint] = {}
+        """Without interfaces that more than one names: whose they are nobody knows, and policy tells of it."""
+        self._naming: dict[str, dict[ResourceKey, WorkloadEndpoint]] = {}
+        """All that name an interface."""
         self._mtus: dict[int, int] = {}
         """By the index of the link."""
         self._others: dict[str, int] = {}
@@ -78,9 +80,15 @@ class PodKeeper:
         self._nobodys: dict[int, float] = {}
         """Interfaces that no endpoint has, by index, and since when."""
         self._due = asyncio.Event()
+        self._all = True
+        """What is due is a look at all pods, not only at those in doubt."""
+        self._doubted: set[str] = set()
+        """Interfaces of pods that may not be as they should be."""
         self._synced = False
         self._work = Background()
         self.problems: tuple[str, ...] = ()
+        self.without_endpoint = 0
+        """Interfaces of pods that no WorkloadEndpoint has."""
 
     def start(self) -> None:
         """Raises OSError where there is no netlink."""
@@ -100,15 +108,19 @@ class PodKeeper:
     def update(self, update: Update) -> None:
         """A resource exists with this value, or (None) does not."""
         if update.key.kind == FelixConfiguration.kind:  # which pods may have others' sources
-            self._due.set()
+            self._look_at_all()
         if update.key.kind != WorkloadEndpoint.kind:
             return
         old, new = self._endpoints.pop(update.key, None), update.value
         self._named.pop(update.key, None)
         if isinstance(new, WorkloadEndpoint) and new.node == self._node_name:
             self._named[update.key] = new.interface_name
-        if old is not None and self._by_interface.get(old.interface_name) is old:
-            del self._by_interface[old.interface_name]
+        if old is not None:
+            del self._naming[old.interface_name][update.key]
+            self._decide(old.interface_name)
+            if old.interface_name in self._by_interface:  # what was told while two named it was nobody's
+                self._doubted.add(old.interface_name)
+                self._due.set()
         if (
             isinstance(new, WorkloadEndpoint)
             and new.node == self._node_name
@@ -116,11 +128,23 @@ class PodKeeper:
             and new.interface_name
             and new.mac is not None
         ):
-            self._endpoints[update.key] = self._by_interface[new.interface_name] = new
+            self._endpoints[update.key] = new
+            self._naming.setdefault(new.interface_name, {})[update.key] = new
+            self._decide(new.interface_name)
+
+    def _decide(self, interface: str) -> None:
+        """Whose an interface is, after another one names it or one does no more."""
+        naming = self._naming[interface]
+        if len(naming) == 1:
+            (self._by_interface[interface],) = naming.values()
+            return
+        self._by_interface.pop(interface, None)
+        if not naming:
+            del self._naming[interface]
 
     def in_sync(self) -> None:
         self._synced = True
-        self._due.set()
+        self._look_at_all()
 
     # ---- the kernel's news
 
@@ -139,7 +163,7 @@ class PodKeeper:
             except OSError as error:
                 if not is_overflow(error):
                     raise
-                self._due.set()
+                self._look_at_all()
                 continue
             if data is None:
                 break
@@ -149,8 +173,16 @@ class PodKeeper:
         told = {link_name(each.data): each.data if each.type == RTM_NEWLINK else b"" for each in last.values()}
         self._look_at_mtus(told)
         bridges = {each.bridge for each in self._by_interface.values() if each.bridge}
-        if any(self._concerns(name, data, bridges) for name, data in told.items()):
+        doubted = {name for name, data in told.items() if self._concerns(name, data, bridges)}
+        if not doubted.isdisjoint(bridges):
+            self._look_at_all()
+        elif doubted:
+            self._doubted |= doubted
             self._due.set()
+
+    def _look_at_all(self) -> None:
+        self._all = True
+        self._due.set()
 
     def _look_at_mtus(self, told: dict[str, bytes]) -> None:
         """Tunnels and new pods have theirs by that of the uplink."""
@@ -181,15 +213,22 @@ class PodKeeper:
     # ---- looking, and putting right
 
     async def _run(self) -> None:
+        looked = self._loop.time()
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(RESYNC):
+                async with asyncio.timeout_at(looked + RESYNC):
                     await self._due.wait()
             self._due.clear()
+            doubted, self._doubted = self._doubted, set()
             if not self._synced:
+                looked = self._loop.time()
                 continue
             problems: list[str] = []
             try:
+                if not self._all and self._loop.time() < looked + RESYNC and not await self._any_wrong(doubted):
+                    await asyncio.sleep(PAUSE)
+                    continue
+                self._all, looked = False, self._loop.time()
                 await self._look(problems)
             except KernelError as error:
                 problems.append(str(error))
@@ -201,6 +240,33 @@ class PodKeeper:
             self.problems = tuple(problems)
             await asyncio.sleep(PAUSE)
 
+    async def _any_wrong(self, doubted: Iterable[str]) -> bool:
+        """Whether one of these pods' interfaces is not as it should be once no call for it is under way."""
+        for name in doubted:
+            endpoint = self._by_interface.get(name)
+            if endpoint is None:
+                continue
+            async with self._pods.turn(endpoint.container_id):
+                if self._by_interface.get(name) is not endpoint:
+                    continue
+                if await asyncio.to_thread(self._is_wrong, endpoint):
+                    return True
+        return False
+
+    def _is_wrong(self, endpoint: WorkloadEndpoint) -> bool:
+        """In a thread."""
+        try:
+            node = self._wiring.node_state((endpoint.interface_name, endpoint.bridge))
+        except KernelError:
+            return True  # the look at all tells of it
+        if endpoint.interface_name not in node.links:
+            return True
+        return self._may_be_mended(endpoint, node) and bool(self._wrong(endpoint, node))
+
+    def _may_be_mended(self, endpoint: WorkloadEndpoint, node: NodeState) -> bool:
+        """It is there, and no interface of the node's own that an endpoint names: `plan` tells of that."""
+        return endpoint.interface_name in node.links and self._pods.is_pods(endpoint.interface_name)
+
     async def _look(self, problems: list[str]) -> None:
         node = await asyncio.to_thread(self._wiring.node_state)
         there = {link.index: link.mtu for link, _ in node.links.values()}
@@ -209,7 +275,7 @@ class PodKeeper:
         if any(self._pods.spoofs(each.allow_spoofed_source_prefixes) for each in self._by_interface.values()):
             problems += filter(None, (filters_sources(),))
         missing = [each for each in self._by_interface.values() if each.interface_name not in node.links]
-        there_are = [each for each in self._by_interface.values() if each.interface_name in node.links]
+        there_are = [each for each in self._by_interface.values() if self._may_be_mended(each, node)]
         for endpoint in await asyncio.to_thread(lambda: [each for each in there_are if self._wrong(each, node)]):
             async with self._pods.turn(endpoint.container_id):  # it may have been a call that was half done
                 if self._by_interface.get(endpoint.interface_name) is endpoint:
@@ -229,13 +295,10 @@ class PodKeeper:
     def _look_for_nobodys(self, node: NodeState, problems: list[str]) -> None:
         """Pods whose endpoints are lost: they have no routes, and their addresses may be another's by now."""
         names, now = set(self._named.values()), self._loop.time()
-        found = {
-            link.index: link.name
-            for link, facts in node.links.values()
-            if link.name not in names and facts.kind == "veth" and facts.mac == NODE_MAC and _OURS.fullmatch(link.name)
-        }
+        found = {index: name for index, name in pods_ends(node).items() if name not in names}
         self._nobodys = {index: self._nobodys.get(index, now) for index in found}
         lost = sorted(name for index, name in found.items() if now - self._nobodys[index] >= LOST)
+        self.without_endpoint = len(lost)
         if lost:
             named = ", ".join(lost[:_NAMED]) + (f" and {len(lost) - _NAMED} more" if len(lost) > _NAMED else "")
             problems.append(
@@ -256,7 +319,7 @@ class PodKeeper:
             problems.append(f"{what}: {'; '.join(wrong)}; that cannot be put right: {error}")
             return
         self._log(Level.WARNING, "cni", f"{what} and put right: {'; '.join(wrong)}")
-        self._due.set()  # what was done to one pod of a bridge may have undone something of another
+        self._look_at_all()  # what was done to one pod of a bridge may have undone something of another
 
     def _wrong(self, endpoint: WorkloadEndpoint, node: NodeState) -> list[str]:
         return list(self._wiring.wrong_at_node(self._port(endpoint, node), node))

@@ -20,18 +20,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import json
 import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from routed.cni.call import (
     FIRST_INTERFACE,
     INTERNAL,
+    INVALID_CONFIGURATION,
     INVALID_ENVIRONMENT,
     LIMITED,
     NO_ADDRESS,
@@ -41,22 +40,21 @@ from routed.cni.call import (
     TRY_AGAIN,
     UNKNOWN_CONTAINER,
     UNSUPPORTED_FIELD,
-    Attached,
     Request,
-    format_result,
     handle_of,
-    must_carry,
-    previous_result,
 )
+from routed.cni.results import Attached, format_result, previous_result
 from routed.core.effects import Level
 from routed.daemon.cni import Conversation, Inside
+from routed.daemon.pod_identity import Identities, Identity, Labels
 from routed.dataplane.conntrack import FormerConnections
-from routed.dataplane.pods import BRIDGED_POD_SYSCTLS, NODE_MAC, POD_SYSCTLS, PodPort, PodWiring
+from routed.dataplane.pods import NODE_MAC, PodPort, PodWiring, kernel_has_ipv6, pod_sysctls
 from routed.datastore.allocating import clock, cluster_of
+from routed.datastore.applying import stamped
 from routed.datastore.remembered import RememberingStore
 from routed.datastore.rounds import Rounds
 from routed.datastore.store import Conflict, Store
-from routed.errors import CniError, ConfigError, KernelError, StoreError
+from routed.errors import CniError, KernelError, StoreError
 from routed.ipam.allocator import (
     CONFLICT,
     Clock,
@@ -68,16 +66,14 @@ from routed.ipam.allocator import (
     Write,
     assign_addresses,
     assign_specific,
+    owner_of,
     release_by_handle,
 )
 from routed.ipam.blocks import Owner
 from routed.ipam.holders import Holder, Holders
-from routed.model.head import is_name
 from routed.model.ipam import IPAMBlock, IPAMConfig, IPAMHandle, IPReservation
 from routed.model.kubernetes import (
-    ACCOUNT_PROFILE,
     NAMESPACE_LABELS,
-    NAMESPACE_PROFILE,
     Namespace,
     Pod,
     calico_key,
@@ -89,16 +85,15 @@ from routed.model.resources import (
     BlockAffinity,
     Cidr,
     IPPool,
-    JsonObject,
-    JsonValue,
     Node,
     Resource,
     ResourceKey,
     Update,
+    json_line,
 )
 from routed.model.schema import parse_manifest
 from routed.model.settings import ClusterInformation, KubeControllersConfiguration, locked
-from routed.model.workloads import BRIDGE, WorkloadEndpoint, interface_of, workload_endpoint_name
+from routed.model.workloads import WorkloadEndpoint
 from routed.net.addresses import format_address
 from routed.net.families import Family
 from routed.net.prefixes import make_prefix
@@ -121,10 +116,14 @@ RELEASE = 5.0
 #: Seconds taking back what an ADD did may take before it is answered, and between attempts after that.
 UNDO = 3.0
 PAY_EVERY = 2.0
+#: What helps where CHECK found a difference.
+REMEDY = (
+    "an ADD again for the same container puts it right and keeps its addresses; container runtimes call it by themselves "
+    "only where they make the pod anew"
+)
 #: Times an endpoint that others change at the same time is written again.
 _ATTEMPTS = 3
-_API = "projectcalico.org/v3"
-_PROTOCOLS = {6: "TCP", 17: "UDP", 132: "SCTP"}
+R = TypeVar("R")
 
 
 class Dataplane(Protocol):
@@ -135,6 +134,9 @@ class Dataplane(Protocol):
 
     async def in_force(self, prefixes: Iterable[tuple[Family, bytes]]) -> str:
         """Wait until the routes to these and all policy are in the kernel; why they are not, or empty."""
+
+    async def unused(self, interfaces: Collection[int]) -> None:
+        """Wait, a moment at most, until no route leads to these interfaces any more."""
 
     @property
     def synced(self) -> bool:
@@ -149,42 +151,21 @@ class Dataplane(Protocol):
         """Pods may have the sources they ask for."""
 
     @property
+    def workload_prefixes(self) -> tuple[str, ...]:
+        """What names of pods' interfaces begin with."""
+
+    @property
     def limited(self) -> str:
         """Why pods that are there may not be reached, or empty."""
 
     async def until_ready(self) -> str:
         """Wait while a restart is nearly over; why pods cannot be added then, or empty."""
 
-    @property
-    def mtu(self) -> int:
-        """Of pods' interfaces: the uplink's, less what tunnels need."""
+    def mtu(self, families: Collection[Family]) -> tuple[int, str]:
+        """Of a pod's interface: the uplink's, less what tunnels need; and why it cannot be, or empty."""
 
     def own(self, address: bytes) -> Holder | None:
-        """The interface of the node that has an address."""
-
-
-class Labels(Protocol):
-    """Who knows a pod that is in no datastore: the Kubernetes API."""
-
-    async def pod(self, namespace: str, name: str) -> JsonObject | None:
-        """Its manifest. Raises StoreError."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Identity:
-    """A pod as its endpoint names it."""
-
-    key: ResourceKey
-    interface: str
-    orchestrator: str
-    labels: Mapping[str, str]
-    profiles: tuple[str, ...]
-    service_account: str
-    ports: tuple[tuple[str, str, int], ...]
-    sources: tuple[Cidr, ...]
-    """Prefixes it may have sources of, beside its addresses."""
-    without: ResourceKey | None = None
-    """The Pod that would have said all this and that nobody has heard of: if there is one now, it must be asked."""
+        """Who on the node has an address: an interface of its own, or a pod that etcd has forgotten."""
 
 
 class _PodIsThere(Exception):
@@ -218,11 +199,11 @@ class Pods:
         self._wiring = wiring
         self._dataplane = dataplane
         self._log = log
-        self._labels = labels
         self._proxy_arp = proxy_arp
         self._connections = FormerConnections()
         self._own_namespace = os.stat("/proc/self/ns/net")
         self._mirror: dict[str, dict[ResourceKey, Resource]] = {kind: {} for kind in MIRRORED}
+        self.who = Identities(node_name, self._store, self._mirror, labels)
         self._holders = Holders()
         self._leaving: set[ResourceKey] = set()
         """Endpoints that are being removed."""
@@ -294,6 +275,12 @@ class Pods:
         """How many pods were added, removed, and could not be added."""
         return (("added", self.added), ("removed", self.removed), ("failed", self.failed))
 
+    @property
+    def problem(self) -> str:
+        """Why no pod can be made or removed, though the datastore answers."""
+        why = self._rounds.problem
+        return f"the datastore did not take what was last written for a pod: {why}" if why else ""
+
     # ---- calls
 
     async def handle(self, request: Request, inside: Inside | None, conversation: Conversation) -> bytes:
@@ -308,7 +295,7 @@ class Pods:
             await self._collect(request)
             return b""
         # of two sandboxes of a pod, one that is given up and the next, each has the interface in its turn
-        async with self.turn(request.container_id), self.turn(f"interface:{self._key_of(request)[1]}"):
+        async with self.turn(request.container_id), self.turn(f"interface:{self.who.key_of(request)[1]}"):
             if request.command == "DEL":
                 await self._delete(request)
                 return b""
@@ -339,32 +326,38 @@ class Pods:
                 del self._turns[what]
 
     async def _add(self, request: Request, inside: Inside, conversation: Conversation) -> bytes:
-        if problem := await self._dataplane.until_ready() or self._lock():
+        if problem := await self._dataplane.until_ready() or self.lock:
             raise CniError(TRY_AGAIN, problem)
         if request.sources and not self._dataplane.source_spoofing:
             raise CniError(
                 UNSUPPORTED_FIELD,
                 f"{SOURCES}: pods have no sources but their own: workloadSourceSpoofing of FelixConfiguration is not Any",
             )
-        identity = await self._identify(request)
+        identity = await self.who.of(request)
         there = self._mirror[WorkloadEndpoint.kind].get(identity.key)
         if isinstance(there, WorkloadEndpoint) and there.container_id == request.container_id:
-            made = await self._found_again(request, inside, there, identity)
+            made = await self._found_again(request, inside, there, identity, conversation)
             if made is not None:
-                return json.dumps(format_result(request, made)).encode()
-        mtu = request.mtu or self._dataplane.mtu
-        must_carry(mtu, request.families)
+                return json_line(format_result(request, made))
+        ipv6 = Family.IPV6_UNICAST in request.families
+        if ipv6 and not kernel_has_ipv6():
+            raise CniError(
+                INVALID_CONFIGURATION, "ipam.assign_ipv6: the kernel has no IPv6 (ipv6.disable=1 at its boot?)"
+            )
+        mtu, problem = (request.mtu, "") if request.mtu else self._dataplane.mtu(request.families)
+        if problem:
+            raise CniError(INVALID_CONFIGURATION, problem)
         mac = request.mac or (there.mac if isinstance(there, WorkloadEndpoint) else None) or _random_mac()
         try:
             # the plugin writes them while addresses are found
-            await conversation.begin_sysctls(POD_SYSCTLS + (BRIDGED_POD_SYSCTLS if request.bridge else ()))
+            await conversation.begin_sysctls(pod_sysctls(ipv6=ipv6, bridged=bool(request.bridge)))
             try:
                 async with asyncio.timeout(STORE):
-                    await self._ensure_profile(identity.key.namespace)
+                    await self.ensure_profile(identity.key.namespace)
                     try:
                         addresses = await self._rounds.carry_out(lambda: self._admission(request, identity, mac))
                     except _PodIsThere:
-                        known = identity = await self._identify(request, ask=True)
+                        known = identity = await self.who.of(request, ask=True)
                         addresses = await self._rounds.carry_out(lambda: self._admission(request, known, mac))
             except TimeoutError:
                 raise CniError(TRY_AGAIN, f"the datastore has not answered for {STORE:g} s; try again") from None
@@ -394,7 +387,7 @@ class Pods:
             raise
         self.added += 1
         made = Attached(identity.interface, NODE_MAC, request.interface, mac, addresses, mtu)
-        return json.dumps(format_result(request, made)).encode()
+        return json_line(format_result(request, made))
 
     def _attach(self, port: PodPort, inside: Inside) -> str:
         """In a thread: the pod's interface, and nothing left of who had its addresses, or why not. Raises CniError."""
@@ -414,7 +407,7 @@ class Pods:
         endpoints = list(self._endpoints(request.container_id, request.interface))
         await self._remove(endpoints, request.handle)
         if not endpoints:  # somebody may have taken it away under the pod
-            interface = self._key_of(request)[1]
+            interface = self.who.key_of(request)[1]
             if not any(each.interface_name == interface for each in self._endpoints()):
                 self._tear_down(interface)
 
@@ -438,7 +431,7 @@ class Pods:
         if ResourceKey(IPAMHandle.kind, request.handle) not in self._mirror[IPAMHandle.kind]:
             raise CniError(NOT_AS_IT_WAS, f"no address is given out under {request.handle}")
         if wrong := await self._differences(request, inside, endpoint, told.mtu):
-            raise CniError(NOT_AS_IT_WAS, "; ".join(wrong))
+            raise CniError(NOT_AS_IT_WAS, "; ".join(wrong), REMEDY)
         networks = [(network.family, network.prefix) for network in endpoint.ip_networks]
         if problem := await self._dataplane.in_force(networks):
             raise CniError(NOT_AS_IT_WAS, problem)
@@ -456,17 +449,22 @@ class Pods:
     def _port(self, request: Request, endpoint: WorkloadEndpoint, mtu: int = 0) -> PodPort:
         """The interface of an endpoint that was made before."""
         assert endpoint.mac is not None
+        families = {network.family for network in endpoint.ip_networks}
         return PodPort(
             endpoint.interface_name,
             request.interface,
             endpoint.mac,
             tuple((network.family, network.prefix[1:]) for network in endpoint.ip_networks),
-            mtu or request.mtu or self._wiring.mtu_of(endpoint.interface_name) or self._dataplane.mtu,
+            mtu or request.mtu or self._wiring.mtu_of(endpoint.interface_name) or self._dataplane.mtu(families)[0],
             self._proxy_arp,
             secondary=request.interface != FIRST_INTERFACE,
             bridge=endpoint.bridge,
             spoofs=self.spoofs(endpoint.allow_spoofed_source_prefixes),
         )
+
+    def is_pods(self, interface: str) -> bool:
+        """Whether an endpoint's interface may be one: whoever writes the datastore may name the node's uplink."""
+        return interface.startswith(self._dataplane.workload_prefixes)
 
     def spoofs(self, prefixes: Iterable[Cidr]) -> bool:
         """Whether an endpoint with these beside its addresses may have IPv4 sources that are not its own."""
@@ -496,113 +494,55 @@ class Pods:
             ):
                 self._log(Level.INFO, "cni", f"GC releases the addresses of {key.name}")
                 await self._remove([], key.name)
+        if {handle_of(request.network, each.container_id, each.endpoint) for each in self._endpoints()} == valid:
+            await self._collect_interfaces()
 
-    # ---- who a pod is
+    async def _collect_interfaces(self) -> None:
+        """Remove interfaces of pods that no endpoint has: a crash right after an endpoint was removed leaves its own.
 
-    async def _identify(self, request: Request, *, ask: bool = False) -> _Identity:
-        """`ask` the datastore for its Pod, whatever is known."""
-        name = request.pod[1]
-        key, interface = self._key_of(request)
-        if not name:
-            _must_be_name(key, f"CNI_CONTAINERID {request.container_id} and CNI_IFNAME {request.interface}")
-            own = {**request.labels, "projectcalico.org/namespace": key.namespace}
-            return _Identity(key, interface, "cni", own, (NAMESPACE_PROFILE + key.namespace,), "", (), request.sources)
-        _must_be_name(key, f"K8S_POD_NAME {name} and CNI_IFNAME {request.interface}")
-        pod_key = ResourceKey(Pod.kind, name, key.namespace)
-        # a folder is read as a whole, so there what was read last counts; and the API is asked for the pod itself
-        follows = self._labels is None and self._store.shared_with_calico
-        unheard = follows and not ask and pod_key not in self._mirror[Pod.kind]
-        pod = await self._stored_pod(pod_key) if follows and not unheard else self._mirror[Pod.kind].get(pod_key)
-        labels, account, ports = await self._pod_says(request, key, pod)
-        labels = {
-            **labels,
-            "projectcalico.org/namespace": key.namespace,
-            "projectcalico.org/orchestrator": "k8s",
-        }
-        profiles = (
-            NAMESPACE_PROFILE + key.namespace,
-            *((f"{ACCOUNT_PROFILE}{key.namespace}.{account}",) if account else ()),
-        )
-        there = self._mirror[WorkloadEndpoint.kind].get(key)
-        # an endpoint that was applied before its pod says more than the pod does
-        applied = there if isinstance(there, WorkloadEndpoint) and not there.container_id else None
-        sources = request.sources or (applied.allow_spoofed_source_prefixes if applied is not None else ())
-        without = pod_key if unheard else None
-        return _Identity(key, interface, "k8s", labels, profiles, account, ports, sources, without)
-
-    def _key_of(self, request: Request) -> tuple[ResourceKey, str]:
-        """A pod's endpoint and the node's end of its interface, by what they are called."""
-        namespace, name = request.pod
-        if name:
-            segments = (self._node_name, "k8s", name, request.interface)
-            key = ResourceKey(WorkloadEndpoint.kind, workload_endpoint_name(segments), namespace or "default")
-            second = "" if request.interface == FIRST_INTERFACE else f".{request.interface}"
-            return key, interface_of(f"{key.namespace}.{name}{second}")
-        segments = (self._node_name, "cni", request.container_id, request.interface)
-        key = ResourceKey(WorkloadEndpoint.kind, workload_endpoint_name(segments), "default")
-        return key, interface_of(f"{request.container_id}.{request.interface}")
-
-    async def _pod_says(
-        self, request: Request, key: ResourceKey, pod: Resource | None
-    ) -> tuple[Mapping[str, str], str, tuple[tuple[str, str, int], ...]]:
-        """Labels, service account and ports: of the endpoint or the Pod in the datastore, of the call, of the API."""
-        namespace, name = key.namespace, request.pod[1]
-        there = self._mirror[WorkloadEndpoint.kind].get(key)
-        if (
-            isinstance(there, WorkloadEndpoint)
-            and there.container_id != request.container_id
-            and not there.container_id
-        ):
-            ports = tuple((port.name, _PROTOCOLS.get(port.protocol, "TCP"), port.port) for port in there.ports)
-            return there.labels, there.service_account_name, ports
-        if not isinstance(pod, Pod) and not request.labels and self._labels is not None:
-            try:
-                manifest = await self._labels.pod(namespace, name)
-                read = parse_manifest({**manifest, "kind": "Pod", "apiVersion": "v1"}) if manifest is not None else None
-            except (StoreError, ConfigError) as error:
-                raise CniError(TRY_AGAIN, str(error)) from None
-            pod = read if isinstance(read, Pod) else None
-        if isinstance(pod, Pod):
-            ports = tuple(
-                (port.name, _PROTOCOLS.get(port.protocol, "TCP"), port.port) for port in pod.ports if port.name
-            )
-            return pod.labels, pod.service_account, ports
-        return request.labels, "", ()
-
-    async def _stored_pod(self, key: ResourceKey) -> Resource | None:
-        """As etcd has it now: whoever applies a manifest may start the pod before the daemon has heard of it, and the pod
-        would begin without its labels. One nobody has heard of is not asked for: that there is none is a condition of what
-        `_admission` writes."""
-        found = await self._store.newest(key)
-        return found.resource if found is not None else None
+        To be called where every attachment the runtime knows has an endpoint, and no other network's has one: else it may
+        be the endpoint that was lost, and its pod lives.
+        """
+        try:
+            there = await asyncio.to_thread(self._wiring.pods_ends)
+        except KernelError as error:
+            self._log(Level.WARNING, "cni", f"GC cannot look for interfaces that were left: {error}")
+            return
+        endpoints = self._mirror[WorkloadEndpoint.kind].values()
+        named = {each.interface_name for each in endpoints if isinstance(each, WorkloadEndpoint)}
+        for name in sorted(there.values()):
+            if name not in named and f"interface:{name}" not in self._turns:
+                self._log(Level.INFO, "cni", f"GC removes {name}, which no endpoint has")
+                self._tear_down(name)
 
     # ---- addresses
 
-    def _admission(self, request: Request, identity: _Identity, mac: bytes) -> Procedure[tuple[bytes, ...]]:
+    def _admission(self, request: Request, identity: Identity, mac: bytes) -> Procedure[tuple[bytes, ...]]:
         """Addresses, and the endpoint that has them, once what an earlier sandbox or an ADD that was cut off left behind
         is given back. Raises CniError."""
-        cluster, now = self._cluster((identity.key,)), clock()
+        cluster, now = self.cluster((identity.key,)), clock()
         if identity.without is not None:
             found = yield Get(identity.without)
             if isinstance(found, Found) or (yield Write(identity.without, None, None)) is CONFLICT:
                 raise _PodIsThere
         there = self._mirror[WorkloadEndpoint.kind].get(identity.key)
         if isinstance(there, WorkloadEndpoint) and there.container_id and there.container_id != request.container_id:
-            yield from release_by_handle(
-                cluster, handle_of(request.network, there.container_id, request.interface), now
-            )
+            handle = handle_of(request.network, there.container_id, request.interface)
+            yield from _release(cluster, handle, (there,), now)
         yield from release_by_handle(cluster, request.handle, now)
         addresses = yield from self._addresses(cluster, request, identity, now)
-        manifest = self._endpoint(request, identity, addresses, mac)
+        manifest = self.who.endpoint(request, identity, addresses, mac)
         for _ in range(_ATTEMPTS):
             found = yield Get(identity.key)
-            answer = yield Write(identity.key, manifest, found.revision if isinstance(found, Found) else None)
+            there_now = found if isinstance(found, Found) else None
+            marked = stamped(manifest, there_now.value if there_now is not None else None)
+            answer = yield Write(identity.key, marked, there_now.revision if there_now is not None else None)
             if answer is not CONFLICT:
                 return addresses
         raise CniError(TRY_AGAIN, f"{identity.key} is changed by others at the same time")
 
     def _addresses(
-        self, cluster: Cluster, request: Request, identity: _Identity, now: Clock
+        self, cluster: Cluster, request: Request, identity: Identity, now: Clock
     ) -> Procedure[tuple[bytes, ...]]:
         namespace, name = request.pod
         secondary = {"node": self._node_name, "timestamp": _timestamp()}
@@ -612,7 +552,7 @@ class Pods:
         for family in request.families:
             demand = Demand(
                 node=self._node_name,
-                node_labels=self._node_labels(),
+                node_labels=self.node_labels,
                 owner=Owner(request.handle, secondary),
                 family=family,
                 pools=request.pools.get(family, ()),
@@ -644,18 +584,35 @@ class Pods:
         """The resources of some of the kinds in MIRRORED."""
         return [one for kind in kinds for one in self._mirror.get(kind, {}).values()]
 
+    def has(self, endpoint: ResourceKey) -> bool:
+        """Whether there is such an endpoint, by what is followed, and it is not just being removed here."""
+        return endpoint in self._mirror[WorkloadEndpoint.kind] and endpoint not in self._leaving
+
     def pools(self) -> Iterable[IPPool]:
         """The cluster's."""
         return [pool for pool in self._mirror[IPPool.kind].values() if isinstance(pool, IPPool)]
 
-    def _cluster(self, but: Collection[ResourceKey] = ()) -> Cluster:
-        """`but`: endpoints that may get their own address."""
+    async def stored(self, kind: str) -> dict[ResourceKey, Resource]:
+        """All of a kind, as the datastore has it now. Raises StoreError."""
+        return {key: each.resource for key, each in (await self._store.read({kind})).resources.items()}
+
+    async def carry_out(self, make: Callable[[], Procedure[R]]) -> R:
+        """Write what a procedure writes, among what calls do. Raises StoreError."""
+        return await self._rounds.carry_out(make)
+
+    def forget(self) -> None:
+        """What was written last may not be in the datastore any more."""
+        self._store.forget()
+
+    def cluster(self, but: Collection[ResourceKey] = ()) -> Cluster:
+        """What the allocator must know; `but`: endpoints that may get their own address."""
         kinds = (IPPool.kind, IPAMConfig.kind, IPReservation.kind)
         gone = self._store.gone  # whatever goes on as before: nobody is given an address of a pool that was deleted
         resources = (one for kind in kinds for key, one in self._mirror[kind].items() if key not in gone)
         return cluster_of(resources, lambda address: self.holder(address, but))
 
-    def _node_labels(self) -> Mapping[str, str]:
+    @property
+    def node_labels(self) -> Mapping[str, str]:
         node = self._mirror[Node.kind].get(ResourceKey(Node.kind, self._node_name))
         return node.labels if node is not None else {}
 
@@ -686,59 +643,14 @@ class Pods:
         """Whether a CNI call made it, on this node."""
         return bool(endpoint.container_id) and endpoint.node == self._node_name
 
-    def _endpoint(self, request: Request, identity: _Identity, addresses: tuple[bytes, ...], mac: bytes) -> JsonObject:
-        networks: list[JsonValue] = [f"{format_address(each)}/{8 * len(each)}" for each in addresses]
-        spec: JsonObject = {
-            "orchestrator": identity.orchestrator,
-            "node": self._node_name,
-            "containerID": request.container_id,
-            "endpoint": request.interface,
-            "ipNetworks": networks,
-            "profiles": self._profiles(identity),
-            "interfaceName": identity.interface,
-            "mac": mac.hex(":"),
-        }
-        if identity.sources:
-            spec["allowSpoofedSourcePrefixes"] = [str(each) for each in identity.sources]
-        if identity.orchestrator == "k8s":
-            spec["pod"] = request.pod[1]
-            if identity.service_account:
-                spec["serviceAccountName"] = identity.service_account
-        if identity.ports:
-            spec["ports"] = [
-                {"name": name, "protocol": protocol, "port": port} for name, protocol, port in identity.ports
-            ]
-        labels: JsonObject = dict(identity.labels)
-        annotations: JsonObject = {"annotations": {BRIDGE: request.bridge}} if request.bridge else {}
-        return {
-            "apiVersion": _API,
-            "kind": WorkloadEndpoint.kind,
-            "metadata": {
-                "name": identity.key.name,
-                "namespace": identity.key.namespace,
-                "labels": labels,
-                **annotations,
-            },
-            "spec": spec,
-        }
-
-    def _profiles(self, identity: _Identity) -> list[JsonValue]:
-        """Those there are: an endpoint with a profile nobody wrote would only be told about."""
-        known = self._mirror[Profile.kind]
-        return [
-            name
-            for name in identity.profiles
-            if name.startswith(NAMESPACE_PROFILE) or ResourceKey(Profile.kind, name) in known
-        ]
-
-    async def _ensure_profile(self, namespace: str) -> None:
+    async def ensure_profile(self, namespace: str) -> None:
         """Without Calico's controllers nobody writes a namespace's profile; without one its pods would reach nobody."""
         own = ResourceKey(Namespace.kind, namespace)
         key = calico_key(own)
         if key in self._mirror[Profile.kind]:
             return
         found = self._mirror[Namespace.kind].get(own)
-        value = parse_manifest(namespace_profile(namespace, found.labels if found is not None else {}))
+        value = parse_manifest(stamped(namespace_profile(namespace, found.labels if found is not None else {})))
         with contextlib.suppress(Conflict):  # another node was faster
             await self._store.write(key, value, None)
             self._tell(Update(key, value))
@@ -754,7 +666,7 @@ class Pods:
                     self._log(Level.WARNING, "cni", str(error))
         try:
             async with asyncio.timeout(RELEASE):
-                await self._take_back([(each.key, each.container_id) for each in endpoints], handle)
+                await self.take_back([(each.key, each.container_id) for each in endpoints], handle)
         except TimeoutError:
             raise CniError(TRY_AGAIN, f"the datastore has not answered for {RELEASE:g} s; try again") from None
         for endpoint in endpoints:
@@ -769,18 +681,20 @@ class Pods:
         there = self._mirror[WorkloadEndpoint.kind].get(key)
         return isinstance(there, WorkloadEndpoint) and there.container_id != container_id
 
-    async def _take_back(self, endpoints: Sequence[tuple[ResourceKey, str]], handle: str) -> None:
+    async def take_back(self, endpoints: Sequence[tuple[ResourceKey, str]], handle: str) -> None:
         """Remove these endpoints, where they are still these containers', and give back what is under a handle."""
 
         def removal() -> Procedure[None]:
+            removed = []
             for key, container_id in endpoints:
                 for _ in range(_ATTEMPTS):
                     found = yield Get(key)
                     if not isinstance(found, Found) or not _is_of(found.value, container_id):
                         break
                     if (yield Write(key, None, found.revision)) is not CONFLICT:
+                        removed.append(found.value)
                         break
-            yield from release_by_handle(self._cluster(), handle, clock())
+            yield from _release(self.cluster(), handle, removed, clock())
 
         leaving = {key for key, _ in endpoints}
         self._leaving |= leaving
@@ -792,7 +706,12 @@ class Pods:
     # ---- putting things right
 
     async def _found_again(
-        self, request: Request, inside: Inside, there: WorkloadEndpoint, identity: _Identity
+        self,
+        request: Request,
+        inside: Inside,
+        there: WorkloadEndpoint,
+        identity: Identity,
+        conversation: Conversation,
     ) -> Attached | None:
         """What an earlier ADD of the same container made: as it was, or made anew with the same addresses."""
         if there.mac is None or not there.ip_networks or request.mac not in (None, there.mac):
@@ -808,6 +727,9 @@ class Pods:
                 wrong = await self._differences(request, inside, there)
         if wrong:
             self._log(Level.WARNING, "cni", f"{there.key} is added again, and made anew: {'; '.join(wrong)}")
+            ipv6 = any(family is Family.IPV6_UNICAST for family, _ in port.addresses)
+            await conversation.begin_sysctls(pod_sysctls(ipv6=ipv6, bridged=bool(port.bridge)))
+            await conversation.sysctls_written()
             try:
                 await loop.run_in_executor(self._hands, self._attach, port, inside)
             except CniError:
@@ -819,13 +741,13 @@ class Pods:
         addresses = tuple(address for _, address in port.addresses)
         return Attached(there.interface_name, NODE_MAC, request.interface, there.mac, addresses, port.mtu)
 
-    async def _undo(self, request: Request, identity: _Identity) -> None:
+    async def _undo(self, request: Request, identity: Identity) -> None:
         """Take back what an ADD did so far: soon, or once the datastore answers."""
         if not self._is_anothers(identity.key, request.container_id):
             self._tear_down(identity.interface)
         try:
             async with asyncio.timeout(UNDO):
-                await self._take_back([(identity.key, request.container_id)], request.handle)
+                await self.take_back([(identity.key, request.container_id)], request.handle)
         except (StoreError, TimeoutError):
             self._owed[request.container_id, request.interface] = identity.key, request.handle
             if self._paying is None:
@@ -843,7 +765,7 @@ class Pods:
                             continue
                         key, handle = owed
                         with contextlib.suppress(StoreError):
-                            await self._take_back([(key, container_id)], handle)
+                            await self.take_back([(key, container_id)], handle)
                             self._owed.pop((container_id, interface), None)
         finally:
             self._paying = None
@@ -853,15 +775,20 @@ class Pods:
         index = self._wiring.index_of(interface)
         if index is None:
             return
+        if not self.is_pods(interface):
+            self._log(Level.WARNING, "cni", f"{interface} is no pod's interface by its name, so it is not removed")
+            return
         self._going.append(index)
         if self._teardown is None:
             self._teardown = asyncio.get_running_loop().create_task(self._detach())
 
     async def _detach(self) -> None:
-        """The kernel takes long for each time, not for each interface: those that come meanwhile go together."""
+        """The kernel takes long for each time, not for each interface: those that come meanwhile go together. Routes go
+        first: of an interface that takes routes with it the kernel does not say which, and all of them would be read."""
         try:
             while self._going:
                 going, self._going = self._going, []
+                await self._dataplane.unused(going)
                 try:
                     await asyncio.to_thread(self._wiring.detach_all, going)
                 except KernelError as error:
@@ -872,11 +799,12 @@ class Pods:
     # ---- whether anything can be done
 
     def _not_ready(self) -> str:
-        if not any(not pool.disabled for pool in self._cluster().pools):
+        if not any(not pool.disabled for pool in self.cluster().pools):
             return self._dataplane.ready or "there is no enabled IPPool"
-        return self._dataplane.ready or self._lock()
+        return self._dataplane.ready or self.lock
 
-    def _lock(self) -> str:
+    @property
+    def lock(self) -> str:
         """Why nothing may be written, as during a migration of the datastore, or empty."""
         return locked(self._mirror[ClusterInformation.kind].get(ResourceKey(ClusterInformation.kind, "default")))
 
@@ -884,7 +812,7 @@ class Pods:
         """Raises CniError while it is not known who has what, or that may not change."""
         if not self._dataplane.synced:
             raise CniError(TRY_AGAIN, "routed has not read the datastore yet; try again")
-        if lock := self._lock():
+        if lock := self.lock:
             raise CniError(TRY_AGAIN, lock)
 
     def _is_ours(self, handle: str) -> bool:
@@ -907,13 +835,17 @@ def _is_of(found: Resource, container_id: str) -> bool:
     return isinstance(found, WorkloadEndpoint) and found.container_id == container_id
 
 
-def _must_be_name(key: ResourceKey, of: str) -> None:
-    """Raises CniError where no endpoint may have such a name, before anything is made."""
-    if not is_name(key.name):
-        raise CniError(
-            INVALID_ENVIRONMENT,
-            f'{of} cannot be an endpoint\'s name: it takes lower case letters, digits, "-" and ".", 253 at most',
-        )
+def _release(cluster: Cluster, handle: str, endpoints: Iterable[Resource], now: Clock) -> Procedure[None]:
+    """Give back what is under a handle; where nothing is, what these endpoints have: their network had another name then."""
+    if (yield from release_by_handle(cluster, handle, now)):
+        return
+    for endpoint in endpoints:
+        if not isinstance(endpoint, WorkloadEndpoint):
+            continue
+        for network in endpoint.ip_networks:
+            owner = yield from owner_of(cluster, network.prefix[1:])
+            if owner is not None and f".{endpoint.container_id}." in f"{owner.handle_id}.":
+                yield from release_by_handle(cluster, owner.handle_id or "", now)
 
 
 def _random_mac() -> bytes:

@@ -2,13 +2,15 @@
 
 Changes of one turn of the loop go into the kernel as one batch. It is made in slices, a turn of the loop each, so that
 sessions and pods never wait for it; what changes meanwhile is in the same batch. Nothing is written before the datastore
-was read: the rules of before stay in force over a restart until all that is wanted is known.
+was read: the rules of before stay in force over a restart until all that is wanted is known. Where the kernel has none, as
+after a boot, and the datastore does not answer, they are made from what an earlier run saved of it: old rules are better
+than no rules.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
@@ -20,7 +22,7 @@ from routed.desired import Tunnel, TunnelKind
 from routed.desired_policy import HostRules, PolicyBatch, TunnelPackets
 from routed.model.policies import GlobalNetworkPolicy, NetworkPolicy, Policy
 from routed.model.resources import IPPool, ResourceKey, Update
-from routed.model.settings import FelixConfiguration, may_spoof
+from routed.model.settings import FelixConfiguration, may_spoof, workload_prefixes
 from routed.net.addresses import is_link_local
 from routed.observed import Interface
 from routed.policy.engine import PolicyEngine
@@ -33,6 +35,12 @@ V = TypeVar("V")
 
 _UDP, _IPIP = 17, 4
 _POLICIES = (NetworkPolicy.kind, GlobalNetworkPolicy.kind)
+
+#: Seconds between two looks whether the kernel has rules of ours, while there are none of this run.
+_LOOK = 0.25
+
+#: Seconds that interfaces which came or went wait for other changes.
+_LATE = 0.1
 
 #: Seconds between two readings of what policies' rules counted.
 COUNT_EVERY = 10.0
@@ -59,6 +67,9 @@ class PolicyKeeper:
         self.kernel = FirewallKernel(self.firewall, problem)
         self.tally = RuleTally(named_policies)
         self.synced = False
+        """The datastore itself has spoken."""
+        self._follows = False
+        """The kernel is to have what is known here."""
         self._node_name = node_name
         self._bug = bug
         self._prefixes = interface_prefixes
@@ -70,6 +81,11 @@ class PolicyKeeper:
         self._host_due = True
         """It may be another one by now."""
         self._due = False
+        self._links: dict[int, str] = {}
+        """The names of the interfaces there are."""
+        self._moved: dict[str, int] = {}
+        """Their indexes, where these are others than the kernel's firewall was told of; 0 where there is none now."""
+        self._late: asyncio.TimerHandle | None = None
         self._tunnels: tuple[TunnelPackets, ...] = ()
 
     def start(self) -> None:
@@ -89,6 +105,11 @@ class PolicyKeeper:
     def source_spoofing(self) -> bool:
         """Pods may have the sources they ask for."""
         return may_spoof(self._felix, self._node_name)
+
+    @property
+    def workload_prefixes(self) -> tuple[str, ...]:
+        """What names of workloads' interfaces begin with."""
+        return workload_prefixes(self._felix, self._node_name, self._prefixes)
 
     def update(self, update: Update) -> None:
         """A resource exists with this value, or (None) does not."""
@@ -135,8 +156,27 @@ class PolicyKeeper:
         self._host_due = True
         self._wake()
 
+    def links(self, there: Collection[Interface], gone: Iterable[int]) -> None:
+        """Interfaces are there, perhaps under another name, and others not any more.
+
+        How packets are judged does not depend on the kernel's firewall hearing of it, only how much work that is. So it is
+        told with the next change there is, or a moment later.
+        """
+        for index in gone:
+            self._moved[self._links.pop(index, "")] = 0
+        renamed = [each for each in there if self._links.get(each.index) != each.name]
+        for interface in renamed:
+            self._moved[self._links.pop(interface.index, "")] = 0
+        for interface in renamed:
+            self._links[interface.index] = interface.name
+            self._moved[interface.name] = interface.index
+        self._moved.pop("", None)
+        if self._moved and self._follows and self._late is None:
+            self._late = self._loop.call_later(_LATE, self._wake)
+
     def interfaces(self, interfaces: Mapping[int, Interface]) -> None:
-        """What the kernel has."""
+        """All the kernel has."""
+        self.links(interfaces.values(), self._links.keys() - interfaces.keys())
         self.engine.interfaces(
             {
                 address: interface.name
@@ -149,8 +189,22 @@ class PolicyKeeper:
 
     def in_sync(self) -> None:
         """The datastore was read: from here on the kernel follows."""
-        self.synced = True
+        self.synced = self._follows = True
         self._wake()
+
+    async def loaded(self) -> None:
+        """All was told that an earlier run saved: it counts as soon as the kernel has no rules of ours, and until the
+        datastore is read."""
+        while not self._follows:
+            if not await self.kernel.is_there():
+                self._follows = True
+                self._wake()
+            await asyncio.sleep(_LOOK)
+
+    async def until_there(self) -> None:
+        """Until the kernel has rules of ours, be it those of an earlier run."""
+        while not await self.kernel.is_there():
+            await asyncio.sleep(_LOOK)
 
     def _tell(self, update: Update) -> None:
         """To the engine; a policy that is refused stays so until the datastore says it can be read."""
@@ -174,7 +228,7 @@ class PolicyKeeper:
     async def counting(self, wanted: Callable[[], object]) -> None:
         """Count again and again, where somebody reads it: a scrape reads no kernel."""
         while True:
-            if wanted() and self.synced:
+            if wanted() and self._follows:
                 try:
                     await self.count()
                 except Exception as error:
@@ -188,7 +242,7 @@ class PolicyKeeper:
         await self.kernel.settled()
 
     def _wake(self) -> None:
-        if self.synced and not self._due:
+        if self._follows and not self._due:
             self._due = True
             self._loop.call_soon(self._turn)
 
@@ -199,7 +253,7 @@ class PolicyKeeper:
 
     def _flush(self) -> bool:
         """One slice of work, and once all is done the batch it gives. Whether there is more to do."""
-        if not self.synced:
+        if not self._follows:
             return False
         try:
             if self.engine.work():
@@ -211,9 +265,13 @@ class PolicyKeeper:
                 host = self._host_rules()
                 changed = None if host == self._host else host
                 self._host = host
-            if batch is not None or changed is not None:
+            moved, self._moved = self._moved, {}
+            if self._late is not None:
+                self._late.cancel()
+                self._late = None
+            if batch is not None or changed is not None or moved:
                 made = batch if batch is not None else PolicyBatch()
-                self.kernel.apply(PolicyBatch(made.sets, made.chains, made.endpoints, changed))
+                self.kernel.apply(PolicyBatch(made.sets, made.chains, made.endpoints, changed, moved))
         except Exception as error:
             self._bug("policy", error)
         return False

@@ -8,11 +8,10 @@ peers is ready. These are Calico's rules for BIRD's readiness; the datastore and
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from routed.bgp.neighbor import State
 from routed.core.core import Core
 from routed.net.addresses import format_address
+from routed.values import dataclass
 
 #: Seconds after the datastore was read in which all sessions must be up.
 GRACE = 30.0

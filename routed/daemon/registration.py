@@ -1,7 +1,7 @@
 """Writes this node into the datastore: addresses found, resources read, what is missing or differs written.
 
-`routed node init` does it once; with `node.register` the daemon does it at its start, and tries again while there is no
-address yet or the datastore does not answer.
+`routed node init` does it once; with `node.register` the daemon does it at its start, tries again while there is no
+address yet or the datastore does not answer, and does it once more when an address is gone and there is another.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from routed.core.effects import Level
 from routed.dataplane.interfaces import read_interfaces, source_towards
@@ -24,6 +23,7 @@ from routed.net.families import Family
 from routed.observed import Interface
 from routed.plan.autodetect import Detected, detect
 from routed.plan.registration import Registration, wanted_resources
+from routed.values import dataclass
 
 #: Seconds between two attempts of the daemon.
 RETRY = 5.0
@@ -39,12 +39,15 @@ class Written:
     manifest: JsonObject
 
 
-async def register(registration: Registration, store: Store) -> list[Written]:
-    """Make the datastore know this node. What was written.
+async def register(
+    registration: Registration, store: Store, addresses: dict[Family, Detected] | None = None
+) -> list[Written]:
+    """Make the datastore know this node, with the addresses given or found now. What was written.
 
     Raises ConfigError where no address is found or another node has it, StoreError where the datastore does not answer.
     """
-    addresses = await asyncio.to_thread(find_addresses, registration)
+    if addresses is None:
+        addresses = await asyncio.to_thread(find_addresses, registration)
     written: list[Written] = []
     guid = _guid(store)
     for _ in range(_ATTEMPTS):
@@ -82,7 +85,7 @@ def _guid(store: Store) -> str:
 def find_addresses(registration: Registration) -> dict[Family, Detected]:
     """The node's addresses by the ways that are configured. Raises ConfigError."""
     try:
-        interfaces = read_interfaces()
+        interfaces, passing = read_interfaces()
     except (OSError, KernelError) as error:
         raise ConfigError("", f"cannot read this node's interfaces: {error}") from None
     found: dict[Family, Detected] = {}
@@ -92,7 +95,7 @@ def find_addresses(registration: Registration) -> dict[Family, Detected]:
         if isinstance(way, NodeAddress):
             found[family] = _said(way, family, interfaces)
             continue
-        answer = detect(way, family, interfaces, source_towards)
+        answer = detect(way, family, interfaces, source_towards, passing)
         if isinstance(answer, str):
             raise ConfigError("", answer)
         found[family] = answer
@@ -112,27 +115,55 @@ def _said(way: NodeAddress, family: Family, interfaces: list[Interface]) -> Dete
 
 
 class Registrar:
-    """The daemon's."""
+    """The daemon's: it registers the node, and again with the address that follows when one it found is gone (DHCP).
 
-    def __init__(self, registration: Registration, store: Store, log: Callable[[Level, str, str], None]) -> None:
+    As long as the addresses are on an interface they stay, though another method's look would find others by now: new
+    addresses end all sessions. Calico's node looks for others once a minute and takes what it finds.
+    """
+
+    def __init__(
+        self,
+        registration: Registration,
+        store: Store,
+        log: Callable[[Level, str, str], None],
+        *,
+        lost: Callable[[], bool],
+    ) -> None:
+        """`lost` says whether an address of the Node is on no interface of this node."""
         self._registration = registration
         self._store = store
         self._log = log
+        self._lost = lost
+        self._found: dict[Family, Detected] = {}
+        """The addresses that are registered."""
         self.problem = ""
 
     async def run(self) -> None:
-        """Until it is done."""
         while True:
-            try:
-                written = await register(self._registration, self._store)
-            except (ConfigError, StoreError) as error:
-                problem = f"this node is not registered yet: {error}"
-                if problem != self.problem:
-                    self._log(Level.ERROR, "node", problem)
-                self.problem = problem
-                await asyncio.sleep(RETRY)
-                continue
-            self.problem = ""
-            for each in written:
-                self._log(Level.INFO, "node", f"{each.key} was written ({each.where})")
+            if not self._found or self._lost():
+                await self._register()
+            await asyncio.sleep(RETRY)
+
+    async def _register(self) -> None:
+        try:
+            addresses = await asyncio.to_thread(find_addresses, self._registration)
+            written = await register(self._registration, self._store, addresses) if addresses != self._found else []
+        except (ConfigError, StoreError) as error:
+            what = "registered with another address" if self._found else "registered"
+            problem = f"this node is not {what} yet: {error}"
+            if problem != self.problem:
+                self._log(Level.ERROR, "node", problem)
+            self.problem = problem
             return
+        if self._found and addresses != self._found:
+            self._log(
+                Level.WARNING, "node", f"addresses changed: {_listed(self._found)} before, {_listed(addresses)} now"
+            )
+        self._found = addresses
+        self.problem = ""
+        for each in written:
+            self._log(Level.INFO, "node", f"{each.key} was written ({each.where})")
+
+
+def _listed(addresses: dict[Family, Detected]) -> str:
+    return ", ".join(map(str, addresses.values()))

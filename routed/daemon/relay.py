@@ -3,19 +3,27 @@
 What we write is in force at once, without waiting for the datastore to tell us of it. Until it does, it may still tell of
 states from before our write: those are held back, so that nothing we decided is undone for a moment. Where it never tells
 of our write (somebody else's came over it), the state it told last counts after `PATIENCE`.
+
+What the Kubernetes API says (`Beneath`) counts where the datastore has no resource of that name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from routed.datastore.folder import Problem
+from routed.model.ipam import IPAMBlock
+from routed.model.kubernetes import EndpointSlice, Namespace, Service
 from routed.model.resources import Resource, ResourceKey, Update
+from routed.values import dataclass
 
 if TYPE_CHECKING:  # gRPC and httpx are imported by who needs them: see `datastores`
     from routed.datastore.etcd import EtcdSink
+
+#: Kinds that both the datastore and the Kubernetes API may have.
+_IN_BOTH = frozenset((Service.kind, EndpointSlice.kind, Namespace.kind))
 
 #: Seconds the datastore may take to tell us of our own write.
 PATIENCE = 5.0
@@ -37,17 +45,29 @@ class Relay:
     def __init__(
         self, first: EtcdSink, followers: Sequence[Callable[[Update], None]], synced: Sequence[Callable[[], None]],
         clock: Callable[[], float], problems: Sequence[Callable[[tuple[Problem, ...]], None]] = (),
+        loaded: Callable[[], None] | None = None,
     ) -> None:  # fmt: skip
         self._first = first
         self._followers = followers
         self._synced = synced
         self._clock = clock
         self._problems = problems
+        self._loaded = loaded
         self._own: dict[ResourceKey, _Own] = {}
+        self._stored: set[ResourceKey] = set()
+        """What the datastore has of the kinds that the API may have, too."""
+        self._beneath: dict[ResourceKey, Resource] = {}
+        """What the API has."""
 
     # ---- the datastore's sink
 
     def update(self, update: Update) -> None:
+        if update.key.kind in _IN_BOTH:
+            if update.value is None:
+                self._stored.discard(update.key)
+                update = Update(update.key, self._beneath.get(update.key))
+            else:
+                self._stored.add(update.key)
         own = self._own.get(update.key)
         if own is not None:
             if not _same(update.value, own.value):
@@ -58,7 +78,9 @@ class Relay:
         self._pass(update)
 
     def loaded(self) -> None:
-        self._first.loaded()  # followers wait for the datastore itself: what a pod may do is not decided by old state
+        self._first.loaded()
+        if self._loaded is not None:
+            self._loaded()
 
     def in_sync(self) -> None:
         self._first.in_sync()
@@ -69,6 +91,16 @@ class Relay:
         self._first.problems(problems)
         for each in self._problems:
             each(problems)
+
+    # ---- the API's
+
+    def beneath(self, update: Update) -> None:
+        if update.value is None:
+            self._beneath.pop(update.key, None)
+        else:
+            self._beneath[update.key] = update.value
+        if update.key not in self._stored:
+            self._pass(update)
 
     # ---- ours
 
@@ -92,8 +124,22 @@ class Relay:
             follower(update)
 
 
+class Beneath:
+    """The sink of who knows what the datastore may not have."""
+
+    def __init__(self, relay: Relay) -> None:
+        self._relay = relay
+
+    def update(self, update: Update) -> None:
+        self._relay.beneath(update)
+
+
 def _same(one: Resource | None, other: Resource | None) -> bool:
     """Whether two states mean the same; what a store adds to a manifest makes no difference."""
     if one is None or other is None or one is other:
         return one is other
-    return replace(one, manifest={}) == replace(other, manifest={})
+    return _bare(one) == _bare(other)
+
+
+def _bare(resource: Resource) -> Resource:
+    return replace(resource.whole if isinstance(resource, IPAMBlock) else resource, manifest={})

@@ -23,10 +23,12 @@ import os
 import socket
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol, cast
 
+from routed.bgp.neighbor import silence
 from routed.net.addresses import format_address, is_link_local
+from routed.values import dataclass
 
 #: Octets asked of the core at a time.
 CHUNK = 262144
@@ -260,7 +262,7 @@ class Transports:
     ) -> None:
         loop = asyncio.get_running_loop()
         family = socket.AF_INET if len(remote) == 4 else socket.AF_INET6
-        what = f"cannot connect to {format_address(remote)} port {port}"
+        what = f"{format_address(remote)} port {port}"
         sock = None
         try:
             scope = 0
@@ -269,13 +271,13 @@ class Transports:
             sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
             _mark(sock, family)
             if protection.password is not None:
-                what = f"cannot protect the session with {format_address(remote)} by TCP MD5"
+                what = f"no TCP MD5 for the session with {format_address(remote)}"
                 set_md5_key(sock, remote, protection.password)
             limit_hops(sock, family, protection.hops)
             if local:
-                what = f"cannot use the source address {format_address(local)}"
+                what = f"the source address {format_address(local)} cannot be used"
                 sock.bind(_socket_address(local, 0, scope if is_link_local(local) else 0))
-            what = f"cannot connect to {format_address(remote)} port {port}"
+            what = f"{format_address(remote)} port {port}"
             await loop.sock_connect(sock, _socket_address(remote, port, scope))
             await loop.create_connection(lambda: Connection(self, conn), sock=sock)
         except OSError as error:
@@ -507,14 +509,10 @@ def _mark(sock: socket.socket, family: socket.AddressFamily) -> None:
 
 
 def _hint(error: OSError, protection: Protection) -> str:
-    """What a failure may mean with a peer that is guarded: neither end is told why the other drops its packets."""
+    """What a failure may mean with a peer that is guarded."""
     if error.errno not in (errno.ETIMEDOUT, errno.EHOSTUNREACH):
         return ""
-    if protection.password is not None:
-        return "; a peer with another password, or none, looks like this too"
-    if protection.hops:
-        return f"; a peer without TTL security, or more than {protection.hops} hops away, looks like this too"
-    return ""
+    return silence(password=protection.password is not None, hops=protection.hops)
 
 
 def _key_problem(remote: bytes, error: OSError) -> str:

@@ -15,7 +15,6 @@ import asyncio
 import contextlib
 import copy
 from collections.abc import Awaitable, Callable, Collection
-from dataclasses import dataclass
 
 from routed.core.effects import Level, problem_lines
 from routed.daemon.background import Background
@@ -27,19 +26,19 @@ from routed.ipam.allocator import (
     Outcome,
     assign_addresses,
     assign_specific,
-    block_holding,
-    block_key,
     handle_key,
+    owner_of,
     pool_of,
     release_by_handle,
 )
-from routed.ipam.blocks import Owner, ordinal_of
+from routed.ipam.blocks import Owner
 from routed.ipam.holders import Holder
-from routed.model.ipam import IPAMBlock, IPAMConfig, IPReservation
+from routed.model.ipam import IPAMConfig, IPReservation
 from routed.model.resources import AllowedUse, EncapMode, IPPool, JsonObject, Node, Resource, ResourceKey, Update
 from routed.model.schema import parse_stored
 from routed.net.addresses import format_address
 from routed.net.families import Family
+from routed.values import dataclass
 
 #: Seconds the Node keeps an address no pool asks for any more.
 LINGER = 5.0
@@ -256,15 +255,7 @@ class TunnelAddresses:
 
     async def _is_ours(self, slot: Slot, address: bytes) -> bool:
         """Whether IPAM says so too."""
-        pool = pool_of((one for one in self._known.values() if isinstance(one, IPPool)), slot.family, address)
-        if pool is None:
-            return False
-        stored = await self._store.get(block_key(block_holding(pool, address)))
-        block = stored.resource if stored is not None else None
-        if not isinstance(block, IPAMBlock):
-            return False
-        ordinal = ordinal_of(block, address)
-        owner = block.owner(ordinal) if ordinal is not None else None
+        owner = await carry_out(self._store, owner_of(cluster_of(self._known.values()), address))
         return owner is not None and owner.handle_id == self._handle(slot)
 
     async def _write(self, slot: Slot, address: bytes | None) -> None:

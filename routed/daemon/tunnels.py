@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from routed.core.effects import Level, problem_lines
 from routed.daemon.background import Background
@@ -23,11 +23,18 @@ RETRY = 2.0
 class TunnelKeeper:
     """See the module's docstring. All methods belong to the loop's thread."""
 
-    def __init__(self, log: Callable[[Level, str, str], None], bug: Callable[[str, Exception], None]) -> None:
-        """Raises OSError where there is no netlink."""
+    def __init__(
+        self,
+        log: Callable[[Level, str, str], None],
+        bug: Callable[[str, Exception], None],
+        guarded: Callable[[], Awaitable[None]],
+    ) -> None:
+        """No device is made before `guarded` answers: from then on rules let in only packets of other nodes. Raises OSError
+        where there is no netlink."""
         self._kernel = TunnelKernel()
         self._log = log
         self._bug = bug
+        self._guarded = guarded
         self._wanted: tuple[Tunnel, ...] | None = None
         self._there: dict[str, tuple[int, bool]] = {}
         self._due = asyncio.Event()
@@ -73,6 +80,7 @@ class TunnelKeeper:
             await self._settled.wait()
 
     async def _run(self) -> None:
+        guarded = False
         while True:
             pause = RETRY if self.problems else RESYNC
             with contextlib.suppress(TimeoutError):
@@ -81,6 +89,11 @@ class TunnelKeeper:
             self._due.clear()
             wanted = self._wanted
             if wanted is None:
+                continue
+            if wanted and not guarded:
+                await self._guarded()
+                guarded = True
+                self._due.set()
                 continue
             try:
                 states, problems = await asyncio.shield(asyncio.to_thread(self._kernel.make, wanted))

@@ -6,19 +6,24 @@ What of this is there follows from `cni.enabled`; without it nothing here runs, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from typing import TYPE_CHECKING
 
 from routed.config import Config
 from routed.core.core import Core
 from routed.core.effects import Level
 from routed.daemon.address_collector import AddressCollector
+from routed.daemon.background import Background
 from routed.daemon.cni import CniServer
 from routed.daemon.pod_keeper import PodKeeper
+from routed.daemon.pod_mtu import Uplink, pod_mtu
 from routed.daemon.pods import SETTLE, Pods
 from routed.daemon.policy import PolicyKeeper
-from routed.daemon.relay import Relay
+from routed.daemon.reclaimer import Reclaimer
+from routed.daemon.relay import Beneath, Relay
 from routed.daemon.tunnel_addresses import TunnelAddresses
 from routed.daemon.tunnels import TunnelKeeper
 from routed.dataplane.forwarding import forward, not_forwarding
@@ -26,14 +31,16 @@ from routed.dataplane.kernel import Kernel
 from routed.dataplane.pods import PodWiring
 from routed.dataplane.tunnels import KINDS, DeviceState
 from routed.datastore.editing import FolderStore
-from routed.desired import Tunnel, TunnelKind, tunnel_overhead
+from routed.datastore.file import FileStore
+from routed.desired import Tunnel
 from routed.errors import ConfigError, StoreError
 from routed.ipam.holders import Holder
-from routed.model.resources import EncapMode, IPPool, JsonObject, Update
+from routed.model.resources import IPPool, JsonObject, Update
 from routed.net.addresses import format_address, is_link_local
 from routed.net.families import Family
 from routed.net.prefixes import format_prefix
 from routed.observed import Interface, KernelChange
+from routed.plan.autodetect import VIRTUAL
 
 if TYPE_CHECKING:  # gRPC and httpx are imported by who needs them: see `datastores`
     from routed.datastore.etcd import EtcdStore
@@ -41,9 +48,13 @@ if TYPE_CHECKING:  # gRPC and httpx are imported by who needs them: see `datasto
 
 #: Of the uplink, where it cannot be told.
 DEFAULT_MTU = 1500
+_LOOPBACK = "lo"
+_VIRTUAL = re.compile("|".join(f"(?:{each})" for each in VIRTUAL))
 #: Seconds the Kubernetes API may take to say what a pod is.
 API = 5.0
 _POLL = 0.001
+#: Seconds the routes to an interface that is to go may take to go.
+_DRAIN = 1.0
 #: Seconds after which a route is looked for even where the kernel answered nothing.
 _LOOK_AGAIN = 0.05
 
@@ -56,13 +67,17 @@ class Workloads:
         config: Config,
         core: Core,
         kernel: Kernel,
+        followed: FileStore | EtcdStore,
         store: EtcdStore | FolderStore,
         log: Callable[[Level, str, str], None],
         bug: Callable[[str, Exception], None],
         kubernetes: KubernetesSource | None,
         named_policies: Callable[[], int],
     ) -> None:
-        """Raises ConfigError where the kernel has no nf_tables or the socket cannot be made."""
+        """`store`: what is written where `followed` is followed.
+
+        Raises ConfigError where the kernel has no nf_tables or the socket cannot be made.
+        """
         self._config = config
         self._core = core
         self._kernel = kernel
@@ -93,7 +108,8 @@ class Workloads:
             config.cni.proxy_arp,
         )
         self._server = CniServer(self.pods.handle, bug)
-        self.tunnels = TunnelKeeper(log, bug)
+        self.tunnels = TunnelKeeper(log, bug, self.policy.until_there)
+        self._old_rules = Background()
         self.pod_keeper = PodKeeper(
             config.node_name, self.pods, self._wiring, config.cni.proxy_arp, self.tunnels.look, log, bug
         )
@@ -111,6 +127,13 @@ class Workloads:
             self.pod if kubernetes is not None else None,
             config.leak_grace_period,
         )
+        self.reclaimer = Reclaimer(
+            config.node_name, self.pods, self._wiring, lambda: bool(self.ready or self.pods.lock), log, bug
+        )
+        if isinstance(followed, FileStore):
+            followed.when_vanished = self.reclaimer.vanished
+        else:
+            followed.when_restored = self.reclaimer.restored
         self._followed: set[int] = set()
         """Interfaces whose addresses or state matter to policy or tunnels."""
         self._relay: Relay | None = None
@@ -132,13 +155,14 @@ class Workloads:
         path = self._config.cni.socket
         try:
             os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-            self._server.start(path)
         except OSError as error:
             raise ConfigError("", f"cni.socket: cannot listen at {path}: {error.strerror}") from None
+        self._server.start(path)
         self.pod_keeper.start()
         self.tunnels.start()
         self.tunnel_addresses.start()
         self.collector.start()
+        self.reclaimer.start()
 
     def follow(self, relay: Relay) -> None:
         """Where our own writes go."""
@@ -149,10 +173,19 @@ class Workloads:
         await self._server.stop()
         await self.pod_keeper.stop()
         await self.collector.stop()
+        await self.reclaimer.stop()
         await self.tunnel_addresses.stop()
         await self.tunnels.stop()
+        await self._old_rules.stop()
         await self.pods.close()
         self.policy.close()
+        if isinstance(self._store, FolderStore):
+            await self._store.close()
+
+    def loaded(self) -> None:
+        """The datastore does not answer, and what was saved of it is complete. Pods wait for the datastore itself, for what
+        they have is not decided by old state; rules do not where there are none."""
+        self._old_rules.start(self.policy.loaded())
 
     def in_sync(self) -> None:
         """The datastore was read."""
@@ -184,22 +217,25 @@ class Workloads:
     def problems(self) -> tuple[str, ...]:
         return (
             *self._not_forwarding(),
-            *filter(None, (self._problem, self._api_problem)),
+            *filter(None, (self._problem, self._api_problem, self.pods.problem)),
             *self.policy.problems,
             *self.pod_keeper.problems,
             *self.tunnels.problems,
             *self.tunnel_addresses.problems,
             *self.collector.problems,
+            *self.reclaimer.problems,
         )
 
     def interfaces_changed(self, change: KernelChange) -> None:
-        """The kernel's interfaces or addresses are others now. Pods' own, which come and go, have nothing to say here."""
+        """The kernel's interfaces or addresses are others now. Those of pods, which come and go, only policy hears of."""
         if (
             change.full
             or not self._followed.isdisjoint(change.interfaces_removed)
             or any(each.index in self._followed or _is_followed(each) for each in change.interfaces)
         ):
             self.take_interfaces()
+        else:
+            self.policy.links(change.interfaces, change.interfaces_removed)
 
     def take_interfaces(self) -> None:
         """What interfaces the kernel has by now."""
@@ -259,6 +295,10 @@ class Workloads:
         return ""
 
     @property
+    def workload_prefixes(self) -> tuple[str, ...]:
+        return self.policy.workload_prefixes
+
+    @property
     def source_spoofing(self) -> bool:
         return self.policy.source_spoofing
 
@@ -273,26 +313,30 @@ class Workloads:
             await asyncio.sleep(_LOOK_AGAIN)
         return self.ready
 
-    @property
-    def mtu(self) -> int:
-        """Of the interface with the node's address, less what the pools' tunnels put around packets."""
+    def mtu(self, families: Collection[Family]) -> tuple[int, str]:
+        said = {(tunnel.kind, tunnel.family): tunnel.mtu for tunnel in self._core.plan.tunnels or ()}
+        return pod_mtu(self._uplink(), list(self.pods.pools()), said, families)
+
+    def _uplink(self) -> Uplink:
+        """The interface with the node's address; where that is on the loopback, the real one with the smallest MTU."""
         speaker = self._core.plan.speaker
         own = {speaker.ipv4_address, speaker.ipv6_address} - {b""} if speaker is not None else set()
-        uplink = next(
-            (
-                interface.name
-                for interface in self._core.interfaces.values()
-                if any(address in own for address, _ in interface.addresses)
-            ),
-            "",
-        )
-        mtu = (self._wiring.mtu_of(uplink) if uplink else 0) or DEFAULT_MTU
-        said = {(tunnel.kind, tunnel.family): tunnel.mtu for tunnel in self._core.plan.tunnels or ()}
-        return min((_mtu_within(pool, mtu, said) for pool in self.pods.pools() if not pool.disabled), default=mtu)
+        there = [found for index in self._followed if (found := self._core.interfaces.get(index)) is not None]
+        with_own = [each.name for each in there if any(address in own for address, _ in each.addresses)]
+        name = next((each for each in with_own if each != _LOOPBACK), "")
+        if not name and with_own:
+            real = [
+                each.name for each in self._core.interfaces.values() if each.up and not _VIRTUAL.fullmatch(each.name)
+            ]
+            uplinks = [Uplink(each, mtu) for each in real if (mtu := self._wiring.mtu_of(each))]
+            return min(uplinks, key=lambda each: each.mtu, default=Uplink("", DEFAULT_MTU))
+        return Uplink(name, (self._wiring.mtu_of(name) if name else 0) or DEFAULT_MTU)
 
     def own(self, address: bytes) -> Holder | None:
         at = self._own_addresses.get(address)
-        return Holder(f"interface {at} of this node", self._config.node_name) if at is not None else None
+        if at is not None:
+            return Holder(f"interface {at} of this node", self._config.node_name)
+        return self.reclaimer.holder(address)
 
     async def in_force(self, prefixes: Iterable[tuple[Family, bytes]]) -> str:
         waiting = list(prefixes)
@@ -312,33 +356,38 @@ class Workloads:
                 return missing
             await self._kernel.answered(_LOOK_AGAIN)
 
+    async def unused(self, interfaces: Collection[int]) -> None:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _DRAIN
+        while loop.time() < until and any(self._kernel.routes_use(each) for each in interfaces):
+            await self._kernel.answered(_LOOK_AGAIN)
+
     async def pod(self, namespace: str, name: str) -> JsonObject | None:
         assert self._kubernetes is not None
+        async with self._api_answers("a pod"):
+            return await self._kubernetes.get(f"/api/v1/namespaces/{namespace}/pods/{name}")
+
+    async def namespace(self, name: str) -> None:
+        from routed.datastore.kubernetes import NAMESPACES  # noqa: PLC0415 - httpx is for who asks the API
+
+        assert self._kubernetes is not None and self._relay is not None
+        async with self._api_answers("a namespace"):
+            await self._kubernetes.know(NAMESPACES, name, Beneath(self._relay))
+
+    @contextlib.asynccontextmanager
+    async def _api_answers(self, what: str) -> AsyncIterator[None]:
         try:
             async with asyncio.timeout(API):
-                found = await self._kubernetes.get(f"/api/v1/namespaces/{namespace}/pods/{name}")
+                yield
         except TimeoutError:
-            self._api_problem = f"the Kubernetes API has not answered for {API:g} s when it was asked for a pod"
+            self._api_problem = f"the Kubernetes API has not answered for {API:g} s when it was asked for {what}"
             raise StoreError(self._api_problem) from None
         self._api_problem = ""
-        return found
 
 
 def _is_followed(interface: Interface) -> bool:
     """Whether it has an address that is its own, or is a tunnel's."""
     return interface.name in KINDS or any(not is_link_local(address) for address, _ in interface.addresses)
-
-
-def _mtu_within(pool: IPPool, mtu: int, said: Mapping[tuple[TunnelKind, Family], int]) -> int:
-    """Of packets of a pool: what FelixConfiguration says of its tunnel, else what the tunnel leaves of the uplink's."""
-    family = pool.cidr.family
-    if pool.vxlan_mode is not EncapMode.NEVER:
-        kind = TunnelKind.VXLAN
-    elif pool.ipip_mode is not EncapMode.NEVER:
-        kind = TunnelKind.IPIP
-    else:
-        return mtu
-    return said.get((kind, family)) or mtu - tunnel_overhead(kind, family)
 
 
 def _row(tunnel: Tunnel, made: DeviceState | None) -> dict[str, object]:

@@ -38,7 +38,7 @@ class Batch:
 class Segment:
     """Part of a chunk: one operation on prefixes that share a route."""
 
-    __slots__ = ("_members", "before", "instead", "operation", "prefixes", "route", "table")
+    __slots__ = ("_members", "before", "instead", "leftover", "operation", "prefixes", "route", "table")
 
     def __init__(
         self, table: OwnRoutes, operation: Operation, route: KernelRoute | None, prefixes: Sequence[bytes]
@@ -51,6 +51,8 @@ class Segment:
         """What the kernel held, of prefixes replaced or deleted."""
         self.instead: KernelRoute | None = None
         """Of a deletion: the route that takes the place of what is deleted, at another metric."""
+        self.leftover = False
+        """A deletion of what was beside the routes we want, and nothing is said of these."""
         self._members: frozenset[bytes] | None = None
 
     @property

@@ -12,12 +12,13 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from routed.dataplane.exchange import Exchange, open_exchange
 from routed.errors import KernelError
 from routed.netlink.conntrack import Part, delete_entries
 from routed.netlink.nftables import NETLINK_NETFILTER
+from routed.values import dataclass
 
 ROOT = "/proc/sys/net/netfilter"
 STATISTICS = "/proc/net/stat/nf_conntrack"
@@ -28,6 +29,13 @@ CALM_BELOW = 0.70
 
 #: Entries of one bucket on average, at most: more of them make every look-up slow.
 MAX_CHAIN = 64
+
+#: What an entry takes of the kernel's memory, at least, and a bucket.
+ENTRY_OCTETS = 256
+_BUCKET_OCTETS = 8
+
+#: Seconds of a timeout every kernel takes: it counts them in its own ticks, up to 1,000 a second, in 31 bits.
+MAX_TIMEOUT = 2_147_483
 
 #: What `timeouts` may name: the kernel's sysctls without `nf_conntrack_`, in seconds.
 TIMEOUTS = frozenset(
@@ -78,8 +86,11 @@ class ConntrackUse:
         return self.entries / self.maximum if self.maximum else 0.0
 
 
-def tune(settings: ConntrackSettings, root: str = ROOT) -> list[str]:
-    """Set the sizes, buckets first, and timeouts; what could not be, a sentence each."""
+def tune(settings: ConntrackSettings, root: str = ROOT, memory: int | None = None) -> list[str]:
+    """Set the sizes, buckets first, and timeouts; what could not be, or became another value, a sentence each.
+
+    `memory`: octets of the machine, by default as the kernel says.
+    """
     values = [("buckets", settings.buckets), ("max", settings.maximum), *sorted(settings.timeouts.items())]
     problems = []
     for name, value in values:
@@ -87,14 +98,53 @@ def tune(settings: ConntrackSettings, root: str = ROOT) -> list[str]:
             continue
         path = os.path.join(root, f"nf_conntrack_{name}")
         try:
-            with open(path, encoding="ascii") as file:
-                if file.read().strip() == str(value):
-                    continue
-            with open(path, "w", encoding="ascii") as file:
-                file.write(str(value))
+            there = _read(path)
+            if there == (_whole_pages(value) if name == "buckets" else value):
+                continue
+            problem = _nonsense(settings, name, value, there, root, memory)
+            if not problem:
+                with open(path, "w", encoding="ascii") as file:
+                    file.write(str(value))
+                if (became := _read(path)) != value:
+                    problem = f"conntrack.{name}: the kernel made {became} of {value}"
+        except ValueError:
+            problem = f"conntrack: {path} holds no number"
         except OSError as error:
-            problems.append(_refused(path, name, value, error))
+            problem = _refused(path, name, value, error)
+        if problem:
+            problems.append(problem)
     return problems
+
+
+def _nonsense(settings: ConntrackSettings, name: str, value: int, there: int, root: str, memory: int | None) -> str:
+    """Why a size cannot be meant, seen beside what this machine has, or empty."""
+    if name == "max":
+        octets = value * ENTRY_OCTETS
+        if octets > (memory or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")):
+            return (
+                f"conntrack.max: {value} entries would take {octets >> 20} MiB, more memory than there is, so "
+                f"nf_conntrack_max stays {there}; lower it"
+            )
+        buckets = _read(os.path.join(root, "nf_conntrack_buckets"))
+        if value > MAX_CHAIN * buckets:
+            return (
+                f"conntrack.max: {value} is more than {MAX_CHAIN} times the kernel's {buckets} buckets, so "
+                f"nf_conntrack_max stays {there}; set conntrack.buckets as well"
+            )
+    if name == "buckets" and settings.maximum is None:
+        maximum = _read(os.path.join(root, "nf_conntrack_max"))
+        if maximum > MAX_CHAIN * value:
+            return (
+                f"conntrack.buckets: {value} are too few for the kernel's nf_conntrack_max {maximum}, which may be "
+                f"{MAX_CHAIN} times as much, so nf_conntrack_buckets stays {there}; set conntrack.max as well"
+            )
+    return ""
+
+
+def _whole_pages(buckets: int) -> int:
+    """The kernel's table has whole pages."""
+    in_page = os.sysconf("SC_PAGE_SIZE") // _BUCKET_OCTETS
+    return -(-buckets // in_page) * in_page
 
 
 def _refused(path: str, name: str, value: int, error: OSError) -> str:
@@ -142,9 +192,10 @@ class FormerConnections:
         self._exchange: Exchange | None = None
 
     def forget(self, addresses: Iterable[bytes]) -> str:
-        """Remove the entries of connections that these addresses take part in; why that cannot be done, or empty.
+        """Remove the entries of connections that these addresses began or answered; why that cannot be done, or empty.
 
-        To look for entries the kernel walks through the whole table, unless this namespace has none.
+        A connection to one of them that is answered by another, where somebody's DNAT leads it there, is that one's. To look
+        for entries the kernel walks through the whole table for each, unless this namespace has none.
         """
         try:
             if self._exchange is None:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import errno as errnos
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from routed.dataplane.routes import RouteSync
 from routed.dataplane.watch import Watch
@@ -42,6 +41,7 @@ from routed.netlink.numbers import (
 )
 from routed.netlink.routes import RouteDecoder, RouteFacts, dump_routes
 from routed.observed import KernelChange
+from routed.values import dataclass
 
 #: Between a link or address event that may have removed routes silently and the dump that looks: the owner of the routes
 #: usually reacts to the event itself meanwhile.

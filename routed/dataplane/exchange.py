@@ -19,6 +19,7 @@ import socket
 import struct
 from collections.abc import Iterator, Sequence
 
+from routed.dataplane.sockets import RECEIVE_SIZE, receive_now
 from routed.errors import KernelError
 from routed.netlink.messages import Message, dump_errno, messages, parse_error, without_ack
 from routed.netlink.numbers import NETLINK_ROUTE, NLMSG_DONE, NLMSG_ERROR, RTM_NEWLINK
@@ -30,7 +31,6 @@ _AT_ONCE = 64
 
 _SOL_NETLINK = 270
 _NETLINK_EXT_ACK = 11
-_RECEIVE = 65536
 _SIOCGIFMTU, _SIOCGIFINDEX = 0x8921, 0x8933
 _TIMEVAL = struct.pack("@ll", int(_PATIENCE), 0)
 _SEQUENCE = struct.Struct("=I")
@@ -128,7 +128,9 @@ class Exchange:
             raise KernelError(error.errno or 0, "", what) from None
 
     def _receive(self) -> Iterator[Message]:
-        return messages(self._socket.recv(_RECEIVE))
+        """The next answer; mostly it is there when the request was sent."""
+        data = receive_now(self._socket.fileno())
+        return messages(self._socket.recv(RECEIVE_SIZE) if data is None else data)
 
 
 def open_exchange(protocol: int = NETLINK_ROUTE) -> Exchange:

@@ -1,8 +1,8 @@
 """The words of policy as nf_tables has them: members of sets as elements, and what a packet must be as expressions.
 
-Each function gives octets for one condition or statement; in which chain they stand, and in which order, is `firewall`'s
-business, and how they are coded `netlink.nft_expressions`'. A transport header's ports are at offsets 0 and 2, `where` is
-the offset and length of an address in the network header by family (`SOURCE`, `DESTINATION`). Pure.
+Each function gives octets for one condition or statement; in which chain they stand, and in which order, is the business of
+who makes rules of them, how they are coded `netlink.nft_expressions`'. A transport header's ports are at offsets 0 and 2,
+`where` is the offset and length of an address in the network header by family (`SOURCE`, `DESTINATION`). Pure.
 """
 
 from __future__ import annotations
@@ -10,11 +10,20 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator
 
-from routed.desired_policy import Failsafe, Icmp, SetKind, SetSpec, Side, TunnelPackets
+from routed.desired_policy import Failsafe, HostRules, Icmp, SetKind, SetSpec, Side, TunnelPackets
 from routed.net.families import Family
 from routed.netlink import nft_expressions as nft
 from routed.netlink.nft_expressions import Base, Compare, CtState, Meta, Verdict
-from routed.netlink.nftables import IPV4_ADDRESS, IPV6_ADDRESS, PORT, PROTOCOL, Element, SetShape, concatenation
+from routed.netlink.nftables import (
+    INTERFACE_INDEX,
+    IPV4_ADDRESS,
+    IPV6_ADDRESS,
+    PORT,
+    PROTOCOL,
+    Element,
+    SetShape,
+    concatenation,
+)
 
 ADDRESS = {Family.IPV4_UNICAST: IPV4_ADDRESS, Family.IPV6_UNICAST: IPV6_ADDRESS}
 PROTO = {Family.IPV4_UNICAST: bytes([nft.NFPROTO_IPV4]), Family.IPV6_UNICAST: bytes([nft.NFPROTO_IPV6])}
@@ -25,6 +34,7 @@ LABEL = {Family.IPV4_UNICAST: "4", Family.IPV6_UNICAST: "6"}
 _ICMPV6 = 58
 _DISCOVERY = ((130, 136), (143, 143))
 """ICMPv6 types without which there is no neighbour: multicast listeners, routers and neighbours (RFC 4861, 3810)."""
+_KNOWN = CtState.ESTABLISHED | CtState.RELATED
 _DESTINATION_TRANSLATED = 1 << 5
 """IPS_DST_NAT of a connection's status."""
 
@@ -73,7 +83,38 @@ def way_of(interface: str, target: tuple[Verdict, str]) -> Element:
     return Element(interface.encode().ljust(16, b"\x00"), verdict=target)
 
 
+def source_shape(family: Family) -> SetShape:
+    """Interfaces, by index, and addresses that packets from there may come from."""
+    return SetShape(concatenation(INTERFACE_INDEX, ADDRESS[family]))
+
+
+def source_at(index: int, address: bytes) -> Element:
+    return Element(struct.pack("=I", index) + address)
+
+
 # ---- expressions
+
+
+def lacks_source(name: str, family: Family) -> bytes:
+    """Of a family, and interface and source are not in a set. Each packet is asked this: an index takes half the time of a
+    name, and so do four octets, four times, of sixteen at once."""
+    offset, length = SOURCE[family]
+    words = [nft.payload(Base.NETWORK, offset + at, 4, nft.concat_register(1 + at // 4)) for at in range(0, length, 4)]
+    return (
+        nft.meta(Meta.NFPROTO)
+        + nft.compare(PROTO[family])
+        + nft.meta(Meta.IIF, nft.concat_register(0))
+        + b"".join(words)
+        + nft.lookup(name, inverted=True, register=nft.concat_register(0))
+    )
+
+
+def local_to_link() -> Iterator[bytes]:
+    """IPv6 packets whose source is of the link, or none yet: of no route, and no router passes them on (RFC 4291, 2.5)."""
+    ipv6 = nft.meta(Meta.NFPROTO) + nft.compare(PROTO[Family.IPV6_UNICAST])
+    offset, length = SOURCE[Family.IPV6_UNICAST]
+    yield ipv6 + nft.payload(Base.NETWORK, offset, 2) + nft.bitwise(b"\xff\xc0") + nft.compare(b"\xfe\x80")
+    yield ipv6 + nft.payload(Base.NETWORK, offset, length) + nft.compare(bytes(length))
 
 
 def has_protocol(protocol: int) -> bytes:
@@ -132,10 +173,10 @@ def is_translated() -> bytes:
     )
 
 
-def has_interface(key: Meta, prefix: str) -> bytes:
+def has_interface(key: Meta, prefix: str, operator: Compare = Compare.EQUAL) -> bytes:
     """A name that begins so; with a NUL at its end, exactly this name."""
     name = prefix.encode()
-    return nft.meta(key) + nft.compare(name.ljust(16, b"\x00") if name.endswith(b"\x00") else name)
+    return nft.meta(key) + nft.compare(name.ljust(16, b"\x00") if name.endswith(b"\x00") else name, operator)
 
 
 def in_state(bits: CtState) -> bytes:
@@ -143,7 +184,17 @@ def in_state(bits: CtState) -> bytes:
 
 
 def is_known() -> bytes:
-    return in_state(CtState.ESTABLISHED | CtState.RELATED) + nft.verdict(Verdict.ACCEPT)
+    return in_state(_KNOWN) + nft.verdict(Verdict.ACCEPT)
+
+
+def is_unknown() -> bytes:
+    return nft.ct_state() + nft.bitwise(struct.pack("=I", _KNOWN)) + nft.compare(bytes(4))
+
+
+def to_loopback() -> bytes:
+    """To 127.0.0.0/8. What nearly all packets are not is asked first."""
+    first = nft.payload(Base.NETWORK, DESTINATION[Family.IPV4_UNICAST][0], 1) + nft.compare(b"\x7f")
+    return first + nft.meta(Meta.NFPROTO) + nft.compare(PROTO[Family.IPV4_UNICAST])
 
 
 def set_mark(bits: int) -> bytes:
@@ -164,6 +215,14 @@ def has_mark(bits: int) -> bytes:
 
 def lacks_mark(bits: int) -> bytes:
     return nft.meta(Meta.MARK) + nft.bitwise(struct.pack("=I", bits)) + nft.compare(bytes(4))
+
+
+def denied(host: HostRules, origin: str) -> bytes:
+    """Counted, where that is wanted logged, and dropped."""
+    log = b""
+    if host.log_denied and host.log_group is not None:
+        log = nft.log(host.log_group, f"routed deny {origin}")
+    return nft.counter() + log + nft.verdict(Verdict.DROP)
 
 
 def has_icmp(icmp: Icmp, operator: Compare) -> bytes:

@@ -15,7 +15,6 @@ import errno as errnos
 import os
 import select
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 
 from routed.dataplane.sockets import NetlinkSocket, open_dumper, open_writer
 from routed.desired import KernelRoute, RouteBatch, RouteKind
@@ -25,6 +24,7 @@ from routed.net.prefixes import format_prefix
 from routed.netlink.messages import Message, dump_errno, fence, messages, parse_error
 from routed.netlink.numbers import NLMSG_DONE, NLMSG_ERROR
 from routed.netlink.routes import Operation, RouteDecoder, RouteFacts, dump_routes, encode_routes, refused_prefix
+from routed.values import dataclass
 
 #: Routes by which a daemon says that there is no way (RTN_UNREACHABLE, RTN_PROHIBIT), as BIRD does for a next hop it cannot
 #: resolve. Their packets go nowhere as a blackhole's, which is what they are taken over as.

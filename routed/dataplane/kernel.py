@@ -153,6 +153,10 @@ class Kernel:
         """Routes found at start that nobody asked for yet."""
         return self._engine.routes.stale(family)
 
+    def routes_use(self, interface: int) -> bool:
+        """Whether a route of ours may lead through an interface."""
+        return self._engine.routes.uses(interface)
+
     def fib(self, family: Family) -> Iterator[FibEntry]:
         """Every route of ours; may be walked in slices."""
         return self._engine.routes.entries(family)

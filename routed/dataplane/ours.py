@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno as errnos
 import os
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from routed.dataplane.watch import Watch
@@ -20,6 +19,7 @@ from routed.net.families import Family
 from routed.net.prefixes import format_prefix
 from routed.observed import ForeignRoute
 from routed.rib.nexthops import PROTOCOL_NAMES
+from routed.values import dataclass
 
 
 class Refused(NamedTuple):

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 
 from routed.dataplane.exchange import Exchange
 from routed.errors import KernelError
 from routed.net.addresses import format_address
 from routed.net.families import Family
+from routed.net.prefixes import DEFAULT_ROUTE
 from routed.netlink.bridge import BridgeLink, decode_bridge_link
 from routed.netlink.links import Address, Link, decode_address, decode_link, dump_addresses, dump_links
 from routed.netlink.messages import Message
@@ -24,6 +24,7 @@ from routed.netlink.numbers import RT_TABLE_MAIN
 from routed.netlink.routes import RouteDecoder, dump_routes
 from routed.netlink.tunnels import NeighbourEntry, decode_neighbour, dump_neighbours
 from routed.netlink.veth import decode_mac, get_link
+from routed.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,14 +120,15 @@ def _neighbours(messages: Iterable[Message]) -> Iterator[NeighbourEntry]:
             yield found
 
 
-def default_gateways(exchange: Exchange, family: Family, table: int = RT_TABLE_MAIN) -> list[tuple[bytes, int]]:
-    """Gateway and interface of a table's default routes, in the kernel's order. Raises KernelError."""
+def ways(exchange: Exchange, family: Family, table: int = RT_TABLE_MAIN) -> dict[bytes, list[tuple[bytes, int]]]:
+    """Gateway (empty: none) and interface of a table's routes, by prefix, in the kernel's order. Raises KernelError."""
     decoder = RouteDecoder()
-    found: list[tuple[bytes, int]] = []
+    found: dict[bytes, list[tuple[bytes, int]]] = {DEFAULT_ROUTE: []}
     for message in exchange.dump(dump_routes(family, table=table, sequence=exchange.next()), "routes"):
         decoded = decoder.decode(message.data)
-        if decoded is not None and decoded[0] is family and decoded[1] == b"\x00" and decoded[2].table == table:
-            found += [(gateway.address, gateway.interface) for gateway in decoded[2].gateways]
+        if decoded is not None and decoded[0] is family and decoded[2].table == table:
+            legs = ((gateway.address, gateway.interface) for gateway in decoded[2].gateways)
+            found.setdefault(decoded[1], []).extend(legs)
     return found
 
 

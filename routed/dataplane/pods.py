@@ -27,13 +27,14 @@ import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 from routed.dataplane.exchange import Exchange, open_exchange
-from routed.dataplane.pod_state import NodeState, default_gateways, link_of, look, permanent, read_node
+from routed.dataplane.pod_state import NodeState, look, permanent, read_node, ways
+from routed.dataplane.sysctls import ROOT, Sysctls
 from routed.errors import KernelError
 from routed.net.addresses import format_address
 from routed.net.families import Family
+from routed.net.prefixes import DEFAULT_ROUTE, make_prefix
 from routed.netlink.bridge import (
     BridgeLink,
     add_port_address,
@@ -43,7 +44,11 @@ from routed.netlink.bridge import (
     set_master,
 )
 from routed.netlink.links import decode_link, dump_links
+from routed.netlink.messages import Message
 from routed.netlink.numbers import (
+    DEVCONF_ACCEPT_DAD,
+    DEVCONF_ACCEPT_RA,
+    DEVCONF_FORWARDING,
     IPV4_DEVCONF_FORWARDING,
     IPV4_DEVCONF_PROXY_ARP,
     IPV4_DEVCONF_ROUTE_LOCALNET,
@@ -52,11 +57,14 @@ from routed.netlink.numbers import (
 )
 from routed.netlink.tunnels import change_link, remove_neighbour
 from routed.netlink.veth import (
+    Pair,
     SourceRule,
     add_default_route,
     add_host_address,
     add_link_route,
     add_source_rule,
+    configure_link,
+    decode_pair,
     decode_source_rule,
     delete_group,
     delete_link,
@@ -66,18 +74,24 @@ from routed.netlink.veth import (
     make_veth,
     set_link_group,
     set_link_up,
-    set_link_up_with,
+    set_named_link_up,
     set_neighbour,
 )
+from routed.values import dataclass
 
 _SIOCGIFMTU = 0x8921
 #: Seconds in which the kernel should have seen that a pair's other end is up, and between two looks.
 _CARRIER, _LOOK_AGAIN = 5.0, 0.002
 #: The index of `lo` in every network namespace.
 _LOOPBACK = 1
+#: A link with a smaller MTU has no IPv6 (RFC 8200 5).
+_IPV6_MTU = 1280
 
 #: The node's end of every pair, as Calico has it.
 NODE_MAC = bytes.fromhex("eeeeeeeeeeee")
+
+#: What the daemon calls a node's end: `cali`, and a part of the endpoint's digest.
+_NAME = re.compile(r"cali[0-9a-f]{11}")
 
 #: What a pod's default routes lead to: nobody's address, and the link-local address of NODE_MAC (RFC 4291 A).
 GATEWAYS = {
@@ -85,8 +99,9 @@ GATEWAYS = {
     Family.IPV6_UNICAST: bytes.fromhex("fe80000000000000eceeeefffeeeeeee"),
 }
 
-#: Inside the pod, before its interface exists: addresses are usable at once, and nobody else configures it.
-POD_SYSCTLS = (
+#: Inside a pod that has IPv6, before its interface exists: addresses are usable at once, nobody else configures it. Of one
+#: that has none all of IPv6 is as its runtime made it.
+IPV6_POD_SYSCTLS = (
     ("ipv6/conf/all/disable_ipv6", "0"),
     ("ipv6/conf/default/disable_ipv6", "0"),
     ("ipv6/conf/lo/disable_ipv6", "0"),
@@ -99,12 +114,24 @@ NODE_SYSCTLS = (
     ("ipv4/conf/{}/forwarding", "1"),
     ("ipv4/conf/{}/rp_filter", "1"),
     ("ipv4/conf/{}/route_localnet", "1"),
-    ("ipv6/conf/{}/forwarding", "1"),
     ("ipv6/conf/{}/accept_ra", "0"),
+)
+
+#: There, where the pod has IPv6. For one that has none the node's end has no link-local address either, which the kernel
+#: would have to make, announce and take away again.
+IPV6_SYSCTLS = (
+    ("ipv6/conf/{}/forwarding", "1"),
     ("ipv6/conf/{}/accept_dad", "0"),
 )
 
-#: Of these, what the kernel also takes in a message: a file is several calls into it, and each waits for a turn.
+#: Of these, what the kernel tells with a link, by its place there.
+_TOLD = {
+    "ipv6/conf/{}/forwarding": DEVCONF_FORWARDING,
+    "ipv6/conf/{}/accept_ra": DEVCONF_ACCEPT_RA,
+    "ipv6/conf/{}/accept_dad": DEVCONF_ACCEPT_DAD,
+}
+
+#: What it also takes in a message: a file is several calls into it, and each waits for a turn.
 _BY_MESSAGE = {
     "ipv4/conf/{}/forwarding": IPV4_DEVCONF_FORWARDING,
     "ipv4/conf/{}/rp_filter": IPV4_DEVCONF_RP_FILTER,
@@ -140,6 +167,15 @@ _RULE_PRIORITY = 1000
 _INTERFACE_NAME = re.compile(r"[A-Za-z0-9_-]{1,15}")
 
 
+def pod_sysctls(*, ipv6: bool, bridged: bool) -> tuple[tuple[str, str], ...]:
+    """What is to be written inside a pod. A kernel without IPv6 (`ipv6.disable=1`) has no such files, and needs none."""
+    return (*(IPV6_POD_SYSCTLS if ipv6 else ()), *(BRIDGED_POD_SYSCTLS if bridged else ()))
+
+
+def kernel_has_ipv6() -> bool:
+    return os.path.isdir("/proc/sys/net/ipv6")
+
+
 @dataclass(frozen=True, slots=True)
 class PodPort:
     """A pod's interface, to be made."""
@@ -166,15 +202,16 @@ class PodPort:
 class PodWiring:
     """See the module's docstring."""
 
-    def __init__(self, sysctl_root: str = "/proc/sys/net") -> None:
-        """Raises OSError where there is no netlink."""
+    def __init__(self, sysctl_root: str = ROOT) -> None:
+        """For the network namespace of this thread. Raises OSError where there is no netlink."""
         self._node = open_exchange()
         self._turn = threading.Lock()
         """Who may ask on it: pods are made by several threads."""
-        self._sysctl_root = sysctl_root
+        self._sysctls = Sysctls(sysctl_root)
 
     def close(self) -> None:
         self._node.close()
+        self._sysctls.close()
 
     def attach(self, port: PodPort, namespace: int, inside: socket.socket) -> int:
         """Make a pod's interface; the index of the node's end. `inside` is a netlink socket in the pod.
@@ -185,30 +222,25 @@ class PodWiring:
             raise KernelError(errno.EINVAL, "", f"{port.interface!r} cannot be an interface")
         what = f"interface {port.interface} of a pod"
         bridge = self._bridge(port) if port.bridge else None  # before anything goes for a pod that may not be made
-        leftover = self.index_of(port.interface)
-        if leftover is not None:
-            self.detach(leftover)
-        with self._turn:
-            self._node.ask(
-                make_veth(
-                    self._node.next(),
-                    name=port.interface,
-                    mac=NODE_MAC,
-                    peer_name=port.pod_interface,
-                    peer_mac=port.mac,
-                    peer_namespace=namespace,
-                    mtu=port.mtu,
-                ),
-                what,
-            )
         try:
-            index = self.index_of(port.interface)
-            if index is None:
-                raise KernelError(errno.ENODEV, "", what)
-            self._configure_node(port, index, bridge, what)
-            self._configure_pod(port, Exchange(inside))
-            self._await_carrier(port.interface, what)
-            return index
+            try:
+                pair = self._make(port, namespace, what)
+            except KernelError as error:
+                leftover = self.index_of(port.interface)
+                if error.errno != errno.EEXIST or leftover is None:
+                    raise
+                self.detach(leftover)
+                pair = self._make(port, namespace, what)
+            self._write_sysctls(port.interface, _files_of(port), pair.ipv6)
+            if bridge is not None:
+                self._join(port, pair.index, bridge, what)
+            self._configure_pod(port, pair.peer, Exchange(inside))
+            with self._turn:
+                acquaint = self._acquaint(port, pair.index if bridge is None else bridge)
+                answers = self._node.ask_all([*acquaint, get_link(self._node.next(), port.interface)], what)
+            if not _passes(answers):
+                self._await_carrier(port.interface, what)
+            return pair.index
         except BaseException:
             made = self.index_of(port.interface)
             if made is not None:
@@ -249,7 +281,7 @@ class PodWiring:
         if not end.link.up:
             found.append(f"{where} is down")
         if end.mac != port.mac:
-            found.append(f"{where} has the MAC address {end.mac.hex(':')}")
+            found.append(f"{where} has the MAC address {end.mac.hex(':')}, not {port.mac.hex(':')}")
         if end.link.mtu != port.mtu:
             found.append(f"{where} has an MTU of {end.link.mtu}, not {port.mtu}")
         for family, address in port.addresses:
@@ -259,11 +291,15 @@ class PodWiring:
         found += permanent(port.pod_interface, end.neighbours, ((GATEWAYS[family], NODE_MAC) for family in families))
         for family in families if port.default_routes else ():
             table = _TABLES + end.link.index if port.secondary else RT_TABLE_MAIN
-            if (GATEWAYS[family], end.link.index) not in default_gateways(pod, family, table):
-                found.append(f"the container has no default route by {format_address(GATEWAYS[family])}")
-            there = _source_rules(pod, family) if port.secondary else []
+            gateway, there = GATEWAYS[family], ways(pod, family, table)
+            if (gateway, end.link.index) not in there[DEFAULT_ROUTE]:
+                found.append(f"the container has no default route by {format_address(gateway)}")
+            to_it = there.get(make_prefix(gateway, family.max_length), [])
+            if family is Family.IPV4_UNICAST and (b"", end.link.index) not in to_it:
+                found.append(f"the container has no route to {format_address(gateway)}")
+            rules = _source_rules(pod, family) if port.secondary else []
             for rule in _rules_of(port, family, end.link.index):
-                if rule not in there:
+                if rule not in rules:
                     found.append(f"the container has no rule for what comes from {format_address(rule.address)}")
         link = node.links[port.interface][0]
         if link.enabled and not link.up:
@@ -274,6 +310,10 @@ class PodWiring:
         """What there is of the node's links of these names, empty ones aside; None: of all. Raises KernelError."""
         with contextlib.closing(open_exchange()) as exchange:
             return read_node(exchange, names if names is None else filter(None, names))
+
+    def pods_ends(self) -> dict[int, str]:
+        """See `pods_ends`. Raises KernelError."""
+        return pods_ends(self.node_state())
 
     def wrong_at_node(self, port: PodPort, node: NodeState) -> Iterator[str]:
         """What of the node's end, which is there, `mend` would change, for people."""
@@ -322,7 +362,13 @@ class PodWiring:
                 requests.append(change_link(self._node.next(), at[0].index, mac=NODE_MAC))
             self._node.ask_all(requests, what)
         let_in = is_port and port.mac in node.let_in.get(link.index, ())
-        self._configure_node(port, link.index, self._bridge(port) if port.bridge else None, what, let_in=let_in)
+        bridge = self._bridge(port) if port.bridge else None
+        self._write_sysctls(port.interface, _files_of(port))
+        if bridge is not None:
+            self._join(port, link.index, bridge, what, let_in=let_in)
+        with self._turn:
+            shaped = self._shape(port) if bridge is None else []
+            self._node.ask_all([*shaped, *self._acquaint(port, link.index if bridge is None else bridge)], what)
 
     def detach(self, index: int) -> None:
         """Delete a pair by the node's end; one that is gone is no error. Slow: see the module's docstring."""
@@ -357,25 +403,44 @@ class PodWiring:
         if port.interface in node.links and any(self.wrong_at_node(port, node)):
             self.mend(port, node)
 
-    def _configure_node(
-        self, port: PodPort, index: int, bridge: int | None, what: str, *, let_in: bool = False
-    ) -> None:
-        """`let_in`: the port lets the pod's MAC address in already."""
-        node, at = self._node, index if bridge is None else bridge
-        wanted = _sysctls_of(port) if bridge is None else PORT_SYSCTLS
-        self._write_sysctls(port.interface, (each for each in wanted if each[0] not in _BY_MESSAGE))
-        settings = {_BY_MESSAGE[path]: int(value) for path, value in wanted if path in _BY_MESSAGE}
+    def _make(self, port: PodPort, namespace: int, what: str) -> Pair:
+        """A pair, the node's end as it is to be: nothing passes before its other end is up too."""
+        node = self._node
         with self._turn:
-            joining = [set_master(node.next(), index, at), guard_port(node.next(), index)] if bridge is not None else []
-            node.ask_all(
-                [
-                    *joining,
-                    set_link_up_with(node.next(), index, settings),
-                    *(set_neighbour(node.next(), at, family, address, port.mac) for family, address in port.addresses),
-                ],
-                what,
+            made = make_veth(
+                node.next(),
+                name=port.interface,
+                mac=NODE_MAC,
+                peer_name=port.pod_interface,
+                peer_mac=port.mac,
+                peer_namespace=namespace,
+                mtu=port.mtu,
             )
-            if bridge is not None and not let_in:
+            shaped = self._shape(port) if not port.bridge else []  # a port is up when it has joined
+            answers = node.ask_all([made, *shaped, get_link(node.next(), port.interface)], what)
+        return decode_pair(answers[0].data)
+
+    def _shape(self, port: PodPort) -> list[bytes]:
+        """What has the node's end that stands alone be as it is to be, and up."""
+        settings = {_BY_MESSAGE[path]: int(value) for path, value in _sysctls_of(port) if path in _BY_MESSAGE}
+        has_ipv6 = self._sysctls.have("ipv6/conf") and port.mtu >= _IPV6_MTU
+        return [
+            configure_link(self._node.next(), port.interface, settings, link_local=_speaks_ipv6(port) or not has_ipv6),
+            set_named_link_up(self._node.next(), port.interface),
+        ]
+
+    def _acquaint(self, port: PodPort, at: int) -> list[bytes]:
+        """What has the node's end, or its bridge, know the pod."""
+        node = self._node
+        return [set_neighbour(node.next(), at, family, address, port.mac) for family, address in port.addresses]
+
+    def _join(self, port: PodPort, index: int, bridge: int, what: str, *, let_in: bool = False) -> None:
+        """`let_in`: the port lets the pod's MAC address in already."""
+        node = self._node
+        with self._turn:
+            joining = [set_master(node.next(), index, bridge), guard_port(node.next(), index)]
+            node.ask_all([*joining, set_link_up(node.next(), index)], what)
+            if not let_in:
                 self._let_in(port, index)
 
     def _bridge(self, port: PodPort) -> int:
@@ -414,10 +479,7 @@ class PodWiring:
             raise
         return decode_bridge_link(answer.data)
 
-    def _configure_pod(self, port: PodPort, inside: Exchange) -> None:
-        index = inside.index_of(port.pod_interface)
-        if index is None:
-            raise KernelError(errno.ENODEV, "", f"interface {port.pod_interface} inside the pod")
+    def _configure_pod(self, port: PodPort, index: int, inside: Exchange) -> None:
         requests = [set_link_up(inside.next(), _LOOPBACK), set_link_up(inside.next(), index)]
         for family, address in port.addresses:
             requests.append(add_host_address(inside.next(), index, family, address))
@@ -429,7 +491,7 @@ class PodWiring:
             tables = [RT_TABLE_MAIN]
             if port.secondary:
                 self._forget_rules(inside, family)
-                tables = [_TABLES + index, *(() if default_gateways(inside, family) else tables)]
+                tables = [_TABLES + index, *(() if ways(inside, family)[DEFAULT_ROUTE] else tables)]
             for table in tables:
                 if family is Family.IPV4_UNICAST:
                     requests.append(add_link_route(inside.next(), index, family, gateway, table))
@@ -452,53 +514,68 @@ class PodWiring:
         link watch, which waits for others' changes: what is sent before is dropped without a word."""
         until = time.monotonic() + _CARRIER
         while True:
-            with self._turn:
-                link = link_of(self._node, interface)[0]  # newer kernels have the link watch look before they answer
-            if link.up and link.running:
+            with self._turn:  # newer kernels have the link watch look before they answer
+                answers = self._node.ask(get_link(self._node.next(), interface), what)
+            if _passes(answers):
                 return
             if time.monotonic() > until:
                 raise KernelError(errno.ENETDOWN, "the kernel does not see that its other end is up", what)
             time.sleep(_LOOK_AGAIN)
 
-    def _write_sysctls(self, interface: str, values: Iterable[tuple[str, str]]) -> None:
+    def _write_sysctls(self, interface: str, values: Iterable[tuple[str, str]], told: Sequence[int] = ()) -> None:
+        """`told`: what the kernel said of the interface's IPv6."""
         for template, value in values:
-            path = os.path.join(self._sysctl_root, template.format(interface))
+            if told and template in _TOLD and told[_TOLD[template]] == int(value):
+                continue
+            path = template.format(interface)
             try:
-                set_to(path, value.encode())
+                self._sysctls.set(path, value)
             except FileNotFoundError:
                 if not template.startswith("ipv6/"):  # a kernel may be without IPv6
-                    raise KernelError(errno.ENOENT, "", path) from None
+                    raise KernelError(errno.ENOENT, "", f"net/{path}") from None
             except OSError as error:
-                raise KernelError(error.errno or 0, "", f"writing {value} to {path}") from None
+                raise KernelError(error.errno or 0, "", f"writing {value} to net/{path}") from None
 
     def _wrong_sysctls(self, interface: str, values: Iterable[tuple[str, str]]) -> Iterator[str]:
         for template, value in values:
             path = template.format(interface)
             try:
-                with open(os.path.join(self._sysctl_root, path), encoding="ascii") as file:
-                    there = file.read().strip()
+                there = self._sysctls.read(path)
             except OSError:  # the link is gone, which was said, or a kernel is without IPv6
                 continue
             if there != value:
                 yield f"net/{path} is {there}, not {value}"
 
 
-def set_to(path: str, value: bytes) -> None:
-    """Have a file below /proc/sys say this. Raises OSError.
+def pods_ends(node: NodeState) -> dict[int, str]:
+    """The node's ends that were made here, whoever they are for: names by index."""
+    return {
+        link.index: link.name
+        for link, facts in node.links.values()
+        if facts.kind == "veth" and facts.mac == NODE_MAC and _NAME.fullmatch(link.name)
+    }
 
-    One that does so already is not written: of some the kernel makes a change of all interfaces, one after the other.
-    """
-    file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        if os.read(file, 64).strip() != value:
-            os.pwrite(file, value, 0)
-    finally:
-        os.close(file)
+
+def _passes(answers: Iterable[Message]) -> bool:
+    """Whether a link, by what the kernel says of it, hands packets on."""
+    links = [decode_link(answer.data) for answer in answers]
+    return any(link is not None and link.up and link.running for link in links)
+
+
+def _speaks_ipv6(port: PodPort) -> bool:
+    """The node's end has IPv6; a bridge has it for all that may come."""
+    return bool(port.bridge) or any(family is Family.IPV6_UNICAST for family, _ in port.addresses)
+
+
+def _files_of(port: PodPort) -> Iterator[tuple[str, str]]:
+    """What of the node's end is set by files."""
+    wanted = PORT_SYSCTLS if port.bridge else _sysctls_of(port)
+    return (each for each in wanted if each[0] not in _BY_MESSAGE)
 
 
 def _sysctls_of(port: PodPort) -> tuple[tuple[str, str], ...]:
     """On the node's end, or on the bridge in its place."""
-    asked = NODE_SYSCTLS + (PROXY_SYSCTLS if port.proxy_arp else ())
+    asked = NODE_SYSCTLS + (IPV6_SYSCTLS if _speaks_ipv6(port) else ()) + (PROXY_SYSCTLS if port.proxy_arp else ())
     return tuple((path, "0" if port.spoofs and path.endswith("/rp_filter") else value) for path, value in asked)
 
 

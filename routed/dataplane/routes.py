@@ -27,7 +27,7 @@ from __future__ import annotations
 import errno as errnos
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import islice, repeat
 
 from routed.dataplane.chunks import Batch, Chunk, Segment
@@ -40,6 +40,7 @@ from routed.netlink.messages import HEADER, Refusal
 from routed.netlink.numbers import NLM_F_REPLACE, RTM_DELROUTE
 from routed.netlink.routes import Operation, RouteFacts, message_length, refused_prefix
 from routed.observed import RouteFailure
+from routed.values import dataclass
 
 #: Octets of one send: about 2,000 IPv4 routes or 8 ms of the kernel's time, well below the default send buffer.
 CHUNK_BYTES = 128 * 1024
@@ -184,6 +185,8 @@ class RouteSync:
                 self._write(chunk, batch.table, batch.route, prefixes, now)
         if not chunk.segments:
             self._tickets_done(chunk.tickets)
+            if not self._queue and not self._in_flight:  # what was not permitted is not wanted any more
+                self._not_denied()
             return b""
         self._in_flight.append(chunk)
         self.counters.chunks += 1
@@ -261,11 +264,15 @@ class RouteSync:
                 counters.deleted += count
             if table.failed:
                 for prefix in segment.prefixes:
-                    if prefix in table.failed and (table.family, prefix) not in refused:
+                    failed = table.failed.get(prefix)
+                    if failed is None or (table.family, prefix) in refused:
+                        continue
+                    if segment.leftover and failed.route is not None:  # it may have been what stood in the way
+                        self._enqueue(table, failed.route, [prefix])
+                    else:
                         self._clear(table, prefix, now)
         if not chunk.denied and self._denied_until is not None:
-            self._denied_until = None
-            self.problem = ""
+            self._not_denied()
 
     def replies_lost(self) -> None:
         """The kernel's answers to what is in flight are lost; only a dump can tell."""
@@ -273,10 +280,12 @@ class RouteSync:
             self._tickets_done(chunk.tickets)
             for segment in chunk.segments:
                 failed = segment.table.failed
-                for prefix in failed.keys() & segment.prefixes if failed else ():
+                for prefix in failed.keys() & segment.prefixes if failed and not segment.leftover else ():
                     failed[prefix] = failed[prefix]._replace(route=segment.wanted)
                 for prefix, before in segment.before.items():
                     self._uncertain.setdefault((segment.table.family, prefix), set()).update(before.gateways)
+        if self._in_flight:  # nor whether it was permitted: if not, what is missing is written and refused again
+            self._not_denied()
         self._in_flight.clear()
         self.suspect = True
 
@@ -294,11 +303,7 @@ class RouteSync:
             if prefix not in table.stale:
                 self._disturb(table, prefix, old, now)
             return
-        del table.installed[prefix]
-        if prefix in table.stale:
-            table.stale.discard(prefix)
-        else:
-            self._disturb(table, prefix, old, now)
+        self._lost(table, prefix, old, now)
 
     def own_seen(self, family: Family, prefix: bytes, facts: RouteFacts, now: float) -> None:
         """Somebody else made a route under our number, or changed ours."""
@@ -407,8 +412,11 @@ class RouteSync:
         )
         old = table.unseen.pop(prefix, None)
         if old is None:
-            if prefix not in table.installed:
+            known = table.installed.get(prefix)
+            if known is None:
                 self._unknown(table, prefix, route, now)
+            elif metric_of(self._watch, family, known) != facts.metric:  # beside one of a lower metric, shown before
+                table.leftovers.append((prefix, facts.metric))
         elif old is not route and not same_route(old, route):
             table.odd[prefix] = route
         if table.failed and prefix in table.failed and table.failed[prefix].route is route:
@@ -443,11 +451,7 @@ class RouteSync:
                 ):  # one group, shown under the protocol number of its first leg
                     self._watch.forget_legs(family, prefix, metric, route.gateways)
                     continue
-                del table.installed[prefix]
-                if prefix in table.stale:
-                    table.stale.discard(prefix)
-                else:
-                    self._disturb(table, prefix, route, now)
+                self._lost(table, prefix, route, now)
             if unseen:
                 return True
             if table.swept:
@@ -645,7 +649,9 @@ class RouteSync:
             if prefix not in known or metric_of(self._watch, table.family, known[prefix]) != metric
         ]
         if gone:
-            self._put(chunk, Segment(table, Operation.DELETE, None, gone), metric)
+            segment = Segment(table, Operation.DELETE, None, gone)
+            segment.leftover = True
+            self._put(chunk, segment, metric)
 
     def _put_delete_legs(
         self,
@@ -676,6 +682,10 @@ class RouteSync:
             self._queue.append(Batch(table, None, prefixes, metric))
 
     # ---- inside: answers
+
+    def _not_denied(self) -> None:
+        """Nothing says any more that we are not permitted to write."""
+        self._denied_until, self.problem = None, ""
 
     def _refused(self, chunk: Chunk, segment: Segment, prefix: bytes, refusal: Refusal, now: float) -> None:
         table = segment.table
@@ -770,6 +780,14 @@ class RouteSync:
         else:
             table.stale.add(prefix)
             self.found.add(table.family)
+
+    def _lost(self, table: OwnRoutes, prefix: bytes, route: KernelRoute, now: float) -> None:
+        """A route of ours is not there any more, and we did not remove it."""
+        del table.installed[prefix]
+        if prefix in table.stale:
+            table.stale.discard(prefix)
+        else:
+            self._disturb(table, prefix, route, now)
 
     def _disturb(self, table: OwnRoutes, prefix: bytes, wanted: KernelRoute, now: float) -> None:
         """Somebody removed or changed our route: put it back, later each time."""

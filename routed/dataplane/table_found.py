@@ -12,9 +12,10 @@ and the whole table has to be replaced.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from routed.netlink.nftables import ChainFound, Element, ElementFound, SetFlag, SetFound, SetShape, found_as
+from routed.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class SetDifference:
     """How a set becomes what is wanted."""
 
     anew: bool = False
-    """All of it has to go first: ranges cannot be told one by one, nor what matches everything."""
+    """All of it has to go first: what matches everything cannot be told from others, nor what is no range."""
     removed: Iterable[Element] = ()
     added: Iterable[Element] = ()
 
@@ -49,9 +50,33 @@ class TableFound:
         if listed == found:
             return SetDifference()
         surplus = found - listed
-        if self.sets[name].flags & SetFlag.INTERVAL or any(not each.key for each in surplus):
+        if self.sets[name].flags & SetFlag.INTERVAL:
+            there = _ranges(found)
+            if there is None:
+                return SetDifference(anew=True, added=wanted)
+            stay = set(there) & set(wanted)
+            return SetDifference(
+                removed=[each for each in there if each not in stay],
+                added=[each for each in wanted if each not in stay],
+            )
+        if any(not each.key for each in surplus):
             return SetDifference(anew=True, added=wanted)
         return SetDifference(removed=[Element(each.key) for each in surplus], added=_missing(wanted, found))
+
+
+def _ranges(found: Iterable[ElementFound]) -> list[Element] | None:
+    """The ranges of a set as they were written; None where beginnings and ends are not in turns."""
+    ranges: list[Element] = []
+    begun: bytes | None = None
+    for each in sorted(found, key=lambda each: (each.key, not each.end)):
+        if each.end is (begun is None) or each.verdict is not None:
+            return None
+        if begun is None:
+            begun = each.key
+        else:
+            ranges.append(Element(begun, each.key))
+            begun = None
+    return ranges if begun is None else [*ranges, Element(begun, b"")]
 
 
 def _missing(wanted: list[Element], found: frozenset[ElementFound]) -> Iterator[Element]:

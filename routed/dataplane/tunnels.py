@@ -16,14 +16,14 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 from routed.dataplane.exchange import open_exchange
-from routed.desired import Tunnel, TunnelKind, tunnel_overhead
+from routed.desired import LEAST_MTU_OF_IPV6, Tunnel, TunnelKind, tunnel_overhead
 from routed.errors import KernelError
+from routed.model.resources import IPIP_DEVICE, VXLAN_DEVICES
 from routed.net.addresses import format_address
 from routed.net.families import Family
-from routed.netlink.links import Address, Link, decode_address, decode_link, dump_addresses, dump_links
+from routed.netlink.links import Address, Link, decode_address, decode_link, dump_addresses, dump_links, link_name
 from routed.netlink.messages import Message
 from routed.netlink.tunnels import (
     NeighbourEntry,
@@ -41,15 +41,13 @@ from routed.netlink.tunnels import (
 )
 from routed.netlink.veth import add_host_address, delete_link, get_link, set_neighbour
 from routed.plan.autodetect import VIRTUAL
-from routed.plan.tunnels import IPIP_DEVICE, VXLAN_DEVICES
+from routed.values import dataclass
 
 #: What the kernel takes where the uplink's MTU cannot be told.
 DEFAULT_MTU = 1500
 
 #: What says of a device that it was made here, and not by Felix.
 ALIAS = "made by routed"
-#: Octets every link with IPv6 must carry (RFC 8200).
-LEAST_MTU_OF_IPV6 = 1280
 
 KINDS = {**dict.fromkeys(VXLAN_DEVICES.values(), TunnelKind.VXLAN), IPIP_DEVICE: TunnelKind.IPIP}
 """The devices that are ours to make and to remove."""
@@ -62,6 +60,10 @@ class DeviceState:
     tunnel: Tunnel
     index: int
     mtu: int
+
+
+class _CannotBeError(Exception):
+    """No kernel would make such a device; the text is for people."""
 
 
 class TunnelKernel:
@@ -86,7 +88,7 @@ class TunnelKernel:
                     self._remove(device, kind)
                 else:
                     states.append(self._make(tunnel))
-            except KernelError as error:
+            except (KernelError, _CannotBeError) as error:
                 problems.append(str(error))
         return states, problems
 
@@ -105,9 +107,9 @@ class TunnelKernel:
         what = f"the tunnel device {tunnel.device}"
         mtu = tunnel.mtu or self._uplink_mtu(tunnel.local) - tunnel_overhead(tunnel.kind, tunnel.family)
         if mtu < LEAST_MTU_OF_IPV6 and tunnel.family is Family.IPV6_UNICAST:
-            raise KernelError(
-                errno.EINVAL, f"its MTU would be {mtu}, and IPv6 takes {LEAST_MTU_OF_IPV6}: raise the uplink's", what
-            )
+            least = LEAST_MTU_OF_IPV6 + tunnel_overhead(tunnel.kind, tunnel.family)
+            remedy = "raise vxlanMTUV6" if tunnel.mtu else f"raise the uplink's to {least}"
+            raise _CannotBeError(f"{what}: its MTU would be {mtu}, and IPv6 takes {LEAST_MTU_OF_IPV6}: {remedy}")
         link = self._find(tunnel.device)
         if link is not None and link.kind != tunnel.kind:
             raise KernelError(
@@ -119,10 +121,12 @@ class TunnelKernel:
         if link is None:
             link = self._create(tunnel, mtu, what)
         kernel = self._kernel
+        if link.mac != tunnel.mac and tunnel.kind is TunnelKind.VXLAN:
+            # before anything is looked at: the kernel forgets the neighbours of a link with another MAC address
+            kernel.ask(change_link(kernel.next(), link.index, mac=tunnel.mac), what)
         requests = []
-        mac = tunnel.mac if link.mac != tunnel.mac and tunnel.kind is TunnelKind.VXLAN else b""
-        if mac or link.mtu != mtu:
-            requests.append(change_link(kernel.next(), link.index, mtu=mtu if link.mtu != mtu else 0, mac=mac))
+        if link.mtu != mtu:
+            requests.append(change_link(kernel.next(), link.index, mtu=mtu))
         requests += self._addresses(tunnel, link.index)
         if not link.enabled:
             requests.append(change_link(kernel.next(), link.index, up=True))
@@ -154,10 +158,27 @@ class TunnelKernel:
                 raise
         link = self._find(tunnel.device)
         if link is None:
-            raise KernelError(errno.ENODEV, "", what)
+            raise KernelError(errno.EEXIST, self._holder(tunnel), what)
         if tunnel.kind is TunnelKind.VXLAN:  # which no kernel takes with the device
             self._kernel.ask(change_link(self._kernel.next(), link.index, alias=ALIAS), what)
         return link
+
+    def _holder(self, tunnel: Tunnel) -> str:
+        """Who has what the kernel gives to one device only."""
+        if tunnel.kind is TunnelKind.IPIP:
+            return ""
+        for message in self._kernel.dump(dump_links(self._kernel.next()), "reading interfaces"):
+            link = decode_tunnel(message.data)
+            if (
+                link is not None
+                and (link.kind, link.vni, link.port) == (tunnel.kind.value, tunnel.vni, tunnel.port)
+                and len(link.local) in (0, len(tunnel.local))
+            ):
+                return (
+                    f"{link_name(message.data)} has VNI {tunnel.vni} at port {tunnel.port}: remove it, or set another "
+                    "vxlanVNI or vxlanPort in FelixConfiguration"
+                )
+        return ""
 
     def _remove(self, device: str, kind: TunnelKind) -> None:
         link = self._find(device)

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import TypeVar
 
 from routed.datastore.store import Conflict, Editable, Store
-from routed.ipam.allocator import CONFLICT, Answer, Clock, Cluster, Found, Get, List, Procedure, Write
+from routed.ipam.allocator import CONFLICT, Answer, Clock, Cluster, Found, Get, HasElder, List, Procedure, Write
 from routed.ipam.holders import Holder
 from routed.model.ipam import DEFAULT_IPAM_CONFIG, IPAMConfig, IPReservation
 from routed.model.resources import Cidr, IPPool, Resource, Update
@@ -57,6 +57,8 @@ async def run(
             case Get(key):
                 stored = await store.get(key)
                 answer = None if stored is None else Found(stored.resource, stored.revision)
+            case HasElder(block):
+                answer = await store.has_elder(block)
             case List(kind):
                 answer = await listed(kind)
             case Write(key, wanted, revision):

@@ -14,7 +14,7 @@ import os
 import sys
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from routed.datastore.documents import Document, read_documents
 from routed.datastore.folder import SUFFIXES, manifests_of
@@ -32,6 +32,7 @@ from routed.model.schema import KIND_TABLE, parse_manifest, parse_stored
 from routed.model.shape import with_unknown
 from routed.model.writing import refusals
 from routed.net.prefixes import covers
+from routed.values import dataclass
 
 #: How often a write that somebody overtook is compared and tried again.
 ATTEMPTS = 5
@@ -303,10 +304,14 @@ def merged_with(one: Wanted, stored: Stored | None, *, exact: bool, stamp: bool)
     return parse_stored(made)
 
 
-def stamped(manifest: JsonObject) -> JsonObject:
-    """A new resource's manifest with the marks Calico's clients give it."""
+def stamped(manifest: JsonObject, before: Resource | None = None) -> JsonObject:
+    """A resource's manifest with the marks Calico's clients give it; it has those of what it replaces, if that has any."""
     metadata = manifest.get("metadata")
     marks = dict(metadata) if isinstance(metadata, dict) else {}
+    old = before.manifest.get("metadata") if before is not None else None
+    for name in ("uid", "creationTimestamp"):
+        if isinstance(old, dict) and isinstance(old.get(name), str):
+            marks.setdefault(name, old[name])
     marks.setdefault("uid", str(uuid.uuid4()))
     marks.setdefault("creationTimestamp", _now())
     return manifest | {"metadata": marks}

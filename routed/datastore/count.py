@@ -8,7 +8,7 @@ as there were in the whole life before.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from routed.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

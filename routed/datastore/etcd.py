@@ -17,8 +17,8 @@ import contextlib
 import json
 import random
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import field, replace
 from typing import Protocol
 
 from routed.datastore.count import Count
@@ -35,10 +35,11 @@ from routed.model.head import API_VERSION
 from routed.model.ipam import IPAMBlock
 from routed.model.paths import TIERED_KINDS, Layout, Place, decode_at, encode
 from routed.model.policies import GlobalNetworkPolicy, NetworkPolicy, Profile
-from routed.model.resources import BGPPeer, BlockAffinity, JsonValue, Node, Resource, ResourceKey, Update
+from routed.model.resources import BGPPeer, BlockAffinity, Cidr, JsonValue, Node, Resource, ResourceKey, Update
 from routed.model.schema import KINDS
 from routed.model.settings import CalicoNodeStatus, ClusterInformation
 from routed.model.workloads import WorkloadEndpoint
+from routed.values import dataclass
 
 #: What a node without policy of its own reads.
 FOLLOWED = (
@@ -65,6 +66,8 @@ _MARK = 30.0
 
 #: Kinds of which each belongs to a node, and goes with it.
 _OF_ONE_NODE = (BlockAffinity.kind, IPAMBlock.kind, WorkloadEndpoint.kind)
+#: What pods have, and from what.
+_ALLOCATED = (IPAMBlock.kind, WorkloadEndpoint.kind)
 #: Kinds of which a node may follow its own only, among those of all.
 _OF_OTHERS_TOO = (WorkloadEndpoint.kind, CalicoNodeStatus.kind)
 #: Kinds of which nothing broken stays in force as it was: whoever enforces policies says what becomes of it.
@@ -185,6 +188,9 @@ class EtcdStore:
         """For the deletions that the guard puts off."""
         self._deleted: set[ResourceKey] = set()
         """What we deleted, until etcd tells of it."""
+        self.when_restored: Callable[[Mapping[ResourceKey, Resource]], None] | None = None
+        """Who hears of an etcd that was restored from a backup, with the endpoints and blocks there were, before anybody is
+        told what it has instead."""
 
     # ---- following
 
@@ -333,8 +339,12 @@ class EtcdStore:
         own = {key for key in self._deleted if key not in paths}
         self._deleted -= own
         updates = self.guard.own(own)
-        if not continues and not self._synced and is_another(self.guard.good, changes):
+        another = not continues and is_another(self.guard.good, changes)
+        if another and not self._synced:
             updates += self.guard.own([key for key in self.guard.good if key not in paths])
+        if self.when_restored is not None and self.guard.good and not continues and not another:
+            good = self.guard.good.items()
+            self.when_restored({key: each.resource for key, each in good if key.kind in _ALLOCATED})
         was = self.guard.good.get(ResourceKey(Node.kind, self._node))
         updates += self.guard.listed(paths, changes, self._clock())
         updates += self.guard.own(self._taken_back(was))
@@ -542,6 +552,8 @@ class EtcdStore:
                 updates = self.guard.expire(self._clock())
                 if updates:
                     self._let_go(updates)
+                elif self.guard.held:  # for a moment, or for longer
+                    self._tell_problems()
             if self._synced and self._clock() - self._marked_at > _MARK:
                 self._save(())
 
@@ -555,7 +567,7 @@ class EtcdStore:
 
     def _tell_problems(self) -> None:
         self.health.held = len(self.guard.held)
-        said = [Problem("etcd", 0, "", text) for text in self.guard.sentences()]
+        said = [Problem("etcd", 0, "", text) for text in self.guard.sentences(self._clock())]
         if self.health.problem:
             kept = (
                 "what it last said stays"
@@ -685,6 +697,18 @@ class EtcdStore:
             if decoded is not None and decoded.resource.key == key:
                 return Stored(decoded.resource, f"{pair.revision} {path}", path)
         return None
+
+    async def has_elder(self, block: Cidr) -> bool:
+        """By the revisions at which the keys were made: whoever was later sees who was before."""
+        made = {
+            place.block[0]: revision
+            for path, revision in await self.client.made(self.layout.keys_near(block))
+            if (place := self.layout.place(path)) is not None and place.block is not None
+        }
+        own = made.get(block)
+        return own is not None and any(
+            revision < own and each.overlaps(block) for each, revision in made.items() if each != block
+        )
 
     async def write(
         self, key: ResourceKey, resource: Resource | None, revision: str | None, *, ttl: float | None = None

@@ -6,8 +6,9 @@ the one that failed and each STAGGER seconds after the one before; the first tha
 that is one with a leader, so neither a dead member, one that drops packets nor one cut off from the others delays a start
 by more than STAGGER seconds.
 
-Invariants: every error is a StoreError with one sentence, without secrets. A read is tried again on another member, a
-write only where it cannot have happened. Every call has a deadline. What keys and values mean is not known here.
+Invariants: there is no connection but that of the channel in use, and while there is none those of the attempts. Every
+error is a StoreError with one sentence, without secrets. A read is tried again on another member, a write only where it
+cannot have happened. Every call has a deadline. What keys and values mean is not known here.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ import contextlib
 import os
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, NamedTuple, TypeVar
+
+from routed.values import dataclass
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read at import; what goes wrong is said by our own errors
 
@@ -127,7 +130,7 @@ class Client:
     async def count(self, of: tuple[str, str]) -> Count:
         """How far etcd has counted now, asked by way of a range that we may read."""
         head = await self._read(
-            lambda member: self._range(member, of[0].encode(), of[1].encode(), 0, 1, keys_only=True)
+            lambda member: self._range(member, of[0].encode(), of[1].encode(), 0, 1, keys_only=True), of[0]
         )
         index = await self.index()  # after the other, so that a member that lagged behind has caught up
         return Count(int(head.header.cluster_id), int(head.header.revision), int(head.header.raft_term), index)
@@ -175,7 +178,8 @@ class Client:
         while True:
             try:
                 page = await self._read(
-                    lambda member, limit=limit: self._range(member, first, end, revision, limit)  # type: ignore[misc]
+                    lambda member, limit=limit: self._range(member, first, end, revision, limit),  # type: ignore[misc]
+                    _text(first),
                 )
             except _TooLarge as error:
                 if limit == 1:
@@ -187,10 +191,16 @@ class Client:
 
     async def get(self, key: str, revision: int = 0) -> KeyValue | None:
         """What a key holds, or (with a revision) held. Raises Compacted where etcd has forgotten that."""
-        answer = await self._read(lambda member: self._range(member, key.encode(), b"", revision, 1))
+        answer = await self._read(lambda member: self._range(member, key.encode(), b"", revision, 1), key)
         for kv in answer.kvs:
             return KeyValue(key, kv.value, int(kv.mod_revision))
         return None
+
+    async def made(self, keys: tuple[str, str]) -> list[tuple[str, int]]:
+        """The keys of a range, and the revision at which each was made."""
+        first, end = (each.encode() for each in keys)
+        answer = await self._read(lambda member: self._range(member, first, end, 0, 0, keys_only=True), keys[0])
+        return [(_text(kv.key), int(kv.create_revision)) for kv in answer.kvs]
 
     def _range(
         self, member: _Member, first: bytes, end: bytes, revision: int, limit: int, *, keys_only: bool = False
@@ -203,6 +213,8 @@ class Client:
         """What happens in some ranges, each from a revision on. Ends only with an error."""
         member = await self._ready()
         call = rpc.WatchStub(member.channel).Watch(metadata=member.metadata)
+        life = _Life(asyncio.get_running_loop().time())
+        asking = asyncio.create_task(_ask_whether_it_lives(call, life))
         try:
             for number, (first, end, revision) in enumerate(ranges, 1):
                 request = rpc.WatchCreateRequest(
@@ -217,7 +229,10 @@ class Client:
                     await call.write(rpc.WatchRequest(create_request=request))
             parts: dict[int, list[KeyValue]] = {}
             while True:
-                response = await self._next(call)
+                response = await call.read()
+                if response is grpc.aio.EOF:
+                    raise await _ended(call)
+                life.heard = asyncio.get_running_loop().time()
                 watch = int(response.watch_id)
                 if response.canceled or response.compact_revision:
                     if response.compact_revision:
@@ -242,33 +257,14 @@ class Client:
         except asyncio.CancelledError:
             if _is_cancelled():
                 raise
-            raise _mapped(member.endpoint, None) from None
+            await self._drop(member)  # it is silent, or another call found it dead
+            raise _mapped(member.endpoint, TimeoutError() if life.is_over else None) from None
         except StoreError:
             await self._drop(member)
             raise
         finally:
+            asking.cancel()
             call.cancel()
-
-    async def _next(self, call: Any) -> Any:
-        """The next response of a watch. One that stays silent is asked, and one that does not answer has ended."""
-        reading = asyncio.ensure_future(call.read())
-        try:
-            done, _ = await asyncio.wait((reading,), timeout=QUIET)
-            if not done:
-                async with asyncio.timeout(QUIET):
-                    await call.write(rpc.WatchRequest(progress_request=rpc.WatchProgressRequest()))
-                done, _ = await asyncio.wait((reading,), timeout=QUIET)
-            if not done:
-                raise TimeoutError
-            if reading.cancelled():  # another call found the member dead
-                raise grpc.aio.UsageError
-            response = reading.result()
-        finally:
-            reading.cancel()
-        if response is grpc.aio.EOF:
-            code, details = await call.code(), await call.details()
-            raise grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), details or "the watch has ended")
-        return response
 
     # ---- writing
 
@@ -295,7 +291,8 @@ class Client:
                     raise Unavailable(
                         f"{refusal}; whether it was written is not known, so look before trying again"
                     ) from None
-                raise refusal from None
+                beside = f" or one of {len(writes) - 1} beside it" if len(writes) > 1 else ""
+                raise self._lacking(refusal, "write", f"{writes[0][0]}{beside}") from None
         raise AssertionError("the loop returns")
 
     async def _swap(
@@ -329,8 +326,8 @@ class Client:
 
     # ---- members
 
-    async def _read(self, ask: Callable[[_Member], Awaitable[T]]) -> T:
-        """Ask a member; where it fails, another one."""
+    async def _read(self, ask: Callable[[_Member], Awaitable[T]], key: str = "") -> T:
+        """Ask a member; where it fails, another one. `key`: what is asked for, or the first of it."""
         failure: StoreError | None = None
         for _ in range(len(self._endpoints) + 1):
             member = await self._ready()
@@ -343,9 +340,19 @@ class Client:
             except grpc.aio.AioRpcError as error:
                 failure = _mapped(member.endpoint, error)
                 if not _login_is_over(error) and not isinstance(failure, Unavailable):
-                    raise failure from None
+                    raise self._lacking(failure, "read", key) from None
                 await self._drop(member)
         raise failure or Unavailable("etcd: there are no endpoints")
+
+    def _lacking(self, refusal: StoreError, right: str, what: str) -> StoreError:
+        """A refusal for what a role lacks, with who lacks it and what would help."""
+        if not what or not isinstance(refusal, Denied) or "permission denied" not in str(refusal):
+            return refusal
+        who = f"user {self.config.username}" if self.config.username else "the user of our certificate"
+        return Denied(
+            f"{refusal}: {who} may not {right} {what}; a role of that user must: etcdctl role grant-permission ROLE {right} "
+            "KEY, or with --prefix=true what begins with it (configuration.md has what is needed)"
+        )
 
     async def _ready(self) -> _Member:
         async with self._connecting:
@@ -385,6 +392,9 @@ class Client:
         finally:
             for task in tasks:
                 task.cancel()
+            for late in await asyncio.gather(*tasks, return_exceptions=True):
+                if isinstance(late, _Member):  # it answered as well
+                    await late.channel.close()
         # who is told no by one member need not be told that another is down
         denied = next((error for error in failures.values() if not isinstance(error, Unavailable)), None)
         raise denied or Unavailable("; ".join(str(error) for error in failures.values()))
@@ -441,6 +451,44 @@ class Client:
         return grpc.aio.secure_channel(target, credentials, options=_OPTIONS)
 
 
+@dataclass(slots=True)
+class _Life:
+    """Of a watch."""
+
+    heard: float
+    """When it last said something, on the loop's clock."""
+    is_over: bool = False
+    """It was asked, and did not answer."""
+
+
+async def _ask_whether_it_lives(call: Any, life: _Life) -> None:
+    """A watch that stays silent is asked, and one that does not answer is ended. Beside the reading, which goes on for
+    each of its messages as it is."""
+    loop = asyncio.get_running_loop()
+    while True:
+        while (silent := loop.time() - life.heard) < QUIET:
+            await asyncio.sleep(QUIET - silent)
+        asked = life.heard
+        try:
+            async with asyncio.timeout(QUIET):
+                await call.write(rpc.WatchRequest(progress_request=rpc.WatchProgressRequest()))
+            await asyncio.sleep(QUIET)
+        except TimeoutError:
+            pass
+        except (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError):
+            return  # it has ended, as who reads it is told
+        if life.heard == asked:
+            life.is_over = True
+            call.cancel()
+            return
+
+
+async def _ended(call: Any) -> grpc.aio.AioRpcError:
+    """Why a watch says no more."""
+    code, details = await call.code(), await call.details()
+    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), details or "the watch has ended")
+
+
 class _TooLarge(StoreError):
     """A page does not fit one message."""
 
@@ -463,6 +511,8 @@ def _is_cancelled() -> bool:
 
 def _mapped(endpoint: str, error: BaseException | None) -> StoreError:
     if isinstance(error, grpc.aio.AioRpcError):
+        # where it was raised holds the call, and that its connection, closed or not, for as long as the refusal is kept
+        error.__traceback__ = None
         return _refusal(endpoint, error.code(), error.details() or "")
     if isinstance(error, TimeoutError):
         return Unavailable(f"etcd {endpoint} does not answer")

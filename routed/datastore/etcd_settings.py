@@ -22,10 +22,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from routed.datastore.guard import MassDelete
 from routed.errors import ConfigError, Denied, StoreError
+from routed.values import dataclass
 
 ETCD_KEYS = (
     "endpoints", "caFile", "certFile", "keyFile", "username", "passwordFile", "prefix", "massDelete",

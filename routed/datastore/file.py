@@ -14,12 +14,15 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from routed.datastore.folder import Folder, Look, Problem
 from routed.datastore.health import StoreHealth
+from routed.datastore.own_files import OwnFiles
 from routed.errors import StoreError
-from routed.model.resources import Resource, Update
+from routed.model.resources import Resource, ResourceKey, Update
+from routed.model.workloads import WorkloadEndpoint
 
 __all__ = ["FileStore", "Problem", "Sink", "load_folder"]
 
@@ -50,11 +53,15 @@ class FileStore:
         """`kept`: see `Folder`."""
         self.path = os.fspath(path)
         self._kept = kept
+        self.own = OwnFiles()
+        """Where who writes into the folder says so."""
         self.health = StoreHealth("file")
+        self.when_vanished: Callable[[list[Resource], Mapping[ResourceKey, Resource]], None] | None = None
+        """Who hears of endpoints that are gone, with all there was before they went, before anybody is told of it."""
 
     async def run(self, sink: Sink) -> None:
         """Feed the sink until cancelled. Raises StoreError where the folder cannot be read at the start."""
-        folder = Folder(self.path, self._kept)
+        folder = Folder(self.path, self._kept, self.own)
         try:
             look = await asyncio.to_thread(folder.look)
         except StoreError as error:
@@ -68,6 +75,7 @@ class FileStore:
             await asyncio.sleep(SETTLE if look.unsettled else INTERVAL)
             look = await asyncio.to_thread(folder.look)
             self.health.changes += len(look.updates)
+            self._tell_vanished(look)
             problems = await self._deliver(look, sink, problems)
             self._note(look.unreadable)
 
@@ -79,6 +87,17 @@ class FileStore:
         health.connected, health.problem = not problem, problem
         if not problem:
             health.as_of = time.time()
+
+    def _tell_vanished(self, look: Look) -> None:
+        if self.when_vanished is None:
+            return
+        gone = [
+            look.before[update.key]
+            for update in look.updates
+            if update.value is None and update.key.kind == WorkloadEndpoint.kind
+        ]
+        if gone:
+            self.when_vanished(gone, look.before)
 
     async def _deliver(self, look: Look, sink: Sink, known: tuple[Problem, ...]) -> tuple[Problem, ...]:
         loop = asyncio.get_running_loop()

@@ -3,7 +3,8 @@
 Invariants:
 - A look (`Folder.look`) costs one `stat` per file (links followed) and reads only files that changed. A change is
   believed once two looks agree on it, so a file caught in the middle of being written, or missing for the moment
-  between an editor's two renames, is not taken at its word.
+  between an editor's two renames, is not taken at its word. A file that says what this process wrote is whole: it is
+  believed at once, and not parsed.
 - What could not be read deletes nothing. A file with a bad document keeps the resource that the document names; where
   that cannot be told, every resource it may be that the file had and does not name now, and says so. All are kept by one
   that is empty, holds nothing but comments, or names fewer resources than before and breaks off in the middle of a line,
@@ -21,22 +22,22 @@ files, Kubernetes' `..data`). Synchronous, and used from one thread at a time; `
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import json
 import os
-import signal
 import stat
 import time
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import field, replace
 
 from routed.datastore.documents import Document, read_documents
+from routed.datastore.files import is_being_written, read_whole, signature_at
+from routed.datastore.own_files import OwnFile, OwnFiles
 from routed.errors import ConfigError, StoreError
-from routed.model.fields import field_path
+from routed.model.fields import field_path, shown
+from routed.model.paths import plain_manifest
 from routed.model.resources import JsonObject, JsonValue, Resource, ResourceKey, Update
 from routed.model.schema import KINDS, OTHER_KINDS, manifest_kind, parse_manifest, versions_of
-from routed.model.unread_endpoints import plain_endpoint
-from routed.model.workloads import WorkloadEndpoint
+from routed.values import dataclass
 
 SUFFIXES = (".yaml", ".yml", ".json")
 #: Octets of the largest file that is read.
@@ -47,6 +48,8 @@ MAX_PROBLEMS_PER_FILE = 100
 DELETION_SETTLE = 0.5
 #: Seconds in which a file's change time is too young to tell a second change from the first.
 _YOUNG = 1.0
+#: The same of a file that we wrote, where the clock is the file system's own: it ticks.
+_TICK = 0.05
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -78,8 +81,10 @@ class Look:
     """All that are open now, sorted."""
     unsettled: bool
     """Something changed just now and will be believed if the next look finds it the same."""
-    unreadable: str = ""
+    unreadable: str
     """Why the folder itself could not be looked into, or empty."""
+    before: Mapping[ResourceKey, Resource]
+    """What there was before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,11 +150,13 @@ class _File:
 class Folder:
     """The resources in a folder, as of the last look.
 
-    `kept`: a file of ours in which the last good states of what cannot be read outlive a restart.
+    `kept`: a file of ours in which the last good states of what cannot be read outlive a restart. `own`: what this process
+    writes.
     """
 
-    def __init__(self, path: str, kept: str = "") -> None:
+    def __init__(self, path: str, kept: str = "", own: OwnFiles | None = None) -> None:
         self.path = path
+        self._own = own
         self._kept_path = kept
         self._kept: JsonObject = {}
         """What that file says: manifests by the name of the file they were in."""
@@ -175,19 +182,21 @@ class Folder:
         """
         problems: list[Problem] = []
         unsettled = False
+        own = self._own.take() if self._own is not None else {}
         names = self._list(problems)
         if self._first and names is not None:
             self._recall(names)
         if names is not None:
             for name in sorted(names | self._files.keys()):
-                unsettled |= self._look_at(name, name in names)
+                unsettled |= self._look_at(name, name in names, own)
             self._first = False
+        before = self._published
         updates = self._publish() if self._dirty else ()
         unreadable = "; ".join(str(problem) for problem in problems)
         self._keep()
         if self._not_kept:
             problems.append(Problem(self._kept_path, 0, "", self._not_kept))
-        return Look(updates, tuple(sorted(problems + self._file_problems)), unsettled, unreadable)
+        return Look(updates, tuple(sorted(problems + self._file_problems)), unsettled, unreadable, before)
 
     def _recall(self, names: set[str]) -> None:
         """What was last good of files that could not be read in full when the last run ended."""
@@ -257,18 +266,21 @@ class Folder:
         self._identity = identity
         return names
 
-    def _look_at(self, name: str, present: bool) -> bool:
-        """Take in one file if it changed and is settled. True: look again soon."""
+    def _look_at(self, name: str, present: bool, own: Mapping[str, OwnFile | None]) -> bool:
+        """Take in one file if it changed and is settled, or says what was written by us. True: look again soon."""
         file = self._files.get(name)
         if file is None:
             file = self._files[name] = _File()
         path = os.path.join(self.path, name)
-        signature = _signature(path) if present else None
+        signature = signature_at(path) if present else None
         if signature != file.seen or self._first:
             file.seen = signature
             file.settled = False
             if not self._first:
-                return True
+                if name not in own or not self._is_as_written(file, path, own[name]):
+                    return True
+                if signature is not None:
+                    return False
         elif file.settled:
             return False
         file.settled = True
@@ -289,7 +301,7 @@ class Folder:
         if self._first:
             # A clock tick is the finest the change time shows: one written just now may yet change unseen.
             file.settled = abs(time.time() - signature[-1] / 1e9) > _YOUNG
-        elif _signature(path) != signature:
+        elif signature_at(path) != signature:
             file.settled = False
             return True
         if data != file.data:
@@ -299,6 +311,25 @@ class Folder:
             file.data = data
             self._dirty = True
         return not file.settled
+
+    def _is_as_written(self, file: _File, path: str, own: OwnFile | None) -> bool:
+        """Whether a file is as we left it; what we wrote is taken in then."""
+        if own is None or file.seen is None:
+            return own is None and file.seen is None
+        try:
+            data = _contents(path, file.seen)
+        except OSError:
+            return False
+        if data != own.data:
+            return False
+        file.settled = time.time() - file.seen[-1] / 1e9 > _TICK
+        if file.settled and self._own is not None:
+            self._own.compared(os.path.basename(path), file.seen)
+        file.data = file.good_data = data
+        file.entries = {own.resource.key: _Entry(own.resource, 1)}
+        file.kept = file.problems = ()
+        self._dirty = True
+        return True
 
     def _publish(self) -> tuple[Update, ...]:
         """Merge the files; what changed since the last time, as updates."""
@@ -372,28 +403,15 @@ def _take(file: _File, path: str, data: bytes, signature: tuple[int, ...]) -> bo
     return True
 
 
-def _signature(path: str) -> tuple[int, ...]:
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        return (error.errno or 0,)
-    return (status.st_dev, status.st_ino, status.st_mode, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-
-
 def _unfinished(path: str, signature: tuple[int, ...]) -> bool:
     """Whether a file may still be on its way: cut at the end of a document it looks whole."""
     if 0 <= time.time() - signature[4] / 1e9 < DELETION_SETTLE:
         return True
     try:
         with open(path, "rb") as stream:
-            # a read lease is granted only where nobody has the file open for writing; asking the holder to give it up
-            # is SIGIO, which would end the process, unless another signal is named
-            fcntl.fcntl(stream, fcntl.F_SETSIG, signal.SIGURG)
-            fcntl.fcntl(stream, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-            fcntl.fcntl(stream, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    except OSError as error:
-        return error.errno == errno.EAGAIN  # anything else: no leases here, or not for us
-    return False
+            return is_being_written(stream.fileno())
+    except OSError:
+        return False
 
 
 def _contents(path: str, signature: tuple[int, ...]) -> bytes:
@@ -404,8 +422,7 @@ def _contents(path: str, signature: tuple[int, ...]) -> bytes:
         raise OSError(0, "it is not a regular file")
     if signature[3] > MAX_FILE_SIZE:
         raise OSError(0, f"it is larger than {MAX_FILE_SIZE >> 20} MiB")
-    with open(path, "rb") as stream:
-        return stream.read(MAX_FILE_SIZE)
+    return read_whole(path, signature[3])  # what was added since shows at the next look
 
 
 def _reason_to_keep(reading: _Reading, data: bytes, whole: bool) -> str:
@@ -428,7 +445,10 @@ def _parse(path: str, data: bytes, known: dict[ResourceKey, _Entry]) -> _Reading
         reading.documents += 1
         if document.error:
             reading.bad.append(_Suspect(len(reading.problems)))
-            reading.problems.append(Problem(path, document.line, document.field, document.error))
+            reading.problems += [
+                Problem(path, document.line, document.field, text, manifest)
+                for text, manifest in unreadable_manifests(document)
+            ]
             continue
         manifests, problem = manifests_of(document)
         if problem is not None:
@@ -437,7 +457,7 @@ def _parse(path: str, data: bytes, known: dict[ResourceKey, _Entry]) -> _Reading
         for where, manifest in manifests:
             line = document.line_of(where) if where else document.line
             try:
-                plain = plain_endpoint(document.text.encode()) if _says_endpoint(document) else None
+                plain = plain_manifest(manifest, document.text.encode()) if document.text and not where else None
                 entry = _Entry(plain or parse_manifest(manifest, where), line)
             except ConfigError as error:
                 # A Calico kind that is not ours is whole, so it cannot be a broken form of something missing.
@@ -458,11 +478,6 @@ def _parse(path: str, data: bytes, known: dict[ResourceKey, _Entry]) -> _Reading
                 entry = _Entry(before.resource, line)
             reading.entries[key] = entry
     return reading
-
-
-def _says_endpoint(document: Document) -> bool:
-    value = document.value
-    return document.text != "" and isinstance(value, dict) and value.get("kind") == WorkloadEndpoint.kind
 
 
 def _suspect(problem: int, manifest: JsonValue, error: ConfigError, where: str) -> _Suspect:
@@ -499,6 +514,34 @@ def manifests_of(document: Document) -> tuple[list[tuple[str, JsonValue]], tuple
         return [], ("items", "must be a list of resources")
     found = [(field_path("items", index), item) for index, item in enumerate(items if isinstance(items, list) else [])]
     return [(where, _typed_item(item, item_kind, value)) for where, item in found] if item_kind else found, None
+
+
+def unreadable_manifests(document: Document) -> list[tuple[str, str]]:
+    """What is wrong with a document that cannot be read, with each manifest in it, as JSON, as far as it says what it is.
+
+    Where nothing in it says that, the manifest is empty. What a manifest asks for is left out: it may say more.
+    """
+    said: list[tuple[str, str]] = []
+    for where, manifest in manifests_of(replace(document, value=document.before))[0]:
+        head = _head_of(manifest, document.open_at, field_path(where, "metadata"))
+        if head is not None:
+            metadata = head["metadata"]
+            assert isinstance(metadata, dict)
+            name = "/".join(str(metadata[each]) for each in ("namespace", "name") if each in metadata)
+            what = shown(f"{head['kind']} {name}")[1:-1]
+            said.append((f"{document.error}; {what} cannot be read", json.dumps(head)))
+    return said or [(document.error, "")]
+
+
+def _head_of(manifest: JsonValue, open_at: str, at: str) -> JsonObject | None:
+    """Kind and names; None where these are not all there: `open_at` is what breaks off, `at` where the metadata are."""
+    metadata = manifest.get("metadata") if isinstance(manifest, dict) else None
+    if not isinstance(manifest, dict) or not isinstance(metadata, dict) or not isinstance(manifest.get("kind"), str):
+        return None
+    names = {each: metadata[each] for each in ("name", "namespace") if isinstance(metadata.get(each), str)}
+    if "name" not in names or ("namespace" not in names and open_at.startswith(at)):
+        return None
+    return {each: manifest[each] for each in ("apiVersion", "kind") if each in manifest} | {"metadata": dict(names)}
 
 
 def _typed_item(item: JsonValue, kind: str, around: JsonObject) -> JsonValue:

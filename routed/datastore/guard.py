@@ -24,7 +24,6 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from routed.model.deletion import is_announced, is_given_back
@@ -44,6 +43,7 @@ from routed.model.policies import (
 from routed.model.resources import Resource, ResourceKey, Update
 from routed.model.settings import CalicoNodeStatus
 from routed.model.workloads import HostEndpoint, WorkloadEndpoint
+from routed.values import dataclass
 
 #: Kinds that say which packets pass. No route and no session goes by them.
 POLICY = frozenset(
@@ -57,6 +57,10 @@ POLICY = frozenset(
 
 #: Kinds of which there may well be none left, and no packet goes by them: deletions are followed at once, however many.
 HARMLESS = frozenset({CalicoNodeStatus.kind, IPAMHandle.kind})
+
+#: Seconds after which it is told that something is held: where the last of a kind goes on purpose, the rest of the same
+#: write says so a moment later.
+MOMENT = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +119,8 @@ class Guard:
         """Believed keys of a kind that are not held."""
         self._recent: deque[tuple[float, ResourceKey, Good]] = deque()
         """Deletions followed, of the last `window` seconds; when each was made."""
+        self._told: dict[str, tuple[int, str]] = {}
+        """How many of a kind are held, and the sentence about it."""
         self._put_off: dict[ResourceKey, tuple[float, float]] = {}
         """Deletions that wait for others: when each was made, and when it is followed. Their keys are still believed."""
 
@@ -197,15 +203,28 @@ class Guard:
             return []
         return self._release([key for key, at in self.held.items() if now - at >= timeout])
 
-    def sentences(self) -> list[str]:
-        """What is held, a sentence a kind, for people."""
+    def sentences(self, now: float) -> list[str]:
+        """What has been held for a moment, a sentence a kind, for people. What else of a kind comes and goes makes no other
+        sentence."""
         kinds = Counter(key.kind for key in self.held)
+        since: dict[str, float] = {}
+        for key, at in self.held.items():
+            since[key.kind] = min(at, since.get(key.kind, at))
+        self._told = {
+            kind: self._told[kind]
+            if self._told.get(kind, (0, ""))[0] == count
+            else (count, self._sentence(kind, count))
+            for kind, count in sorted(kinds.items())
+            if now - since[kind] >= MOMENT
+        }
+        return [text for _, text in self._told.values()]
+
+    def _sentence(self, kind: str, count: int) -> str:
         until = "" if self.rules.timeout is None else f", or {self.rules.timeout:g} s are over"
-        return [
+        return (
             f"{count} of {count + self._count[kind]} {kind} objects vanished at once and are kept until they are back, "
             f"`routedctl confirm` says that they are gone{until}"
-            for kind, count in sorted(kinds.items())
-        ]
+        )
 
     def _there(self, change: Change, updates: list[Update]) -> None:
         key = change.key

@@ -6,7 +6,7 @@ thread. Plain numbers: nothing is computed here, and nothing is asked of the sto
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from routed.values import dataclass
 
 
 @dataclass(slots=True)

@@ -1,8 +1,10 @@
 """A kubeconfig file: where the Kubernetes API is and how to be let in.
 
-Certificates and tokens may be in the file or in files it names; a token in a file is read again for every connection,
-since kubelet and others renew it. What would make us run a program (`exec`, `auth-provider`) is refused: a daemon with
-rights to the network does not start strangers' programs.
+Certificates and tokens may be in the file or in files it names. Kubelet and others renew them on disk: a token in a file is
+read again for every connection, and `Access.renewed` reads all the rest again where one of the files changed.
+
+What would make us run a program (`exec`, `auth-provider`) is refused: a daemon with rights to the network does not start
+strangers' programs.
 
 Errors name the file and the key; values of keys and tokens never appear in them.
 """
@@ -14,13 +16,14 @@ import binascii
 import os
 import ssl
 import tempfile
-from dataclasses import dataclass
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import yaml
 
+from routed.datastore.files import signature_at
 from routed.errors import ConfigError
+from routed.values import dataclass
 
 MAX_SIZE = 1 << 20
 
@@ -37,6 +40,14 @@ class Access:
     token_file: str = ""
     server_name: str = ""
     """What the certificate must be for, where it is not the host of `server`."""
+    path: str = ""
+    """The kubeconfig."""
+    files: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    """What was read for this, the kubeconfig included, and its signature right before it was read."""
+
+    def renewed(self) -> Access:
+        """This, or what the kubeconfig says by now where a file of it changed. Raises ConfigError where that is unusable."""
+        return self if all(signature_at(path) == then for path, then in self.files) else load_kubeconfig(self.path)
 
     def authorization(self) -> dict[str, str]:
         """Headers of a request. Raises ConfigError where a token's file cannot be read."""
@@ -52,6 +63,7 @@ class Access:
 
 def load_kubeconfig(path: str) -> Access:
     """The access the current context of a kubeconfig gives. Raises ConfigError."""
+    signature = signature_at(path)
     try:
         with open(path, "rb") as file:
             config = yaml.safe_load(file.read(MAX_SIZE))
@@ -59,12 +71,13 @@ def load_kubeconfig(path: str) -> Access:
         raise ConfigError(path, f"cannot read the kubeconfig: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError):
         raise ConfigError(path, "is not YAML") from None
-    return _Reader(path).access(config)
+    return _Reader(path, signature).access(config)
 
 
 class _Reader:
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, signature: tuple[int, ...]) -> None:
         self._path = path
+        self._files = {path: signature}
         self._folder = os.path.dirname(os.path.abspath(path))
 
     def access(self, config: Any) -> Access:
@@ -96,12 +109,15 @@ class _Reader:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             self._fail("clusters.server", f"must be an http or https address, not {server!r}")
         token_file = user.get("tokenFile") or ""
+        tls = self._tls(cluster, user) if parts.scheme == "https" else None
         return Access(
             server=server,
-            context=self._tls(cluster, user) if parts.scheme == "https" else None,
+            context=tls,
             token=str(user.get("token") or ""),
             token_file=self._absolute(token_file) if token_file else "",
             server_name=str(cluster.get("tls-server-name") or ""),
+            path=self._path,
+            files=tuple(self._files.items()),
         )
 
     def _tls(self, cluster: dict[str, Any], user: dict[str, Any]) -> ssl.SSLContext:
@@ -140,8 +156,10 @@ class _Reader:
         path = of.get(name)
         if not path:
             return b""
+        place = self._absolute(str(path))
+        self._files[place] = signature_at(place)
         try:
-            with open(self._absolute(str(path)), "rb") as file:
+            with open(place, "rb") as file:
                 return file.read(MAX_SIZE)
         except OSError as error:
             self._fail(name, f"cannot read {path}: {error.strerror}")

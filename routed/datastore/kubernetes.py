@@ -17,7 +17,6 @@ import json
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import httpx
@@ -28,6 +27,7 @@ from routed.datastore.kubeconfig import Access
 from routed.datastore.saved import SavedState, Saver
 from routed.errors import ConfigError, StoreError
 from routed.model.resources import JsonObject, Resource, ResourceKey, Update
+from routed.values import dataclass
 
 #: Objects asked for at once.
 PAGE = 500
@@ -59,6 +59,7 @@ class ApiKind:
 
 
 SERVICES = ApiKind("Service", "v1", "/api/v1/services")
+NAMESPACES = ApiKind("Namespace", "v1", "/api/v1/namespaces")
 ENDPOINT_SLICES = ApiKind("EndpointSlice", "discovery.k8s.io/v1", "/apis/discovery.k8s.io/v1/endpointslices")
 
 
@@ -143,6 +144,15 @@ class KubernetesSource:
             raise StoreError(f"the Kubernetes API answers {path} with something that is no object")
         return found
 
+    async def know(self, kind: ApiKind, name: str, sink: Sink) -> None:
+        """Ask for an object of the cluster that was not heard of yet, and tell of it. Raises StoreError."""
+        key = ResourceKey(kind.kind, name)
+        if key in self._known[kind]:
+            return
+        found = await self.get(f"{kind.path}/{name}")
+        if found is not None and key not in self._known[kind]:  # what a watch said meanwhile is not older
+            self._put(kind, found, sink)
+
     # ---- inside
 
     def _wrong(self, key: str, text: str) -> None:
@@ -184,8 +194,8 @@ class KubernetesSource:
                         self._synced.add(kind)
                         if len(self._synced) == len(self._kinds):
                             self.in_sync.set()
-                            if self._saver is not None:
-                                self._saver.save_all(0, Count())
+                        if self._saver is not None:
+                            self._saver.save_all(0, Count())
                     began = loop.time()
                     async for event in self._watch(client, kind, revision):
                         revision = self._take(kind, event, sink) or revision
@@ -220,6 +230,12 @@ class KubernetesSource:
 
     @asynccontextmanager
     async def _client(self) -> AsyncIterator[httpx.AsyncClient]:
+        try:
+            self._access = self._access.renewed()
+        except ConfigError as error:  # a certificate without its new key, say: the next connection looks again
+            self._wrong("kubeconfig", f"{error}; what was read before is used")
+        else:
+            self._right("kubeconfig")
         access = self._access
         extensions = {"sni_hostname": access.server_name} if access.server_name else {}
 
@@ -320,24 +336,24 @@ class KubernetesSource:
         self._right(str(key))
         if self._known[kind].get(key) != value:
             self._known[kind][key] = value
-            self._save(Change(key, value))
+            self._save(kind, Change(key, value))
             sink.update(Update(key, value))
         return key
 
     def _remove(self, kind: ApiKind, key: ResourceKey, sink: Sink) -> None:
         self._right(str(key))
         if self._known[kind].pop(key, None) is not None:
-            self._save(Change(key, None))
+            self._save(kind, Change(key, None))
             sink.update(Update(key, None))
 
-    def _save(self, change: Change) -> None:
+    def _save(self, kind: ApiKind, change: Change) -> None:
         if self._saver is None:
             return
         if change.resource is None:
             self._mirror.own((change.key,))
         else:
             self._mirror.changes([change], 0.0)
-        if self.in_sync.is_set():  # until then the file has what was there before, complete
+        if kind in self._synced:  # until then the file has what was there of it before, complete
             self._saver.save((change.key,), 0)
 
 

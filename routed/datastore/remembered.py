@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from routed.datastore.store import Contents, Edit, Store, Stored
 from routed.errors import StoreError
-from routed.model.resources import Resource, ResourceKey, Update
+from routed.model.resources import Cidr, Resource, ResourceKey, Update
 
 #: What is remembered; the oldest goes first.
 LIMIT = 10_000
@@ -64,6 +64,9 @@ class RememberingStore:
         """What is stored now, asked of the datastore whatever is known."""
         return await self._store.get(key)
 
+    async def has_elder(self, block: Cidr) -> bool:
+        return await self._store.has_elder(block)
+
     async def write(self, key: ResourceKey, resource: Resource | None, revision: str | None) -> str:
         (written,) = await self.write_all((Edit(key, resource, revision),))
         return written
@@ -80,6 +83,11 @@ class RememberingStore:
             if edit.resource is not None:
                 self._remember(edit.key, Stored(edit.resource, written, known.where if known is not None else ""))
         return revisions
+
+    def forget(self) -> None:
+        """The datastore was restored: what was written may not be there any more, and its revisions are used again."""
+        self._doubtful.update(self._known)
+        self._known.clear()
 
     def told(self, update: Update) -> None:
         """The datastore says so: what is remembered and differs was changed by somebody else."""

@@ -3,7 +3,8 @@
 Each write of a datastore costs a question over the network and a disk, and pods that come at the same time want addresses
 of the same block. So procedures that wait while a write is under way are then run one after the other on a draft, in
 which each sees what those before it would write, and the draft is written in one piece: on etcd one transaction, which
-all of them are in or none.
+all of them are in or none. Where several are about, rounds begin apart from each other, the further the more come, so that
+what a round costs here, in the datastore and in all who are told of it is shared; whoever is alone waits for nobody.
 
 Invariants: procedures take effect in the order in which they came, whoever waits together. A procedure that does more than
 give addresses out and back (it claims a block) is run alone, write by write, since its order of writes is its protocol.
@@ -16,23 +17,31 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from routed.datastore.allocating import carry_out, run
 from routed.datastore.store import Conflict, Edit, Store, Stored
-from routed.errors import StoreError
+from routed.errors import StoreError, Unavailable
 from routed.ipam.allocator import Found, Procedure
 from routed.model.ipam import IPAMBlock, IPAMHandle
 from routed.model.kubernetes import Pod
-from routed.model.resources import Resource, ResourceKey, Update
+from routed.model.resources import Cidr, Resource, ResourceKey, Update
 from routed.model.workloads import WorkloadEndpoint
+from routed.values import dataclass
 
 R = TypeVar("R")
 
 #: Procedures in one round: each writes a handle, a block and an endpoint, may rely on a Pod not being there, and etcd takes
 #: 128 of these at once.
 AT_ONCE = 24
+#: Seconds from one round to the next, where the one before was of MANY or more; of fewer, as much less.
+APART = 0.05
+MANY = 4
+#: Seconds for which others are expected after two came together.
+COMPANY = 0.25
+
+#: Seconds for which a write that failed is told of.
+REMEMBERED = 600.0
 
 _DRAFT = "draft"
 _DRAFTED = (IPAMBlock.kind, IPAMHandle.kind, WorkloadEndpoint.kind, Pod.kind)
@@ -61,6 +70,9 @@ class _Draft:
         if edit is None:
             return await self._store.get(key)
         return None if edit.resource is None else Stored(edit.resource, _DRAFT, "")
+
+    async def has_elder(self, block: Cidr) -> bool:  # noqa: ARG002
+        raise _MustBeAlone  # who asks claims it
 
     async def write(self, key: ResourceKey, resource: Resource | None, revision: str | None) -> str:
         if key.kind not in _DRAFTED:
@@ -96,14 +108,30 @@ class Rounds:
     """See the module's docstring. Used on one loop."""
 
     def __init__(
-        self, store: Store, listed: Callable[[str], Awaitable[list[Found]]], written: Callable[[Update], None]
+        self,
+        store: Store,
+        listed: Callable[[str], Awaitable[list[Found]]],
+        written: Callable[[Update], None],
+        apart: float = APART,
     ) -> None:
-        """As of `carry_out`."""
+        """`listed` and `written` as of `carry_out`."""
+        self._apart = apart
         self._store = store
         self._listed = listed
         self._written = written
         self._waiting: deque[_Asked] = deque()
         self._working: asyncio.Task[None] | None = None
+        self._next = 0.0
+        """When the next round may begin, while there is company."""
+        self._company_until = 0.0
+        self._refused = ("", 0.0)
+        """What the datastore said as it took no write, and when; empty once it took one."""
+
+    @property
+    def problem(self) -> str:
+        """Why the last write failed, where the datastore answers but takes none; for as long as callers may try again."""
+        said, at = self._refused
+        return said if said and asyncio.get_running_loop().time() - at < REMEMBERED else ""
 
     async def carry_out(self, make: Callable[[], Procedure[R]]) -> R:
         """Run a procedure to its end; `make` begins it, again where it lost a race. Raises what it does, and StoreError."""
@@ -112,14 +140,15 @@ class Rounds:
         self._waiting.append(asked)
         if self._working is None:
             self._working = loop.create_task(self._work())
+        else:
+            self._company_until = loop.time() + COMPANY
         result: R = await asked.answer
         return result
 
     async def _work(self) -> None:
         try:
             while self._waiting:
-                taken = [self._waiting.popleft() for _ in range(min(AT_ONCE, len(self._waiting)))]
-                left = await self._round([each for each in taken if not each.answer.cancelled()])
+                left = await self._round(await self._gather())
                 if left:
                     await self._alone(left[0])
                     self._waiting.extendleft(reversed(left[1:]))
@@ -127,6 +156,16 @@ class Rounds:
             self._working = None
             while self._waiting:
                 _tell(self._waiting.popleft(), error=StoreError("routed stops"))
+
+    async def _gather(self) -> list[_Asked]:
+        """Those of the next round, once it may begin."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        if now < min(self._next, self._company_until) and len(self._waiting) < AT_ONCE:
+            await asyncio.sleep(self._next - now)
+        taken = [self._waiting.popleft() for _ in range(min(AT_ONCE, len(self._waiting)))]
+        self._next = loop.time() + self._apart * min(1.0, len(taken) / MANY)
+        return [each for each in taken if not each.answer.cancelled()]
 
     async def _round(self, asked: list[_Asked]) -> list[_Asked]:
         """Carry out what can be together; what is left."""
@@ -152,9 +191,12 @@ class Rounds:
         except Conflict:
             return [each for each, _ in done]
         except Exception as error:
+            self._failed(error)
             for each, _ in done:
                 _tell(each, error=error)
             return []
+        if edits:
+            self._refused = ("", 0.0)
         for edit in edits:
             if not edit.is_condition:
                 self._written(Update(edit.key, edit.resource))
@@ -164,9 +206,17 @@ class Rounds:
 
     async def _alone(self, asked: _Asked) -> None:
         try:
-            _tell(asked, await carry_out(self._store, asked.make(), self._listed, self._written))
+            result = await carry_out(self._store, asked.make(), self._listed, self._written)
         except Exception as error:
+            self._failed(error)
             _tell(asked, error=error)
+        else:
+            self._refused = ("", 0.0)
+            _tell(asked, result)
+
+    def _failed(self, error: Exception) -> None:
+        if isinstance(error, StoreError) and not isinstance(error, Conflict | Unavailable):
+            self._refused = (str(error), asyncio.get_running_loop().time())
 
 
 def _tell(asked: _Asked, result: object = None, error: Exception | None = None) -> None:

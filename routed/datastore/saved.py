@@ -18,7 +18,7 @@ import os
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, BinaryIO
 
 import msgspec
@@ -29,6 +29,7 @@ from routed.errors import ConfigError
 from routed.model.paths import ALLOCATOR_KINDS, read_text
 from routed.model.resources import JsonObject, JsonValue, ResourceKey, json_line
 from routed.model.settings import ClusterInformation
+from routed.values import dataclass
 
 SCHEMA = 1
 #: A line of a key: kind, namespace, name, revision, manifest, since when it is held, why it is garbage. And one of the time.

@@ -15,13 +15,20 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass, field
+from dataclasses import field
+
+from routed.values import dataclass
 
 #: The longest key the kernel takes (TCP_MD5SIG_MAXKEYLEN).
 MAX_PASSWORD = 80
 
 #: Seconds between two looks.
 LOOK = 0.5
+
+#: Stands for the folder itself where a reference is told of.
+THE_FOLDER = ""
+
+_NOT_SET = "secrets.dir, the folder it would be in, is not set in routed's own configuration"
 
 _Signature = tuple[int, ...]
 
@@ -31,6 +38,7 @@ class SecretNews:
     """A reference of which something else is known than before."""
 
     reference: str
+    """Or THE_FOLDER."""
     generation: int
     """0: there is no password, and never was."""
     problem: str
@@ -57,6 +65,8 @@ class SecretFolder:
         """Why the folder itself can't be read, or empty."""
         self._secrets: dict[str, _Secret] = {}
         self._looked = False
+        self._told = ""
+        """Of the folder."""
 
     def password(self, reference: str) -> bytes:
         """The password kept at a reference. Raises KeyError where none is known."""
@@ -68,10 +78,10 @@ class SecretFolder:
     def look(self) -> list[SecretNews]:
         """What changed since the last look. The first look believes what it sees."""
         if not self.path:
-            return []
+            return self._about_the_folder(_NOT_SET)
         files = self._files()
         first, self._looked = not self._looked, True
-        news = []
+        news = self._about_the_folder(self.problem)
         for reference in sorted({*files, *self._secrets}):
             secret = self._secrets.setdefault(reference, _Secret())
             seen = self._sign(files.get(reference), reference)
@@ -79,6 +89,12 @@ class SecretFolder:
             if seen != secret.believed and (first or agreed) and self._believe(secret, seen, reference):
                 news.append(SecretNews(reference, secret.generation, secret.problem))
         return news
+
+    def _about_the_folder(self, problem: str) -> list[SecretNews]:
+        if problem == self._told:
+            return []
+        self._told = problem
+        return [SecretNews(THE_FOLDER, 0, problem)]
 
     def _files(self) -> dict[str, str]:
         """The path of the file of each reference."""

@@ -8,11 +8,12 @@ Which resources follow from which files of a person is not decided here.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol
 
 from routed.errors import StoreError
-from routed.model.resources import Resource, ResourceKey
+from routed.model.resources import Cidr, Resource, ResourceKey
+from routed.values import dataclass
 
 
 class Conflict(StoreError):
@@ -61,6 +62,9 @@ class Editable(Protocol):
 
     async def get(self, key: ResourceKey) -> Stored | None:
         """One resource; None where there is none."""
+
+    async def has_elder(self, block: Cidr) -> bool:
+        """Whether there is, now, an allocation block that overlaps with this one and was made before it."""
 
     async def write(self, key: ResourceKey, resource: Resource | None, revision: str | None) -> str:
         """Make `resource` (None: nothing) what is stored at `key`, where that is still at `revision` (None: absent).

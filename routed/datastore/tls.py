@@ -69,8 +69,11 @@ def _speaks_tls(host: str, port: str) -> bool:
 
 
 def _about_theirs(said: str, config: EtcdConfig) -> str:
+    whose = "its certificate, or the authority's that signed it,"
     if "expired" in said:
-        return f"its certificate, or the authority's that signed it, is no longer valid: {said}; renew it"
+        return f"{whose} is no longer valid: {said}; renew it"
+    if "not yet valid" in said:
+        return f"{whose} is not valid yet: {said}; is this machine's clock right?"
     if "mismatch" in said or "not valid for" in said:
         return f"its certificate is for another name: {said}; use a name or address that it has, or renew it"
     where = f"datastore.caFile ({config.ca_file})" if config.ca_file else "datastore.caFile, which is not set"
@@ -87,8 +90,8 @@ def _about_ours(reason: str, config: EtcdConfig) -> str:
     if not config.cert_file:
         return f"it wants a certificate of ours ({said}): set datastore.certFile and datastore.keyFile"
     return (
-        f"it does not accept our certificate ({said}): look at who signed {config.cert_file} and when it ends, as in "
-        f"openssl x509 -noout -issuer -enddate -in {config.cert_file}"
+        f"it does not accept our certificate ({said}): look at who signed {config.cert_file} and when it is valid, as in "
+        f"openssl x509 -noout -issuer -dates -in {config.cert_file}"
     )
 
 

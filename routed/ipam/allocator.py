@@ -6,7 +6,9 @@ store in memory, with any other allocator at work between any two steps, and sto
 
 The order of writes makes every crash safe, at most leaving something that is found and put right later:
 - a block is claimed by an affinity `pending`, then the block, then the affinity `confirmed`; a pending affinity is nobody's
-  promise, and whoever finds one finishes or removes it;
+  promise, and whoever finds one finishes or removes it. Between the two last it is looked whether another node, for which
+  the pool has another block size, was faster with a block that overlaps: the younger one is given up, before it gives out
+  anything;
 - a handle counts an address before a block gives it out, so no address is without its handle; a handle that counts too
   many is put right when its addresses are released;
 - a block is given up by an affinity `pendingDeletion`, then the block, then the affinity.
@@ -21,7 +23,7 @@ from __future__ import annotations
 import copy
 import enum
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TypeAlias, TypeVar
 
 from routed.ipam.blocks import (
@@ -35,6 +37,7 @@ from routed.ipam.blocks import (
     collect,
     free_count,
     is_empty,
+    is_exhausted,
     new_block,
     release,
     release_handle,
@@ -42,7 +45,7 @@ from routed.ipam.blocks import (
     without_affinity,
 )
 from routed.ipam.holders import Holder
-from routed.model.ipam import DEFAULT_IPAM_CONFIG, IPAMBlock, IPAMConfig, IPAMHandle
+from routed.model.ipam import DEFAULT_IPAM_CONFIG, AllocationAttribute, IPAMBlock, IPAMConfig, IPAMHandle
 from routed.model.paths import block_name
 from routed.model.resources import (
     AffinityState,
@@ -57,6 +60,7 @@ from routed.model.resources import (
 )
 from routed.net.families import Family
 from routed.net.prefixes import covers, make_prefix, prefix_address
+from routed.values import dataclass
 
 #: Times a write that lost a race is tried again.
 RETRIES = 100
@@ -102,6 +106,16 @@ class Write:
 
 
 @dataclass(frozen=True, slots=True)
+class HasElder:
+    """Whether the store itself has, at this moment, a block with addresses of this one that was made before it.
+
+    Answered by a boolean.
+    """
+
+    block: Cidr
+
+
+@dataclass(frozen=True, slots=True)
 class Found:
     value: Resource
     revision: str
@@ -116,8 +130,8 @@ class Lost(enum.Enum):
 
 CONFLICT = Lost.CONFLICT
 
-Request: TypeAlias = Get | List | Write
-Answer: TypeAlias = "Found | list[Found] | str | Lost | None"
+Request: TypeAlias = Get | List | Write | HasElder
+Answer: TypeAlias = "Found | list[Found] | str | Lost | bool | None"
 Procedure: TypeAlias = Generator[Request, Answer, R]
 
 
@@ -364,6 +378,11 @@ def assign_addresses(cluster: Cluster, demand: Demand, clock: Clock) -> Procedur
     return Outcome(tuple(given), tuple(_pools_of(pools, demand.family, given)), reason)
 
 
+def _has_gone(holder: Holder) -> Procedure[bool]:
+    """Whether the datastore has a holder no more: we may hear of it in a moment."""
+    return holder.key is not None and not isinstance((yield Get(holder.key)), Found)
+
+
 def assign_specific(cluster: Cluster, demand: Demand, address: bytes, clock: Clock) -> Procedure[Outcome]:
     """One address that was asked for by name."""
     pool = pool_of((pool for pool in cluster.pools if not pool.disabled), demand.family, address)
@@ -371,12 +390,17 @@ def assign_specific(cluster: Cluster, demand: Demand, address: bytes, clock: Clo
         return Outcome((), (), "it is in no enabled pool")
     if demand.use not in pool.allowed_uses:
         return Outcome((), (), f"the pool {pool.name} is not for this use")
-    if holder := cluster.held(address):
+    holder = cluster.held(address)
+    if holder is not None and not (yield from _has_gone(holder)):
         return Outcome((), (), f"{holder.what} has it")
-    cidr = block_holding(pool, address)
+    cidr = yield from block_of(pool, address)
     for _ in range(RETRIES):
         found = yield Get(block_key(cidr))
         if not isinstance(found, Found):
+            if holder is not None:  # who is gone with the block may have been lost with it, and live on
+                return Outcome((), (), f"{holder.what} has it")
+            if (yield from _is_overlapped(cidr)):
+                return Outcome((), (), f"blocks of another size are in its block {cidr}")
             claimed = yield from claim(cidr, demand.node, clock)
             if not claimed and cluster.config.strict_affinity:
                 return Outcome((), (), f"the block {cidr} belongs to another node (strictAffinity)")
@@ -393,6 +417,55 @@ def assign_specific(cluster: Cluster, demand: Demand, address: bytes, clock: Clo
             return Outcome((address,), (pool,))
         yield from _count_handle(demand.owner.handle, cidr, -1)
     return Outcome((), (), f"the block {cidr} is changed too often by others")
+
+
+def block_of(pool: IPPool, address: bytes) -> Procedure[Cidr]:
+    """The block that an address of a pool is in: of the pool's size, unless there is one of another, as pools had before."""
+    cidr = block_holding(pool, address)
+    if isinstance((yield Get(block_key(cidr))), Found):
+        return cidr
+    host = make_prefix(address, cidr.family.max_length)
+    there = yield from _block_cidrs()
+    return next((each for each in there if each.family is cidr.family and covers(each.prefix, host)), cidr)
+
+
+def owner_of(cluster: Cluster, address: bytes) -> Procedure[AllocationAttribute | None]:
+    """Who has been given an address, or None: nobody, or it is in no pool."""
+    pool = pool_of(cluster.pools, Family.of_address(address), address)
+    if pool is None:
+        return None
+    found = yield Get(block_key((yield from block_of(pool, address))))
+    if not isinstance(found, Found):
+        return None
+    return _block(found).owner_of(address)
+
+
+def _block_cidrs() -> Procedure[list[Cidr]]:
+    """Of all blocks there are."""
+    answer = yield List(IPAMBlock.kind)
+    found = (each.value for each in (answer if isinstance(answer, list) else ()))
+    return [block.cidr for block in found if isinstance(block, IPAMBlock)]
+
+
+def _is_overlapped(cidr: Cidr) -> Procedure[bool]:
+    return _overlapping((yield from _block_cidrs()), cidr.family, cidr.prefix[0])(cidr)
+
+
+def _overlapping(there: Iterable[Cidr], family: Family, size: int) -> Callable[[Cidr], bool]:
+    """Whether a block of this size has addresses in common with one of another size, which a pool had before: two nodes
+    would give out the same addresses, and all packets to them would go to the smaller block's."""
+    others = [each for each in there if each.family is family and each.prefix[0] != size]
+    larger = {each.prefix for each in others if each.prefix[0] < size}
+    lengths = {prefix[0] for prefix in larger}
+    around = {make_prefix(prefix_address(family, each.prefix), size) for each in others if each.prefix[0] > size}
+
+    def overlaps(cidr: Cidr) -> bool:
+        if cidr.prefix in around:
+            return True
+        address = prefix_address(family, cidr.prefix) if lengths else b""
+        return any(make_prefix(address, length) in larger for length in lengths)
+
+    return overlaps
 
 
 def _pools_of(pools: list[IPPool], family: Family, addresses: Iterable[bytes]) -> Iterator[IPPool]:
@@ -460,12 +533,14 @@ def _from_block(
     for _ in range(RETRIES):
         answer = yield Get(block_key(cidr))
         if not isinstance(answer, Found):
-            if not own or not (yield from claim(cidr, demand.node, clock)):
+            if not own or (yield from _is_overlapped(cidr)) or not (yield from claim(cidr, demand.node, clock)):
                 return ()
             continue
         if own:
             if _block(answer).host != demand.node:
                 yield from _drop_stale_affinity(cidr, demand.node)
+                return ()
+            if is_exhausted(_block(answer)):
                 return ()
             if not (yield from _confirm(cidr, demand.node)):
                 return ()
@@ -543,8 +618,9 @@ def _claim_next(
                 return cidr
     lived_in: list[Cidr] = []
     for pool in pools:
+        overlaps = _overlapping(there, pool.cidr.family, pool.block_size)
         for cidr in search_order(pool, node, cluster.reserved):
-            if cidr in there or all(map(is_kept_back, _addresses(cidr))):
+            if cidr in there or overlaps(cidr) or all(map(is_kept_back, _addresses(cidr))):
                 continue
             if _is_lived_in(cluster, cidr, node):
                 lived_in.append(cidr)
@@ -574,7 +650,7 @@ def _claim_next(
 
 
 def claim(cidr: Cidr, node: str, clock: Clock) -> Procedure[bool]:
-    """Make a block this node's: False where another has it."""
+    """Make a block this node's: False where another has it, or a block of another size that overlaps."""
     key = affinity_key(node, cidr)
     for _ in range(RETRIES):
         held = yield Get(key)
@@ -599,6 +675,8 @@ def claim(cidr: Cidr, node: str, clock: Clock) -> Procedure[bool]:
             answer = yield Write(block_key(cidr), touched(_block(found)), found.revision)
             if answer is CONFLICT:
                 continue
+        if (yield HasElder(cidr)) and (yield from release_affinity(node, cidr, only_empty=True)):
+            return False
         if (yield from _confirm(cidr, node)):
             return True
     return False
@@ -685,7 +763,7 @@ def release_addresses(
     for address in addresses:
         pool = pool_of(cluster.pools, Family.of_address(address), address)
         if pool is not None:
-            by_block.setdefault(block_holding(pool, address), []).append(address)
+            by_block.setdefault((yield from block_of(pool, address)), []).append(address)
     for cidr, inside in sorted(by_block.items()):
 
         def chosen(block: IPAMBlock, at: str, inside: list[bytes] = inside) -> Released:
@@ -787,27 +865,34 @@ def _count_handle(handle: str | None, cidr: Cidr, step: int | None) -> Procedure
         held = yield Get(key)
         counts: dict[str, int] = {}
         revision: str | None = None
-        manifest: JsonObject = {
-            "apiVersion": _API_VERSION,
-            "kind": IPAMHandle.kind,
-            "metadata": {"name": handle},
-            "spec": {"deleted": False},
-        }
-        if isinstance(held, Found) and isinstance(held.value, IPAMHandle):
-            counts = {str(block): count for block, count in held.value.blocks.items()}
+        there = held.value if isinstance(held, Found) and isinstance(held.value, IPAMHandle) else None
+        if there is not None and isinstance(held, Found):
+            counts = {str(block): count for block, count in there.blocks.items()}
             revision = held.revision
-            manifest = copy.deepcopy(held.value.manifest)
         now = 0 if step is None else counts.get(str(cidr), 0) + step
         if now > 0:
             counts[str(cidr)] = now
         elif counts.pop(str(cidr), None) is None:
             return
-        spec = manifest.get("spec")
-        if isinstance(spec, dict):
-            spec["block"] = dict(counts)
-        answer = yield Write(key, manifest if counts else None, revision)
+        answer = yield Write(key, _counting(handle, there, counts) if counts else None, revision)
         if answer is not CONFLICT:
             return
+
+
+def _counting(handle: str, there: IPAMHandle | None, counts: Mapping[str, int]) -> JsonObject:
+    """A handle's manifest with these counts of blocks, and all else as it is."""
+    manifest: JsonObject = {
+        "apiVersion": _API_VERSION,
+        "kind": IPAMHandle.kind,
+        "metadata": {"name": handle},
+        "spec": {"deleted": False},
+    }
+    if there is not None:
+        manifest = copy.deepcopy(there.manifest)
+    spec = manifest.get("spec")
+    if isinstance(spec, dict):
+        spec["block"] = dict(counts)
+    return manifest
 
 
 # ---- inside

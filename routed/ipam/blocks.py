@@ -15,8 +15,8 @@ Pure. Which block, for whom and how it is written is `allocator`'s business.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from typing import cast
 
@@ -24,6 +24,7 @@ from routed.model.ipam import AllocationAttribute, IPAMBlock
 from routed.model.paths import block_name
 from routed.model.resources import Cidr, JsonObject, JsonValue
 from routed.net.prefixes import prefix_address
+from routed.values import dataclass
 
 _API_VERSION = "projectcalico.org/v3"
 
@@ -76,9 +77,10 @@ def after(block: IPAMBlock, manifest: JsonObject) -> IPAMBlock:
     old, spec = block.manifest.get("spec"), manifest.get("spec")
     if not isinstance(old, dict) or not isinstance(spec, dict):
         raise ValueError(f"{block.key} has no spec")
-    raw = old.get("attributes")
-    known = dict(zip(map(id, raw), block.attributes, strict=True)) if isinstance(raw, list) else {}
-    numbers = cast("dict[str, int]", _object(spec, "sequenceNumberForAllocation"))
+    values, raw = _list(spec, "attributes"), old.get("attributes")
+    read = dict(zip(map(id, raw), block.attributes, strict=True)) if isinstance(raw, list) else {}
+    known = list(map(read.get, map(id, values)))  # all but the one that was added
+    numbers = _object(spec, "sequenceNumberForAllocation")
     kept = spec.get("affinity") == old.get("affinity")
     return replace(
         block.whole,
@@ -87,9 +89,11 @@ def after(block: IPAMBlock, manifest: JsonObject) -> IPAMBlock:
         affinity_claim_time=block.affinity_claim_time if kept else "",
         allocations=tuple(cast("list[int | None]", _list(spec, "allocations"))),
         unallocated=tuple(cast("list[int]", _list(spec, "unallocated"))),
-        attributes=tuple(known.get(id(each)) or _attribute(each) for each in _list(spec, "attributes")),
+        attributes=tuple(each or _attribute(value) for each, value in zip(known, values, strict=True)),
         sequence_number=cast("int", spec["sequenceNumber"]),
-        sequence_number_for_allocation={int(ordinal): number for ordinal, number in numbers.items()},
+        sequence_number_for_allocation=dict(
+            zip(map(int, numbers), cast("Iterable[int]", numbers.values()), strict=True)
+        ),
     )
 
 
@@ -105,16 +109,6 @@ def address_at(block: IPAMBlock, ordinal: int) -> bytes:
     family = block.cidr.family
     first = int.from_bytes(prefix_address(family, block.cidr.prefix), "big")
     return (first + ordinal).to_bytes(family.address_length, "big")
-
-
-def ordinal_of(block: IPAMBlock, address: bytes) -> int | None:
-    """The ordinal of an address; None where it is not in the block."""
-    family = block.cidr.family
-    if len(address) != family.address_length:
-        return None
-    first = int.from_bytes(prefix_address(family, block.cidr.prefix), "big")
-    ordinal = int.from_bytes(address, "big") - first
-    return ordinal if 0 <= ordinal < len(block.allocations) else None
 
 
 def free_count(block: IPAMBlock, is_reserved: Callable[[bytes], bool]) -> int:
@@ -146,7 +140,7 @@ def assign(
 
 def assign_address(block: IPAMBlock, address: bytes, owner: Owner) -> JsonObject | None:
     """Give out this very address, reserved or not; None where somebody has it or it is cooling down."""
-    ordinal = ordinal_of(block, address)
+    ordinal = block.ordinal_of(address)
     if ordinal is None or ordinal not in block.unallocated:
         return None
     return _assign(block, [ordinal], owner)
@@ -157,7 +151,14 @@ def _assign(block: IPAMBlock, ordinals: list[int], owner: Owner) -> JsonObject:
     if not ordinals:
         return manifest
     attributes = _list(spec, "attributes")
-    index = next((number for number, each in enumerate(block.attributes) if _is_owner(each, owner)), len(attributes))
+    index = next(
+        (
+            number
+            for number, each in enumerate(block.attributes)
+            if each.handle_id == owner.handle and _is_owner(each, owner)
+        ),
+        len(attributes),
+    )
     if index == len(attributes):
         entry: JsonObject = {"handle_id": owner.handle, "secondary": dict(owner.secondary)}
         attributes.append(entry)
@@ -196,7 +197,7 @@ def release(
     """
     chosen: dict[int, AllocationAttribute] = {}
     for address in addresses:
-        ordinal = ordinal_of(block, address)
+        ordinal = block.ordinal_of(address)
         attribute = block.owner(ordinal) if ordinal is not None else None
         if ordinal is None or attribute is None or (handle is not None and attribute.handle_id != handle):
             continue
@@ -211,7 +212,7 @@ def release(
 
 def release_handle(block: IPAMBlock, handle: str, released_at: str = "") -> Released:
     """Give back all addresses under a handle."""
-    own = [ordinal for ordinal, owner in allocations(block) if owner.handle_id == handle]
+    own = _having(block, {index for index, each in enumerate(block.attributes) if each.handle_id == handle})
     return release(block, [address_at(block, each) for each in own], released_at, handle=handle)
 
 
@@ -240,14 +241,8 @@ def _release(block: IPAMBlock, ordinals: list[int], released_at: str) -> JsonObj
 
 def collect(block: IPAMBlock, is_over: Callable[[str], bool]) -> JsonObject | None:
     """Free the addresses whose cooldown `is_over` (asked with their `releasedAt`); None where there are none."""
-    ordinals = [
-        ordinal
-        for ordinal, index in enumerate(block.allocations)
-        if index is not None
-        and index < len(block.attributes)
-        and block.attributes[index].released_at
-        and is_over(block.attributes[index].released_at)
-    ]
+    over = {index for index, each in enumerate(block.attributes) if each.released_at and is_over(each.released_at)}
+    ordinals = _having(block, over)
     if not ordinals:
         return None
     manifest, spec = _editable(block)
@@ -255,6 +250,16 @@ def collect(block: IPAMBlock, is_over: Callable[[str], bool]) -> JsonObject | No
     _drop_unused_attributes(spec)
     spec["sequenceNumber"] = block.sequence_number + 1
     return manifest
+
+
+def _having(block: IPAMBlock, attributes: Collection[int]) -> list[int]:
+    """The ordinals that have one of these attributes."""
+    return [ordinal for ordinal, index in enumerate(block.allocations) if index in attributes] if attributes else []
+
+
+def is_exhausted(block: IPAMBlock) -> bool:
+    """No address is free, and none is cooling down."""
+    return not block.unallocated and not any(each.released_at for each in block.attributes)
 
 
 def without_affinity(block: IPAMBlock) -> JsonObject:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import enum
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from routed.ipam.blocks import address_at, allocations, is_empty
 from routed.ipam.holders import addresses_of
@@ -23,7 +23,9 @@ from routed.model.ipam import AllocationAttribute, IPAMBlock, IPAMHandle
 from routed.model.resources import AffinityType, BlockAffinity, Cidr, IPPool, Node, Resource
 from routed.model.workloads import WorkloadEndpoint
 from routed.net.addresses import format_address
-from routed.net.prefixes import covers
+from routed.net.families import Family
+from routed.net.prefixes import covers, prefix_address
+from routed.values import dataclass
 
 #: Of the addresses that Windows keeps to itself in each block; nobody's endpoint has them, and they are no leak.
 WINDOWS_HANDLE = "windows-reserved-ipam-handle"
@@ -54,6 +56,8 @@ class Problem(enum.StrEnum):
     """A block says that a node holds it, and the node does not claim it."""
     NO_POOL = "no pool"
     """A block is in no pool: nobody gets an address of it any more, and it goes with the last it has given out."""
+    OVERLAP = "overlap"
+    """Two blocks have addresses in common, as where a pool was made again with another block size."""
     NO_NODE = "no node"
     """Addresses or blocks are held for a node that is not there."""
     SPARE = "spare block"
@@ -116,8 +120,8 @@ def state_of(resources: Iterable[Resource]) -> State:
 
 def check(state: State) -> list[Finding]:
     """All that is wrong, in order."""
-    found = [*_addresses(state), *_handles(state), *_affinities(state), *_missing_pools(state), *_missing_nodes(state)]
-    return sorted(found)
+    of_blocks = (*_overlapping(state), *_missing_pools(state))
+    return sorted([*_addresses(state), *_handles(state), *_affinities(state), *of_blocks, *_missing_nodes(state)])
 
 
 def unchanged(earlier: Iterable[Finding], now: Iterable[Finding]) -> list[Finding]:
@@ -231,6 +235,23 @@ def _affinities(state: State) -> Iterator[Finding]:
 
 def _of(block: IPAMBlock) -> str:
     return f"node {block.host}" if block.host else block.affinity or "nobody"
+
+
+def _overlapping(state: State) -> Iterator[Finding]:
+    for family in Family:
+        around: list[IPAMBlock] = []
+        own = [block for block in state.blocks if block.cidr.family is family]
+        for block in sorted(own, key=lambda each: (prefix_address(family, each.cidr.prefix), each.cidr.prefix[0])):
+            while around and not covers(around[-1].cidr.prefix, block.cidr.prefix):
+                around.pop()
+            if around:
+                outer = around[-1]
+                text = (
+                    f"block {block.cidr} of {_of(block)} is inside block {outer.cidr} of {_of(outer)}: packets to addresses "
+                    f"of it go to {_of(block)}, whoever gave them out; move its pods away and release it"
+                )
+                yield Finding(Problem.OVERLAP, text, cidr=str(block.cidr), node=block.host or "")
+            around.append(block)
 
 
 def _missing_pools(state: State) -> Iterator[Finding]:

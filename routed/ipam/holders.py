@@ -9,10 +9,10 @@ Invariant: a resource that comes or goes costs the same however many there are.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 
 from routed.model.resources import Node, Resource, ResourceKey
 from routed.model.workloads import WorkloadEndpoint
+from routed.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,8 @@ class Holder:
     what: str
     """For people."""
     node: str
+    key: ResourceKey | None = None
+    """The resource that says so, where it is one that is followed: by now the datastore may have it no more."""
 
 
 def addresses_of(resource: Resource | None) -> tuple[bytes, ...]:
@@ -74,5 +76,5 @@ class Holders:
         for key in self._keys.get(address, ()):
             if not any(key in each for each in but):
                 what = f"a tunnel of node {key.name}" if key.kind == Node.kind else str(key)
-                return Holder(what, self._nodes.get(key, key.name))
+                return Holder(what, self._nodes.get(key, key.name), key)
         return None

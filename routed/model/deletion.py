@@ -11,16 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from routed.model.ipam import IPAMBlock, IPAMHandle
+from routed.model.ipam import AllocationAttribute, IPAMBlock, IPAMHandle, blocks_with
 from routed.model.paths import ALLOCATOR_KINDS, block_name
 from routed.model.resources import AffinityState, BlockAffinity, Cidr, JsonObject, Resource, ResourceKey
 from routed.model.schema import parse_stored
 from routed.model.workloads import WorkloadEndpoint
-from routed.net.families import Family
-from routed.net.prefixes import make_prefix
-
-#: Lengths of the prefixes blocks may have.
-_BLOCK_SIZES = {Family.IPV4_UNICAST: range(20, 33), Family.IPV6_UNICAST: range(116, 129)}
 
 
 def is_announced(resource: Resource) -> bool:
@@ -49,22 +44,21 @@ def announced(resource: Resource, at: str) -> Resource | None:
 
 def is_given_back(endpoint: WorkloadEndpoint, stored: Callable[[ResourceKey], Resource | None]) -> bool:
     """Whether all addresses of an endpoint are somebody else's or nobody's, in blocks that are there (`stored`)."""
-    return bool(endpoint.ip_networks) and all(
-        _is_free(network.family, network.prefix[1:], endpoint.container_id, stored) for network in endpoint.ip_networks
-    )
+
+    def block_at(cidr: Cidr) -> IPAMBlock | None:
+        block = stored(ResourceKey(IPAMBlock.kind, block_name(cidr)))
+        return block if isinstance(block, IPAMBlock) and block.cidr == cidr else None
+
+    def is_free(address: bytes) -> bool:
+        owners = [block.owner_of(address) for block in blocks_with(address, block_at)]
+        return bool(owners) and not any(_is_of(owner, endpoint.container_id) for owner in owners)
+
+    return bool(endpoint.ip_networks) and all(is_free(network.prefix[1:]) for network in endpoint.ip_networks)
 
 
-def _is_free(
-    family: Family, address: bytes, container_id: str, stored: Callable[[ResourceKey], Resource | None]
-) -> bool:
-    for size in _BLOCK_SIZES[family]:
-        prefix = make_prefix(address, size)
-        block = stored(ResourceKey(IPAMBlock.kind, block_name(Cidr(family, prefix))))
-        if isinstance(block, IPAMBlock):
-            ordinal = int.from_bytes(address, "big") & (1 << family.max_length - size) - 1
-            owner = block.owner(ordinal) if ordinal < len(block.allocations) else None
-            return owner is None or (bool(container_id) and container_id not in (owner.handle_id or container_id))
-    return False
+def _is_of(owner: AllocationAttribute | None, container_id: str) -> bool:
+    """Whether an address may be a container's, by the handle it was given under."""
+    return owner is not None and (not container_id or container_id in (owner.handle_id or container_id))
 
 
 def _with(resource: Resource, part: str, fields: JsonObject) -> Resource:

@@ -44,6 +44,11 @@ def field_path(parent: str, name: str | int) -> str:
     return f"{parent}.{name}" if parent else name
 
 
+def decimal(text: str) -> int | None:
+    """The number that at most ten ASCII digits are; None of anything else (`str.isdigit` takes what `int` does not)."""
+    return int(text) if _NUMBER.fullmatch(text) else None
+
+
 def shown(value: JsonValue) -> str:
     """A value as escaped JSON of at most about 64 characters, safe for logs and terminals."""
     if isinstance(value, dict):

@@ -9,14 +9,16 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from routed.errors import ConfigError
 from routed.model.fields import Fields, field_path, shown
 from routed.model.resources import Common, JsonObject, JsonValue, Resource
 from routed.model.shape import Shape, shape
+from routed.values import dataclass
 
 API_VERSION = "projectcalico.org/v3"
+METADATA_ANNOTATION = "projectcalico.org/metadata"
+"""Where Calico keeps the metadata a policy was applied with, if it is stored under another name."""
 CRD_API_VERSION = "crd.projectcalico.org/v1"
 
 METADATA = shape("""
@@ -35,11 +37,17 @@ _LABEL_NAMES = re.compile(f"(?:{_LABEL_NAME.pattern}\n)*")
 _LABEL_VALUES = re.compile(f"(?:{_LABEL_VALUE.pattern}\n)*")
 
 
+#: Labels that were found right, up to this many: those of a cluster are the same again and again.
+_KNOWN_LABELS = 1 << 14
+_known_labels: set[tuple[str, str]] = set()
+
+
 def is_name(text: str) -> bool:
     """Whether a resource may have this name: a DNS subdomain."""
     return len(text) <= 253 and _NAME.fullmatch(text) is not None
 
 
+@functools.lru_cache(4096)
 def is_namespace(text: str) -> bool:
     """Whether a namespace may be called so: a DNS label."""
     return _NAMESPACE.fullmatch(text) is not None
@@ -153,21 +161,35 @@ def read_labels(fields: Fields, name: str) -> Mapping[str, str]:
 
 def are_labels(labels: Mapping[str, str]) -> bool:
     """Whether all are labels by Kubernetes' rules: in one go, for there are hundreds of thousands in a cluster."""
+    if labels.items() <= _known_labels:
+        return True
     names, values = "\n".join((*labels, "")), "\n".join((*labels.values(), ""))
-    return names.count("\n") == values.count("\n") == len(labels) and bool(
-        _LABEL_NAMES.fullmatch(names) and _LABEL_VALUES.fullmatch(values)
-    )
+    if not names.count("\n") == values.count("\n") == len(labels):
+        return False
+    if not (_LABEL_NAMES.fullmatch(names) and _LABEL_VALUES.fullmatch(values)):
+        return False
+    if len(_known_labels) < _KNOWN_LABELS:
+        _known_labels.update(labels.items())
+    return True
+
+
+def is_label_name(text: str) -> bool:
+    return _LABEL_NAME.fullmatch(text) is not None
+
+
+def is_label_value(text: str) -> bool:
+    return _LABEL_VALUE.fullmatch(text) is not None
 
 
 def check_label_name(name: str, path: str) -> None:
     """Raises ConfigError."""
-    if not _LABEL_NAME.fullmatch(name):
+    if not is_label_name(name):
         raise ConfigError(path, f"is not a label name: {shown(name)}")
 
 
 def check_label_value(text: str, path: str) -> None:
     """Raises ConfigError."""
-    if not _LABEL_VALUE.fullmatch(text):
+    if not is_label_value(text):
         raise ConfigError(
             path,
             'must be at most 63 letters, digits, "-", "_" and ".", beginning and ending with a letter or '

@@ -7,12 +7,13 @@ says and the Kubernetes datastore's spellings. How addresses are given out is no
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import enum
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import field
 from typing import ClassVar, cast
 
 from routed.errors import ConfigError
-from routed.model.fields import Fields, as_choice, as_cidr, as_text, field_path, shown
+from routed.model.fields import Fields, as_choice, as_cidr, as_text, decimal, field_path, shown
 from routed.model.head import Head, Kind, kind_shape
 from routed.model.resources import (
     AffinityState,
@@ -28,13 +29,16 @@ from routed.model.resources import (
 )
 from routed.model.selector import All
 from routed.net.families import Family
-from routed.net.prefixes import covers, parse_prefix
+from routed.net.prefixes import covers, make_prefix, parse_prefix, prefix_address
+from routed.values import dataclass
 
 _LINK_LOCAL = (parse_prefix("169.254.0.0/16"), parse_prefix("fe80::/10"))
 MAX_SEQUENCE = (1 << 64) - 1
 #: The largest block that anybody allocates from; a value with more entries is no block.
 MAX_BLOCK_BITS = 16
 MAX_BLOCK_SIZE = 1 << MAX_BLOCK_BITS
+#: Seconds, as Calico's API server has it.
+MAX_COOLDOWN = 1200
 AFFINITY_TYPES = frozenset(map(str, AffinityType))
 _ORDINAL = frozenset((int,))
 _ORDINAL_OR_FREE = frozenset((int, type(None)))
@@ -101,6 +105,24 @@ class IPAMBlock(Resource):
         kind, _, name = (self.affinity or "").partition(":")
         return name if kind == AffinityType.HOST else None
 
+    def nodes_of_addresses(self) -> dict[int, str]:
+        """The node that has an address, by ordinal, where the block says it."""
+        nodes = [None if each.released_at else each.secondary.get("node") for each in self.attributes]
+        return pick_nodes(self.allocations, nodes)
+
+    def ordinal_of(self, address: bytes) -> int | None:
+        """The ordinal of an address; None where it is not in the block."""
+        family = self.cidr.family
+        if len(address) != family.address_length:
+            return None
+        ordinal = int.from_bytes(address) - int.from_bytes(prefix_address(*self.cidr))
+        return ordinal if 0 <= ordinal < 1 << family.max_length - self.cidr.prefix[0] else None
+
+    def owner_of(self, address: bytes) -> AllocationAttribute | None:
+        """Who has an address, as `owner` says it; None also where it is not in the block."""
+        ordinal = self.ordinal_of(address)
+        return None if ordinal is None else self.owner(ordinal)
+
     def owner(self, ordinal: int) -> AllocationAttribute | None:
         """Who has an address: its attribute, an empty one where the block lost it, or None where it is free."""
         index = self.allocations[ordinal]
@@ -108,6 +130,36 @@ class IPAMBlock(Resource):
             return None
         attribute = self.attributes[index] if index < len(self.attributes) else AllocationAttribute()
         return None if attribute.released_at else attribute
+
+
+#: The lengths of the prefixes blocks may have, the longest first.
+BLOCK_LENGTHS = {
+    family: tuple(range(family.max_length, family.max_length - MAX_BLOCK_BITS - 1, -1)) for family in Family
+}
+
+
+def blocks_with(
+    address: bytes, block_at: Callable[[Cidr], IPAMBlock | None], lengths: Iterable[int] | None = None
+) -> Iterator[IPAMBlock]:
+    """The blocks that have an address, the smallest first: its route is the one that packets to the address take.
+
+    There are several only where a pool had blocks of another size before. `block_at`: the block with exactly this prefix;
+    `lengths`: those of all blocks there are, the longest first, where that is known.
+    """
+    family = Family.of_address(address)
+    for length in BLOCK_LENGTHS[family] if lengths is None else lengths:
+        block = block_at(Cidr(family, make_prefix(address, length)))
+        if block is not None:
+            yield block
+
+
+def pick_nodes(allocations: Sequence[int | None], nodes: Sequence[str | None]) -> dict[int, str]:
+    """The node of each address that has one; `nodes`: that of each attribute."""
+    return {
+        ordinal: node
+        for ordinal, index in enumerate(allocations)
+        if index is not None and index < len(nodes) and (node := nodes[index])
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,10 +336,11 @@ def _parse_sequence_numbers(spec: Fields, size: int) -> Mapping[int, int]:
         return found
     for key, number in value.values.items():
         number = number if type(number) is int and 0 <= number <= MAX_SEQUENCE else value.integer(key, 0, MAX_SEQUENCE)
-        if not key.isascii() or not key.isdigit() or int(key) >= size or number is None:
+        ordinal = decimal(key)
+        if ordinal is None or ordinal >= size or number is None:
             path = field_path(spec.at("sequenceNumberForAllocation"), key)
             raise ConfigError(path, f"must be the ordinal of an address, 0 to {size - 1}, with a number")
-        found[int(key)] = number
+        found[ordinal] = number
     return found
 
 
@@ -304,12 +357,20 @@ def _parse_handle(head: Head) -> IPAMHandle:
     return IPAMHandle(**head.common, blocks=found, deleted=_deleted(spec))
 
 
+class AddressPersistence(enum.StrEnum):
+    """Whether KubeVirt's virtual machines keep their addresses."""
+
+    ENABLED = "Enabled"
+    DISABLED = "Disabled"
+
+
 def _parse_config(head: Head) -> IPAMConfig:
     spec = head.spec
     if head.name != "default":
         raise head.top.error("metadata.name", f"must be default: there is one for the cluster, not {shown(head.name)}")
     strict = spec.boolean("strictAffinity") or False
     blocks = spec.integer("maxBlocksPerHost", 0, 0x7FFFFFFF) or 0
+    spec.choice("kubeVirtVMAddressPersistence", AddressPersistence)  # of virtual machines, which are none of ours
     if blocks and not strict:
         raise spec.error("maxBlocksPerHost", "may only be set where strictAffinity is true")
     return IPAMConfig(
@@ -317,7 +378,7 @@ def _parse_config(head: Head) -> IPAMConfig:
         strict_affinity=strict,
         auto_allocate_blocks=spec.boolean("autoAllocateBlocks") or False,
         max_blocks_per_host=blocks,
-        ip_cooldown=float(spec.integer("ipCooldownSeconds", 0, 0x7FFFFFFF) or 0),
+        ip_cooldown=float(spec.integer("ipCooldownSeconds", 0, MAX_COOLDOWN) or 0),
     )
 
 

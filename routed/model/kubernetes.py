@@ -10,7 +10,6 @@ made here, for all who need it: `calico_policy`, `namespace_profile`, and both b
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 from routed.errors import ConfigError
@@ -19,6 +18,8 @@ from routed.model.head import API_VERSION, Head, Kind, check_label_name, check_l
 from routed.model.policies import NetworkPolicy, PolicyType, Port, Profile, as_port, as_protocol
 from routed.model.resources import Cidr, JsonObject, JsonValue, Resource, ResourceKey
 from routed.model.selector import All, And, Equal, Has, In, Not, NotIn, Selector
+from routed.net.prefixes import is_part
+from routed.values import dataclass
 
 POLICY_PREFIX = "knp.default."
 """What Calico's kube-controllers puts before the name of a Kubernetes policy."""
@@ -172,6 +173,11 @@ def label_selector(fields: Fields) -> Selector:
             terms.append(Has(label) if operator == "Exists" else Not(Has(label)))
         else:
             raise entry.error("operator", f"must be In, NotIn, Exists or DoesNotExist, not {shown(operator)}")
+    return selector_of_terms(terms)
+
+
+def selector_of_terms(terms: list[Selector]) -> Selector:
+    """What all of them select; everything where there is none."""
     return All() if not terms else terms[0] if len(terms) == 1 else And(tuple(terms))
 
 
@@ -302,8 +308,8 @@ def _parse_peer(entry: Fields) -> PolicyPeer:
             raise entry.error("ipBlock", "must stand alone, without podSelector and namespaceSelector")
         cidr = as_network(block.required_text("cidr"), block.at("cidr"))
         excepted = tuple(as_network(as_text(value, path), path) for path, value in block.array("except"))
-        if any(one.family is not cidr.family or one.prefix[0] < cidr.prefix[0] for one in excepted):
-            raise block.error("except", f"must lie inside {cidr}")
+        if not all(one.family is cidr.family and is_part(one.prefix, cidr.prefix) for one in excepted):
+            raise block.error("except", f"must lie inside {cidr} and be smaller")
         return PolicyPeer(ip_block=IPBlock(cidr, excepted))
     if pods is None and namespaces is None:
         raise ConfigError(entry.path, "must have a podSelector, a namespaceSelector or an ipBlock")

@@ -13,7 +13,6 @@ reflectors stays off. What a manifest says of the mesh itself counts, and so doe
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 
 from routed.errors import ConfigError
 from routed.model.fields import Fields, as_cidr, one_of, shown
@@ -22,6 +21,7 @@ from routed.model.paths import block_name
 from routed.model.resources import BGPConfiguration, EncapMode, IPPool, JsonObject, JsonValue
 from routed.model.shape import lost_indentation, shape, unknown_fields
 from routed.net.families import Family
+from routed.values import dataclass
 
 API = "operator.tigera.io/v1"
 

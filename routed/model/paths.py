@@ -18,15 +18,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from itertools import takewhile
 from types import MappingProxyType
 from typing import NamedTuple
 
 from routed.errors import ConfigError
 from routed.model.fields import shown
-from routed.model.head import API_VERSION, Kind
-from routed.model.ipam import IPAMBlock, IPAMConfig, IPAMHandle, name_of_block
+from routed.model.head import API_VERSION, METADATA_ANNOTATION, Kind
+from routed.model.ipam import MAX_BLOCK_BITS, IPAMBlock, IPAMConfig, IPAMHandle, name_of_block
 from routed.model.policies import (
     GlobalNetworkPolicy,
     NetworkPolicy,
@@ -48,9 +48,12 @@ from routed.model.schema import KIND_TABLE, parse_manifest, parse_stored
 from routed.model.unread import plain_block, plain_block_text
 from routed.model.unread_endpoints import plain_endpoint
 from routed.model.unread_nodes import plain_node
+from routed.model.unread_policies import plain_kubernetes_policy, plain_policy
 from routed.model.workloads import WorkloadEndpoint
+from routed.net.addresses import format_address
 from routed.net.families import Family
-from routed.net.prefixes import format_prefix, parse_prefix, plain_ipv4_network
+from routed.net.prefixes import format_prefix, make_prefix, parse_prefix, plain_ipv4_network, prefix_address
+from routed.values import dataclass
 
 DEFAULT_ROOT = "/calico"
 #: Kinds that have a place with the allocator instead of one by their plural.
@@ -59,7 +62,6 @@ TIERED_KINDS = frozenset(
     (NetworkPolicy.kind, GlobalNetworkPolicy.kind, StagedNetworkPolicy.kind, StagedGlobalNetworkPolicy.kind)
 )
 _TIER_PREFIX = "default."
-_METADATA_ANNOTATION = "projectcalico.org/metadata"
 _KINDS = {kind.plural: kind for kind in KIND_TABLE.values() if kind.name not in ALLOCATOR_KINDS}
 _AFFINITY = re.compile(r"(host|virtual)/([^/]+)/(ipv4|ipv6)/block/([0-9a-f.:]+-[0-9]{1,3})")
 _BLOCKS = "assignment/"
@@ -122,6 +124,21 @@ class Layout:
     def affinity_prefix(self, node: str) -> str:
         """The prefix of all blocks a node holds: what a BGP daemon lists and watches for its own."""
         return f"{self.ipam}{AffinityType.HOST}/{node}/"
+
+    def keys_near(self, block: Cidr) -> tuple[str, str]:
+        """The range of keys (first, end) in which all blocks are that overlap with one; others may be in it, too.
+
+        Their addresses are all in the largest block there may be around it, so their text begins as its first and last do.
+        """
+        family, _ = _segments(block)
+        first = make_prefix(prefix_address(*block), min(block.prefix[0], block.family.max_length - MAX_BLOCK_BITS))
+        bits = block.family.max_length - first[0]
+        start = int.from_bytes(prefix_address(block.family, first))
+        size = block.family.address_length
+        ends = (format_address(each.to_bytes(size)) for each in (start, start | (1 << bits) - 1))
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(*ends, strict=False))
+        prefix = f"{self.ipam}assignment/{family}/block/{''.join(one for one, _ in same)}"
+        return prefix, prefix[:-1] + chr(ord(prefix[-1]) + 1)
 
     def path(self, resource: Resource, *, old_policy_names: bool = False) -> str:
         """Where a new resource goes. `old_policy_names`: a policy's with the tier before it, as before Calico v3.32."""
@@ -198,7 +215,10 @@ def decode_at(place: Place, value: bytes) -> Decoded:
     data = _json(value, key.kind == BlockAffinity.kind)
     unknown: list[ConfigError] = []
     if key.kind not in ALLOCATOR_KINDS:
-        resource = parse_manifest(_named(data, KIND_TABLE[key.kind]), "", unknown)
+        named = _named(data, KIND_TABLE[key.kind])
+        if named is not data and key.kind == NetworkPolicy.kind and (policy := plain_policy(json_line(named), key)):
+            return Decoded(policy)
+        resource = parse_manifest(named, "", unknown)
         if (resource.kind, resource.namespace) != (key.kind, key.namespace) or not _same_name(resource, key):
             raise ConfigError("metadata.name", f"is not the name in the key: {resource.key} is stored as {key}")
         return Decoded(resource, tuple(unknown))
@@ -232,7 +252,27 @@ def _plain(key: ResourceKey, value: bytes) -> Resource | None:
     """What is stored as its manifest, and is as nearly all of its kind; None: the reader must look."""
     if key.kind == Node.kind:
         return plain_node(value, key.name)
-    return plain_endpoint(value, key) if key.kind == WorkloadEndpoint.kind else None
+    if key.kind == WorkloadEndpoint.kind:
+        return plain_endpoint(value, key)
+    return plain_policy(value, key) if key.kind == NetworkPolicy.kind else None
+
+
+_PLAIN: Mapping[tuple[JsonValue, JsonValue], Callable[[bytes], Resource | None]] = {
+    (API_VERSION, Node.kind): plain_node,
+    (API_VERSION, WorkloadEndpoint.kind): plain_endpoint,
+    (API_VERSION, NetworkPolicy.kind): plain_policy,
+    ("networking.k8s.io/v1", "NetworkPolicy"): plain_kubernetes_policy,
+}
+
+
+def plain_manifest(manifest: JsonValue, written: bytes) -> Resource | None:
+    """What a manifest describes that is written so, on one line, and is as nearly all of its kind; None: the reader must
+    look."""
+    if not isinstance(manifest, dict):
+        return None
+    version, kind = manifest.get("apiVersion"), manifest.get("kind")
+    plain = _PLAIN.get((version, kind)) if isinstance(version, str) and isinstance(kind, str) else None
+    return None if plain is None else plain(written)
 
 
 def encode(resource: Resource, path: str = "") -> bytes:
@@ -392,7 +432,7 @@ def _named(data: JsonValue, kind: Kind) -> JsonValue:
         return data
     name = metadata.get("name")
     annotations = metadata.get("annotations")
-    kept = annotations.get(_METADATA_ANNOTATION) if isinstance(annotations, dict) else None
+    kept = annotations.get(METADATA_ANNOTATION) if isinstance(annotations, dict) else None
     if isinstance(kept, str):
         try:
             inner: JsonValue = json.loads(kept)

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import ClassVar, TypeAlias
 
 from routed.errors import ConfigError
-from routed.model.fields import Fields, as_choice, as_network, as_text, shown
+from routed.model.fields import Fields, as_choice, as_network, as_text, decimal, shown
 from routed.model.head import API_VERSION, Head, Kind, kind_shape
 from routed.model.resources import Cidr, JsonValue, Resource
 from routed.model.selector import Selector
 from routed.net.families import Family
+from routed.values import dataclass
 
 DEFAULT_TIER = "default"
 DEFAULT_TIER_ORDER = 1_000_000.0
@@ -52,7 +53,7 @@ class StagedAction(enum.StrEnum):
 
 PROTOCOLS: Mapping[str, int] = {"ICMP": 1, "TCP": 6, "UDP": 17, "ICMPv6": 58, "SCTP": 132, "UDPLite": 136}
 """Names of protocols and their numbers (IANA)."""
-_WITH_PORTS = (6, 17, 132)
+WITH_PORTS = (6, 17, 132)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -260,8 +261,9 @@ def as_protocol(value: JsonValue, path: str) -> int:
         for name, number in PROTOCOLS.items():
             if value.lower() == name.lower():
                 return number
-        if value.isascii() and value.isdigit() and 1 <= int(value[:4]) <= 255:
-            return int(value)
+        read = decimal(value)
+        if read is not None and 1 <= read <= 255:
+            return read
     raise ConfigError(
         path, f"must be a protocol ({', '.join(PROTOCOLS)}, or a number from 1 to 255), not {shown(value)}"
     )
@@ -273,13 +275,17 @@ def as_port(value: JsonValue, path: str) -> Port:
         return PortRange(value, value)
     if isinstance(value, str) and value:
         low, colon, high = value.partition(":")
-        if low.isascii() and low.isdigit() and (not colon or (high.isascii() and high.isdigit())):
-            first, last = int(low[:6]), int((high if colon else low)[:6])
+        first, last = decimal(low), decimal(high if colon else low)
+        if first is not None and last is not None:
             if first <= last <= 65535:
                 return PortRange(first, last)
             if last < first <= 65535:
                 raise ConfigError(path, f"must go from the lower port to the higher, not {shown(value)}")
-        elif not colon and len(value) <= 63 and all(one.isascii() and (one.isalnum() or one in "-_.") for one in value):
+        elif (
+            not (colon or value.isdigit())
+            and len(value) <= 63
+            and all(one.isascii() and (one.isalnum() or one in "-_.") for one in value)
+        ):
             return NamedPort(value)
     raise ConfigError(path, f'must be a port: 0 to 65535, "8000:9000", or a name, not {shown(value)}')
 
@@ -352,7 +358,7 @@ def _entity(rule: Fields, side: str, version: int | None, protocol: int | None, 
         return EntityRule()
     ports = tuple(as_port(value, path) for path, value in entity.array("ports"))
     not_ports = tuple(as_port(value, path) for path, value in entity.array("notPorts"))
-    if (ports or not_ports) and protocol not in _WITH_PORTS:
+    if (ports or not_ports) and protocol not in WITH_PORTS:
         raise entity.error("ports" if ports else "notPorts", "may only be used with protocol TCP, UDP or SCTP")
     service = _service(entity, namespaced)
     if service is not None:
@@ -413,10 +419,13 @@ def _http(rule: Fields) -> HttpMatch | None:
 
 
 def read_types(spec: Fields, name: str, ingress: tuple[Rule, ...], egress: tuple[Rule, ...]) -> frozenset[PolicyType]:
-    """The directions that are said, or Calico's default: those that have rules, Ingress where none has."""
+    """The directions that are said, or Calico's default."""
     types = frozenset(as_choice(value, path, PolicyType) for path, value in spec.array(name))
-    if types:
-        return types
+    return types or default_types(ingress, egress)
+
+
+def default_types(ingress: tuple[Rule, ...], egress: tuple[Rule, ...]) -> frozenset[PolicyType]:
+    """The directions of a policy that says none: those it has rules of, Ingress where it has none."""
     if egress and not ingress:
         return frozenset((PolicyType.EGRESS,))
     return frozenset(PolicyType) if egress else frozenset((PolicyType.INGRESS,))

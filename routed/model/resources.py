@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import field, fields
 from typing import ClassVar, NamedTuple, TypeAlias, TypedDict
 
 import msgspec
 
 from routed.model.selector import Selector
 from routed.net.families import Family
-from routed.net.prefixes import format_prefix
+from routed.net.prefixes import covers, format_prefix
+from routed.values import dataclass
 
 JsonValue: TypeAlias = "bool | int | float | str | list[JsonValue] | dict[str, JsonValue] | None"
 """Any JSON value."""
@@ -32,13 +33,16 @@ DEFAULT_PORT = 179
 DEFAULT_ROUTE_PRIORITY = 1024
 
 
-def json_line(value: JsonValue) -> bytes:
-    """JSON on one line, as the datastore has it and a saved state keeps it: made often, so by the quickest of encoders."""
+def json_line(value: JsonValue, *, ordered: bool = False) -> bytes:
+    """JSON on one line, as the datastore has it and a saved state keeps it: made often, so by the quickest of encoders.
+
+    `ordered`: the same for equal values, whatever the order of their keys.
+    """
     try:
-        return msgspec.json.encode(value)
+        return msgspec.json.encode(value, order="deterministic" if ordered else None)
     except (OverflowError, UnicodeEncodeError):
         # a number of more than 64 bits, or half of a pair, which JSON can only hold as an escape: written back as it came
-        return json.dumps(value, separators=(",", ":")).encode()
+        return json.dumps(value, separators=(",", ":"), sort_keys=ordered).encode()
 
 
 class BindMode(enum.StrEnum):
@@ -112,6 +116,11 @@ class EncapMode(enum.StrEnum):
     CROSS_SUBNET = "CrossSubnet"
 
 
+VXLAN_DEVICES = {Family.IPV4_UNICAST: "vxlan.calico", Family.IPV6_UNICAST: "vxlan-v6.calico"}
+IPIP_DEVICE = "tunl0"
+"""A node's interfaces into the tunnels of pools, as Felix names them."""
+
+
 class AllowedUse(enum.StrEnum):
     WORKLOAD = "Workload"
     TUNNEL = "Tunnel"
@@ -160,6 +169,9 @@ class Cidr(NamedTuple):
     def __str__(self) -> str:
         return format_prefix(self.family, self.prefix)
 
+    def overlaps(self, other: Cidr) -> bool:
+        return self.family is other.family and (covers(self.prefix, other.prefix) or covers(other.prefix, self.prefix))
+
 
 @dataclass(frozen=True, slots=True)
 class NodeAddress:
@@ -204,6 +216,46 @@ class Resource:
     def says_the_same(self, other: Resource) -> bool:
         """Whether another resource was parsed from an equal manifest."""
         return self.manifest == other.manifest
+
+
+kept_manifest: Callable[[Resource], bytes | JsonObject] = vars(Resource)["manifest"].__get__
+"""What the field was given, where that is not what the resource shows: see `Unread`."""
+
+
+class Unread(Resource):
+    """Beside a kind: one that was found right without its manifest being made, which is read when somebody asks.
+
+    In the field is what was stored, as octets on one line, or in a changed copy a manifest. It equals the resource it stands
+    for.
+    """
+
+    __slots__ = ()
+
+    @property
+    def manifest(self) -> JsonObject:
+        kept = kept_manifest(self)
+        if isinstance(kept, bytes):
+            manifest: JsonObject = json.loads(kept)  # nothing is kept of it: hardly anybody asks
+            return manifest
+        return kept
+
+    def manifest_text(self) -> bytes:
+        kept = kept_manifest(self)
+        return kept if isinstance(kept, bytes) else super().manifest_text()
+
+    def says_the_same(self, other: Resource) -> bool:
+        return (isinstance(other, Unread) and kept_manifest(self) == kept_manifest(other)) or super().says_the_same(
+            other
+        )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Resource) or other.kind != self.kind:
+            return NotImplemented
+        names = (each.name for each in fields(self) if each.name != "manifest")
+        return all(getattr(self, name) == getattr(other, name) for name in names) and self.says_the_same(other)
+
+    def __hash__(self) -> int:
+        return super().__hash__()
 
 
 class Common(TypedDict):

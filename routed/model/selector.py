@@ -21,7 +21,9 @@ import functools
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
+
+from routed.values import dataclass
 
 #: Parentheses and negations deeper than this are refused; people write three or four.
 MAX_DEPTH = 64

@@ -10,7 +10,6 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 from routed.errors import ConfigError
@@ -18,7 +17,9 @@ from routed.model.fields import Fields, as_choice, as_text, field_path, shown
 from routed.model.head import Head, Kind, kind_shape
 from routed.model.policies import PortRange, as_port, as_protocol
 from routed.model.resources import DEFAULT_ROUTE_PRIORITY, Cidr, ProgramClusterRoutes, Resource
+from routed.model.workloads import INTERFACE_PREFIX
 from routed.net.families import Family
+from routed.values import dataclass
 
 #: Seconds: the longest leakGracePeriod, a year.
 MAX_LEAK_GRACE = 366 * 86400.0
@@ -142,40 +143,41 @@ _FELIX_FIELDS = frozenset(
 """The fields of a FelixConfiguration that are read into values."""
 
 _OTHER_FELIX_FIELDS = """
-    allowIPIPPacketsFromWorkloads allowVXLANPacketsFromWorkloads awsSrcDstCheck bpfAttachType
-    bpfCTLBLogFilter bpfConnectTimeLoadBalancing bpfConnectTimeLoadBalancingEnabled bpfConntrackLogLevel
-    bpfConntrackMode bpfConntrackTimeouts bpfDSROptoutCIDRs bpfDataIfacePattern bpfDisableGROForIfaces
-    bpfDisableUnprivileged bpfEnabled bpfEnforceRPF bpfExcludeCIDRsFromNAT bpfExportBufferSizeMB
-    bpfExtToServiceConnmark bpfExternalServiceMode bpfForceTrackPacketsFromIfaces bpfHostConntrackBypass
-    bpfHostNetworkedNATWithoutCTLB bpfJITHardening bpfKubeProxyEndpointSlicesEnabled bpfKubeProxyHealthzPort
+    allowIPIPPacketsFromWorkloads allowVXLANPacketsFromWorkloads awsSrcDstCheck bpfAttachType bpfCTLBLogFilter
+    bpfConnectTimeLoadBalancing bpfConnectTimeLoadBalancingEnabled bpfConntrackLogLevel bpfConntrackMode
+    bpfConntrackTimeouts bpfDSROptoutCIDRs bpfDataIfacePattern bpfDisableGROForIfaces bpfDisableUnprivileged bpfEnabled
+    bpfEnforceRPF bpfExcludeCIDRsFromNAT bpfExportBufferSizeMB bpfExtToServiceConnmark bpfExternalServiceMode
+    bpfForceTrackPacketsFromIfaces bpfHostConntrackBypass bpfHostNetworkedNATWithoutCTLB bpfIPFragTimeout
+    bpfIPFragmentReassemblyEnabled bpfJITHardening bpfKubeProxyEndpointSlicesEnabled bpfKubeProxyHealthzPort
     bpfKubeProxyIptablesCleanupEnabled bpfKubeProxyMinSyncPeriod bpfL3IfacePattern bpfLogFilters bpfLogLevel
-    bpfMapSizeConntrack bpfMapSizeConntrackCleanupQueue bpfMapSizeConntrackScaling bpfMapSizeIPSets bpfMapSizeIfState
-    bpfMapSizeNATAffinity bpfMapSizeNATBackend bpfMapSizeNATFrontend bpfMapSizePerCpuConntrack bpfMapSizeRoute
-    bpfPSNATPorts bpfPolicyDebugEnabled bpfProfiling bpfRedirectToPeer cgroupV2Path chainInsertMode dataplaneDriver
+    bpfMaglevMaxEndpointsPerService bpfMaglevMaxServices bpfMapSizeConntrack bpfMapSizeConntrackCleanupQueue
+    bpfMapSizeConntrackScaling bpfMapSizeIPSets bpfMapSizeIfState bpfMapSizeNATAffinity bpfMapSizeNATBackend
+    bpfMapSizeNATFrontend bpfMapSizePerCpuConntrack bpfMapSizeRoute bpfOverlayHostSourceIP bpfPSNATPorts
+    bpfPolicyDebugEnabled bpfProfiling bpfRedirectToPeer cgroupV2Path chainInsertMode dataplaneDriver
     dataplaneWatchdogTimeout debugDisableLogDropping debugHost debugMemoryProfilePath debugPort
     debugSimulateCalcGraphHangAfter debugSimulateDataplaneApplyDelay debugSimulateDataplaneHangAfter
-    endpointReportingDelay endpointReportingEnabled endpointStatusPathPrefix externalNodesList
-    featureDetectOverride featureGates floatingIPs
-    flowLogsCollectorDebugTrace flowLogsFlushInterval flowLogsGoldmaneServer flowLogsLocalReporter
-    flowLogsPolicyEvaluationMode genericXDPEnabled goGCThreshold goMaxProcs goMemoryLimitMB healthEnabled healthHost
-    healthPort healthTimeoutOverrides interfaceExclude interfaceRefreshInterval ipipEnabled ipsetsRefreshInterval
-    iptablesBackend iptablesFilterAllowAction iptablesFilterDenyAction iptablesLockFilePath
+    endpointReportingDelay endpointReportingEnabled endpointStatusPathPrefix externalNodesList featureDetectOverride
+    featureGates floatingIPs flowLogsCollectorDebugTrace flowLogsFlushInterval flowLogsGoldmaneServer
+    flowLogsLocalReporter flowLogsPolicyEvaluationMode genericXDPEnabled goGCThreshold goMaxProcs goMemoryLimitMB
+    healthEnabled healthHost healthPort healthTimeoutOverrides interfaceExclude interfaceRefreshInterval ipipEnabled
+    ipsetsRefreshInterval iptablesBackend iptablesFilterAllowAction iptablesFilterDenyAction iptablesLockFilePath
     iptablesLockProbeInterval iptablesLockTimeout iptablesMangleAllowAction iptablesMarkMask
-    iptablesNATOutgoingInterfaceFilter iptablesPostWriteCheckInterval iptablesRefreshInterval
-    ipv4ElevatedRoutePriority ipv6ElevatedRoutePriority istioAmbientMode istioDSCPMark kubeNodePortRanges
-    logActionRateLimit logActionRateLimitBurst logDebugFilenameRegex logFilePath logPrefix logSeverityFile
-    logSeverityScreen logSeveritySys maxIpsetSize metadataAddr metadataPort mtuIfacePattern natOutgoingExclusions
-    netlinkTimeout nftablesDropActionOverride nftablesFilterAllowAction nftablesFilterDenyAction
-    nftablesMangleAllowAction nftablesMarkMask nftablesMode nftablesRefreshInterval openstackRegion
-    policySyncPathPrefix prometheusGoMetricsEnabled prometheusMetricsCAFile prometheusMetricsCertFile
-    prometheusMetricsClientAuth prometheusMetricsEnabled prometheusMetricsHost prometheusMetricsKeyFile
-    prometheusMetricsPort prometheusProcessMetricsEnabled prometheusWireGuardMetricsEnabled reportingInterval
-    reportingTTL requireMTUFile routeRefreshInterval routeSource routeSyncDisabled routeTableRange routeTableRanges
-    serviceLoopPrevention sidecarAccelerationEnabled usageReportingEnabled usageReportingInitialDelay
-    usageReportingInterval useInternalDataplaneDriver vxlanEnabled windowsManageFirewallRules wireguardEnabled
-    wireguardEnabledV6 wireguardHostEncryptionEnabled wireguardInterfaceName wireguardInterfaceNameV6
-    wireguardKeepAlive wireguardListeningPort wireguardListeningPortV6 wireguardMTU wireguardMTUV6
-    wireguardRoutingRulePriority wireguardThreadingEnabled xdpEnabled xdpRefreshInterval
+    iptablesNATOutgoingInterfaceFilter iptablesPostWriteCheckInterval iptablesRefreshInterval ipv4ElevatedRoutePriority
+    ipv6ElevatedRoutePriority istioAmbientMode istioDSCPMark kubeNodePortRanges liveMigrationRouteConvergenceTime
+    localSubnetL2Reachability localSubnetL2ReachabilityRefreshInterval logActionRateLimit logActionRateLimitBurst
+    logDebugFilenameRegex logFilePath logPrefix logSeverityFile logSeverityScreen logSeveritySys maxIpsetSize
+    metadataAddr metadataPort mtuIfacePattern natOutgoingExclusions netlinkTimeout nftablesDropActionOverride
+    nftablesFilterAllowAction nftablesFilterDenyAction nftablesFlowTableDataIfacePattern nftablesFlowTableOffload
+    nftablesMangleAllowAction nftablesMarkMask nftablesMode nftablesRefreshInterval openstackRegion policySyncPathPrefix
+    prometheusGoMetricsEnabled prometheusMetricsCAFile prometheusMetricsCertFile prometheusMetricsClientAuth
+    prometheusMetricsEnabled prometheusMetricsHost prometheusMetricsKeyFile prometheusMetricsPort
+    prometheusProcessMetricsEnabled prometheusWireGuardMetricsEnabled reportingInterval reportingTTL requireMTUFile
+    routeRefreshInterval routeSource routeSyncDisabled routeTableRange routeTableRanges serviceLoopPrevention
+    sidecarAccelerationEnabled usageReportingEnabled usageReportingInitialDelay usageReportingInterval
+    useInternalDataplaneDriver vxlanEnabled windowsManageFirewallRules wireguardEnabled wireguardEnabledV6
+    wireguardHostEncryptionEnabled wireguardInterfaceName wireguardInterfaceNameV6 wireguardKeepAlive
+    wireguardListeningPort wireguardListeningPortV6 wireguardMTU wireguardMTUV6 wireguardRoutingRulePriority
+    wireguardThreadingEnabled xdpEnabled xdpRefreshInterval
 """
 
 
@@ -266,6 +268,19 @@ def may_spoof(by_name: Mapping[str, FelixConfiguration], node_name: str) -> bool
     """Whether pods may have the sources they ask for (workloadSourceSpoofing: Any)."""
     said = (each.workload_source_spoofing for each in felix_in_force(by_name, node_name))
     return next((each for each in said if each is not None), False)
+
+
+def workload_prefixes(
+    by_name: Mapping[str, FelixConfiguration], node_name: str, configured: tuple[str, ...] = ()
+) -> tuple[str, ...]:
+    """What names of workloads' interfaces begin with; `configured`: what the node's own configuration says.
+
+    Those that routed makes are always among them.
+    """
+    said = configured
+    for each in felix_in_force(by_name, node_name):
+        said = said or each.interface_prefix or ()
+    return said if any(INTERFACE_PREFIX.startswith(each) for each in said) else (*said, INTERFACE_PREFIX)
 
 
 def set_fields(configuration: FelixConfiguration) -> list[str]:

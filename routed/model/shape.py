@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from routed.errors import ConfigError
 from routed.model.fields import field_path, nearest
 from routed.model.resources import JsonValue
+from routed.values import dataclass
 
 _TOKEN = re.compile(r"\s*(!?\{|\}|[A-Za-z0-9_-]+)\s*")
 

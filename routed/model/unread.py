@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from routed.model.fields import decimal
 from routed.model.head import API_VERSION
 from routed.model.ipam import (
     AFFINITY_TYPES,
@@ -25,6 +26,7 @@ from routed.model.ipam import (
     AllocationAttribute,
     IPAMBlock,
     name_of_block,
+    pick_nodes,
 )
 from routed.model.resources import Cidr, JsonObject, Resource
 from routed.model.schema import parse_manifest
@@ -126,6 +128,12 @@ class UnreadBlock(IPAMBlock):
     def sequence_number_for_allocation(self) -> Mapping[int, int]:
         return self.whole.sequence_number_for_allocation
 
+    def nodes_of_addresses(self) -> dict[int, str]:
+        block = _DECODER.decode(self._octets)  # again, for nothing of it is kept
+        attributes = block.attributes or ()
+        nodes = [None if each.releasedAt else (each.secondary or {}).get("node") for each in attributes]
+        return pick_nodes(block.allocations, nodes)
+
     def manifest_text(self) -> bytes:
         return b'%s,"metadata":{"name":"%s"},"spec":%s}' % (_BLOCK_BEGINS, self.name.encode(), self._octets)
 
@@ -175,8 +183,9 @@ def plain_block(octets: bytes, name: str, cidr: Cidr | None = None, spelling: st
         return None
     if block.sequenceNumber > MAX_SEQUENCE:
         return None
-    for ordinal, number in (block.sequenceNumberForAllocation or {}).items():
-        if number > MAX_SEQUENCE or not (ordinal.isascii() and ordinal.isdigit()) or int(ordinal) >= size:
+    for key, number in (block.sequenceNumberForAllocation or {}).items():
+        ordinal = decimal(key)
+        if number > MAX_SEQUENCE or ordinal is None or ordinal >= size:
             return None
     return UnreadBlock(name, cidr, affinity, octets, deleted=bool(block.deleted))
 

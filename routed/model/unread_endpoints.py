@@ -9,16 +9,15 @@ it says nothing, so the reader looks and says what is wrong. An `UnreadEndpoint`
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import msgspec
 
 from routed.model.fields import plain_host, plain_mac
 from routed.model.head import are_labels, is_name, is_namespace
+from routed.model.plain import PlainMetadata
 from routed.model.policies import PROTOCOLS
-from routed.model.resources import JsonObject, Resource, ResourceKey
+from routed.model.resources import JsonObject, ResourceKey, Unread
 from routed.model.workloads import (
     BRIDGE,
     EndpointPort,
@@ -33,14 +32,8 @@ _HostPort = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 _Word = Annotated[str, msgspec.Meta(min_length=1)]
 
 
-class _Metadata(msgspec.Struct, forbid_unknown_fields=True):
-    name: str
+class _Metadata(PlainMetadata, kw_only=True, gc=False):
     namespace: _Word
-    labels: dict[str, str] | None = None
-    annotations: dict[str, str] | None = None
-    uid: str | None = None
-    creationTimestamp: str | None = None
-    resourceVersion: str | None = None
     generateName: str | None = None
 
 
@@ -77,44 +70,10 @@ class _Endpoint(msgspec.Struct, forbid_unknown_fields=True):
 _DECODER = msgspec.json.Decoder(_Endpoint)
 
 
-class UnreadEndpoint(WorkloadEndpoint):
+class UnreadEndpoint(Unread, WorkloadEndpoint):
     """See the module's docstring."""
 
-    __slots__ = ("_octets", "_read")
-    _octets: bytes
-    """Empty where the manifest is another one than was stored."""
-    _read: JsonObject | None
-
-    @property
-    def manifest(self) -> JsonObject:
-        if self._read is None:
-            object.__setattr__(self, "_read", json.loads(self._octets))
-        return self._read or {}
-
-    @manifest.setter
-    def manifest(self, value: JsonObject) -> None:  # what makes a resource, or a changed copy of one, sets all fields
-        object.__setattr__(self, "_read", value)
-        object.__setattr__(self, "_octets", b"")
-
-    def manifest_text(self) -> bytes:
-        return self._octets or super().manifest_text()
-
-    def says_the_same(self, other: Resource) -> bool:
-        if isinstance(other, UnreadEndpoint) and self._octets and other._octets:  # nothing is kept of a comparison
-            return self._octets == other._octets or json.loads(self._octets) == json.loads(other._octets)
-        return super().says_the_same(other)
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, WorkloadEndpoint):
-            return NotImplemented
-        return all(getattr(self, name) == getattr(other, name) for name in _COMPARED) and self.says_the_same(other)
-
-    def __hash__(self) -> int:
-        return hash(tuple(getattr(self, name) for name in _HASHED))
-
-
-_COMPARED = tuple(field.name for field in dataclasses.fields(WorkloadEndpoint) if field.name != "manifest")
-_HASHED = tuple(field.name for field in dataclasses.fields(WorkloadEndpoint) if field.hash is not False)
+    __slots__ = ()
 
 
 def plain_endpoint(octets: bytes, key: ResourceKey | None = None) -> UnreadEndpoint | None:
@@ -146,10 +105,11 @@ def plain_endpoint(octets: bytes, key: ResourceKey | None = None) -> UnreadEndpo
         if protocol is None:
             return None
         ports.append(EndpointPort(port.name or "", protocol, port.port, port.hostPort or 0))
-    made = UnreadEndpoint(
+    return UnreadEndpoint(
         name=name,
         namespace=namespace,
         labels=labels,
+        manifest=cast("JsonObject", octets),
         orchestrator=spec.orchestrator,
         node=spec.node,
         container_id=spec.containerID or "",
@@ -162,6 +122,3 @@ def plain_endpoint(octets: bytes, key: ResourceKey | None = None) -> UnreadEndpo
         mac=mac,
         ports=tuple(ports),
     )
-    object.__setattr__(made, "_octets", octets)
-    object.__setattr__(made, "_read", None)
-    return made

@@ -9,15 +9,14 @@ nothing, so that the reader looks at it and says what is wrong. An `UnreadNode` 
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from typing import Literal, TypeVar, cast
+from typing import Literal, cast
 
 import msgspec
 
 from routed.errors import ConfigError
 from routed.model.fields import as_as_number, plain_address, plain_cidr, plain_mac, plain_node_address
 from routed.model.head import are_labels, is_name
+from routed.model.plain import NotPlain, PlainMetadata, needed
 from routed.model.resources import (
     JsonObject,
     Node,
@@ -27,20 +26,9 @@ from routed.model.resources import (
     NodeWireguard,
     OrchRef,
     ReportedAddress,
-    Resource,
+    Unread,
 )
 from routed.net.families import Family
-
-T = TypeVar("T")
-
-
-class _Metadata(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    name: str
-    uid: str | None = None
-    resourceVersion: str | None = None
-    creationTimestamp: str | None = None
-    labels: dict[str, str] | None = None
-    annotations: dict[str, str] | None = None
 
 
 class _Bgp(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -94,7 +82,7 @@ class _Node(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 
     apiVersion: Literal["projectcalico.org/v3"]
     kind: Literal["Node"]
-    metadata: _Metadata
+    metadata: PlainMetadata
     spec: _NodeSpec
     status: _NodeStatus | None = None
 
@@ -102,43 +90,13 @@ class _Node(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 _NODE = msgspec.json.Decoder(_Node)
 
 
-class UnreadNode(Node):
+class UnreadNode(Unread, Node):
     """See the module's docstring."""
 
-    __slots__ = ("_kept",)
-    _kept: bytes | JsonObject
-
-    @property
-    def manifest(self) -> JsonObject:
-        kept = self._kept
-        if isinstance(kept, bytes):
-            manifest: JsonObject = json.loads(kept)  # nothing is kept of it: hardly anybody asks
-            return manifest
-        return kept
-
-    @manifest.setter
-    def manifest(self, manifest: bytes | JsonObject) -> None:
-        object.__setattr__(self, "_kept", manifest)  # frozen, as every resource
-
-    def manifest_text(self) -> bytes:
-        kept = self._kept
-        return kept if isinstance(kept, bytes) else super().manifest_text()
-
-    def says_the_same(self, other: Resource) -> bool:
-        return (isinstance(other, UnreadNode) and self._kept == other._kept) or super().says_the_same(other)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Node) and all(getattr(self, name) == getattr(other, name) for name in _FIELDS)
-
-    __hash__ = Node.__hash__
+    __slots__ = ()
 
 
-_FIELDS = tuple(field.name for field in dataclasses.fields(Node))
 _NO_STATUS = _NodeStatus()
-
-
-class _NotPlain(Exception):
-    """The reader must look."""
 
 
 def plain_node(octets: bytes, name: str = "") -> UnreadNode | None:
@@ -146,7 +104,7 @@ def plain_node(octets: bytes, name: str = "") -> UnreadNode | None:
     try:
         node = _NODE.decode(octets)
         return _plain_node(node, octets, name or node.metadata.name)
-    except (msgspec.DecodeError, RecursionError, ConfigError, _NotPlain):
+    except (msgspec.DecodeError, RecursionError, ConfigError, NotPlain):
         return None
 
 
@@ -154,7 +112,7 @@ def _plain_node(node: _Node, octets: bytes, name: str) -> UnreadNode:
     spec, status = node.spec, node.status or _NO_STATUS
     labels = node.metadata.labels or {}
     if node.metadata.name != name or not is_name(name) or not are_labels(labels) or b"\n" in octets:
-        raise _NotPlain
+        raise NotPlain
     wireguard = spec.wireguard
     return UnreadNode(
         name=name,
@@ -162,12 +120,10 @@ def _plain_node(node: _Node, octets: bytes, name: str) -> UnreadNode:
         manifest=cast("JsonObject", octets),
         bgp=_plain_bgp(spec.bgp) if spec.bgp is not None else None,
         ipv4_vxlan_tunnel_addr=_address(spec.ipv4VXLANTunnelAddr, Family.IPV4_UNICAST),
-        vxlan_tunnel_mac_addr=_needed(plain_mac(spec.vxlanTunnelMACAddr)) if spec.vxlanTunnelMACAddr else None,
+        vxlan_tunnel_mac_addr=needed(plain_mac(spec.vxlanTunnelMACAddr)) if spec.vxlanTunnelMACAddr else None,
         ipv6_vxlan_tunnel_addr=_address(spec.ipv6VXLANTunnelAddr, Family.IPV6_UNICAST),
-        vxlan_tunnel_mac_addr_v6=_needed(plain_mac(spec.vxlanTunnelMACAddrV6)) if spec.vxlanTunnelMACAddrV6 else None,
-        orch_refs=tuple(
-            [OrchRef(one.nodeName or "", _needed(one.orchestrator or None)) for one in spec.orchRefs or ()]
-        ),
+        vxlan_tunnel_mac_addr_v6=needed(plain_mac(spec.vxlanTunnelMACAddrV6)) if spec.vxlanTunnelMACAddrV6 else None,
+        orch_refs=tuple([OrchRef(one.nodeName or "", needed(one.orchestrator or None)) for one in spec.orchRefs or ()]),
         wireguard=NodeWireguard(
             _address(wireguard.interfaceIPv4Address, Family.IPV4_UNICAST),
             _address(wireguard.interfaceIPv6Address, Family.IPV6_UNICAST),
@@ -176,21 +132,21 @@ def _plain_node(node: _Node, octets: bytes, name: str) -> UnreadNode:
         else None,
         addresses=tuple(
             [
-                ReportedAddress(_needed(plain_node_address(one.address, None)), one.type or "")
+                ReportedAddress(needed(plain_node_address(one.address, None)), one.type or "")
                 for one in spec.addresses or ()
             ]
         ),
         interfaces=tuple(
             [
                 NodeInterface(
-                    one.name or "", tuple([_needed(plain_address(text, None)) for text in one.addresses or ()])
+                    one.name or "", tuple([needed(plain_address(text, None)) for text in one.addresses or ()])
                 )
                 for one in spec.interfaces or ()
             ]
         ),
         wireguard_public_key=status.wireguardPublicKey or "",
         wireguard_public_key_v6=status.wireguardPublicKeyV6 or "",
-        pod_cidrs=tuple([_needed(plain_cidr(text, None)) for text in status.podCIDRs or ()]),
+        pod_cidrs=tuple([needed(plain_cidr(text, None)) for text in status.podCIDRs or ()]),
     )
 
 
@@ -204,22 +160,16 @@ def _plain_bgp(bgp: _Bgp) -> NodeBGP:
         route_reflector_cluster_id=int.from_bytes(cluster_id, "big") if cluster_id else None,
     )
     if made == _NO_BGP or made.route_reflector_cluster_id == 0:
-        raise _NotPlain
+        raise NotPlain
     return made
 
 
 _NO_BGP = NodeBGP()
 
 
-def _needed(found: T | None) -> T:
-    if found is None:
-        raise _NotPlain
-    return found
-
-
 def _address(text: str | None, family: Family) -> bytes | None:
-    return _needed(plain_address(text, family)) if text else None
+    return needed(plain_address(text, family)) if text else None
 
 
 def _node_address(text: str | None, family: Family) -> NodeAddress | None:
-    return _needed(plain_node_address(text, family)) if text else None
+    return needed(plain_node_address(text, family)) if text else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import ClassVar
 
 from routed.errors import ConfigError
@@ -18,6 +18,7 @@ from routed.model.head import Head, Kind, kind_shape
 from routed.model.policies import as_protocol
 from routed.model.resources import Cidr, Resource
 from routed.net.families import Family
+from routed.values import dataclass
 
 #: How the names of workloads' interfaces begin, as Calico has them and routed makes them.
 INTERFACE_PREFIX = "cali"

@@ -93,3 +93,8 @@ def covers(outer: bytes, inner: bytes) -> bool:
     if outer[1 : 1 + whole] != inner[1 : 1 + whole]:
         return False
     return not rest or (outer[1 + whole] ^ inner[1 + whole]) & _LAST_OCTET_MASK[rest] == 0
+
+
+def is_part(inner: bytes, outer: bytes) -> bool:
+    """Whether wire prefix `inner` lies within `outer` and is not all of it. Both of one family."""
+    return inner != outer and covers(outer, inner)

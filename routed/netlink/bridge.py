@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import struct
 import sys
-from dataclasses import dataclass
 
 from routed.netlink.links import IFINFOMSG, NDMSG
 from routed.netlink.messages import HEADER_LENGTH, attribute, attributes, request
@@ -35,6 +34,7 @@ from routed.netlink.numbers import (
     RTM_NEWLINK,
     RTM_NEWNEIGH,
 )
+from routed.values import dataclass
 
 _U32 = struct.Struct("=I")
 

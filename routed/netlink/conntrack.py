@@ -19,28 +19,27 @@ from routed.netlink.routes import AF_OF_FAMILY
 _DELETE = 1 << 8 | 2  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_DELETE
 _NESTED = 0x8000
 _TUPLE_IP, _FILTER = 1, 25
+_SOURCE = 1  # CTA_FILTER_F_CTA_IP_SRC
 _U32 = struct.Struct("=I")
 
 
 class Part(Enum):
-    """Where in an entry an address stands: (CTA_TUPLE_*, its flag in CTA_FILTER, CTA_FILTER_*_FLAGS, offset of CTA_IP_*)."""
+    """Where in an entry an address stands: (CTA_TUPLE_*, CTA_FILTER_*_FLAGS). In each it is the source."""
 
-    ORIGINAL_SOURCE = (1, 1, 1, 0)
+    ORIGINAL = (1, 1)
     """Who began."""
-    ORIGINAL_DESTINATION = (1, 2, 1, 1)
-    """Whom that was for."""
-    REPLY_SOURCE = (2, 1, 2, 0)
-    """Who answers: behind a DNAT, not whom it was for."""
+    REPLY = (2, 2)
+    """Who answers, whomever the first packet was for."""
 
 
 def delete_entries(sequence: int, part: Part, address: bytes) -> bytes:
     """Every entry with the address at this place."""
     family = Family.of_address(address)
-    table, flag, flags, offset = part.value
-    first = 1 if family is Family.IPV4_UNICAST else 3  # CTA_IP_V4_SRC, CTA_IP_V6_SRC
-    ip = attribute(_TUPLE_IP | _NESTED, attribute(first + offset, address))
+    table, flags = part.value
+    source = 1 if family is Family.IPV4_UNICAST else 3  # CTA_IP_V4_SRC, CTA_IP_V6_SRC
+    ip = attribute(_TUPLE_IP | _NESTED, attribute(source, address))
     # both words are there, as the kernel wants it of who filters by replies alone
-    said = [attribute(kind, _U32.pack(flag if kind == flags else 0)) for kind in (1, 2)]
+    said = [attribute(kind, _U32.pack(_SOURCE if kind == flags else 0)) for kind in (1, 2)]
     body = b"".join(
         (
             bytes((AF_OF_FAMILY[family], 1, 0, 0)),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import struct
 import sys
-from dataclasses import dataclass
 
 from routed.netlink.messages import HEADER_LENGTH, attributes, request
 from routed.netlink.numbers import (
@@ -17,6 +16,11 @@ from routed.netlink.numbers import (
     AF_INET6,
     AF_UNSPEC,
     IFA_ADDRESS,
+    IFA_F_DADFAILED,
+    IFA_F_DEPRECATED,
+    IFA_F_TEMPORARY,
+    IFA_F_TENTATIVE,
+    IFA_FLAGS,
     IFA_LOCAL,
     IFF_LOWER_UP,
     IFF_RUNNING,
@@ -27,6 +31,7 @@ from routed.netlink.numbers import (
     RTM_GETADDR,
     RTM_GETLINK,
 )
+from routed.values import dataclass
 
 IFINFOMSG = struct.Struct("=BBHiII")
 IFADDRMSG = struct.Struct("=BBBBI")
@@ -58,6 +63,13 @@ class Address:
     """Packed; our own end on a point-to-point link."""
     length: int
     """Prefix length."""
+    passing: bool = False
+    """Not one to be known by: deprecated, temporary (RFC 8981), or not known yet to be nobody else's (RFC 4862)."""
+
+
+#: Of IPv4 the bit of temporary ones says that there is another of the subnet.
+_PASSING_IPV4 = IFA_F_DEPRECATED
+_PASSING_IPV6 = IFA_F_DEPRECATED | IFA_F_TEMPORARY | IFA_F_TENTATIVE | IFA_F_DADFAILED
 
 
 def dump_links(sequence: int) -> bytes:
@@ -103,7 +115,7 @@ def decode_address(data: bytes) -> Address | None:
     """An address message, header included. None for a family that is not IP."""
     if len(data) < HEADER_LENGTH + IFADDRMSG.size:
         return None
-    family, length, _, _, index = IFADDRMSG.unpack_from(data, HEADER_LENGTH)
+    family, length, flags, _, index = IFADDRMSG.unpack_from(data, HEADER_LENGTH)
     if family not in (AF_INET, AF_INET6):
         return None
     local = address = b""
@@ -112,5 +124,8 @@ def decode_address(data: bytes) -> Address | None:
             local = value
         elif kind == IFA_ADDRESS:
             address = value
+        elif kind == IFA_FLAGS and len(value) == 4:  # the eight of the header, and more
+            flags = int.from_bytes(value, sys.byteorder)
     own = local or address
-    return Address(index, own, length) if len(own) in (4, 16) else None
+    passing = bool(flags & (_PASSING_IPV4 if family == AF_INET else _PASSING_IPV6))
+    return Address(index, own, length, passing) if len(own) in (4, 16) else None

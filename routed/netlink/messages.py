@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from routed.netlink.numbers import NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_REQUEST, NLMSG_NOOP, NLMSGERR_ATTR_MSG
+from routed.values import dataclass
 
 HEADER = struct.Struct("=IHHII")
 """nlmsg_len, nlmsg_type, nlmsg_flags, nlmsg_seq, nlmsg_pid"""
@@ -20,6 +20,8 @@ HEADER_LENGTH = 16
 _ATTRIBUTE = struct.Struct("=HH")
 _FLAGS = struct.Struct("=H")
 _ERROR = struct.Struct("=i")
+_PADDING = (b"", bytes(3), bytes(2), bytes(1))
+"""By the length modulo 4."""
 _TYPE_MASK = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 
 
@@ -70,7 +72,10 @@ def attributes(data: bytes, offset: int, end: int | None = None) -> Iterator[tup
 
 def attribute(kind: int, value: bytes) -> bytes:
     """One attribute, padded."""
-    return _ATTRIBUTE.pack(len(value) + 4, kind) + value + bytes(-len(value) & 3)
+    length = len(value)
+    if length & 3:
+        return _ATTRIBUTE.pack(length + 4, kind) + value + _PADDING[length & 3]
+    return _ATTRIBUTE.pack(length + 4, kind) + value
 
 
 def request(kind: int, flags: int, sequence: int, body: bytes) -> bytes:

@@ -13,6 +13,7 @@ Not here: tables, chains, sets and batches (`nftables`), and what the rules shou
 from __future__ import annotations
 
 import enum
+import functools
 import struct
 from collections.abc import Mapping
 from typing import TypeAlias
@@ -32,6 +33,9 @@ _U32 = struct.Struct(">I")
 _U64 = struct.Struct(">Q")
 
 _LIST_ELEM = 1
+
+_again = functools.lru_cache(4096)
+"""Thousands of rules are made of the same expressions."""
 
 
 def u32(value: int) -> bytes:
@@ -123,15 +127,18 @@ def data_verdict(verdict: Verdict, chain: str = "") -> bytes:
 # ---- loads
 
 
+@_again
 def meta(key: Meta, register: int = REGISTER) -> bytes:
     return _expression("meta", attribute(2, u32(key)), attribute(1, u32(register)))
 
 
+@_again
 def set_mark(register: int = REGISTER) -> bytes:
     """The packet's mark becomes the register's value."""
     return _expression("meta", attribute(2, u32(Meta.MARK)), attribute(3, u32(register)))
 
 
+@_again
 def payload(base: Base, offset: int, length: int, register: int = REGISTER) -> bytes:
     return _expression(
         "payload",
@@ -142,10 +149,12 @@ def payload(base: Base, offset: int, length: int, register: int = REGISTER) -> b
     )
 
 
+@_again
 def ct_state(register: int = REGISTER) -> bytes:
     return _expression("ct", attribute(2, u32(0)), attribute(1, u32(register)))
 
 
+@_again
 def ct_status(register: int = REGISTER) -> bytes:
     return _expression("ct", attribute(2, u32(2)), attribute(1, u32(register)))
 
@@ -164,10 +173,12 @@ def fib_destination_type(register: int = REGISTER) -> bytes:
     return _expression("fib", attribute(1, u32(register)), attribute(2, u32(3)), attribute(3, u32(2)))
 
 
+@_again
 def immediate(value: bytes, register: int = REGISTER) -> bytes:
     return _expression("immediate", attribute(1, u32(register)), nested(2, data_value(value)))
 
 
+@_again
 def bitwise(mask: bytes, xor: bytes | None = None, register: int = REGISTER) -> bytes:
     """register = (register & mask) ^ xor."""
     length = len(mask)
@@ -185,10 +196,12 @@ def bitwise(mask: bytes, xor: bytes | None = None, register: int = REGISTER) -> 
 # ---- comparisons
 
 
+@_again
 def compare(value: bytes, operator: Compare = Compare.EQUAL, register: int = REGISTER) -> bytes:
     return _expression("cmp", attribute(1, u32(register)), attribute(2, u32(operator)), nested(3, data_value(value)))
 
 
+@_again
 def in_range(low: bytes, high: bytes, operator: Compare = Compare.EQUAL, register: int = REGISTER) -> bytes:
     """low <= register <= high, both inclusive and of the same length; NOT_EQUAL inverts."""
     return _expression(
@@ -225,18 +238,15 @@ def verdict_map(set_name: str, set_id: int = 0, register: int = REGISTER) -> byt
 # ---- statements
 
 
+@_again
 def verdict(code: Verdict, chain: str = "") -> bytes:
     return _expression("immediate", attribute(1, u32(_VERDICT_REGISTER)), nested(2, data_verdict(code, chain)))
 
 
+@_again
 def counter() -> bytes:
     """An anonymous counter."""
     return _expression("counter", attribute(1, u64(0)), attribute(2, u64(0)))
-
-
-def named_counter(name: str) -> bytes:
-    """Counts into a counter object of the table."""
-    return _expression("objref", attribute(1, u32(1)), attribute(2, text(name)))
 
 
 def log(group: int, prefix: str, snaplen: int = 0) -> bytes:

@@ -14,13 +14,14 @@ Not here: expressions of rules (`nft_expressions`), sockets, and what should be 
 from __future__ import annotations
 
 import enum
+import functools
 import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 from routed.netlink.messages import HEADER_LENGTH, Message, attribute, attributes, request
 from routed.netlink.nft_expressions import NFPROTO_INET, Verdict, cut, data_value, data_verdict, nested, text, u32
 from routed.netlink.numbers import NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL
+from routed.values import dataclass
 
 NETLINK_NETFILTER = 12
 
@@ -34,9 +35,6 @@ _NEWRULE, _GETRULE, _DELRULE = 6, 7, 8
 _NEWSET, _GETSET, _DELSET = 9, 10, 11
 _NEWSETELEM, _GETSETELEM, _DELSETELEM = 12, 13, 14
 _NEWGEN, _GETGEN = 15, 16
-_NEWOBJ, _GETOBJ, _DELOBJ = 18, 19, 20
-
-_OBJECT_COUNTER = 1
 
 _ANONYMOUS_VERDICT_TYPE = 0xFFFFFF00
 
@@ -80,6 +78,7 @@ IPV6_ADDRESS = KeyType(8, 16)
 MAC_ADDRESS = KeyType(9, 6)
 PROTOCOL = KeyType(12, 1)
 PORT = KeyType(13, 2)
+INTERFACE_INDEX = KeyType(20, 4, host_order=True)
 INTERFACE_NAME = KeyType(41, 16, host_order=True)
 
 
@@ -123,23 +122,28 @@ class Element:
 
 
 class Batch:
-    """Messages of one atomic change to one table of the inet family, numbered from 1."""
+    """Messages of one atomic change to one table of the inet family, numbered from 1.
+
+    What its rules look into is filled by a change before, and what they looked into goes by one after: of a set of ranges
+    the kernel shows new members some time after the rules of the same change, and a packet on its way through the rules of
+    before may look into a set that nothing names any more.
+    """
 
     def __init__(self, table: str, generation: int | None = None) -> None:
         self.table = table
+        self._of_table = attribute(1, text(table))
         self._messages: list[bytes] = []
         self._sequence = 0
         self._next_set_id = 0
         self._generation = generation
         self.is_rebuild = False
         """It makes the whole table."""
-        self.then: list[str] = []
-        """Sets that nothing in the table names any more once this is done: see `cleanup`."""
+        self._before: Batch | None = None
+        self._after: Batch | None = None
         self.subject = ""
         """What messages are about from here on, for who must find one that is refused."""
         self._subjects: list[str] = []
-        self.size = 0
-        """Octets of its messages so far."""
+        self._size = 0
 
     def __len__(self) -> int:
         return self._sequence
@@ -148,17 +152,29 @@ class Batch:
         """The subject of a message."""
         return self._subjects[sequence - 1] if 0 < sequence <= len(self._subjects) else ""
 
-    def cleanup(self) -> Batch | None:
-        """The batch that deletes the sets of `then`.
+    @property
+    def before(self) -> Batch:
+        """What comes into force first."""
+        if self._before is None:
+            self._before = Batch(self.table)
+        return self._before
 
-        A packet on its way through the rules of before may look into them while this one comes into force.
-        """
-        if not self.then:
-            return None
-        batch = Batch(self.table)
-        for name in self.then:
-            batch.delete_set(name)
-        return batch
+    @property
+    def after(self) -> Batch:
+        """What comes into force last."""
+        if self._after is None:
+            self._after = Batch(self.table)
+        return self._after
+
+    @property
+    def changes(self) -> list[Batch]:
+        """All that is to be sent, in order."""
+        return [each for each in (self._before, self, self._after) if each is not None and len(each)]
+
+    @property
+    def size(self) -> int:
+        """Octets of all messages so far."""
+        return self._size + sum(each.size for each in (self._before, self._after) if each is not None)
 
     def encode(self) -> bytes:
         """The whole batch, to be sent by one call. The end is acknowledged, so that silence never means success."""
@@ -171,16 +187,16 @@ class Batch:
     def add_table(self, words: str = "") -> int:
         """Make the table, with a comment; where it exists, only let its rules work."""
         comment = attribute(6, _comment(words)) if words else b""
-        return self._add(_NEWTABLE, NLM_F_CREATE, self._name(1), attribute(2, u32(0)), comment)
+        return self._add(_NEWTABLE, NLM_F_CREATE, self._of_table, attribute(2, u32(0)), comment)
 
     def delete_table(self) -> int:
         """With everything in it. ENOENT where there is none."""
-        return self._add(_DELTABLE, 0, self._name(1))
+        return self._add(_DELTABLE, 0, self._of_table)
 
     # ---- chains
 
     def add_chain(self, name: str) -> int:
-        return self._add(_NEWCHAIN, NLM_F_CREATE, self._name(1), attribute(3, text(name)))
+        return self._add(_NEWCHAIN, NLM_F_CREATE, self._of_table, attribute(3, text(name)))
 
     def add_base_chain(self, name: str, kind: str, hook: Hook, priority: int, *, drop: bool = False) -> int:
         """A chain packets enter by themselves. `kind`: filter, nat or route. `drop`: what its end does, else accept."""
@@ -188,7 +204,7 @@ class Batch:
         return self._add(
             _NEWCHAIN,
             NLM_F_CREATE,
-            self._name(1),
+            self._of_table,
             attribute(3, text(name)),
             where,
             attribute(5, u32(Verdict.DROP if drop else Verdict.ACCEPT)),
@@ -197,7 +213,7 @@ class Batch:
 
     def delete_chain(self, name: str) -> int:
         """EBUSY where something still leads there."""
-        return self._add(_DELCHAIN, 0, self._name(1), attribute(3, text(name)))
+        return self._add(_DELCHAIN, 0, self._of_table, attribute(3, text(name)))
 
     # ---- rules
 
@@ -206,7 +222,7 @@ class Batch:
         return self._add(
             _NEWRULE,
             NLM_F_CREATE | NLM_F_APPEND,
-            self._name(1),
+            self._of_table,
             attribute(2, text(chain)),
             nested(4, expressions),
             attribute(7, _comment(words)) if words else b"",
@@ -214,11 +230,11 @@ class Batch:
 
     def flush_chain(self, chain: str) -> int:
         """Remove all rules of a chain."""
-        return self._add(_DELRULE, 0, self._name(1), attribute(2, text(chain)))
+        return self._add(_DELRULE, 0, self._of_table, attribute(2, text(chain)))
 
     def flush_rules(self) -> int:
         """Remove all rules of all chains."""
-        return self._add(_DELRULE, 0, self._name(1))
+        return self._add(_DELRULE, 0, self._of_table)
 
     # ---- sets
 
@@ -230,7 +246,7 @@ class Batch:
         return self._add(
             _NEWSET,
             NLM_F_CREATE | NLM_F_EXCL,
-            self._name(1),
+            self._of_table,
             attribute(2, text(name)),
             attribute(3, u32(_flags(shape))),
             attribute(4, u32(key.number)),
@@ -241,7 +257,7 @@ class Batch:
         )
 
     def delete_set(self, name: str) -> int:
-        return self._add(_DELSET, 0, self._name(1), attribute(2, text(name)))
+        return self._add(_DELSET, 0, self._of_table, attribute(2, text(name)))
 
     def add_elements(self, name: str, elements: Iterable[Element]) -> int:
         """Into a set; an element that is there already is no error. The number of the last message."""
@@ -253,28 +269,12 @@ class Batch:
 
     def flush_set(self, name: str) -> int:
         """Remove all elements."""
-        return self._add(_DELSETELEM, 0, self._name(1), attribute(2, text(name)))
-
-    # ---- counters
-
-    def add_counter(self, name: str) -> int:
-        """A counter object; where it exists, nothing, and it keeps what it counted."""
-        return self._add(
-            _NEWOBJ,
-            NLM_F_CREATE,
-            self._name(1),
-            attribute(2, text(name)),
-            attribute(3, u32(_OBJECT_COUNTER)),
-            nested(4),
-        )
-
-    def delete_counter(self, name: str) -> int:
-        return self._add(_DELOBJ, 0, self._name(1), attribute(2, text(name)), attribute(3, u32(_OBJECT_COUNTER)))
+        return self._add(_DELSETELEM, 0, self._of_table, attribute(2, text(name)))
 
     # ---- inside
 
     def _elements(self, kind: int, flags: int, name: str, elements: Iterable[Element]) -> int:
-        target = self._name(1) + attribute(2, text(name))
+        target = self._of_table + attribute(2, text(name))
         packed: list[bytes] = []
         size = 0
         for element in elements:
@@ -288,19 +288,27 @@ class Batch:
             self._add(kind, flags, target, nested(3, *packed))
         return self._sequence
 
-    def _name(self, kind: int) -> bytes:
-        return attribute(kind, text(self.table))
-
     def _add(self, kind: int, flags: int, *parts: bytes) -> int:
         self._sequence += 1
         body = _HEADER.pack(NFPROTO_INET, 0, 0) + b"".join(parts)
         self._subjects.append(self.subject)
         self._messages.append(request(_SUBSYSTEM | kind, flags | NLM_F_ACK, self._sequence, body))
-        self.size += len(body)
+        self._size += len(body)
         return self._sequence
 
 
+@functools.cache
+def _around_key(length: int) -> tuple[bytes, bytes]:
+    """What is before and behind the key of an element that is nothing but a key."""
+    made = nested(1, nested(1, data_value(bytes(length))))
+    behind = len(made) - (-length & 3)
+    return made[: behind - length], made[behind:]
+
+
 def _encode_element(element: Element) -> bytes:
+    if element.verdict is None and not element.end:
+        before, behind = _around_key(len(element.key))
+        return before + element.key + behind
     parts = [nested(1, data_value(element.key))]
     if element.verdict is not None:
         parts.append(nested(2, data_verdict(*element.verdict)))
@@ -333,8 +341,11 @@ def dump_chains(table: str, sequence: int) -> bytes:
     return _ask(_GETCHAIN, NLM_F_DUMP, sequence, attribute(1, text(table)))
 
 
-def dump_rules(table: str, sequence: int) -> bytes:
-    return _ask(_GETRULE, NLM_F_DUMP, sequence, attribute(1, text(table)))
+def dump_rules(table: str, sequence: int, chain: str = "") -> bytes:
+    """The rules of a table, or of one chain of it."""
+    return _ask(
+        _GETRULE, NLM_F_DUMP, sequence, attribute(1, text(table)) + (attribute(2, text(chain)) if chain else b"")
+    )
 
 
 def dump_sets(table: str, sequence: int) -> bytes:
@@ -343,11 +354,6 @@ def dump_sets(table: str, sequence: int) -> bytes:
 
 def dump_elements(table: str, name: str, sequence: int) -> bytes:
     return _ask(_GETSETELEM, NLM_F_DUMP, sequence, attribute(1, text(table)) + attribute(2, text(name)))
-
-
-def dump_counters(table: str, sequence: int) -> bytes:
-    body = attribute(1, text(table)) + attribute(3, u32(_OBJECT_COUNTER))
-    return _ask(_GETOBJ, NLM_F_DUMP, sequence, body)
 
 
 def _ask(kind: int, flags: int, sequence: int, body: bytes = b"") -> bytes:
@@ -369,13 +375,6 @@ class RuleFound:
     octets: int | None
     expressions: bytes = b""
     """As the kernel writes them; see `nft_expressions.same`."""
-
-
-@dataclass(frozen=True, slots=True)
-class CounterFound:
-    name: str
-    packets: int
-    octets: int
 
 
 def decode_generation(message: Message) -> int | None:
@@ -509,24 +508,14 @@ def decode_rule(message: Message, table: str) -> RuleFound | None:
     return RuleFound(chain, handle, comment, packets, octets, expressions)
 
 
-def decode_counter(message: Message, table: str) -> CounterFound | None:
-    if message.type != _SUBSYSTEM | _NEWOBJ:
-        return None
-    name = ""
-    packets = octets = 0
-    for kind, value in _attributes(message):
-        if kind == 1 and _text(value) != table:
-            return None
-        if kind == 2:
-            name = _text(value)
-        elif kind == 4:
-            octets, packets = _counted(value)
-    return CounterFound(name, packets, octets)
-
-
 def is_loss(message: Message) -> bool:
     """Whether a notification says that a table, a chain or a rule is gone."""
     return message.type in (_SUBSYSTEM | _DELTABLE, _SUBSYSTEM | _DELCHAIN, _SUBSYSTEM | _DELRULE)
+
+
+def concerns_packets(message: Message) -> bool:
+    """Whether a notification may be of something packets meet: not of a new set or chain, which nothing leads to yet."""
+    return message.type not in (_SUBSYSTEM | _NEWCHAIN, _SUBSYSTEM | _NEWSET, _SUBSYSTEM | _DELSET)
 
 
 def table_of_event(message: Message) -> str | None:

@@ -21,7 +21,6 @@ import enum
 import struct
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 from routed.desired import Gateway, KernelRoute, RouteBatch, RouteKind
@@ -53,6 +52,7 @@ from routed.netlink.numbers import (
     RTM_NEWROUTE,
     RTNH_F_ONLINK,
 )
+from routed.values import dataclass
 
 RTMSG = struct.Struct("=8BI")
 """rtm_family, rtm_dst_len, rtm_src_len, rtm_tos, rtm_table, rtm_protocol, rtm_scope, rtm_type, rtm_flags"""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import struct
 import sys
-from dataclasses import dataclass
 
 from routed.desired import TunnelKind
 from routed.net.families import Family
@@ -50,6 +49,7 @@ from routed.netlink.numbers import (
     RTM_NEWNEIGH,
 )
 from routed.netlink.routes import AF_OF_FAMILY
+from routed.values import dataclass
 
 _U32 = struct.Struct("=I")
 
@@ -97,12 +97,17 @@ def make_vxlan(
 
 
 def make_ipip(sequence: int, name: str) -> bytes:
-    """Under the name `tunl0` this has the kernel load the module, whose own device then has that name (EEXIST)."""
+    """Under the name `tunl0` this has the kernel load the module, whose own device then has that name (EEXIST).
+
+    In a network namespace without that device (`net.core.fb_tunnels_only_for_init_net`) it makes one like it, from and to
+    anybody. Nothing is said of IFLA_INFO_DATA: with it, even empty, the outer packets may not be fragmented, and those of
+    the kernel's own device may.
+    """
     return _make(sequence, name, TunnelKind.IPIP, b"", b"")
 
 
 def _make(sequence: int, name: str, kind: TunnelKind, link: bytes, data: bytes) -> bytes:
-    info = attribute(IFLA_INFO_KIND, kind.value.encode()) + attribute(IFLA_INFO_DATA, data)
+    info = attribute(IFLA_INFO_KIND, kind.value.encode()) + (attribute(IFLA_INFO_DATA, data) if data else b"")
     body = IFINFOMSG.pack(AF_UNSPEC, 0, 0, 0, 0, 0) + attribute(IFLA_IFNAME, name.encode() + b"\x00")
     return request(
         RTM_NEWLINK, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, sequence, body + link + attribute(IFLA_LINKINFO, info)

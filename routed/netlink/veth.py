@@ -10,13 +10,13 @@ from __future__ import annotations
 import struct
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from routed.net.families import Family
-from routed.netlink.links import IFADDRMSG, IFINFOMSG, NDMSG
+from routed.netlink.links import IFADDRMSG, IFINFOMSG, NDMSG, link_index
 from routed.netlink.messages import HEADER_LENGTH, attribute, attributes, request
 from routed.netlink.numbers import (
     AF_INET,
+    AF_INET6,
     AF_UNSPEC,
     FR_ACT_TO_TBL,
     FRA_PRIORITY,
@@ -31,12 +31,16 @@ from routed.netlink.numbers import (
     IFLA_AF_SPEC,
     IFLA_GROUP,
     IFLA_IFNAME,
+    IFLA_INET6_ADDR_GEN_MODE,
+    IFLA_INET6_CONF,
     IFLA_INET_CONF,
     IFLA_INFO_DATA,
     IFLA_INFO_KIND,
+    IFLA_LINK,
     IFLA_LINKINFO,
     IFLA_MTU,
     IFLA_NET_NS_FD,
+    IN6_ADDR_GEN_MODE_NONE,
     NDA_DST,
     NDA_LLADDR,
     NLM_F_ACK,
@@ -65,6 +69,7 @@ from routed.netlink.numbers import (
     VETH_INFO_PEER,
 )
 from routed.netlink.routes import AF_OF_FAMILY, RTMSG
+from routed.values import dataclass
 
 _U32 = struct.Struct("=I")
 
@@ -82,6 +87,17 @@ class SourceRule:
     address: bytes
     table: int
     priority: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """What a link message says of one end of a pair."""
+
+    index: int
+    peer: int
+    """The other end's index, in its namespace."""
+    ipv6: tuple[int, ...]
+    """What /proc/sys/net/ipv6/conf/NAME has as files, by number (DEVCONF_*); empty where the link has no IPv6."""
 
 
 def make_veth(
@@ -118,17 +134,35 @@ def decode_mac(data: bytes) -> bytes:
     return dict(attributes(data, HEADER_LENGTH + IFINFOMSG.size)).get(IFLA_ADDRESS, b"")
 
 
+def decode_pair(data: bytes) -> Pair:
+    """Of a link message about one end, header included."""
+    index = link_index(data)
+    found = dict(attributes(data, HEADER_LENGTH + IFINFOMSG.size))
+    ipv6 = dict(attributes(dict(attributes(found.get(IFLA_AF_SPEC, b""), 0)).get(AF_INET6, b""), 0))
+    values = ipv6.get(IFLA_INET6_CONF, b"")
+    return Pair(index, _number(found.get(IFLA_LINK), 0), struct.unpack(f"={len(values) // 4}i", values))
+
+
 def set_link_up(sequence: int, index: int) -> bytes:
     return request(RTM_NEWLINK, NLM_F_ACK, sequence, IFINFOMSG.pack(AF_UNSPEC, 0, 0, index, IFF_UP, IFF_UP))
 
 
-def set_link_up_with(sequence: int, index: int, settings: Mapping[int, int]) -> bytes:
-    """And what /proc/sys/net/ipv4/conf/NAME has as files, by their numbers (IPV4_DEVCONF_*), in one step: nothing
-    passes a new pair before its other end is up too."""
-    values = b"".join(attribute(number, _U32.pack(value)) for number, value in settings.items())
-    inet = attribute(AF_INET, attribute(IFLA_INET_CONF, values))
-    body = IFINFOMSG.pack(AF_UNSPEC, 0, 0, index, IFF_UP, IFF_UP) + attribute(IFLA_AF_SPEC, inet)
+def set_named_link_up(sequence: int, name: str) -> bytes:
+    """Of a link whose index is not known yet."""
+    body = IFINFOMSG.pack(AF_UNSPEC, 0, 0, 0, IFF_UP, IFF_UP) + attribute(IFLA_IFNAME, _name(name))
     return request(RTM_NEWLINK, NLM_F_ACK, sequence, body)
+
+
+def configure_link(sequence: int, name: str, settings: Mapping[int, int], *, link_local: bool = True) -> bytes:
+    """What /proc/sys/net/ipv4/conf/NAME has as files, by their numbers (IPV4_DEVCONF_*), in one step. Without `link_local`
+    the link has no IPv6 address but those it is given: EAFNOSUPPORT where it has no IPv6. Of a link that is down nobody is
+    told."""
+    values = b"".join(attribute(number, _U32.pack(value)) for number, value in settings.items())
+    families = attribute(AF_INET, attribute(IFLA_INET_CONF, values)) if values else b""
+    if not link_local:
+        families += attribute(AF_INET6, attribute(IFLA_INET6_ADDR_GEN_MODE, bytes((IN6_ADDR_GEN_MODE_NONE,))))
+    body = IFINFOMSG.pack(AF_UNSPEC, 0, 0, 0, 0, 0) + attribute(IFLA_IFNAME, _name(name))
+    return request(RTM_NEWLINK, NLM_F_ACK, sequence, body + attribute(IFLA_AF_SPEC, families))
 
 
 def delete_link(sequence: int, index: int) -> bytes:

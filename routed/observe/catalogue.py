@@ -7,7 +7,7 @@ Invariants: names follow Prometheus' conventions (base units, `_total` on counte
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from routed.values import dataclass
 
 #: The value of `peer` and `policy` that stands for all beyond `metrics.peers` and `metrics.policies`, together.
 OTHERS = "(others)"
@@ -118,6 +118,7 @@ METRICS: dict[str, Metric] = {
         _counter("fib_overflows", "Times news of the kernel were lost, and read back."),
         # pods and connections
         _counter("cni_pods", "Pods added, removed, and not added since a step failed.", "outcome"),
+        _gauge("pods_without_endpoint", "Interfaces of pods that no WorkloadEndpoint has: such pods reach nobody."),
         _gauge("ipam_collector", "1 on the node that takes back lost addresses for the cluster."),
         _gauge("ipam_suspects", "What the collector takes back if it stays as it is for the grace period."),
         _counter("ipam_taken_back", "What this node took back: addresses, handles, affinities, blocks, nodes.", "what"),

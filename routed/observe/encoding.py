@@ -8,7 +8,6 @@ also shows a change of the schema.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from routed.core.core import CoreSettings
@@ -19,6 +18,7 @@ from routed.model.schema import parse_stored
 from routed.net.families import Family
 from routed.observed import ForeignRoute, Interface, KernelChange, RouteFailure
 from routed.plan.types import CalicoVersion, PodCidrs
+from routed.values import dataclass
 
 Json: TypeAlias = Any
 """A value of the json module. The reading functions raise KeyError, TypeError or ValueError on what is no recording."""

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Protocol, TextIO
 
 from routed import __version__
@@ -27,6 +26,7 @@ from routed.model.resources import Update
 from routed.net.families import Family
 from routed.observe.encoding import INPUTS, Json, effect_to_json, settings_from_json, settings_to_json
 from routed.observed import KernelChange, RouteFailure
+from routed.values import dataclass
 
 SCHEMA = 1
 
@@ -35,8 +35,9 @@ class Engine(Protocol):
     """What the daemon drives: a `Core`, or a recording one."""
 
     effects: list[Effect]
-    writable: set[int]
 
+    @property
+    def writable(self) -> set[int]: ...
     def resource(self, update: Update, now: float) -> None: ...
     def secret(self, reference: str, generation: int, problem: str, now: float) -> None: ...
     def loaded(self, now: float) -> None: ...
@@ -119,10 +120,6 @@ class RecordingCore:
     @property
     def writable(self) -> set[int]:
         return self.core.writable
-
-    @writable.setter
-    def writable(self, writable: set[int]) -> None:
-        self.core.writable = writable
 
     def resource(self, update: Update, now: float) -> None:
         self._record("resource", now, update)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from routed.core.core import Core
 from routed.errors import ConfigError
 from routed.observe.encoding import INPUTS, Json
 from routed.observe.recorder import Header, call, dump
+from routed.values import dataclass
 
 OUTPUTS = ("returned", "effects", "raised")
 

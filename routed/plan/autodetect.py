@@ -8,7 +8,8 @@
 
 A REGEX may match anywhere in the name, as in Calico: `eth` means every interface with `eth` in its name.
 
-Invariants: interfaces are looked at by index, addresses in the order the kernel has them; loopback, link-local and
+Invariants: interfaces are looked at by index, addresses in the order the kernel has them, which lists the newest of IPv6
+first; those that pass (deprecated, temporary, tentative) are taken only where there is no other; loopback, link-local and
 multicast addresses never count; the answer has its reason, and so has the lack of one. Pure: what can be reached is asked
 of a function the caller gives.
 """
@@ -17,14 +18,14 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterable, Iterator
 from typing import TypeAlias
 
 from routed.errors import ConfigError
 from routed.net.addresses import format_address, parse_address
 from routed.net.families import Family
 from routed.observed import Interface
+from routed.values import dataclass
 
 FIRST_FOUND = "first-found"
 
@@ -91,8 +92,14 @@ def parse_method(text: str) -> Method:
 _KNOWN = "known are first-found, interface=, skip-interface=, cidr= and can-reach="
 
 
-def detect(method: Method, family: Family, interfaces: Iterable[Interface], source_of: SourceOf) -> Detected | str:
-    """The address, or a sentence about why there is none."""
+def detect(
+    method: Method,
+    family: Family,
+    interfaces: Iterable[Interface],
+    source_of: SourceOf,
+    passing: Container[bytes] = frozenset(),
+) -> Detected | str:
+    """The address, or a sentence about why there is none; one that is `passing` only where there is no other."""
     ordered = sorted(interfaces, key=lambda interface: interface.index)
     usable = [found for found in _addresses(ordered, family) if _is_usable(found.address)]
     if method.reach:
@@ -115,7 +122,7 @@ def detect(method: Method, family: Family, interfaces: Iterable[Interface], sour
             if any(ipaddress.ip_address(found.address) in network for network in method.networks)
         ]
     if usable:
-        return usable[0]
+        return min(usable, key=lambda found: found.address in passing)  # the first of them
     up = ", ".join(interface.name for interface in ordered if interface.up) or "none"
     return f"no {_name(family)} address was found by {method.text}; interfaces that are up: {up}"
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import TypeVar
 
 from routed.model.ipam import IPAMBlock
@@ -32,6 +31,8 @@ from routed.model.resources import (
 from routed.model.settings import ClusterInformation, FelixConfiguration
 from routed.model.workloads import WorkloadEndpoint
 from routed.net.families import Family
+from routed.plan.blocks import Blocks
+from routed.values import dataclass
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -68,12 +69,10 @@ class Cluster:
     """See the module's docstring. Dictionaries are by resource name."""
 
     __slots__ = (
-        "_block_names",
         "_changed_workloads",
         "_claims",
-        "_moved_blocks",
         "affinities",
-        "block_holders",
+        "blocks",
         "configurations",
         "filters",
         "local_endpoints",
@@ -105,10 +104,8 @@ class Cluster:
         self.services: dict[ResourceKey, Service] = {}
         self.local_endpoints: dict[ResourceKey, tuple[str, str, Family]] = {}
         """EndpointSlices with a ready endpoint on this node: (namespace, service, family of the endpoints)."""
-        self.block_holders: dict[Cidr, str] = {}
-        """What the blocks themselves say of who has them: `host:node-1`."""
-        self._moved_blocks: set[Cidr] = set()
-        self._block_names: dict[str, Cidr] = {}
+        self.blocks = Blocks()
+        """What the blocks themselves say of who has them and their addresses."""
         self._claims: dict[Cidr, set[str]] = {}
         """Names of the affinities of each block."""
 
@@ -162,21 +159,11 @@ class Cluster:
                 return Aspect.NOTHING
 
     def _apply_block(self, name: str, block: IPAMBlock | None) -> Aspect:
-        old = self._block_names.pop(name, None)
-        holder = self.block_holders.pop(old, None) if old is not None else None
-        if block is not None and not block.deleted:
-            self._block_names[name] = block.cidr
-            if block.affinity is not None:
-                self.block_holders[block.cidr] = block.affinity
-            if old == block.cidr and holder == block.affinity:
-                return Aspect.NOTHING  # an address was handed out
-        mine = False
-        for cidr in (old, block.cidr if block is not None else None):
-            if cidr is not None:
-                self._moved_blocks.add(cidr)
-                if cidr in self._claims:  # of nearly all blocks a node knows no affinity
-                    mine = mine or any(one.node == self.node_name for one in self.claims(cidr))
-        return Aspect.ORIGINS if mine else Aspect.NOTHING
+        for cidr in self.blocks.put(name, block):
+            # of nearly all blocks a node knows no affinity
+            if cidr in self._claims and any(one.node == self.node_name for one in self.claims(cidr)):
+                return Aspect.ORIGINS
+        return Aspect.NOTHING
 
     def _of_services(self) -> Aspect:
         """What a change of services can matter to: nothing where no range of them is announced."""
@@ -228,6 +215,9 @@ class Cluster:
                 del self._claims[old.cidr]
         if affinity is not None:
             self._claims.setdefault(affinity.cidr, set()).add(name)
+        for changed in (old, affinity):
+            if changed is not None:
+                self.blocks.claimed(changed.cidr)
         for changed in (old, affinity):
             if changed is not None and (
                 changed.node == self.node_name or any(one.node == self.node_name for one in self.claims(changed.cidr))
@@ -282,29 +272,16 @@ class Cluster:
         others = self.others.get(FelixConfiguration.kind, {})
         return {key.name: value for key, value in others.items() if isinstance(value, FelixConfiguration)}
 
-    @property
-    def interface_prefixes(self) -> tuple[str, ...]:
-        """What FelixConfiguration says names of workload interfaces begin with; empty: nothing."""
-        found: tuple[str, ...] = ()
-        for felix in self.others.get(FelixConfiguration.kind, {}).values():
-            if isinstance(felix, FelixConfiguration) and felix.interface_prefix:
-                if felix.node_name == self.node_name:
-                    return felix.interface_prefix
-                if felix.name == "default":
-                    found = felix.interface_prefix
-        return found
-
-    def take_moved_blocks(self) -> set[Cidr]:
-        """Blocks whose holder changed since the last call."""
-        moved, self._moved_blocks = self._moved_blocks, set()
-        return moved
-
     def holder(self, cidr: Cidr) -> bytes:
-        """The BGP address of the node that holds a block: as the block says, else an affinity; empty where nobody does."""
-        kind, _, name = self.block_holders.get(cidr, "").partition(":")
-        if kind != AffinityType.HOST:
-            claims = [one.node for one in self.claims(cidr) if one.is_confirmed and one.type is AffinityType.HOST]
-            name = claims[0] if len(claims) == 1 and cidr not in self.block_holders else ""
+        """The BGP address of the node that has an address, or holds a block, as its block says, else an affinity; empty
+        where nobody does."""
+        name = self.blocks.node_with(cidr) if cidr.prefix[0] == cidr.family.max_length else None
+        if name is None:
+            affinity = self.blocks.affinity(cidr)
+            kind, _, name = (affinity or "").partition(":")
+            if kind != AffinityType.HOST:
+                claims = [one.node for one in self.claims(cidr) if one.is_confirmed and one.type is AffinityType.HOST]
+                name = claims[0] if len(claims) == 1 and affinity is None else ""
         node = self.nodes.get(name)
         return address_of(node, cidr.family) if node is not None else b""
 

@@ -2,10 +2,11 @@
 
 Import: what no BGPFilter decides on is accepted. Export, in this order: BGPFilters; pools with disableBGPExport keep
 their routes in; routes that leave by a tunnel of Calico's own stay in (to internal peers; those of its eBPF interfaces to
-all); prefixAdvertisements add communities; a block of this node goes out as a whole and nothing inside it, except a route
-with a better than normal priority (a workload that is moving here); routes inside the service ranges this node announces
-go out, and from a route reflector those inside all external ones; routes inside an enabled pool go out, which is what
-lets borrowed addresses and other nodes' blocks through; nothing else does.
+all; where the node's pods are ours the pools' tunnels are, too: no Felix leads others to an address in one that is borrowed,
+so it is announced); prefixAdvertisements add communities; a block of this node goes out as a whole and nothing inside it,
+except a route with a better than normal priority (a workload that is moving here); routes inside the service ranges this
+node announces go out, and from a route reflector those inside all external ones; routes inside an enabled pool go out,
+which is what lets borrowed addresses and other nodes' blocks through; nothing else does.
 
 The rules about interfaces are there only where something may leave by such an interface, since they cost a look at the
 interface of every route. Invariant: one `RouteFilter` object for all peers that are judged alike, kept while its content
@@ -15,7 +16,7 @@ stays the same, so that an unrelated change of resources leaves update groups al
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from routed.model.resources import AddCommunity, BGPFilterRule, EncapMode, PrefixAdvertisement
 from routed.net.families import Family
@@ -27,9 +28,11 @@ from routed.plan.types import Origin
 from routed.rib.filters import Action, PrefixMatch, RouteFilter, Rule, compile_rules
 from routed.rib.path import HIGHEST_LOCAL_PREF, Path
 
-#: Calico's own interfaces, whose routes internal peers make themselves; and those nobody is told of.
-_TUNNELS = ("*.cali", "*.calico")
+#: Calico's own interfaces, whose routes internal peers make themselves: WireGuard's, and pools' tunnels.
+_WIREGUARD = "*.cali"
+_VXLAN_TUNNELS = "*.calico"
 _IPIP_TUNNEL = "tunl0"
+#: And those nobody is told of.
 _EBPF = "bpf*.cali"
 
 PeerFilters = tuple[Mapping[Family, RouteFilter], Mapping[Family, RouteFilter]]
@@ -42,10 +45,11 @@ _Key = tuple[Family, bool, tuple[str, ...]]
 class FilterBook:
     """The filters in use. `interface_of`: see `RouteFilter`."""
 
-    __slots__ = ("_current", "_interface_of", "_last", "_origins", "_rules")
+    __slots__ = ("_current", "_interface_of", "_last", "_origins", "_own_workloads", "_rules")
 
-    def __init__(self, interface_of: Callable[[Path], str] | None) -> None:
+    def __init__(self, interface_of: Callable[[Path], str] | None, *, own_workloads: bool) -> None:
         self._interface_of = interface_of
+        self._own_workloads = own_workloads
         self._current: dict[_Key, PeerFilters] = {}
         self._last: dict[_Key, PeerFilters] = {}
         self._rules: dict[tuple[Family, bool], tuple[Rule, ...]] = {}
@@ -101,15 +105,16 @@ class FilterBook:
         """What is behind a user's own rules, made where there is a peer to need it."""
         rules = self._rules.get((family, external))
         if rules is None:
-            rules = tuple(default_export_rules(cluster, family, self._origins, external=external))
+            tunnels = () if external else _tunnels(cluster, own_workloads=self._own_workloads)
+            rules = tuple(default_export_rules(cluster, family, self._origins, tunnels))
             self._rules[family, external] = rules
         return rules
 
 
 def default_export_rules(
-    cluster: Cluster, family: Family, origins: Mapping[tuple[Family, bytes], Origin], *, external: bool
+    cluster: Cluster, family: Family, origins: Mapping[tuple[Family, bytes], Origin], tunnels: Iterable[str]
 ) -> list[Rule]:
-    """The rules behind a user's own, in Calico's order."""
+    """The rules behind a user's own, in Calico's order; what leaves by `tunnels` the peer is not told of."""
     kept_in: list[PrefixMatch] = []
     enabled: list[PrefixMatch] = []
     for name, pool in sorted(cluster.pools.items()):
@@ -130,7 +135,6 @@ def default_export_rules(
     if kept_in:
         rules.append(Rule(Action.REJECT, "disableBGPExport of IPPool ", tuple(kept_in)))
     if _has_tunnels(cluster):
-        tunnels = [] if external else [*_TUNNELS, *([_IPIP_TUNNEL] if felix_owns_ipip(cluster) else [])]
         rules.extend(
             Rule(Action.REJECT, f"leaves by {glob}, an interface of Calico's own", interface=glob)
             for glob in (*tunnels, _EBPF)
@@ -171,6 +175,13 @@ def _matches(family: Family, prefix: bytes, origin: Origin) -> tuple[PrefixMatch
     text = block_text(family, prefix, origin)
     length = prefix[0]
     return PrefixMatch(prefix, length, length, text), PrefixMatch(prefix, length + 1, family.max_length, text)
+
+
+def _tunnels(cluster: Cluster, *, own_workloads: bool) -> tuple[str, ...]:
+    """Interfaces whose routes internal peers make themselves."""
+    if own_workloads:
+        return (_WIREGUARD,)
+    return (_WIREGUARD, _VXLAN_TUNNELS, *((_IPIP_TUNNEL,) if felix_owns_ipip(cluster) else ()))
 
 
 def _has_tunnels(cluster: Cluster) -> bool:

@@ -12,7 +12,7 @@ Ranges of services (`services`) are announced and never programmed: kube-proxy t
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from routed.model.resources import AffinityState, AffinityType, BlockAffinity
 from routed.net.families import Family
@@ -20,6 +20,7 @@ from routed.net.prefixes import format_prefix
 from routed.plan.cluster import Cluster
 from routed.plan.services import service_routes
 from routed.plan.types import Origin, PodCidrs
+from routed.values import dataclass
 
 BLOCK = "block"
 
@@ -48,7 +49,7 @@ def plan_origins(cluster: Cluster, pod_cidrs: PodCidrs = PodCidrs.WITHOUT_AFFINI
         named.add(cidr.family)
         key = (cidr.family, cidr.prefix)
         reason = _withheld(affinity)
-        holder = cluster.block_holders.get(cidr, f"host:{cluster.node_name}")
+        holder = cluster.blocks.affinity(cidr) or f"host:{cluster.node_name}"
         if not reason and holder != f"host:{cluster.node_name}":
             reason = f"BlockAffinity {name} is confirmed, but the block {cidr} itself says that it is {holder}'s"
             found.problems.append(f"{reason}; it is not announced until the two agree")

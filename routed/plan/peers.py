@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from routed.bgp.neighbor import NeighborConfig
 from routed.model.resources import DEFAULT_PORT, BGPPeer, Node, ReversePeering, SecretKeyRef, SourceAddress
@@ -28,6 +28,7 @@ from routed.net.prefixes import make_prefix, prefix_address
 from routed.plan.cluster import NO_SECRET, Cluster, address_of, is_selected
 from routed.plan.types import NextHopMode, Origin, Speaker
 from routed.rib.path import SourceKind
+from routed.values import dataclass
 
 #: Graceful restart time where no resource names one; what Calico's BIRD uses.
 DEFAULT_RESTART_TIME = 120
@@ -388,7 +389,9 @@ class _Builder:
             if secret.problem:
                 self.problems.append(f"{label}: {secret.problem}; the password known before stays in use")
             return _Password(reference, secret.generation, "")
-        why = secret.problem or f"there is no {reference} in the folder secrets.dir of routed's own configuration"
+        folder = self.cluster.secrets.get("", NO_SECRET).problem
+        where = f": {folder}" if folder else " in the folder secrets.dir of routed's own configuration"
+        why = secret.problem or f"there is no {reference}{where}"
         if ref.optional and not secret.problem:
             self.notes.append(f"{label}: {why}, and it is optional: there is no password")
             return _NO_PASSWORD

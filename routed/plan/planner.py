@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from routed.desired import Tunnel
 from routed.model.resources import Cidr, Update
-from routed.model.settings import may_spoof
+from routed.model.settings import may_spoof, workload_prefixes
 from routed.net.families import Family
 from routed.plan.cluster import Aspect, Cluster, Secret
 from routed.plan.export import FilterBook
@@ -31,7 +31,7 @@ class Planner:
         self._cluster = Cluster(node_name)
         self._dirty: Aspect = Aspect.SESSIONS | Aspect.ORIGINS | Aspect.FILTERS | Aspect.TUNNELS
         self._plan = Plan()
-        self._book = FilterBook(self._settings.interface_of)
+        self._book = FilterBook(self._settings.interface_of, own_workloads=self._settings.own_workloads)
         self._speaker: Speaker | None = None
         self._specs: dict[str, PeerSpec] = {}
         self._made_from: dict[str, PeerSpec] = {}
@@ -56,17 +56,17 @@ class Planner:
             self._dirty |= aspect
 
     def secret(self, reference: str, generation: int, problem: str) -> None:
-        """What there is at `reference` (`SECRET/KEY`): see `Secret`."""
+        """What there is at `reference` (`SECRET/KEY`): see `Secret`. An empty one is of the folder itself."""
         self._cluster.secrets[reference] = Secret(generation, problem)
         self._dirty |= Aspect.SESSIONS
 
     def holder(self, block: Cidr) -> bytes:
-        """The BGP address of the node that holds a block; empty where no node is known to."""
+        """The BGP address of the node that holds a block or has a single address; empty where no node is known to."""
         return self._cluster.holder(block)
 
     def take_moved_blocks(self) -> set[Cidr]:
-        """Blocks that have another holder than at the last call."""
-        return self._cluster.take_moved_blocks()
+        """Blocks, and single addresses, that may have another holder than at the last call."""
+        return self._cluster.blocks.take_moved()
 
     def plan(self) -> Plan:
         """The plan for the resources as they are now; the same object as last time where nothing changed."""
@@ -80,6 +80,10 @@ class Planner:
             origins = plan_origins(cluster, self._settings.pod_cidrs)
             renew |= origins.routes != self._origins.routes
             self._origins = origins
+        if dirty & ~Aspect.WORKLOADS:
+            self._workloads.named(
+                workload_prefixes(cluster.felix, cluster.node_name, self._settings.interface_prefixes)
+            )
         if Aspect.WORKLOADS in dirty and self._settings.own_workloads:
             for key in cluster.take_changed_workloads():
                 self._workloads.put(key, cluster.workloads.get(key))

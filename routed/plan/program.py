@@ -14,13 +14,13 @@ What differs between Calico's versions is decided here too: as of v3.32 LOCAL_PR
 
 from __future__ import annotations
 
-from routed.model.resources import EncapMode, IPPool, Node, ProgramClusterRoutes
-from routed.model.workloads import INTERFACE_PREFIX
+from routed.model.resources import IPIP_DEVICE, VXLAN_DEVICES, EncapMode, IPPool, Node, ProgramClusterRoutes
+from routed.model.settings import workload_prefixes
 from routed.net.families import Family
 from routed.plan.cluster import Cluster, address_of
 from routed.plan.origins import BLOCK
 from routed.plan.services import service_ranges
-from routed.plan.tunnels import IPIP_DEVICE, VXLAN_DEVICES, ways_into
+from routed.plan.tunnels import ways_into
 from routed.plan.types import CalicoVersion, KernelPlan, LearnPlan, Origin, PlanSettings
 from routed.rib.program import Programming, ProgramPolicy, ProgramRule
 
@@ -46,7 +46,7 @@ def plan_kernel(cluster: Cluster, settings: PlanSettings) -> KernelPlan:
 
 def plan_learning(cluster: Cluster, settings: PlanSettings, origins: dict[tuple[Family, bytes], Origin]) -> LearnPlan:
     return LearnPlan(
-        workload_prefixes=settings.interface_prefixes or cluster.interface_prefixes or (INTERFACE_PREFIX,),
+        workload_prefixes=workload_prefixes(cluster.felix, cluster.node_name, settings.interface_prefixes),
         ignored_interfaces=cluster.default_configuration.ignored_interfaces,
         inside={
             family: tuple(
@@ -104,9 +104,9 @@ def _policy(cluster: Cluster, family: Family, settings: PlanSettings) -> Program
     if rules and node is not None and node.bgp is not None:
         own = node.bgp.ipv4_address if family is Family.IPV4_UNICAST else node.bgp.ipv6_address
         subnet = own.subnet if own is not None else b""
-    by_vxlan = any(rule.device and not rule.by_next_hop for rule in rules)
+    ways = {device: ways_into(cluster, family, device) for device in {rule.device for rule in rules if rule.device}}
     left = {} if settings.own_workloads else _by_wireguard(cluster, family)
-    return ProgramPolicy(rules, subnet, ways_into(cluster, family) if by_vxlan else None, left)
+    return ProgramPolicy(rules, subnet, ways, left)
 
 
 def _by_wireguard(cluster: Cluster, family: Family) -> dict[bytes, str]:
@@ -143,7 +143,7 @@ def _pool_rule(name: str, pool: IPPool, felix: ProgramClusterRoutes | None) -> P
     if not ipip:
         return None
     why = f"IPPool {name}: ipipMode {pool.ipip_mode.value}"
-    return ProgramRule(prefix, _into(pool.ipip_mode), why, device=IPIP_DEVICE, by_next_hop=True)
+    return ProgramRule(prefix, _into(pool.ipip_mode), why, device=IPIP_DEVICE, any_next_hop=True)
 
 
 def _into(mode: EncapMode) -> Programming:

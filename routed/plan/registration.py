@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TypeAlias
 
 from routed.errors import ConfigError
@@ -39,6 +39,7 @@ from routed.net.families import Family
 from routed.net.prefixes import covers, make_prefix
 from routed.plan.autodetect import Detected, Method
 from routed.plan.cluster import address_of
+from routed.values import dataclass
 
 BLOCK_SIZES = {Family.IPV4_UNICAST: 26, Family.IPV6_UNICAST: 122}
 FIELDS = {Family.IPV4_UNICAST: "ipv4Address", Family.IPV6_UNICAST: "ipv6Address"}

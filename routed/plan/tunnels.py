@@ -17,16 +17,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 
 from routed.desired import Tunnel, TunnelKind, TunnelPeer
-from routed.model.resources import EncapMode, IPPool, Node
+from routed.model.resources import IPIP_DEVICE, VXLAN_DEVICES, EncapMode, IPPool, Node
 from routed.model.settings import felix_in_force
 from routed.net.families import Family
 from routed.plan.cluster import Cluster, address_of
-
-VXLAN_DEVICES = {Family.IPV4_UNICAST: "vxlan.calico", Family.IPV6_UNICAST: "vxlan-v6.calico"}
-IPIP_DEVICE = "tunl0"
+from routed.values import dataclass
 
 DEFAULT_VNI = 4096
 DEFAULT_PORT = 4789
@@ -128,9 +125,10 @@ def no_way_in(cluster: Cluster) -> list[str]:
     return [problem]
 
 
-def ways_into(cluster: Cluster, family: Family) -> dict[bytes, bytes]:
-    """The gateway inside the tunnel, by the node's address that routes have as their next hop; our own is not in it."""
-    return {peer.address: peer.gateway for peer in _vxlan_peers(cluster, family)}
+def ways_into(cluster: Cluster, family: Family, device: str) -> dict[bytes, bytes]:
+    """The gateway inside a tunnel, by the node's address that routes have as their next hop; our own is not in it."""
+    peers = _ipip_peers(cluster) if device == IPIP_DEVICE else _vxlan_peers(cluster, family)
+    return {peer.address: peer.gateway for peer in peers}
 
 
 def is_tunnelled(pool: IPPool) -> bool:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from routed.bgp.attributes import DEFAULT_LOCAL_PREF
 from routed.bgp.neighbor import NeighborConfig
 from routed.desired import Tunnel
 from routed.net.families import Family
 from routed.rib.export import NextHopMode
 from routed.rib.filters import RouteFilter
-from routed.rib.path import Path, SourceKind
+from routed.rib.path import HIGHEST_LOCAL_PREF, Path, SourceKind
 from routed.rib.program import PROGRAM_ALL, ProgramPolicy
+from routed.values import dataclass
 
 __all__ = [
     "CalicoVersion", "KernelPlan", "LearnPlan", "NextHopMode", "Origin", "PeerChange", "PeerPlan", "Plan", "PlanDelta",
@@ -116,6 +118,11 @@ class KernelPlan:
     policy: Mapping[Family, ProgramPolicy] = field(default_factory=lambda: dict.fromkeys(Family, PROGRAM_ALL))
     normal_priority: Mapping[Family, int] = field(default_factory=lambda: dict.fromkeys(Family, 0))
     """The priority of a route that says none, where LOCAL_PREF and priority are one (v3.32); 0: they are not."""
+
+    def default_local_pref(self, family: Family) -> int:
+        """The LOCAL_PREF of a path that says none."""
+        normal = self.normal_priority[family]
+        return HIGHEST_LOCAL_PREF - normal if normal else DEFAULT_LOCAL_PREF
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ What a BGPPeer asks for is judged in `peers`, since it matters only on the nodes
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from routed.model.bgp import PER_NODE
 from routed.model.resources import (
@@ -21,6 +21,7 @@ from routed.model.resources import (
 from routed.model.settings import FelixConfiguration, set_fields
 from routed.plan.cluster import Cluster
 from routed.plan.types import CalicoVersion
+from routed.values import dataclass
 
 #: Kinds that only mean something to who enforces policies.
 _NOT_ENFORCED = ("NetworkPolicy", "GlobalNetworkPolicy", "KubernetesNetworkPolicy", "HostEndpoint")

@@ -22,6 +22,8 @@ class Workloads:
     """The endpoints of this node, what they originate and what is wrong with them."""
 
     def __init__(self) -> None:
+        self._prefixes: tuple[str, ...] = ()
+        """What names of pods' interfaces begin with."""
         self.routes: dict[tuple[Family, bytes], Origin] = {}
         """By prefix; of two endpoints with one address the first by name has it. To be copied by who keeps it."""
         self._endpoints: dict[ResourceKey, WorkloadEndpoint] = {}
@@ -29,8 +31,21 @@ class Workloads:
         self._shared: set[Cidr] = set()
         """What more than one endpoint has."""
         self._not_done: dict[ResourceKey, str] = {}
+        self._strange: set[ResourceKey] = set()
+        """Endpoints whose interfaces are no pods' by their names: somebody may name the node's uplink."""
         self._spoofing: dict[ResourceKey, str] = {}
         """Endpoints that ask for sources beside their own, and the bridges they are at."""
+
+    def named(self, prefixes: tuple[str, ...]) -> None:
+        """Names of pods' interfaces begin with these."""
+        if prefixes != self._prefixes:
+            self._prefixes = prefixes
+            self._strange = {key for key, endpoint in self._endpoints.items() if self._is_strange(endpoint)}
+            for network in tuple(self._owners):
+                self._judge(network)
+
+    def _is_strange(self, endpoint: WorkloadEndpoint) -> bool:
+        return endpoint.interface_name != "" and not endpoint.interface_name.startswith(self._prefixes)
 
     def put(self, key: ResourceKey, endpoint: WorkloadEndpoint | None) -> None:
         """This endpoint is here, or (None) is not."""
@@ -41,8 +56,11 @@ class Workloads:
             self._owners.get(network, set()).discard(key)
         self._not_done.pop(key, None)
         self._spoofing.pop(key, None)
+        self._strange.discard(key)
         if endpoint is not None:
             self._endpoints[key] = endpoint
+            if self._is_strange(endpoint):
+                self._strange.add(key)
             for network in endpoint.ip_networks:
                 touched[network] = None
                 self._owners.setdefault(network, set()).add(key)
@@ -63,6 +81,12 @@ class Workloads:
                 f"{key}: {network} is the address of {first} too, which has it; one of the two must go"
                 for key in others
             ]
+        prefixes = " or ".join(self._prefixes)
+        found += [
+            f"{key}: {self._endpoints[key].interface_name} is no pod's interface, whose name begins with {prefixes}: "
+            "no route leads there, and it is left as it is"
+            for key in self._strange
+        ]
         for key, bridge in self._spoofing.items():
             if bridge:
                 found.append(f"{key}: allowSpoofedSourcePrefixes is not done for pods at a bridge, as at {bridge}")
@@ -82,7 +106,8 @@ class Workloads:
         else:
             self._shared.discard(network)
         prefix = (network.family, network.prefix)
-        first = min((key for key in owners if self._endpoints[key].interface_name), default=None)
+        routed = owners - self._strange if self._strange else owners
+        first = min((key for key in routed if self._endpoints[key].interface_name), default=None)
         if first is None:
             self.routes.pop(prefix, None)
             return

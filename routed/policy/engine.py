@@ -1,29 +1,23 @@
 """The policy of one node: takes resources in one by one, gives what changes for the kernel.
 
-Three indexes carry the work. `_peers` follows which endpoints and network sets of the whole cluster the selectors of rules
-select, and keeps the sets that rules name. `_subjects` follows which endpoints of this node policies are for, and keeps
-their walks. A policy is compiled when it changes, or when a set it names changes its kind (addresses or networks), and
+`_subjects` follows which endpoints of this node policies are for, and keeps their walks; `sets` has what the rules of the
+policies name. A policy is compiled when it changes, or when a set it names changes its kind (addresses or networks), and
 only while an endpoint here is subject to it.
 
 Invariants: what `flush` gives, applied in order, is the whole program for the resources so far, in however many slices
-(`work`) it was made, and whatever changed between them. A policy that cannot be
-read (`refuse`) closes what it is for, in its directions; it never opens anything, nor keeps another from being enforced.
-Pure: no clock, no kernel.
-
-Long for one idea: everything that must be told when a resource changes is here, and nowhere else.
+(`work`) it was made, and whatever changed between them. A policy that cannot be read (`refuse`) closes what it is for, in
+its directions; it never opens anything, nor keeps another from being enforced. Pure: no clock, no kernel.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import heapq
 import itertools
 import operator
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import TypeAlias
 
 from routed.desired_policy import (
     Action,
@@ -35,9 +29,6 @@ from routed.desired_policy import (
     Place,
     PolicyBatch,
     Rule,
-    SetKind,
-    SetSpec,
-    SetUpdate,
     TierWalk,
     Walk,
 )
@@ -56,32 +47,16 @@ from routed.model.policies import (
 )
 from routed.model.policies import Rule as PolicyRule
 from routed.model.resources import Resource, ResourceKey, Update
-from routed.model.selector import Selector
-from routed.model.workloads import EndpointPort, HostEndpoint, WorkloadEndpoint
+from routed.model.workloads import HostEndpoint, WorkloadEndpoint
 from routed.net.families import Family
 from routed.policy.index import LabelIndex
-from routed.policy.members import Difference, Members, Networks
-from routed.policy.refusals import Refusal
-from routed.policy.rules import (
-    FixedNetworks,
-    FixedPorts,
-    SelectedAddresses,
-    SelectedPorts,
-    ServiceEndpoints,
-    Source,
-    cannot_judge,
-    compile_rule,
-    kind_of,
-)
-from routed.policy.scope import NAMESPACE, SERVICE_ACCOUNT, subjects
-
-_DROPPED_LABELS = ("pcns.", "pcsa.")
-"""Prefixes of labels an endpoint can only inherit."""
+from routed.policy.refusals import UNREADABLE, Refusal, Refused, closing_policy
+from routed.policy.rules import cannot_judge, compile_rule
+from routed.policy.scope import NAMESPACE, subjects, workload_labels
+from routed.policy.sets import ChainKey, Contribution, RuleSets
 
 _DEFAULT_TIER = Tier(name="default", order=1_000_000.0)
 _LAST = float("inf")
-_UNREADABLE = Tier(name="policies that cannot be read", order=-_LAST)
-"""Asked before all others: what cannot be read must not be overruled by what allows."""
 
 _WILDCARD = "*"
 _IN_ORDER = operator.attrgetter("kind", "name", "namespace")
@@ -94,39 +69,6 @@ SLICE_MEMBERS = 2_000
 
 _DIRECTIONS = {PolicyType.INGRESS: "ingress", PolicyType.EGRESS: "egress"}
 
-ChainKey: TypeAlias = "tuple[ResourceKey, PolicyType]"
-SetKey: TypeAlias = "tuple[Source, Family]"
-
-
-@dataclass(frozen=True, slots=True)
-class _Contribution:
-    """What an endpoint or network set adds to the sets of a selector that selects it."""
-
-    networks: tuple[tuple[Family, bytes], ...] = ()
-    """Wire prefixes."""
-    ports: tuple[EndpointPort, ...] = ()
-    is_network: bool = False
-    """Not every prefix of it is one address."""
-
-
-@dataclass(slots=True)
-class _Set:
-    """A set that rules name."""
-
-    source: Source
-    family: Family
-    spec: SetSpec
-    members: Members | Networks
-    users: set[ChainKey] = field(default_factory=set)
-    told: bool = False
-    """The kernel has heard of it."""
-    difference: Difference = field(default_factory=Difference)
-
-    @property
-    def in_kernel(self) -> frozenset[bytes]:
-        """The members the kernel has heard of."""
-        return (self.members.shown - self.difference.added) | self.difference.removed
-
 
 class PolicyEngine:
     """See the module's docstring."""
@@ -134,42 +76,30 @@ class PolicyEngine:
     def __init__(self, node_name: str) -> None:
         self._node_name = node_name
         self._resources: dict[ResourceKey, Resource] = {DEFAULT_ALLOW.key: DEFAULT_ALLOW}
-        self._refused: dict[ResourceKey, _Refused] = {}
-        self._peers: LabelIndex[Selector, ResourceKey] = LabelIndex()
+        self._refused: dict[ResourceKey, Refused] = {}
+        self._sets = RuleSets()
         self._subjects: LabelIndex[ResourceKey, ResourceKey] = LabelIndex()
-        self._contributions: dict[ResourceKey, _Contribution] = {}
-        self._selected_by: dict[ResourceKey, set[Selector]] = {}
-        """The selectors whose sets have an item's contribution now."""
-        self._network_items: Counter[Selector] = Counter()
-        """How many network sets a selector selects."""
-        self._sets: dict[SetKey, _Set] = {}
-        self._sets_of: dict[Selector, set[SetKey]] = {}
-        self._sets_of_chain: dict[ChainKey, set[SetKey]] = {}
-        self._dirty_sets: set[SetKey] = set()
         self._unjudged: dict[ResourceKey, frozenset[str]] = {}
         """Policies with rules that are left out, and why."""
-        self._services: dict[tuple[str, str], dict[ResourceKey, EndpointSlice]] = {}
         self._chains: dict[ChainKey, Chain] = {}
         """Those the kernel has."""
         self._users: dict[ChainKey, set[ResourceKey]] = {}
         """Endpoints whose walks name a chain."""
         self._walks: dict[ResourceKey, tuple[EndpointPolicy, ...]] = {}
-        self._owners: dict[tuple[str, Place], ResourceKey] = {}
-        """Whose the policy at an interface is: the endpoint that named it last."""
+        self._claims: dict[tuple[str, Place], dict[ResourceKey, EndpointPolicy]] = {}
+        """The endpoints that name an interface; the first by name counts."""
+        self._doubled: set[tuple[str, Place]] = set()
+        """Interfaces that more than one names."""
         self._chains_of: dict[ResourceKey, frozenset[ChainKey]] = {}
         self._lacking: dict[ResourceKey, frozenset[str]] = {}
         """Endpoints with profiles that are not there, or interfaces that are another's, in sentences."""
         self._stale_policies: set[ResourceKey] = set()
         self._stale_endpoints: set[ResourceKey] = set()
-        self._stale_services: set[tuple[str, str]] = set()
         self._interfaces_by_address: Mapping[bytes, str] = {}
-        self._gone_sets: list[_Set] = []
         self._made_chains: dict[str, ChainUpdate] = {}
         """What the next batch says of chains."""
         self._made_endpoints: dict[tuple[str, Place], EndpointPolicy | None] = {}
         """What it says of endpoints."""
-        self._found_members = 0
-        """In this slice of work."""
         self.problems: tuple[str, ...] = ()
 
     # ---- inputs
@@ -199,7 +129,7 @@ class PolicyEngine:
             case NetworkSet.kind | GlobalNetworkSet.kind:
                 self._network_set_changed(key, value if isinstance(value, (NetworkSet, GlobalNetworkSet)) else None)
             case EndpointSlice.kind:
-                self._slice_changed(key, old, value)
+                self._sets.set_slice(key, old, value)
             case _:
                 if value is not None:
                     del self._resources[key]
@@ -210,30 +140,15 @@ class PolicyEngine:
         Where not even that can be read: everything in its namespace; a global one keeps its last good version, or what it
         closes already, or where there was neither says nothing.
         """
-        key, selector = refusal.key, refusal.selector
+        key = refusal.key
         if refusal.keeps_last:
             before = self._refused.get(key)
-            self._refused[key] = _Refused(refusal, before.closing if before is not None else None)
+            self._refused[key] = Refused(refusal, before.closing if before is not None else None)
             return
-        types = refusal.types or frozenset(PolicyType)
-        closing: Policy
-        if key.kind == GlobalNetworkPolicy.kind:
-            closing = GlobalNetworkPolicy(
-                name=key.name,
-                tier=_UNREADABLE.name,
-                selector=selector,
-                types=types,
-                apply_on_forward=refusal.apply_on_forward,
-                pre_dnat=refusal.pre_dnat,
-                do_not_track=refusal.do_not_track,
-            )
-        else:
-            closing = NetworkPolicy(
-                name=key.name, namespace=key.namespace, tier=_UNREADABLE.name, selector=selector, types=types
-            )
+        closing = closing_policy(refusal)
         self._resources.pop(key, None)
         self._unjudged.pop(key, None)
-        self._refused[key] = _Refused(refusal, closing)
+        self._refused[key] = Refused(refusal, closing)
         self._stale_endpoints |= self._matches(key)
         self._subjects.remove_selector(key)
         self._subjects.add_selector(key, subjects(closing))
@@ -265,12 +180,13 @@ class PolicyEngine:
         Updates may come between two slices: what was made of what they change is made again.
         """
         self._follow_subjects()
-        self._found_members = 0
+        self._stale_policies |= self._sets.take_stale()
         if self._stale_endpoints:
             self._rewalk(heapq.nsmallest(limit, self._stale_endpoints, _IN_ORDER))
         else:
             self._recompile(heapq.nsmallest(limit, self._stale_policies, _IN_ORDER))
-        self._follow_peers()  # a set may have to hold networks now, and then its rules change
+        self._sets.follow()  # a set may have to hold networks now, and then its rules change
+        self._stale_policies |= self._sets.take_stale()
         return bool(self._stale_endpoints or self._stale_policies)
 
     def flush(self) -> PolicyBatch | None:
@@ -280,7 +196,7 @@ class PolicyEngine:
         chains, self._made_chains = tuple(self._made_chains.values()), {}
         made, self._made_endpoints = self._made_endpoints, {}
         endpoints = tuple(EndpointUpdate(*at, policy) for at, policy in made.items())
-        sets = tuple(self._changed_sets())
+        sets = tuple(self._sets.changes())
         self._tell_problems()
         if not sets and not chains and not endpoints:
             return None
@@ -309,7 +225,7 @@ class PolicyEngine:
 
     def _profile_changed(self, key: ResourceKey, profile: Profile | None) -> None:
         labels = profile.labels_to_apply if profile is not None else None
-        self._peers.set_parent(key.name, labels)
+        self._sets.set_parent(key.name, labels)
         self._subjects.set_parent(key.name, labels)
         self._stale_policies.add(key)
         self._stale_endpoints |= self._endpoints_with_profile(key.name)
@@ -328,9 +244,8 @@ class PolicyEngine:
         if endpoint is None or not endpoint.ip_networks:
             self._item_gone(key)
             return
-        networks = tuple((each.family, each.prefix) for each in endpoint.ip_networks)
-        labels = _workload_labels(endpoint, key.namespace)
-        self._item(key, labels, endpoint.profiles, _Contribution(networks, endpoint.ports))
+        labels = workload_labels(endpoint, key.namespace)
+        self._sets.set_item(key, labels, endpoint.profiles, Contribution(endpoint.ip_networks, endpoint.ports))
         self._local(key, labels, endpoint.profiles, here=endpoint.node == self._node_name)
 
     def _host_changed(self, key: ResourceKey, endpoint: HostEndpoint | None) -> None:
@@ -341,7 +256,7 @@ class PolicyEngine:
         networks = tuple(
             (Family.of_address(address), bytes((8 * len(address),)) + address) for address in endpoint.expected_ips
         )
-        self._item(key, endpoint.labels, endpoint.profiles, _Contribution(networks, endpoint.ports))
+        self._sets.set_item(key, endpoint.labels, endpoint.profiles, Contribution(networks, endpoint.ports))
         self._local(key, endpoint.labels, endpoint.profiles, here=endpoint.node == self._node_name)
         self._stale_endpoints |= self._host_endpoints()
 
@@ -359,19 +274,7 @@ class PolicyEngine:
             labels = {**labels, NAMESPACE: key.namespace}
             parents = (NAMESPACE_PROFILE + key.namespace,)
         networks = tuple((each.family, each.prefix) for each in found.nets)
-        self._item(key, labels, parents, _Contribution(networks, is_network=True))
-
-    def _item(
-        self, key: ResourceKey, labels: Mapping[str, str], parents: tuple[str, ...], contribution: _Contribution
-    ) -> None:
-        """Something rules may select."""
-        old = self._contributions.get(key)
-        if old is not None and old != contribution:
-            for selector in self._selected_by.get(key, ()):
-                self._contribute(selector, old, -1)
-                self._contribute(selector, contribution, +1)
-        self._contributions[key] = contribution
-        self._peers.set_item(key, labels, parents)
+        self._sets.set_item(key, labels, parents, Contribution(networks, is_network=True))
 
     def _local(self, key: ResourceKey, labels: Mapping[str, str], parents: tuple[str, ...], *, here: bool) -> None:
         if here:
@@ -384,10 +287,8 @@ class PolicyEngine:
                 self._stale_endpoints.add(key)
 
     def _item_gone(self, key: ResourceKey) -> None:
-        self._peers.remove_item(key)
+        self._sets.remove_item(key)
         self._subjects.remove_item(key)
-        self._follow_peers()  # while what it contributed is still known
-        self._contributions.pop(key, None)
         if key in self._walks:
             self._stale_endpoints.add(key)
 
@@ -422,15 +323,19 @@ class PolicyEngine:
             if chains:
                 self._chains_of[key] = chains
             now = {(each.interface, each.place): each for each in made}
-            for each in old:
-                at = (each.interface, each.place)
-                if at not in now and self._owners.get(at) == key:
-                    del self._owners[at]
-                    updates[at] = None
-            for at, each in now.items():
-                if each not in old or self._owners.get(at) != key:
-                    self._owners[at] = key
-                    updates[at] = each
+            for at in {(each.interface, each.place) for each in old} | now.keys():
+                claims = self._claims.setdefault(at, {})
+                was = claims[min(claims)] if claims else None
+                if at in now:
+                    claims[key] = now[at]
+                else:
+                    claims.pop(key, None)
+                counts = claims[min(claims)] if claims else None
+                if counts != was:
+                    updates[at] = counts
+                if not claims:
+                    del self._claims[at]
+                (self._doubled.add if len(claims) > 1 else self._doubled.discard)(at)
             if not self._is_here(key):
                 del self._walks[key]
 
@@ -464,7 +369,7 @@ class PolicyEngine:
                 by_tier.setdefault(policy.tier, []).append(key)
         tiers: list[tuple[bool, float, str, Tier]] = []
         for name in by_tier:
-            found = {_UNREADABLE.name: _UNREADABLE}.get(name) or self._resources.get(ResourceKey(Tier.kind, name))
+            found = {UNREADABLE.name: UNREADABLE}.get(name) or self._resources.get(ResourceKey(Tier.kind, name))
             known = isinstance(found, Tier) or name == _DEFAULT_TIER.name
             tier = found if isinstance(found, Tier) else _DEFAULT_TIER if known else Tier(name=name)
             # what nobody made comes behind what nobody ordered, and closes
@@ -485,12 +390,10 @@ class PolicyEngine:
                 self._walk(ordered[key], direction, Place.WORKLOAD, endpoint.profiles, chains)
                 for direction in PolicyType
             )
-            port = None
-            if endpoint.bridge:
-                addresses = tuple(network.prefix[1:] for network in endpoint.ip_networks)
-                port = BridgePort(endpoint.bridge, endpoint.mac or b"", addresses)
+            port = BridgePort(endpoint.bridge, endpoint.mac or b"") if endpoint.bridge else None
+            own = tuple(each.prefix[1:] for each in endpoint.ip_networks)
             sources = tuple((each.family, each.prefix) for each in endpoint.allow_spoofed_source_prefixes)
-            made_here = EndpointPolicy(endpoint.interface_name, Place.WORKLOAD, ingress, egress, port, sources)
+            made_here = EndpointPolicy(endpoint.interface_name, Place.WORKLOAD, ingress, egress, port, own, sources)
             return (made_here,), frozenset(chains)
         assert isinstance(endpoint, HostEndpoint)
         interfaces = [name for name, owner in self._host_interfaces().items() if owner == key]
@@ -580,13 +483,15 @@ class PolicyEngine:
     # ---- chains
 
     def _recompile(self, stale: list[ResourceKey]) -> None:
+        enough = self._sets.found_members + SLICE_MEMBERS
         for key in stale:
             self._stale_policies.discard(key)
             for direction in PolicyType:
                 update = self._compile((key, direction))
                 if update is not None:
                     self._made_chains[update.name] = update
-            if self._found_members >= SLICE_MEMBERS:
+            self._stale_policies |= self._sets.take_stale()
+            if self._sets.found_members >= enough:
                 return
 
     def _compile(self, chain: ChainKey) -> ChainUpdate | None:
@@ -596,18 +501,18 @@ class PolicyEngine:
         if not self._users.get(chain) or rules is None:
             self._users.pop(chain, None)
             if self._chains.pop(chain, None) is not None:
-                self._release(chain)
+                self._sets.release(chain)
                 return ChainUpdate(name, None)
             return None
-        before = self._sets_of_chain.pop(chain, set())
+        before = self._sets.renew(chain)
         compiled: list[Rule] = []
         label = _label(key)
         for number, rule in enumerate(rules, 1):
             origin = f"{label} {_DIRECTIONS[direction]} {number}"
             compiled += compile_rule(
-                rule, key.namespace, origin, lambda source, family: self._named(source, family, chain)
+                rule, key.namespace, origin, lambda source, family: self._sets.named(source, family, chain)
             )
-        self._forget_unused(chain, before - self._sets_of_chain.get(chain, set()))
+        self._sets.renewed(chain, before)
         refused = self._refused.get(key)
         if refused is not None and refused.closing is not None:
             compiled = [Rule(Action.DENY, origin=f"{label} cannot be read")]
@@ -624,185 +529,19 @@ class PolicyEngine:
             return found.ingress if direction is PolicyType.INGRESS else found.egress
         return None
 
-    # ---- sets
-
-    def _named(self, source: Source, family: Family, user: ChainKey) -> str:
-        """The set for a source, made where there is none."""
-        key = (source, family)
-        found = self._sets.get(key)
-        if found is None:
-            selector = source.selector if isinstance(source, (SelectedAddresses, SelectedPorts)) else None
-            if selector is not None:
-                self._peers.add_selector(selector, selector)
-                self._sets_of.setdefault(selector, set()).add(key)
-                self._follow_peers()
-            found = self._sets[key] = self._make_set(source, family)
-            self._dirty_sets.add(key)
-        found.users.add(user)
-        self._sets_of_chain.setdefault(user, set()).add(key)
-        return found.spec.name
-
-    def _make_set(self, source: Source, family: Family) -> _Set:
-        selector = source.selector if isinstance(source, SelectedAddresses) else None
-        kind = kind_of(source, networks=bool(selector is not None and self._network_items[selector]))
-        members: Members | Networks = Networks(family) if kind is SetKind.NETS else Members()
-        made = _Set(source, family, SetSpec(_set_name(source, family, kind), family, kind), members)
-        for member in self._members(made):
-            members.add(member, made.difference)
-            self._found_members += 1
-        return made
-
-    def _members(self, of: _Set) -> Iterator[bytes]:
-        source = of.source
-        if isinstance(source, FixedNetworks):
-            yield from source.prefixes
-        elif isinstance(source, FixedPorts):
-            yield from (low.to_bytes(2, "big") + high.to_bytes(2, "big") for low, high in source.ranges)
-        elif isinstance(source, ServiceEndpoints):
-            yield from self._service_members(source, of.family)
-        else:
-            for item in self._peers.matches(source.selector):
-                if source.selector in self._selected_by.get(item, ()):
-                    yield from _given(of, self._contributions[item])
-
-    def _follow_peers(self) -> None:
-        """Bring sets in line with what selectors select."""
-        for selector, changes in self._peers.take().items():
-            before = networks = self._network_items[selector]
-            has_sets = bool(self._sets_of.get(selector))
-            for item, matched in changes.items():
-                contribution = self._contributions[item]
-                selected_by = self._selected_by.setdefault(item, set())
-                networks += (1 if matched else -1) * contribution.is_network
-                if has_sets:
-                    self._contribute(selector, contribution, 1 if matched else -1)
-                if matched:
-                    selected_by.add(selector)
-                else:
-                    selected_by.discard(selector)
-                    if not selected_by:
-                        del self._selected_by[item]
-            self._network_items[selector] = networks
-            if bool(before) is not bool(networks):
-                self._change_kind(selector)
-
-    def _contribute(self, selector: Selector, contribution: _Contribution, step: int) -> None:
-        for key in self._sets_of.get(selector, ()):
-            found = self._sets.get(key)
-            if found is None:
-                continue
-            self._dirty_sets.add(key)
-            change = found.members.add if step > 0 else found.members.remove
-            for member in _given(found, contribution):
-                change(member, found.difference)
-
-    def _change_kind(self, selector: Selector) -> None:
-        """A selector selects its first network, or none any more: its sets are made anew, and the rules that name them."""
-        for key in list(self._sets_of.get(selector, ())):
-            found = self._sets.get(key)
-            if found is None or not isinstance(found.source, SelectedAddresses):
-                continue
-            self._gone_sets.append(found)
-            made = self._sets[key] = self._make_set(found.source, found.family)
-            made.users = found.users
-            self._dirty_sets.add(key)
-            self._stale_policies |= {policy for policy, _ in found.users}
-
-    def _release(self, chain: ChainKey) -> None:
-        """A chain is gone, and names no set any more."""
-        self._forget_unused(chain, self._sets_of_chain.pop(chain, set()))
-
-    def _forget_unused(self, chain: ChainKey, candidates: set[SetKey]) -> None:
-        """A chain names these sets no more."""
-        for key in candidates:
-            found = self._sets[key]
-            found.users.discard(chain)
-            if found.users:
-                continue
-            del self._sets[key]
-            self._gone_sets.append(found)
-            if isinstance(found.source, (SelectedAddresses, SelectedPorts)):
-                selector = found.source.selector
-                self._sets_of[selector].discard(key)
-                if not self._sets_of[selector]:
-                    self._forget_selector(selector)
-
-    def _forget_selector(self, selector: Selector) -> None:
-        del self._sets_of[selector]
-        self._follow_peers()
-        for item in self._peers.matches(selector):
-            selected_by = self._selected_by[item]
-            selected_by.discard(selector)
-            if not selected_by:
-                del self._selected_by[item]
-        self._peers.remove_selector(selector)
-        del self._network_items[selector]
-
-    def _changed_sets(self) -> Iterator[SetUpdate]:
-        dirty, self._dirty_sets = self._dirty_sets, set()
-        gone, self._gone_sets = self._gone_sets, []
-        held = {each.spec.name: each for each in gone if each.told}
-        for key in sorted(dirty, key=lambda key: self._sets[key].spec.name if key in self._sets else ""):
-            each = self._sets.get(key)
-            if each is None:
-                continue
-            difference, each.difference = each.difference, Difference()
-            if not each.told:
-                each.told = True
-                before = held.pop(each.spec.name, None)
-                if before is None:
-                    yield SetUpdate(each.spec, each.members.shown)
-                    continue
-                # given up and needed again: what the kernel has of it is not all new
-                there, wanted = before.in_kernel, each.members.shown
-                difference = Difference(set(wanted - there), set(there - wanted))
-            if difference:
-                yield SetUpdate(each.spec, frozenset(difference.added), frozenset(difference.removed))
-        for each in held.values():
-            yield SetUpdate(each.spec, gone=True)
-
-    # ---- services
-
-    def _slice_changed(self, key: ResourceKey, old: Resource | None, new: Resource | None) -> None:
-        for value in (old, new):
-            if isinstance(value, EndpointSlice) and value.service:
-                self._stale_services.add((key.namespace, value.service))
-        if isinstance(old, EndpointSlice) and old.service:
-            slices = self._services.get((key.namespace, old.service), {})
-            slices.pop(key, None)
-        if isinstance(new, EndpointSlice) and new.service:
-            self._services.setdefault((key.namespace, new.service), {})[key] = new
-        for service in self._stale_services:
-            for (source, family), found in self._sets.items():
-                if isinstance(source, ServiceEndpoints) and (source.namespace, source.name) == service:
-                    wanted = frozenset(self._service_members(source, family))
-                    self._dirty_sets.add((source, family))
-                    for member in found.members.shown - wanted:
-                        found.members.remove(member, found.difference)
-                    for member in wanted - found.members.shown:
-                        found.members.add(member, found.difference)
-        self._stale_services.clear()
-
-    def _service_members(self, source: ServiceEndpoints, family: Family) -> Iterator[bytes]:
-        seen: set[bytes] = set()
-        for each in self._services.get((source.namespace, source.name), {}).values():
-            ports = [(port.protocol, port.port) for port in each.ports if port.port is not None]
-            addresses = [ip for endpoint in each.endpoints if endpoint.ready for ip in endpoint.addresses]
-            for address in addresses:
-                if Family.of_address(address) is not family:
-                    continue
-                if not source.with_ports:
-                    seen.add(address)
-                    continue
-                seen |= {address + bytes((protocol,)) + port.to_bytes(2, "big") for protocol, port in ports}
-        yield from seen
-
     # ---- problems
 
     def _tell_problems(self) -> None:
-        problems = {f"{_label(key)}: {refusal}" for key, refusal in self._refused.items()}
+        problems = {f"{_label(key)}: {each.told(key in self._resources)}" for key, each in self._refused.items()}
         problems.update(*self._unjudged.values())
         problems.update(*self._lacking.values())
+        for at in self._doubled:
+            first, *others = sorted(self._claims[at])
+            if first.kind == WorkloadEndpoint.kind:
+                problems.update(
+                    f"{_label(key)}: has the interface {at[0]}, as {_label(first)}, which comes first by name and counts"
+                    for key in others
+                )
         self.problems = tuple(sorted(problems))
 
     def _look_for_problems(self, key: ResourceKey) -> None:
@@ -826,20 +565,6 @@ class PolicyEngine:
             self._lacking.pop(key, None)
 
 
-@dataclass(frozen=True, slots=True)
-class _Refused:
-    """A policy that cannot be read."""
-
-    refusal: Refusal
-    closing: Policy | None
-    """What takes its place; None: its last good version stays."""
-
-    def __str__(self) -> str:
-        if self.closing is None:
-            return f"{self.refusal.reason}; its last good version stays"
-        return f"{self.refusal.reason}; until it is put right, what it selects is closed"
-
-
 def _unjudged(key: ResourceKey, policy: Policy) -> Iterator[str]:
     for direction, rules in (("ingress", policy.ingress), ("egress", policy.egress)):
         for number, rule in enumerate(rules):
@@ -848,47 +573,13 @@ def _unjudged(key: ResourceKey, policy: Policy) -> Iterator[str]:
                 yield f"{_label(key)}: spec.{direction}[{number}].{why}"
 
 
-def _workload_labels(endpoint: WorkloadEndpoint, namespace: str) -> Mapping[str, str]:
-    written, account = endpoint.labels, endpoint.service_account_name
-    if written.get(NAMESPACE) == namespace and (not account or written.get(SERVICE_ACCOUNT) == account):
-        names = " ".join(written)
-        if not any(prefix in names for prefix in _DROPPED_LABELS):
-            return written  # as Calico writes nearly all
-    labels = {label: value for label, value in written.items() if not label.startswith(_DROPPED_LABELS)}
-    labels[NAMESPACE] = namespace
-    if account:
-        labels[SERVICE_ACCOUNT] = account
-    return labels
-
-
-def _given(of: _Set, contribution: _Contribution) -> Iterator[bytes]:
-    """What an item adds to a set, as its kind has it."""
-    source = of.source
-    for family, prefix in contribution.networks:
-        if family is not of.family:
-            continue
-        if of.spec.kind is SetKind.NETS:
-            yield prefix
-        elif of.spec.kind is SetKind.HOSTS:
-            if prefix[0] == family.max_length:
-                yield prefix[1:]
-        elif isinstance(source, SelectedPorts) and prefix[0] == family.max_length:
-            for port in contribution.ports:
-                if port.name in source.ports and port.protocol == source.protocol:
-                    yield prefix[1:] + bytes((port.protocol,)) + port.port.to_bytes(2, "big")
-
-
+@functools.lru_cache(1 << 12)
 def chain_name(key: ResourceKey, direction: PolicyType) -> str:
     """The chain of a policy or profile in one direction: readable, and no two alike."""
     words = "_".join(part for part in (key.namespace, key.name) if part)
     readable = re.sub(r"[^a-z0-9]+", "_", words.lower()).strip("_")[:22]
     digest = hashlib.sha256(f"{key.kind}/{key.namespace}/{key.name}".encode()).hexdigest()[:10]
     return f"{readable}_{digest}_{'in' if direction is PolicyType.INGRESS else 'out'}"
-
-
-def _set_name(source: Source, family: Family, kind: SetKind) -> str:
-    digest = hashlib.sha256(repr(source).encode()).hexdigest()[:16]
-    return f"s_{digest}_{4 if family is Family.IPV4_UNICAST else 6}{kind.value[0]}"
 
 
 def _label(key: ResourceKey) -> str:

@@ -6,8 +6,14 @@ from collections.abc import Iterable, Mapping
 
 from routed.desired_policy import Action, Failsafe, HostRules
 from routed.model.resources import IPPool
-from routed.model.settings import EndpointToHostAction, FelixConfiguration, ProtoPort, felix_in_force, may_spoof
-from routed.model.workloads import INTERFACE_PREFIX
+from routed.model.settings import (
+    EndpointToHostAction,
+    FelixConfiguration,
+    ProtoPort,
+    felix_in_force,
+    may_spoof,
+    workload_prefixes,
+)
 from routed.net.families import Family
 
 _TCP, _UDP = 6, 17
@@ -48,11 +54,8 @@ def host_rules(
         ),
         False,
     )
-    said = prefixes or next((each.interface_prefix for each in configured if each.interface_prefix), ()) or ()
-    # whatever is configured for others, pods that routed wires must not be left out
-    named = said if any(INTERFACE_PREFIX.startswith(each) for each in said) else (*said, INTERFACE_PREFIX)
     return HostRules(
-        workload_prefixes=named,
+        workload_prefixes=workload_prefixes(felix, node_name, prefixes),
         workload_to_host=_TO_HOST[to_host] if to_host is not None else Action.ALLOW,
         source_spoofing=may_spoof(felix, node_name),
         drop_invalid=not unchecked,

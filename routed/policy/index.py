@@ -13,7 +13,7 @@ is in its answer once, or not at all where it was undone.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Set
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Generic, TypeAlias, TypeVar
 
 from routed.model.selector import (
@@ -32,6 +32,7 @@ from routed.model.selector import (
     Selector,
     StartsWith,
 )
+from routed.values import dataclass
 
 K = TypeVar("K", bound=Hashable)
 """What names a selector."""

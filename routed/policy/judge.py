@@ -7,7 +7,7 @@ Also what explains verdicts to people. Written for being read, not for speed.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from routed.desired_policy import (
     Action,
@@ -26,10 +26,13 @@ from routed.desired_policy import (
     Walk,
 )
 from routed.net.families import Family
+from routed.values import dataclass
 
 _ICMPV6 = 58
 _DISCOVERY = (*range(130, 137), 143)
-"""ICMPv6 types no host policy asks about."""
+"""ICMPv6 types no host policy asks about, nor connection tracking."""
+_FIRST = {1: (8, 13, 15, 17), _ICMPV6: (128, 139, *_DISCOVERY)}
+"""ICMP types, by protocol, that connection tracking takes for the first packet of a connection, or leaves alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +194,7 @@ class FirewallModel:
 
     def _endpoint(self, place: Place, direction: str, interface: str, packet: Packet) -> Judgement | None:
         if place is Place.WORKLOAD:
-            if packet.invalid and self.host.drop_invalid:
+            if self._is_of_none(packet):
                 return Judgement(False, "of no connection")
             ports = {4789, *(tunnel.port for tunnel in self.host.tunnels if tunnel.protocol == 17)}
             if direction == "egress" and (packet.protocol == 4 or (packet.protocol == 17 and packet.port in ports)):
@@ -214,6 +217,8 @@ class FirewallModel:
         walk = policy.ingress if direction == "ingress" else policy.egress
         if walk is None:
             return None
+        if self._is_of_none(packet):
+            return Judgement(False, "of no connection")
         judged = self._walk(walk, packet)
         return judged if judged is not None or place is Place.HOST_FORWARD else self._profiles(walk, packet)
 
@@ -226,6 +231,8 @@ class FirewallModel:
         if policy is None:
             return None
         walk = policy.ingress if direction == "ingress" else policy.egress
+        if walk is not None and place is Place.HOST_PRE_DNAT and self._is_of_none(packet):
+            return Judgement(False, "of no connection")
         return self._walk(walk, packet) if walk is not None else None
 
     def _is_failsafe(self, packet: Packet, direction: str, *, replies: bool = False) -> bool:
@@ -244,6 +251,9 @@ class FirewallModel:
             or any(_carries(each, packet) and other in each.ends for each in self.host.tunnels)
             or (replies and any(within(each, packet.source_port) for each in answered))
         )
+
+    def _is_of_none(self, packet: Packet) -> bool:
+        return packet.invalid and self.host.drop_invalid
 
     def _is_strangers(self, packet: Packet) -> bool:
         return not packet.reply and any(
@@ -327,6 +337,11 @@ class FirewallModel:
         if spec.kind is SetKind.HOSTS:
             return address in members
         return any(_covers(prefix, address) for prefix in members)
+
+
+def begins_nothing(protocol: int, icmp: Icmp | None) -> bool:
+    """Whether it is ICMP that answers something, or is about another packet: alone it is of no connection."""
+    return protocol in _FIRST and icmp is not None and icmp.type not in _FIRST[protocol]
 
 
 def _is_discovery(packet: Packet) -> bool:

@@ -27,8 +27,9 @@ from routed.model.kubernetes import (
     namespace_profile,
 )
 from routed.model.policies import NetworkPolicy, Profile
-from routed.model.resources import Cidr, Resource, ResourceKey, Update
+from routed.model.resources import Cidr, Resource, ResourceKey, Update, json_line
 from routed.model.schema import parse_manifest
+from routed.model.unread_policies import plain_policy
 from routed.model.workloads import EndpointPort, WorkloadEndpoint, workload_endpoint_name
 from routed.net.families import Family
 from routed.policy.scope import NAMESPACE
@@ -46,7 +47,7 @@ class Kubernetes:
         """Of Kubernetes' kinds."""
         self._stored: dict[ResourceKey, Resource] = {}
         """What is stored and may stand in what is derived."""
-        self._endpoints: dict[tuple[str, str], set[ResourceKey]] = {}
+        self._endpoints: dict[tuple[str, str], tuple[ResourceKey, ...]] = {}
         """Stored endpoints of a pod."""
 
     def update(self, update: Update) -> Iterator[Update]:
@@ -79,7 +80,8 @@ class Kubernetes:
             ResourceKey(KubernetesNetworkPolicy.kind, key.name.removeprefix(POLICY_PREFIX), key.namespace)
         )
         if isinstance(own, KubernetesNetworkPolicy):
-            return Update(key, parse_manifest(calico_policy(own)))
+            manifest = calico_policy(own)
+            return Update(key, plain_policy(json_line(manifest)) or parse_manifest(manifest))
         return Update(key, self._stored.get(key))
 
     def _profile(self, key: ResourceKey) -> Update:
@@ -111,18 +113,31 @@ class Kubernetes:
         if old is None and value is None:
             return
         _put(self._stored, key, value)
+        if (
+            old is None
+            and isinstance(value, WorkloadEndpoint)
+            and value.pod
+            and ResourceKey(Pod.kind, value.pod, key.namespace) not in self._own
+        ):  # as nearly all are, at a start
+            pod = (key.namespace, value.pod)
+            self._endpoints[pod] = (*self._endpoints.get(pod, ()), key)
+            yield Update(key, value)
+            return
         pods = {(key.namespace, each.pod) for each in (old, value) if isinstance(each, WorkloadEndpoint) and each.pod}
         for pod in pods:
-            stored = self._endpoints.setdefault(pod, set())
+            stored = self._endpoints.get(pod, ())
             unwired = _unwired(self._own.get(ResourceKey(Pod.kind, pod[1], pod[0])))
             if isinstance(value, WorkloadEndpoint) and value.pod == pod[1]:
                 if unwired is not None and not stored and unwired.key != key:
                     yield Update(unwired.key, None)
-                stored.add(key)
+                if key not in stored:
+                    self._endpoints[pod] = (*stored, key)
+                continue
+            stored = tuple(each for each in stored if each != key)
+            if stored:
+                self._endpoints[pod] = stored
             else:
-                stored.discard(key)
-            if not stored:
-                del self._endpoints[pod]
+                self._endpoints.pop(pod, None)
                 if unwired is not None:
                     if unwired.key != key:
                         yield Update(key, None)
@@ -131,20 +146,23 @@ class Kubernetes:
         yield Update(key, self._endpoint(key))
 
     def _endpoint(self, key: ResourceKey) -> Resource | None:
-        """A stored endpoint with what its Pod says now."""
+        """A stored endpoint with what its Pod says now. That of a finished one has no addresses any more, as Calico has it:
+        who gets them next is somebody else."""
         stored = self._stored.get(key)
         if not isinstance(stored, WorkloadEndpoint) or not stored.pod:
             return stored
         pod = self._own.get(ResourceKey(Pod.kind, stored.pod, key.namespace))
         if not isinstance(pod, Pod):
             return stored
+        if pod.phase in _FINISHED:
+            return replace(stored, ip_networks=(), manifest={})
         kept = {label: text for label, text in stored.labels.items() if label.startswith(_CALICO)}
         made = replace(stored, labels={**pod.labels, **kept}, ports=_ports(pod) or stored.ports, manifest={})
-        if pod.service_account == stored.service_account_name:
+        account = f"{ACCOUNT_PROFILE}{key.namespace}.{pod.service_account}"
+        if pod.service_account == stored.service_account_name and account in stored.profiles:
             return made
-        others = tuple(name for name in stored.profiles if not name.startswith(ACCOUNT_PROFILE))
-        profiles = (*others, f"{ACCOUNT_PROFILE}{key.namespace}.{pod.service_account}")
-        return replace(made, service_account_name=pod.service_account, profiles=profiles)
+        others = (name for name in stored.profiles if not name.startswith(ACCOUNT_PROFILE))
+        return replace(made, service_account_name=pod.service_account, profiles=(*others, account))
 
 
 def _unwired(pod: Resource | None) -> WorkloadEndpoint | None:

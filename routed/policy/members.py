@@ -6,11 +6,13 @@ exactly how `shown` changed. Wire prefixes of one family.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right, insort
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from routed.net.families import Family
-from routed.net.prefixes import covers, make_prefix
+from routed.net.prefixes import make_prefix
+from routed.values import dataclass
 
 
 @dataclass(slots=True)
@@ -65,6 +67,8 @@ class Networks:
         self._family = family
         self._counts: Counter[bytes] = Counter()
         self._lengths: Counter[int] = Counter()
+        self._order: list[bytes] = []
+        """All, each as its first address and its length: what is inside another stands behind it."""
         self._shown: set[bytes] = set()
 
     @property
@@ -76,11 +80,13 @@ class Networks:
         if self._counts[member] > 1:
             return
         self._lengths[member[0]] += 1
+        insort(self._order, self._place(member))
         if self._covered(member):
             return
         for other in self._inside(member):
-            self._shown.discard(other)
-            difference.remove(other)
+            if other in self._shown:
+                self._shown.discard(other)
+                difference.remove(other)
         self._shown.add(member)
         difference.add(member)
 
@@ -92,14 +98,18 @@ class Networks:
         self._lengths[member[0]] -= 1
         if not self._lengths[member[0]]:
             del self._lengths[member[0]]
+        del self._order[bisect_left(self._order, self._place(member))]
         if member not in self._shown:
             return
         self._shown.discard(member)
         difference.remove(member)
-        if member[0] < self._family.max_length:
-            for other in [other for other in self._counts if covers(member, other) and not self._covered(other)]:
+        for other in self._inside(member):
+            if not self._covered(other):
                 self._shown.add(other)
                 difference.add(other)
+
+    def _place(self, member: bytes) -> bytes:
+        return member[1:].ljust(self._family.address_length, b"\x00") + member[:1]
 
     def _covered(self, member: bytes) -> bool:
         """Whether a shorter one holds it."""
@@ -107,7 +117,11 @@ class Networks:
         return any(length < member[0] and make_prefix(address, length) in self._counts for length in self._lengths)
 
     def _inside(self, member: bytes) -> list[bytes]:
-        """Those shown that a new one covers."""
+        """Those that are inside of one, shown or not."""
         if member[0] == self._family.max_length:
             return []
-        return [other for other in self._shown if covers(member, other)]
+        octets = self._family.address_length
+        first = bisect_right(self._order, self._place(member))
+        last = int.from_bytes(member[1:].ljust(octets, b"\x00"), "big") | (1 << self._family.max_length - member[0]) - 1
+        behind = bisect_right(self._order, last.to_bytes(octets, "big") + b"\xff", first)
+        return [make_prefix(each[:-1], each[-1]) for each in self._order[first:behind]]

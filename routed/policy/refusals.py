@@ -8,22 +8,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from routed.errors import ConfigError
 from routed.model.head import API_VERSION
 from routed.model.kubernetes import KubernetesNetworkPolicy, calico_key, calico_policy
-from routed.model.policies import GlobalNetworkPolicy, NetworkPolicy, Policy, PolicyType
+from routed.model.policies import GlobalNetworkPolicy, NetworkPolicy, Policy, PolicyType, Tier
 from routed.model.resources import JsonObject, JsonValue, ResourceKey
 from routed.model.schema import parse_manifest
 from routed.model.selector import Selector
 from routed.policy.scope import subjects
+from routed.values import dataclass
 
 _CALICO = (NetworkPolicy.kind, GlobalNetworkPolicy.kind)
-_KUBERNETES_VERSION = "networking.k8s.io/"
+_KUBERNETES_VERSION = "networking.k8s.io/v1"
+_KUBERNETES_GROUPS = ("networking.k8s.io/", "extensions/")
+"""Where it is and where it was, with the same fields."""
 _STAGES = ("applyOnForward", "preDNAT", "doNotTrack")
 _SCOPE = ("selector", "namespaceSelector", "serviceAccountSelector", "types", "tier", *_STAGES)
 _KUBERNETES_SCOPE = ("podSelector", "policyTypes")
+
+
+UNREADABLE = Tier(name="policies that cannot be read", order=float("-inf"))
+"""Asked before all others: what cannot be read must not be overruled by what allows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +55,39 @@ class Refusal:
         return self.selector is None and not self.key.namespace
 
 
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A policy that cannot be read."""
+
+    refusal: Refusal
+    closing: Policy | None
+    """What takes its place; None: its last good version stays, where there was one."""
+
+    def told(self, was_good: bool) -> str:
+        if self.closing is None:
+            if was_good:
+                return f"{self.refusal.reason}; its last good version stays"
+            return f"{self.refusal.reason}; none of its versions was good, so it enforces nothing"
+        return f"{self.refusal.reason}; until it is put right, what it selects is closed"
+
+
+def closing_policy(refusal: Refusal) -> Policy:
+    """What takes the place of a policy that cannot be read: it closes what that one is for."""
+    key, selector = refusal.key, refusal.selector
+    types = refusal.types or frozenset(PolicyType)
+    if key.kind == GlobalNetworkPolicy.kind:
+        return GlobalNetworkPolicy(
+            name=key.name,
+            tier=UNREADABLE.name,
+            selector=selector,
+            types=types,
+            apply_on_forward=refusal.apply_on_forward,
+            pre_dnat=refusal.pre_dnat,
+            do_not_track=refusal.do_not_track,
+        )
+    return NetworkPolicy(name=key.name, namespace=key.namespace, tier=UNREADABLE.name, selector=selector, types=types)
+
+
 def read_refusal(text: str, reason: str) -> Refusal | None:
     """What a manifest (JSON) that cannot be read is; None where it is no policy, or nobody can tell which."""
     try:
@@ -65,12 +105,12 @@ def read_refusal(text: str, reason: str) -> Refusal | None:
     spec = manifest.get("spec")
     readable = isinstance(spec, dict)
     spec = spec if isinstance(spec, dict) else {}
-    of_kubernetes = isinstance(version, str) and version.startswith(_KUBERNETES_VERSION)
+    of_kubernetes = isinstance(version, str) and version.startswith(_KUBERNETES_GROUPS)
     if kind == KubernetesNetworkPolicy.kind or (kind == NetworkPolicy.kind and of_kubernetes):
         key = calico_key(ResourceKey(KubernetesNetworkPolicy.kind, name, namespace))
         rules: JsonObject = {"egress": [{}]} if spec.get("egress") else {}
         fields: tuple[str, ...] = _KUBERNETES_SCOPE
-        written_as = f"{_KUBERNETES_VERSION}v1"
+        written_as = _KUBERNETES_VERSION
     elif kind in _CALICO:
         assert isinstance(kind, str)
         key = ResourceKey(kind, name, "" if kind == GlobalNetworkPolicy.kind else namespace)

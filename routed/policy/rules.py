@@ -9,7 +9,6 @@ through.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from routed.desired_policy import Action, Icmp, Rule, SetKind, Side
@@ -19,6 +18,7 @@ from routed.model.resources import Cidr
 from routed.model.selector import All, Selector
 from routed.net.families import Family
 from routed.policy.scope import peers, strangers
+from routed.values import dataclass
 
 _ICMP, _ICMPV6 = 1, 58
 _FAMILY = {4: Family.IPV4_UNICAST, 6: Family.IPV6_UNICAST}

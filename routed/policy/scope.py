@@ -15,6 +15,8 @@ profiles. So every selector of a policy becomes one selector on endpoints:
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 from routed.model.kubernetes import NAMESPACE_LABELS
 from routed.model.policies import EntityRule, GlobalNetworkPolicy, Policy
 from routed.model.selector import (
@@ -33,10 +35,13 @@ from routed.model.selector import (
     Selector,
     StartsWith,
 )
+from routed.model.workloads import WorkloadEndpoint
 
 NAMESPACE = "projectcalico.org/namespace"
 SERVICE_ACCOUNT = "projectcalico.org/serviceaccount"
 SERVICE_ACCOUNT_LABELS = "pcsa."
+_INHERITED = (NAMESPACE_LABELS, SERVICE_ACCOUNT_LABELS)
+"""Prefixes of labels an endpoint can only inherit."""
 
 
 def subjects(policy: Policy) -> Selector:
@@ -93,41 +98,46 @@ def both(*parts: Selector) -> Selector:
     return distinct[0] if len(distinct) == 1 else And(distinct)
 
 
+def _rewritten(selector: Selector, part: Callable[[Selector], Selector]) -> Selector:
+    """The same selector with each of its parts that is about labels itself put through `part`."""
+    match selector:
+        case Not(operand):
+            return Not(_rewritten(operand, part))
+        case And(operands):
+            return And(tuple(_rewritten(operand, part) for operand in operands))
+        case Or(operands):
+            return Or(tuple(_rewritten(operand, part) for operand in operands))
+        case _:
+            return part(selector)
+
+
 def _everybody(selector: Selector, label: str) -> Selector:
     """With `all()` as what has a label."""
-    match selector:
-        case All():
-            return Has(label)
-        case Not(operand):
-            return Not(_everybody(operand, label))
-        case And(operands):
-            return And(tuple(_everybody(operand, label) for operand in operands))
-        case Or(operands):
-            return Or(tuple(_everybody(operand, label) for operand in operands))
-        case _:
-            return selector
+    return _rewritten(selector, lambda part: Has(label) if isinstance(part, All) else part)
 
 
 def of_namespaces(selector: Selector) -> Selector:
     """A namespaceSelector, as endpoints know their namespaces."""
-    match selector:
+    return _rewritten(selector, _of_namespaces)
+
+
+def _of_namespaces(part: Selector) -> Selector:
+    match part:
         case All():
             return Has(NAMESPACE)
         case Global():
             return Not(Has(NAMESPACE))
-        case Not(operand):
-            return Not(of_namespaces(operand))
-        case And(operands):
-            return And(tuple(map(of_namespaces, operands)))
-        case Or(operands):
-            return Or(tuple(map(of_namespaces, operands)))
         case _:
-            return prefixed(selector, NAMESPACE_LABELS)
+            return _prefixed(part, NAMESPACE_LABELS)
 
 
 def prefixed(selector: Selector, prefix: str) -> Selector:
     """The same selector about labels that begin with a prefix."""
-    match selector:
+    return _rewritten(selector, lambda part: _prefixed(part, prefix))
+
+
+def _prefixed(part: Selector, prefix: str) -> Selector:
+    match part:
         case Has(label):
             return Has(prefix + label)
         case Equal(label, value):
@@ -144,11 +154,19 @@ def prefixed(selector: Selector, prefix: str) -> Selector:
             return In(prefix + label, values)
         case NotIn(label, values):
             return NotIn(prefix + label, values)
-        case Not(operand):
-            return Not(prefixed(operand, prefix))
-        case And(operands):
-            return And(tuple(prefixed(operand, prefix) for operand in operands))
-        case Or(operands):
-            return Or(tuple(prefixed(operand, prefix) for operand in operands))
         case _:
-            return selector
+            return part
+
+
+def workload_labels(endpoint: WorkloadEndpoint, namespace: str) -> Mapping[str, str]:
+    """The labels by which an endpoint is selected, those it inherits from profiles excepted."""
+    written, account = endpoint.labels, endpoint.service_account_name
+    if written.get(NAMESPACE) == namespace and (not account or written.get(SERVICE_ACCOUNT) == account):
+        names = " ".join(written)
+        if NAMESPACE_LABELS not in names and SERVICE_ACCOUNT_LABELS not in names:
+            return written  # as Calico writes nearly all
+    labels = {label: value for label, value in written.items() if not label.startswith(_INHERITED)}
+    labels[NAMESPACE] = namespace
+    if account:
+        labels[SERVICE_ACCOUNT] = account
+    return labels

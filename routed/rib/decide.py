@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 from routed.bgp.attributes import describe
 from routed.net.addresses import format_address, format_router_id
 from routed.rib.path import HIGHEST_LOCAL_PREF, NORMAL_PRIORITY, Path, SourceKind
+from routed.values import dataclass
 
 MAXIMUM_PATHS = 16
 """Paths that share the traffic of a prefix unless told otherwise, the best one included."""

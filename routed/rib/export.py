@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from routed.bgp.as_path import prepend
 from routed.bgp.attributes import DEFAULT_LOCAL_PREF, AttributeSet, encode_attributes, split_values
@@ -21,6 +20,7 @@ from routed.net.addresses import is_link_local
 from routed.net.families import Family
 from routed.rib.filters import RouteFilter
 from routed.rib.path import Path, SourceKind
+from routed.values import dataclass
 
 NO_EXPORT = Community.NO_EXPORT.to_bytes(4, "big")
 NO_ADVERTISE = Community.NO_ADVERTISE.to_bytes(4, "big")

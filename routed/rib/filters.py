@@ -21,7 +21,6 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -40,6 +39,7 @@ from routed.model.resources import (
 from routed.net.families import Family
 from routed.net.prefixes import DEFAULT_ROUTE, format_prefix
 from routed.rib.path import HIGHEST_LOCAL_PREF, NORMAL_PRIORITY, Path, SourceKind
+from routed.values import dataclass
 
 #: Changed attribute sets a filter remembers before it forgets them all (it would otherwise keep dead ones alive).
 CHANGED_CACHE = 65536

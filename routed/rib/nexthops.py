@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 from routed.desired import Gateway
 from routed.net.addresses import format_address, is_link_local
@@ -28,6 +27,7 @@ from routed.net.families import Family
 from routed.net.prefixes import DEFAULT_ROUTE, format_prefix, make_prefix
 from routed.observed import ForeignRoute, Interface, KernelChange
 from routed.rib.path import Path
+from routed.values import dataclass
 
 _UNICAST = 1
 _THROW = 9

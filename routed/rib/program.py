@@ -2,8 +2,8 @@
 
 The default programs everything and costs nothing. Beside it: addresses of services stay out (kube-proxy has them), pools
 whose routes Felix programs (VXLAN, or what programClusterRoutes leaves to it) stay out, and the routes of a pool with
-encapsulation lead into a tunnel device: with IPIP to the BGP next hop itself, with VXLAN to the address that node has
-inside the tunnel. Routes of BGP next hops that another daemon leads to by a way of its own (WireGuard) stay out, too.
+encapsulation lead into a tunnel device: with IPIP to the node itself, with VXLAN to the address that node has inside the
+tunnel. Routes of BGP next hops that another daemon leads to by a way of its own (WireGuard) stay out, too.
 
 Invariants: equal by content; a rule's verdict depends on the prefix alone. Ranges of services come before pools; of several
 that cover a prefix the longest counts (Calico's pools don't overlap).
@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from routed.net.prefixes import make_prefix
+from routed.values import dataclass
 
 
 class Programming(enum.Enum):
@@ -41,8 +41,8 @@ class ProgramRule:
     """Comes before all that are not."""
     device: str = ""
     """The tunnel's."""
-    by_next_hop: bool = False
-    """The gateway inside the tunnel is the BGP next hop (IPIP); else what `ways` says (VXLAN)."""
+    any_next_hop: bool = False
+    """Where nobody knows the node, the BGP next hop is the tunnel's other end (IPIP)."""
 
 
 class ProgramPolicy:
@@ -54,14 +54,14 @@ class ProgramPolicy:
         self,
         rules: Sequence[ProgramRule] = (),
         own_subnet: bytes = b"",
-        ways: Mapping[bytes, bytes] | None = None,
+        ways: Mapping[str, Mapping[bytes, bytes]] | None = None,
         left: Mapping[bytes, str] | None = None,
     ) -> None:
         self.rules = tuple(rules)
         self.own_subnet = own_subnet
         """Wire prefix of this node's subnet; empty: it has none, so every next hop is in another."""
         self.ways = ways if ways is not None else {}
-        """A node's address inside the VXLAN tunnel, by its BGP next hop. Packed, both."""
+        """By tunnel device: a node's gateway inside the tunnel, by its BGP next hop. Packed, both."""
         self.left = left if left is not None else {}
         """BGP next hops (packed) whose routes are not ours to program, and why, for people."""
         self._tables: list[list[tuple[int, dict[bytes, ProgramRule]]]] = []
@@ -107,8 +107,8 @@ class ProgramPolicy:
         return not subnet or make_prefix(next_hop, subnet[0]) != subnet
 
     def way(self, rule: ProgramRule, next_hop: bytes) -> bytes:
-        """The gateway inside the tunnel to a next hop; empty where there is none."""
-        return next_hop if rule.by_next_hop else self.ways.get(next_hop, b"")
+        """The gateway inside the tunnel to a next hop; empty where that is no node with an end of the tunnel."""
+        return self.ways[rule.device].get(next_hop, b"")
 
 
 PROGRAM_ALL = ProgramPolicy()

@@ -31,7 +31,7 @@ HOST_MAC = "ee:ee:ee:ee:ee:ee"
 HOST_LINK_LOCAL = "fe80::ecee:eeff:feee:eeee"
 
 #: Seconds the daemons have to agree.
-PATIENCE = 20.0
+PATIENCE = 45.0
 
 INTRODUCTION = """\
 routed demo: three nodes, one top-of-rack switch, packets between pods

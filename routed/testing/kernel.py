@@ -18,7 +18,7 @@ import errno as errnos
 import struct
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Protocol
 
 from routed.dataplane.engine import KernelEngine
@@ -69,6 +69,7 @@ from routed.netlink.numbers import (
     RTNH_F_ONLINK,
 )
 from routed.netlink.routes import AF_OF_FAMILY, RTMSG, RouteDecoder
+from routed.values import dataclass
 
 _U32 = struct.Struct("=I")
 _PROTOCOL_KERNEL = 2

@@ -15,9 +15,10 @@ import ipaddress
 import socket
 import struct
 import time
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from routed.testing.lab import POLL, Namespace
+from routed.values import dataclass
 
 OPEN, UPDATE, NOTIFICATION, KEEPALIVE, ROUTE_REFRESH = 1, 2, 3, 4, 5
 MARKER = b"\xff" * 16

@@ -14,7 +14,7 @@ import heapq
 import itertools
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import IntEnum
 from functools import partial
 
@@ -29,6 +29,7 @@ from routed.bgp.neighbor import (
 )
 from routed.bgp.update import AttributePool
 from routed.net.families import Family
+from routed.values import dataclass
 
 EXAMPLE = NeighborConfig(
     name="example",
@@ -217,7 +218,7 @@ class Pipe:
             return
         answer: int | str = "connection refused"
         if self.listening[side.other]:
-            answer = self.neighbors[side.other].accept(self.clock.now)
+            answer = self.neighbors[side.other].accept(self.clock.now) or "closed at once"
         if isinstance(answer, str):
             self._schedule(self.latency, lambda: self._fail(side, conn, answer))
             return

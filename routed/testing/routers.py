@@ -405,22 +405,31 @@ class GoBgp(Router):
     def ctl(self, *words: str) -> str:
         return self.namespace.run("gobgp", *words, check=False)
 
+    def asked(self, *words: str) -> str:
+        """What it answers as JSON. Its program gives up after a second, which says nothing of what the daemon has."""
+        return wait_for(
+            lambda: "" if (text := self.ctl(*words, "-j")).startswith('{"error"') else text or "{}",
+            START,
+            f"gobgp {' '.join(words)} is answered",
+            state=self.namespace.lab.report,
+        )
+
     def answers(self) -> bool:
         return self.ctl("global").lstrip().startswith("AS:")
 
     def sessions(self) -> dict[str, str]:
-        return gobgp_sessions(self.ctl("neighbor", "-j"))
+        return gobgp_sessions(self.asked("neighbor"))
 
     def routes(self, *, ipv6: bool = False) -> dict[str, str]:
-        found: Json = _json(self.ctl("global", "rib", "-a", "ipv6" if ipv6 else "ipv4", "-j"))
+        found: Json = _json(self.asked("global", "rib", "-a", "ipv6" if ipv6 else "ipv4"))
         return {prefix: json.dumps(paths) for prefix, paths in found.items()}
 
     def tells(self, *, ipv6: bool = False) -> dict[str, Told]:
-        found: Json = _json(self.ctl("global", "rib", "-a", "ipv6" if ipv6 else "ipv4", "-j"))
+        found: Json = _json(self.asked("global", "rib", "-a", "ipv6" if ipv6 else "ipv4"))
         return {prefix: told.of_gobgp(path) for prefix, paths in found.items() for path in paths if path.get("best")}
 
     def received(self, address: str) -> int:
-        found: Json = _json(self.ctl("neighbor", address, "-j"))
+        found: Json = _json(self.asked("neighbor", address))
         return sum(family.get("state", {}).get("accepted", 0) for family in found.get("afi_safis", ()))
 
 
@@ -564,7 +573,8 @@ def frr_sessions(text: str) -> dict[str, str]:
 def gobgp_sessions(text: str) -> dict[str, str]:
     """Of `gobgp neighbor -j`."""
     states = {1: "Idle", 2: "Connect", 3: "Active", 4: "OpenSent", 5: "OpenConfirm", 6: "Established"}
-    rows: list[Json] = _json(text) or []
+    found = _json(text)
+    rows: list[Json] = found if isinstance(found, list) else []  # it was asked in vain
     return {
         row["conf"]["neighbor_address"]: states.get(row["state"].get("session_state", 0), "unknown") for row in rows
     }

@@ -85,7 +85,7 @@ DIRECTIVES = {
 NOTIFY = "/run/systemd/notify"
 
 #: Seconds a service that has ended may take to be noticed.
-SOON = 10.0
+SOON = 30.0
 
 _roots = itertools.count()
 
@@ -197,6 +197,8 @@ class Service:
         self._alive_at = 0.0
         self._stopping = False
         self._closed = threading.Event()
+        self._launching = threading.Lock()
+        """Held while it is not known yet whose the next messages are."""
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._notify.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         place = root.host_path(NOTIFY)
@@ -309,12 +311,11 @@ class Service:
         self.messages = []
         self._start_until = time.monotonic() + seconds(self.value("TimeoutStartSec"))
         self._alive_at = time.monotonic()
-        self.process = self.root.namespace.start(
-            self.name,
-            *self.root.command(
-                "unshare", "--mount", "--propagation", "private", "sh", "-c", self._script(self.value("ExecStart"))
-            ),
-        )
+        script = self._script(self.value("ExecStart"))
+        with self._launching:
+            self.process = self.root.namespace.start(
+                self.name, *self.root.command("unshare", "--mount", "--propagation", "private", "sh", "-c", script)
+            )
         # last: while there are as many results as starts, `_mind` takes the run before for one that has been counted
         self._starts.append(began)
 
@@ -422,7 +423,9 @@ class Service:
         with contextlib.suppress(TimeoutError):
             data, control, _, _ = self._notify.recvmsg(4096, socket.CMSG_SPACE(struct.calcsize("3i")))
             sender = struct.unpack("3i", control[0][2])[0]
-            if self.process is None or sender != self.process.pid:
+            with self._launching:
+                main = self.process
+            if main is None or sender != main.pid:
                 return
             text = data.decode()
             self.messages.append(text)

@@ -9,9 +9,11 @@ from __future__ import annotations
 import base64
 import re
 import struct
-from dataclasses import dataclass, field
+from dataclasses import field
 from ipaddress import ip_address
 from typing import Any
+
+from routed.values import dataclass
 
 Json = dict[str, Any]
 

@@ -81,9 +81,10 @@ class Node:
         self.engine.kernel(change, self.world.now)
         self.more = True
 
-    def device(self, name: str, index: int, *, up: bool = True) -> None:
+    def device(self, name: str, index: int, *addresses: str, up: bool = True) -> None:
         """An interface beside the one that leads to all others comes or changes; `up` false: it goes."""
-        found = Interface(index, name, True)
+        packed = [parse_address(each) for each in addresses]
+        found = Interface(index, name, True, tuple((each, len(each) * 8) for each in packed))
         change = KernelChange(interfaces=(found,)) if up else KernelChange(interfaces_removed=(index,))
         self.engine.kernel(change, self.world.now)
         self.more = True

@@ -5,8 +5,9 @@
 
 The plugins take turns, pod by pod, so that whatever else the machine does is the same for all. The clock runs from the
 start of the plugin's process to its end. In the flood, pods are asked for at a fixed rate whether or not the ones before
-are done, each is deleted a second later, and afterwards nothing may be left: no interface, route, endpoint, address, and
-no element in a set of the firewall.
+are done, each in a network namespace of its own that was made before, each is deleted a second later, and afterwards
+nothing may be left: no interface, route, endpoint, address, and no element in a set of the firewall. The rate is held
+where no answer, to an ADD or a DEL, comes more than LAG seconds after it was due to be asked for.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ import json
 import os
 import queue
 import re
+import resource as rusage
 import statistics
 import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,8 +40,9 @@ PLUGINS = "/usr/lib/cni"
 COUNT, RATE, SECONDS = 100, 100, 30
 #: Seconds a pod of the flood lives.
 LIFETIME = 1.0
-#: Namespaces the flood goes round. One is used again seconds after its pod went, when the kernel is done with it.
-ROOMS = 400
+#: Seconds the slowest answer may come after it was due to be asked for, where the rate is held.
+LAG = 1.0
+#: Calls of the flood at once, as a runtime bounds them.
 WORKERS = 24
 
 
@@ -67,13 +71,28 @@ class Contender:
             "CNI_PATH": PLUGINS,
             "CNI_ARGS": f"IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={container}",
         }
-        given = json.dumps(self.configuration).encode()
         began = time.perf_counter()
-        done = subprocess.run(self.argv, input=given, stdout=subprocess.PIPE, env=environment, check=False)
+        status, output = self._run(environment)
         took = time.perf_counter() - began
-        if done.returncode:
-            raise Failed(f"{self.name}: {command} {container}: {done.stdout.decode()}")
+        if status:
+            raise Failed(f"{self.name}: {command} {container}: {output.decode()}")
         return took
+
+    def _run(self, environment: dict[str, str]) -> tuple[int, bytes]:
+        """As `subprocess.run`, which computes as long as the plugin does."""
+        given, its_input = os.pipe()
+        reading, output = os.pipe()
+        try:
+            os.write(its_input, json.dumps(self.configuration).encode())  # a pipe takes that much
+            os.close(its_input)
+            actions = [(os.POSIX_SPAWN_DUP2, given, 0), (os.POSIX_SPAWN_DUP2, output, 1)]
+            process = os.posix_spawn(self.argv[0], tuple(self.argv), environment, file_actions=actions)
+        finally:
+            os.close(given)
+            os.close(output)
+        with open(reading, "rb") as said:
+            printed = said.read()
+        return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), printed
 
 
 class Site:
@@ -114,8 +133,7 @@ class Site:
 
     def make_rooms(self, count: int) -> None:
         names = [f"{self.lab.prefix}-room{number}" for number in range(len(self.rooms), count)]
-        for name in names:
-            run("ip", "netns", "add", name)
+        run("ip", "-batch", "-", given="".join(f"netns add {name}\n" for name in names))
         self.rooms += names
 
     def contender(self, form: str) -> Contender:
@@ -127,10 +145,15 @@ class Site:
         configuration = {"cniVersion": "1.0.0", "name": "reference", "type": "ptp", "ipam": {**ipam}}
         return Contender("ptp + host-local", (f"{PLUGINS}/ptp",), configuration)
 
-    def processor(self) -> float:
-        """Seconds the daemon has computed so far."""
-        fields = Path(f"/proc/{self.routed.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    def computed(self) -> dict[str, float]:
+        """Seconds that each of those who take part has computed so far."""
+        own, plugins = (rusage.getrusage(who) for who in (rusage.RUSAGE_SELF, rusage.RUSAGE_CHILDREN))
+        return {
+            "daemon": _computed(self.routed.pid),
+            **({"etcd": _computed(self.etcd.pid)} if self.etcd else {}),
+            "plugins": plugins.ru_utime + plugins.ru_stime,
+            "bench": own.ru_utime + own.ru_stime,
+        }
 
     def left(self) -> list[str]:
         """What is there of pods."""
@@ -143,6 +166,11 @@ class Site:
         return found
 
 
+def _computed(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 @contextlib.contextmanager
 def site(datastore: str) -> Iterator[Site]:
     with Lab() as lab:
@@ -152,8 +180,7 @@ def site(datastore: str) -> Iterator[Site]:
             yield made
         finally:
             made.routed.stop()
-            for name in made.rooms:
-                run("ip", "netns", "del", name, check=False)
+            run("ip", "-batch", "-", given="".join(f"netns del {name}\n" for name in made.rooms), check=False)
 
 
 def latency(made: Site, count: int) -> list[Contender]:
@@ -189,78 +216,77 @@ class Flood:
     seconds: float
     """From the first request to the last answer of an ADD."""
     adds: list[float]
-    late: float
+    deletes: list[float]
+    lag: float
     """Seconds the slowest answer came after it was due to be asked for."""
-    processor: float
-    """Seconds the daemon computed for each, its part of the kernel's work included."""
+    left: float
+    """Seconds from the last answer until nothing was left."""
+    computed: dict[str, float]
+    """Seconds each of those who take part computed for a pod, their part of the kernel's work included."""
 
 
 def flood(made: Site, rate: int, seconds: float) -> Flood:
     """Pods at a fixed rate, each deleted a moment later."""
     contender = made.contender("c")
-    made.make_rooms(min(ROOMS, int(rate * seconds)))
-    computed = made.processor()
-    due: queue.PriorityQueue[tuple[float, int, str]] = queue.PriorityQueue()
     total = int(rate * seconds)
-    began = time.perf_counter() + 0.5
-    for number in range(total):
-        due.put((began + number / rate, number, "ADD"))
-    free: queue.Queue[str] = queue.Queue()
-    for room in made.rooms:
-        free.put(room)
-    rooms: dict[int, str] = {}
+    first = len(made.rooms)
+    made.make_rooms(first + total)
+    ready: queue.PriorityQueue[tuple[bool, float, int, str]] = queue.PriorityQueue()  # what is due to go goes first
+    to_delete: deque[tuple[float, int]] = deque()
     adds: list[float] = []
-    ends: list[float] = []
-    late: list[float] = []
+    deletes: list[float] = []
+    lags: list[float] = []
     errors: list[str] = []
+    answered = 0.0
 
     def work() -> None:
+        nonlocal answered
         with made.node.entered():
-            while not errors:
+            while True:
+                _, due, number, command = ready.get()
+                if not command:
+                    return
                 try:
-                    when, number, command = due.get_nowait()
-                except queue.Empty:
-                    if len(ends) == total:
-                        return
-                    time.sleep(0.001)
-                    continue
-                now = time.perf_counter()
-                if when > now:
-                    due.put((when, number, command))
-                    time.sleep(min(when - now, 0.002))
-                    continue
-                if command == "ADD":
-                    try:
-                        rooms[number] = free.get_nowait()
-                    except queue.Empty:  # deletions are late, and first of all that
-                        due.put((now + 0.01, number, command))
-                        continue
-                room = rooms[number]
-                try:
-                    took = contender.call(command, f"flood-{number}", room)
+                    took = contender.call(command, f"flood-{number}", made.rooms[first + number])
                 except Failed as failed:
                     errors.append(str(failed))
                     return
-                after = time.perf_counter()
-                if command == "DEL":
-                    free.put(room)
-                else:
+                now = time.perf_counter()
+                lags.append(now - due)
+                if command == "ADD":
+                    answered = now
                     adds.append(took)
-                    ends.append(after)
-                    late.append(after - when)
-                    due.put((max(after, when) + LIFETIME, number, "DEL"))
+                    to_delete.append((now + LIFETIME, number))
+                else:
+                    deletes.append(took)
 
     workers = [threading.Thread(target=work) for _ in range(WORKERS)]
     for each in workers:
         each.start()
+    before = made.computed()
+    began = time.perf_counter() + 0.5
+    number = 0
+    while len(deletes) < total and not errors:
+        now = time.perf_counter()
+        while number < total and began + number / rate <= now:
+            ready.put((True, began + number / rate, number, "ADD"))
+            number += 1
+        while to_delete and to_delete[0][0] <= now:
+            ready.put((False, *to_delete.popleft(), "DEL"))
+        time.sleep(0.001)
+    for _ in workers:
+        ready.put((True, float("inf"), 0, ""))
     for each in workers:
         each.join()
     if errors:
         raise LabError(errors[0])
+    computed = {name: (after - before[name]) / total for name, after in made.computed().items()}
+    ended = time.perf_counter()
     wait_for(lambda: not made.left(), 30, "nothing is left", state=lambda: "\n".join(made.left()[:20]))
+    left = time.perf_counter() - ended
     if "add up" not in made.routedctl("ipam", "check"):
         raise LabError("routedctl ipam check found something")
-    return Flood(total, max(ends) - began, adds, max(late), (made.processor() - computed) / total)
+    return Flood(total, answered - began, adds, deletes, max(lags), left, computed)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -282,10 +308,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                     _say(f"{datastore}: {each.name}: ADD {_times(each.adds)}; DEL {_times(each.deletes)}")
                 if arguments.seconds:
                     done = flood(made, arguments.rate, arguments.seconds)
+                    held = "held" if done.lag <= LAG else "NOT held"
+                    computed = ", ".join(f"{name} {1000 * each:.1f}" for name, each in done.computed.items())
                     _say(
-                        f"{datastore}: {done.pods} pods in {done.seconds:.1f} s: ADD {_times(done.adds)}, the slowest "
-                        f"answer {1000 * done.late:.0f} ms after it was due; nothing left; "
-                        f"daemon: {1000 * done.processor:.1f} ms a pod"
+                        f"{datastore}: {done.pods} pods in {done.seconds:.1f} s: the rate was {held}: the slowest answer "
+                        f"{1000 * done.lag:.0f} ms after it was due; ADD {_times(done.adds)}; DEL {_times(done.deletes)}; "
+                        f"nothing left {done.left:.1f} s after the last; computed for a pod, in ms: {computed}"
                     )
     except (LabError, Failed) as error:
         sys.stderr.write(f"{error}\n")

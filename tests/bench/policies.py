@@ -32,6 +32,7 @@ from routed.desired_policy import PolicyBatch
 from routed.model.paths import Layout, encode
 from routed.model.resources import JsonObject, Resource, Update
 from routed.model.schema import parse_manifest
+from routed.netlink.nftables import Batch
 from routed.policy.engine import PolicyEngine
 from routed.policy.kubernetes import Kubernetes
 from routed.testing.lab import Lab, wait_for
@@ -46,7 +47,7 @@ PODS, HERE, POLICIES, NAMESPACES, LARGE = 10_000, 100, 1_000, 50, 1_000
 SETTLED = 5.0
 
 
-def pod(number: int, rng: random.Random) -> Resource:
+def pod(number: int, rng: random.Random, *, heavy: bool = False) -> Resource:
     # a tenth of all pods are in the first namespace
     namespace = "ns0" if number % 10 == 0 else f"ns{1 + number % (NAMESPACES - 1)}"
     return workload(
@@ -56,9 +57,30 @@ def pod(number: int, rng: random.Random) -> Resource:
             namespace,
             {"app": f"app{rng.randrange(20)}", "tier": rng.choice(("front", "back"))},
             "n1" if number < HERE else f"n{2 + number % 99}",
-            (f"10.{64 + number // 65536}.{number // 256 % 256}.{number % 256}",),
+            (
+                f"10.{64 + number // 65536}.{number // 256 % 256}.{number % 256}",
+                *([f"fd00::{number:x}"] if heavy else ()),
+            ),
+            (("http", "TCP", 8080), ("dns", "UDP", 53)) if heavy else (),
         )
     )
+
+
+def heavy_rule(rng: random.Random) -> dict[str, Any]:
+    """With named ports, peers of other namespaces, and blocks with holes."""
+    block = f"10.{rng.randrange(64)}"
+    app = {"matchLabels": {"app": f"app{rng.randrange(20)}"}}
+    peers = rng.choice(
+        (
+            [{"podSelector": app, "namespaceSelector": {"matchLabels": {"team": f"team{rng.randrange(10)}"}}}],
+            [{"namespaceSelector": {"matchLabels": {"team": f"team{rng.randrange(10)}"}}}, {"podSelector": app}],
+            [{"ipBlock": {"cidr": f"{block}.0.0/16", "except": [f"{block}.0.0/24"]}}],
+        )
+    )
+    return {
+        "from": peers,
+        "ports": [{"port": rng.choice(("http", 443)), "protocol": "TCP"}, {"port": "dns", "protocol": "UDP"}],
+    }
 
 
 def rule(rng: random.Random) -> dict[str, Any]:
@@ -72,14 +94,14 @@ def rule(rng: random.Random) -> dict[str, Any]:
     return {"from": peers, "ports": [{"port": rng.choice((80, 443, 8080)), "protocol": "TCP"}]}
 
 
-def kubernetes_policy(number: int, rng: random.Random) -> dict[str, Any]:
+def kubernetes_policy(number: int, rng: random.Random, *, heavy: bool = False) -> dict[str, Any]:
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
         "metadata": {"name": f"policy{number}", "namespace": f"ns{number % NAMESPACES}"},
         "spec": {
             "podSelector": {"matchLabels": {"app": f"app{rng.randrange(20)}"}},
-            "ingress": [rule(rng) for _ in range(3)],
+            "ingress": [(heavy_rule if heavy else rule)(rng) for _ in range(3)],
         },
     }
 
@@ -101,6 +123,10 @@ class Bench:
         answer = work()
         self.results[name] = round((time.process_time() - started) * 1000, 2)
         return answer
+
+
+def _octets(batch: Batch) -> bytes:
+    return b"".join(each.encode() for each in batch.changes)
 
 
 def run(*, kernel: bool) -> dict[str, float]:
@@ -125,7 +151,7 @@ def run(*, kernel: bool) -> dict[str, float]:
         return batch
 
     first = bench.timed("start: engine (ms)", start)
-    bench.timed("start: program (ms)", lambda: (firewall.take_in(first), firewall.rebuild().encode()))
+    bench.timed("start: program (ms)", lambda: (firewall.take_in(first), _octets(firewall.rebuild())))
     bench.results["memory (MiB)"] = round((resident() - memory_before) / 1048576, 1)
     bench.results["sets"] = len(first.sets)
     bench.results["chains"] = len(first.chains)
@@ -133,11 +159,11 @@ def run(*, kernel: bool) -> dict[str, float]:
     added = pod(PODS + 1, rng)
     change = bench.timed("a pod added elsewhere (ms)", lambda: tell(added))
     if change is not None:
-        bench.timed("a pod added elsewhere: batch (ms)", lambda: firewall.change(change).encode())
+        bench.timed("a pod added elsewhere: batch (ms)", lambda: _octets(firewall.change(change)))
     relabelled = profile("ns0", {"team": "team5"})
     change = bench.timed(f"a label of a namespace of {LARGE} pods (ms)", lambda: tell(relabelled))
     if change is not None:
-        bench.timed(f"a label of a namespace of {LARGE} pods: batch (ms)", lambda: firewall.change(change).encode())
+        bench.timed(f"a label of a namespace of {LARGE} pods: batch (ms)", lambda: _octets(firewall.change(change)))
     if kernel:
         bench.results |= asyncio.run(in_kernel(first))
     return bench.results
@@ -156,7 +182,7 @@ async def in_kernel(first: PolicyBatch) -> dict[str, float]:
         return {"start: in the kernel (ms)": round(took * 1000, 2)}
 
 
-def of_daemon(pods: int = PODS, policies: int = POLICIES, *, etcd: bool = False) -> dict[str, float]:
+def of_daemon(pods: int, policies: int, *, etcd: bool, heavy: bool = False) -> dict[str, float]:
     """The real daemon, from its start on."""
     with Lab() as lab:
         node = lab.namespace("node", forward=True)
@@ -165,10 +191,10 @@ def of_daemon(pods: int = PODS, policies: int = POLICIES, *, etcd: bool = False)
             store = Etcd(node)
             store.start()
             daemon.configure(datastore={"type": "etcd", "endpoints": [store.url]})
-            words = ("--fill", store.url, f"--pods={pods}", f"--policies={policies}")
+            words = ("--fill", store.url, f"--pods={pods}", f"--policies={policies}", *(["--heavy"] if heavy else ()))
             node.run(sys.executable, "-m", "tests.bench.policies", *words)
         else:
-            for name, manifests in in_files(pods, policies).items():
+            for name, manifests in in_files(pods, policies, heavy=heavy).items():
                 text = "".join(f"---\n{json.dumps(manifest)}\n" for manifest in manifests)
                 (daemon.resources / f"{name}.yaml").write_text(text)
         # as it is where it is installed
@@ -196,7 +222,7 @@ def of_daemon(pods: int = PODS, policies: int = POLICIES, *, etcd: bool = False)
     return results
 
 
-def in_files(pods: int, policies: int) -> dict[str, list[JsonObject]]:
+def in_files(pods: int, policies: int, *, heavy: bool = False) -> dict[str, list[JsonObject]]:
     """The cluster as people apply it: manifests by the name of their file."""
     rng = random.Random(1)
     namespaces: list[JsonObject] = [
@@ -205,15 +231,15 @@ def in_files(pods: int, policies: int) -> dict[str, list[JsonObject]]:
     ]
     return {
         "namespaces": namespaces,
-        "endpoints": [pod(number, rng).manifest for number in range(pods)],
-        "policies": [kubernetes_policy(number, rng) for number in range(policies)],
+        "endpoints": [pod(number, rng, heavy=heavy).manifest for number in range(pods)],
+        "policies": [kubernetes_policy(number, rng, heavy=heavy) for number in range(policies)],
     }
 
 
-def in_etcd(pods: int, policies: int) -> Iterator[tuple[str, JsonObject]]:
+def in_etcd(pods: int, policies: int, *, heavy: bool = False) -> Iterator[tuple[str, JsonObject]]:
     """The cluster as Calico's plugin and controllers write it: paths and values."""
     layout, kubernetes = Layout(), Kubernetes()
-    for manifests in in_files(pods, policies).values():
+    for manifests in in_files(pods, policies, heavy=heavy).values():
         for manifest in manifests:
             read = parse_manifest(manifest)
             for update in kubernetes.update(Update(read.key, read)):
@@ -241,13 +267,16 @@ def main() -> None:
     )
     parser.add_argument("--pods", type=int, default=PODS, help="of the cluster, for the daemon")
     parser.add_argument("--policies", type=int, default=POLICIES, help="of the cluster, for the daemon")
+    parser.add_argument(
+        "--heavy", action="store_true", help="two families, named ports, peers of other namespaces, blocks with holes"
+    )
     parser.add_argument("--fill", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.fill:
-        asyncio.run(fill((arguments.fill,), in_etcd(arguments.pods, arguments.policies)))
+        asyncio.run(fill((arguments.fill,), in_etcd(arguments.pods, arguments.policies, heavy=arguments.heavy)))
         return
     if arguments.daemon:
-        found = of_daemon(arguments.pods, arguments.policies, etcd=arguments.daemon == "etcd")
+        found = of_daemon(arguments.pods, arguments.policies, etcd=arguments.daemon == "etcd", heavy=arguments.heavy)
     else:
         found = run(kernel=arguments.kernel)
     json.dump(found, sys.stdout, indent=2)

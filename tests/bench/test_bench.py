@@ -77,7 +77,7 @@ class TestInSmall:
 
     def test_a_run_is_measured(self) -> None:
         result = measure(CONTENDERS["routed"], Scenario.parse("withdraw:1000"))
-        assert 0 < result.seconds < 10
+        assert result.seconds > 0
         assert result.peak_mib > 5
 
     @pytest.mark.skipif(bool(missing("bird")), reason="needs BIRD")
@@ -105,7 +105,7 @@ class TestInSmall:
         )
 
     def test_what_policy_costs_a_packet_is_measured(self) -> None:
-        made = packets.measure(20, 1, 5, 1 << 20)
+        made = packets.measure(20, 1, 5, 1 << 20, ipv6=False)
         assert len(packets.table(made).splitlines()) == 2 + len(made) == 10
         assert all(seconds > 0 for each in made for seconds in (*each.connection, *each.stream))
 
@@ -132,7 +132,9 @@ class TestInSmall:
                     rf"^{datastore_name}: {re.escape(name)}: ADD [0-9.]+ ms .*; DEL [0-9.]+ ms", out, re.M
                 ), out
             assert re.search(
-                rf"^{datastore_name}: 10 pods in [0-9.]+ s: .*; nothing left; daemon: [0-9.]+ ms", out, re.M
+                rf"^{datastore_name}: 10 pods in [0-9.]+ s: .*; nothing left [0-9.]+ s after .*: daemon [0-9.]+",
+                out,
+                re.M,
             ), out
 
     def test_the_load_generator_compiles_without_a_warning(self) -> None:

@@ -1,17 +1,15 @@
 """Other projects' data through the codec: FRR's RFC 7606 table and unit vectors, ExaBGP's messages.
 
-Where the corpora are: ROUTED_CORPORA, or ../shared/corpora beside the repository. Absent, these tests are skipped;
+Where the corpora are: `tests/corpora`. Absent, these tests are skipped;
 `test_rfc7606.py` holds each clause without them.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import struct
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,8 +29,7 @@ from routed.errors import PeerError
 from routed.net.addresses import format_address
 from routed.net.families import Family
 from routed.net.prefixes import format_prefix, parse_prefix
-
-CORPORA = Path(os.environ.get("ROUTED_CORPORA") or Path(__file__).resolve().parents[3] / "shared" / "corpora")
+from tests.corpora import CORPORA
 
 pytestmark = pytest.mark.skipif(
     not CORPORA.is_dir(), reason=f"no corpora at {CORPORA}; set ROUTED_CORPORA to where they are"

@@ -126,6 +126,20 @@ def test_a_connection_attempt_nobody_answers_is_given_up() -> None:
     assert neighbor.state is State.CONNECT
 
 
+@pytest.mark.parametrize(
+    ("guard", "hint"),
+    [
+        ({"password": "bgp/tor"}, "; a peer with another password, or none, looks like this too"),
+        ({"ttl_security": 1}, "; a peer without TTL security, or more than 1 hops away, looks like this too"),
+    ],
+)
+def test_no_answer_of_a_guarded_peer_may_mean_the_guard(guard: dict[str, str], hint: str) -> None:
+    neighbor = build(replace(EXAMPLE, **guard))
+    neighbor.start(NOW)
+    drive(neighbor, 20, lambda *_: None)
+    assert neighbor.counters.last_error == "the peer did not answer the connection attempt in time" + hint
+
+
 def test_a_given_up_attempt_is_closed_before_the_next() -> None:
     neighbor = build()
     neighbor.start(NOW)
@@ -490,3 +504,34 @@ def test_counters_count_both_sides_alike() -> None:
     assert left.keepalives_sent == right.keepalives_received > 5
     assert left.opens_sent == right.opens_received == 1
     assert left.as_dict()["received"] == right.as_dict()["sent"]
+
+
+def test_what_refused_us_is_not_hidden_by_what_comes_of_trying_again() -> None:
+    """As BIRD does: after an error it closes each connection without a word for minutes."""
+    neighbor = build()
+    neighbor.start(NOW)
+    attempt, later = attempts(neighbor), close_at_once(neighbor)
+    answer(neighbor, Open(65009, 90, 9).encode())(attempt[0], NOW + 1)
+    drive(neighbor, 60, later, NOW + 1)
+    refusal = "the peer says it is AS 65009, configured is AS 65002 (sent NOTIFICATION 2/2 Bad Peer AS)"
+    assert neighbor.counters.last_error == "closed by the peer"
+    assert (neighbor.counters.refusal, neighbor.counters.refusal_at) == (refusal, NOW + 1)
+    assert neighbor.state is not State.ESTABLISHED
+    drive(neighbor, 60, answer(neighbor, PEER_OPEN, KEEPALIVE), NOW + 61)
+    assert neighbor.state is State.ESTABLISHED
+    assert neighbor.counters.refusal == ""
+
+
+def test_who_waits_to_try_again_was_not_left_without_an_answer() -> None:
+    neighbor = build()
+    neighbor.start(NOW)
+    now, reasons, lost = NOW, set(), close_at_once(neighbor)
+    while now < NOW + 60:
+        for event in neighbor.events:
+            if isinstance(event, StateChanged) and event.old is State.ACTIVE:
+                reasons.add(event.reason)
+        for conn in attempts(neighbor):
+            lost(conn, now)
+        now = neighbor.next_timer() or NOW + 60
+        neighbor.handle_timer(now)
+    assert reasons == {"connecting again"}

@@ -11,9 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from routed.bgp.capabilities import PeerRestart, multiprotocol
+from routed.bgp.iana import MARKER
 from routed.bgp.messages import KEEPALIVE, Capability, Notification, Open
 from routed.bgp.neighbor import (
+    COLLISION_PATIENCE,
     CloseRequested,
+    ConnectRequested,
     Established,
     Neighbor,
     NeighborConfig,
@@ -123,11 +126,117 @@ def test_a_bad_open_loses_without_a_collision() -> None:
     assert neighbor.connection == ours
 
 
-def test_the_first_to_be_established_ends_the_other() -> None:
+@pytest.mark.parametrize("peer_id", [2, 20], ids=["our id is higher", "theirs is higher"])
+@pytest.mark.parametrize("ours_first", [True, False], ids=["OPEN on ours first", "OPEN on theirs first"])
+def test_the_peer_is_made_established_on_neither_before_it_is_decided(peer_id: int, ours_first: bool) -> None:
+    """A peer that is Established on the one that ends would end the other as well."""
     neighbor, ours, theirs = colliding()
-    neighbor.receive_data(ours, peer_open(20) + KEEPALIVE, NOW)
-    assert neighbor.connection == ours
-    assert neighbor.control_output(theirs) == COLLISION
+    first, second = (ours, theirs) if ours_first else (theirs, ours)
+    neighbor.receive_data(first, peer_open(peer_id) + KEEPALIVE, NOW)
+    neighbor.handle_timer(NOW + COLLISION_PATIENCE - 0.1)
+    assert not neighbor.pending_output() and not neighbor.events
+    neighbor.receive_data(second, peer_open(peer_id), NOW + COLLISION_PATIENCE - 0.1)
+    winner, loser = (ours, theirs) if peer_id < 10 else (theirs, ours)
+    assert neighbor.control_output(loser) == COLLISION
+    assert neighbor.control_output(winner) == KEEPALIVE
+    neighbor.receive_data(winner, KEEPALIVE, NOW + COLLISION_PATIENCE)
+    assert neighbor.connection == winner
+
+
+@pytest.mark.parametrize("ours_first", [True, False], ids=["OPEN on ours", "OPEN on theirs"])
+def test_what_waited_for_another_connection_goes_on_once_that_has_ended(ours_first: bool) -> None:
+    neighbor, ours, theirs = colliding()
+    first, second = (ours, theirs) if ours_first else (theirs, ours)
+    neighbor.receive_data(first, peer_open(20) + KEEPALIVE, NOW)
+    neighbor.closed(second, NOW, "the peer closed the connection")
+    assert neighbor.control_output(first) == KEEPALIVE
+    assert neighbor.connection == first and neighbor.counters.established == 1
+
+
+@pytest.mark.parametrize("ours_first", [True, False], ids=["OPEN on ours", "OPEN on theirs"])
+def test_a_connection_that_says_nothing_is_waited_for_only_so_long(ours_first: bool) -> None:
+    neighbor, ours, theirs = colliding()
+    first, second = (ours, theirs) if ours_first else (theirs, ours)
+    neighbor.receive_data(first, peer_open(20) + KEEPALIVE, NOW + 1)
+    at = neighbor.next_timer()
+    assert at == NOW + COLLISION_PATIENCE
+    neighbor.handle_timer(at)
+    assert neighbor.connection == first
+    assert neighbor.control_output(second) == COLLISION
+
+
+def test_an_attempt_that_is_made_anew_is_not_waited_for_anew() -> None:
+    neighbor = build(replace(EXAMPLE, connect_retry_time=1.0))
+    neighbor.start(NOW)
+    theirs = neighbor.accept(NOW)
+    assert isinstance(theirs, int)
+    neighbor.receive_data(theirs, peer_open(20) + KEEPALIVE, NOW)
+    while (at := neighbor.next_timer()) is not None and at <= NOW + COLLISION_PATIENCE:
+        assert neighbor.connection == 0
+        neighbor.handle_timer(at)
+    assert neighbor.connection == theirs
+    assert sum(isinstance(event, ConnectRequested) for event in neighbor.events) > 1
+
+
+def test_a_peer_that_floods_what_waits_is_not_waited_with() -> None:
+    neighbor, ours, _ = colliding()
+    neighbor.receive_data(ours, peer_open(20), NOW)
+    neighbor.receive_data(ours, end_of_rib(V4), NOW)
+    assert neighbor.control_output(ours).startswith(KEEPALIVE + MARKER), "an UPDATE came too early: NOTIFICATION 5/2"
+
+
+def answered() -> tuple[Neighbor, int, int]:
+    """Ours is in OpenConfirm, our KEEPALIVE is out, and then the peer's arrives: (the neighbour, ours, theirs)."""
+    neighbor = build(replace(EXAMPLE, router_id=10))
+    neighbor.start(NOW)
+    ours = next(event.conn for event in neighbor.events if isinstance(event, ConnectRequested))
+    neighbor.connected(ours, NOW)
+    neighbor.receive_data(ours, peer_open(20), NOW)
+    theirs = neighbor.accept(NOW)
+    assert isinstance(theirs, int)
+    for conn in (ours, theirs):
+        neighbor.control_output(conn)
+    return neighbor, ours, theirs
+
+
+def test_a_peer_that_may_be_established_on_ours_decides_for_its_own() -> None:
+    neighbor, ours, theirs = answered()
+    neighbor.receive_data(ours, KEEPALIVE, NOW)
+    neighbor.receive_data(theirs, peer_open(20), NOW)
+    assert neighbor.state is State.OPEN_CONFIRM
+    assert neighbor.control_output(theirs) == KEEPALIVE and not neighbor.control_output(ours)
+    neighbor.receive_data(theirs, KEEPALIVE, NOW)
+    assert neighbor.connection == theirs
+    assert neighbor.control_output(ours) == COLLISION
+
+
+@pytest.mark.parametrize("how", ["closed", "NOTIFICATION", "UPDATE", "patience"])
+def test_a_peer_that_may_be_established_on_ours_decides_for_ours(how: str) -> None:
+    neighbor, ours, theirs = answered()
+    neighbor.receive_data(ours, KEEPALIVE, NOW)
+    neighbor.receive_data(theirs, peer_open(20), NOW)
+    neighbor.control_output(theirs)
+    assert neighbor.connection == 0
+    if how == "closed":
+        neighbor.closed(theirs, NOW, "the peer closed the connection")
+    elif how == "NOTIFICATION":
+        neighbor.receive_data(theirs, COLLISION, NOW)
+    elif how == "UPDATE":
+        neighbor.receive_data(ours, end_of_rib(V4), NOW)
+    else:
+        neighbor.handle_timer(NOW + COLLISION_PATIENCE)
+    assert neighbor.connection == ours and neighbor.counters.established == 1
+    assert neighbor.control_output(theirs) == (COLLISION if how in ("UPDATE", "patience") else b"")
+
+
+def test_where_the_peer_decides_nothing_the_rule_does() -> None:
+    neighbor, ours, theirs = answered()
+    neighbor.receive_data(theirs, peer_open(20), NOW)
+    neighbor.control_output(theirs)
+    neighbor.handle_timer(NOW + COLLISION_PATIENCE)
+    assert neighbor.control_output(ours) == COLLISION
+    neighbor.receive_data(theirs, KEEPALIVE, NOW + COLLISION_PATIENCE)
+    assert neighbor.connection == theirs
 
 
 def established(*, restart: bool, graceful_restart: bool = True) -> tuple[Neighbor, int]:
@@ -192,13 +301,11 @@ def test_a_bad_open_replaces_nobody() -> None:
     assert neighbor.connection == conn
 
 
-def test_a_connection_under_way_when_the_session_came_up_is_no_restart() -> None:
+def test_a_connection_that_arrives_as_the_session_comes_up_is_no_restart_and_is_not_answered() -> None:
+    """Our OPEN on it, read before our KEEPALIVE on the other, would make the peer end the other."""
     neighbor, conn = established(restart=True)
-    second = neighbor.accept(NOW + 0.5)
-    assert isinstance(second, int)
-    neighbor.receive_data(second, peer_open(restart=True), NOW + 20)
-    assert neighbor.control_output(second).endswith(COLLISION)
-    assert neighbor.connection == conn
+    assert neighbor.accept(NOW + 0.5) == 0 and not neighbor.counters.connections_refused
+    assert not neighbor.pending_output() and neighbor.connection == conn
 
 
 # --- graceful restart (RFC 4724) --------------------------------------------------------------------------------------

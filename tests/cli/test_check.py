@@ -165,3 +165,17 @@ def test_a_folder_that_is_not_there_is_named_with_its_line(tmp_path: Path, capsy
     said = capsys.readouterr().out
     assert f"error: {config}:4: datastore.path: there is no folder {tmp_path / 'nowhere'}" in said
     assert "would have" not in said
+
+
+def test_a_kubeconfig_the_daemon_would_not_start_with_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    config, kubeconfig = tmp_path / "routed.yaml", tmp_path / "kubeconfig"
+    (tmp_path / "resources").mkdir()
+    config.write_text(
+        f"nodeName: n1\ndatastore: {{type: file, path: resources}}\nkubernetes:\n  kubeconfig: {kubeconfig}\n"
+    )
+    assert main(["check", str(config)]) == 78
+    where = f"error: {config}:4: kubernetes.kubeconfig: {kubeconfig}"
+    assert f"{where}: cannot read the kubeconfig: No such file or directory\n" in capsys.readouterr().out
+    kubeconfig.write_text("[]")
+    assert main(["check", str(config)]) == 78
+    assert f"{where}: is not a kubeconfig\n" in capsys.readouterr().out

@@ -193,6 +193,31 @@ def test_diff(desk: Desk) -> None:
     assert desk.run("diff", "-f", desk.file("kind: x\n")).status == 65
 
 
+def test_a_difference_as_json(desk: Desk) -> None:
+    file = desk.file(peer("a"))
+    ran = desk.run("--json", "diff", "-f", file)
+    (row,) = json.loads(ran.out)
+    assert ran.status == 1 and (row["kind"], row["name"], row["where"], row["stored"]) == ("BGPPeer", "a", None, None)
+    assert row["wanted"]["spec"]["asNumber"] == 65001 and row["file"].startswith(file)
+    assert desk.run("apply", "-f", file).status == 0
+    assert desk.run("diff", "--json", "-f", file) == (0, "[]\n", "")
+    (row,) = json.loads(desk.run("diff", "--json", "-f", desk.file(peer("a", 65002))).out)
+    assert [row[each]["spec"]["asNumber"] for each in ("stored", "wanted")] == [65001, 65002]
+    assert "a.yaml" in row["where"]
+
+
+def test_an_export_as_json(desk: Desk, tmp_path: Path) -> None:
+    everything = yaml.safe_dump_all([ALL[kind] for kind in sorted(ALL)])
+    assert desk.run("import", "-f", "-", stdin=everything).status == 0
+    exported = json.loads(desk.run("--json", "export").out)
+    assert exported["kind"] == "List" and len(exported["items"]) == len(ALL)
+    assert exported["items"] == list(yaml.safe_load_all(desk.run("export").out))
+    again = desk.run("import", "--json", "-f", "-", stdin=json.dumps(exported))
+    assert {row["result"] for row in json.loads(again.out)} == {"unchanged"}
+    rows = json.loads(desk.run("export", "--json", "-o", str(tmp_path / "out")).out)
+    assert sum(row["count"] for row in rows) == len(ALL) and all(Path(row["file"]).exists() for row in rows)
+
+
 def test_a_difference_is_what_differs_not_the_order_it_is_written_in(desk: Desk) -> None:
     stored = {"spec": {"asNumber": 65001, "peerIP": "10.0.0.254"}, **yaml.safe_load(peer("a"))}
     assert next(iter(stored)) == "spec"
@@ -294,6 +319,10 @@ def test_ipam_release_takes_nothing_that_somebody_has(desk: Desk, tmp_path: Path
     ran = desk.run("ipam", "check", "-o", report)
     assert ran.status == 1 and "10.244.1.2 " not in ran.out
     assert "would be put right" in desk.run("ipam", "release", "--from-report", report, "--dry-run").out
+    rows = json.loads(desk.run("ipam", "release", "--from-report", report, "--dry-run", "--json").out)
+    assert rows and {row["result"] for row in rows} == {"would be put right"} and "10.244.1." in rows[0]["what"]
+    rows = json.loads(desk.run("--json", "ipam", "release", "--node", "node-1", "--dry-run").out)
+    assert "WorkloadEndpoint default/node--1-cni-x-eth0" in [row["what"] for row in rows]
     (desk.resources / "bad.yaml").write_text("kind: WorkloadEndpoint\n")
     ran = desk.run("ipam", "release", "--from-report", report)
     assert ran.status == 1 and "nothing is released while" in ran.err
@@ -691,6 +720,8 @@ def test_every_command_knows_every_kind(request: pytest.FixtureRequest, where: s
         assert ran.out == f"{key}: deleted\n", (kind, ran.err)
         assert desk.run("get", stored_kind, name, *place).status == 1, kind
     assert desk.run("get", "all", "-A", "-o", "name").out == "Profile/projectcalico-default-allow\n"
+    assert desk.run("get", "all", "-A").out.startswith("Profile:\n")
+    assert desk.run("get", "profiles").out.startswith("name")
 
 
 def test_an_affinity_that_another_calico_named_is_stored_by_what_it_says(etcd_desk: Desk, etcd: Cluster) -> None:

@@ -17,7 +17,9 @@ import pytest
 import uvloop
 
 from routed import __version__
+from routed.cli import completion
 from routed.cli.main import main
+from routed.cli.routes import routes
 from routed.control.protocol import Request
 from routed.control.server import ControlServer, Handler
 from routed.errors import ControlError
@@ -37,6 +39,7 @@ NEIGHBORS = [
         "state": "Established",
         "sinceSeconds": 3723.2,
         "lastError": "",
+        "lastDown": "NOTIFICATION 6/2, message \x1b[2J",
         "why": "node-to-node mesh, Node b",
         "establishedCount": 2,
         "messages": {
@@ -77,7 +80,8 @@ NEIGHBORS = [
         "type": "external",
         "state": "Active",
         "sinceSeconds": 90061,
-        "lastError": "cannot connect to 10.0.0.254 port 179: \x1b[31mrefused\n",
+        "lastError": "cannot connect: 10.0.0.254 port 179: \x1b[31mrefused\n",
+        "lastErrorSeconds": 61,
         "families": {
             "ipv4-unicast": {"received": 5, "stale": 5, "best": 5, "sent": 0, "endOfRib": False, "sending": None}
         },
@@ -278,7 +282,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Daem
 
     thread = threading.Thread(target=serve)
     thread.start()
-    assert started.wait(10)
+    assert started.wait(60)
     yield path, daemon
     ended.set()
     thread.join()
@@ -307,6 +311,7 @@ class Ctl:
 @pytest.fixture
 def ctl(served: tuple[str, Daemon], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Ctl:
     monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setattr(completion, "PATIENCE", 60.0)  # who types waits for a second; a machine may stand still for one
     return Ctl(*served, capsys)
 
 
@@ -323,7 +328,7 @@ def test_status(ctl: Ctl) -> None:
         "datastore:           /etc/routed/resources (in sync)",
         "peers:               2 of 3 established",
         "ipv4-unicast routes: 10 prefixes, 1 our own",
-        "kernel:              9 routes in table 254, 1 refused",
+        "kernel:              9 routes in table main, 1 refused",
         "problems: 2",
         "  cannot listen on port 179 (IPv4): another program uses it",
         "  a.yaml:3: spec: \\x1b[31m",
@@ -334,7 +339,7 @@ def test_status(ctl: Ctl) -> None:
 
 
 def test_neighbors(ctl: Ctl) -> None:
-    shown_error = "cannot connect to 10.0.0.254 port 179: \\x1b[31mrefused\\x0a"
+    shown_error = "cannot connect: 10.0.0.254 port 179: \\x1b[31mrefused\\x0a"
     assert ctl("show", "neighbors") == 0
     assert ctl.out.splitlines() == [
         "Neighbor       AS  State        Up/Down   Rcvd  Best  Sent  Name",
@@ -356,6 +361,7 @@ def test_one_neighbor(ctl: Ctl) -> None:
     for line in (
         "Mesh_10_0_0_2: 10.0.0.2, AS 64512, internal",
         "  state:           Established, for 01:02:03",
+        "  went down by:    NOTIFICATION 6/2, message \\x1b[2J",
         "  password:        TCP MD5, Secret bgp/\\x1b[1mmesh",
         "  TTL security:    at most 1 hop away",
         "  hold time:       240 s, a keepalive every 80.0 s",
@@ -368,6 +374,7 @@ def test_one_neighbor(ctl: Ctl) -> None:
     ):
         assert line in ctl.out.splitlines()
     assert ctl("show", "neighbors", "10.0.0.254") == 0
+    assert "cannot connect: 10.0.0.254 port 179: \\x1b[31mrefused\\x0a (00:01:01 ago)" in ctl.out
     assert "    received:   5 (5 stale: kept while the peer restarts)" in ctl.out.splitlines()
     assert "\x1b" not in ctl.out
 
@@ -382,6 +389,24 @@ def test_routes(ctl: Ctl) -> None:
     assert ctl.daemon.asked == [("routes", {"prefix": None, "all": False})]
     assert ctl.json("show", "route", "--all") == [ROUTE, REFUSED]
     assert ctl.daemon.asked == [("routes", {"prefix": None, "all": True})]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "shown"),
+    [
+        ("via 10.0.0.2 dev eth0", "via 10.0.0.2 dev eth0 (10.0.0.0/24, connected)"),
+        ("via 192.168.69.128 dev vxlan.calico", "through vxlan.calico via 10.0.0.2 dev eth0 (10.0.0.0/24, connected)"),
+        (None, "via 10.0.0.2 dev eth0 (10.0.0.0/24, connected)"),
+        ("blackhole", "via 10.0.0.2 dev eth0 (10.0.0.0/24, connected)"),
+    ],
+)
+def test_a_route_into_a_tunnel_says_so(kernel: str | None, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    row = {**ROUTE, "kernel": kernel}
+    (line,) = [line for line in routes([row]) if "10.244.2.0/26" in line]
+    assert line.startswith(f">  10.244.2.0/26  {shown}  Mesh_10_0_0_2 ")
+    local = {**row, "candidates": [{**ROUTE["candidates"][0], "resolved": "this node"}]}  # type: ignore[index]
+    assert "through" not in "".join(routes([local]))
 
 
 def test_one_route(ctl: Ctl) -> None:
@@ -601,7 +626,7 @@ def test_help_is_a_command(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_output_that_cannot_be_written_is_said(ctl: Ctl) -> None:
     argv = [sys.executable, "-m", "routed.cli.main", "--socket", str(ctl.path), "show", "neighbors"]
     with open("/dev/full", "w") as full:
-        done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+        done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, text=True, timeout=110, check=False)
     assert (done.returncode, done.stderr) == (1, "routedctl: cannot write the output: No space left on device\n")
 
 
@@ -693,6 +718,10 @@ def test_a_recording_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["--socket", "x", "show", "summary", "--fam"], ["--family"]),
         (["replay", "/tm"], [":files"]),
         (["completion", "z"], ["zsh"]),
+        (["export", "-o", ""], [":files"]),
+        (["get", "bgp"], ["bgpconfigurations", "bgpfilters", "bgppeers"]),
+        (["delete", "ippoo"], ["ippools"]),
+        (["confirm", "BGPP"], ["BGPPeer"]),
         (["nonsense", ""], None),
     ],
 )
@@ -704,35 +733,41 @@ def test_completion(ctl: Ctl, words: list[str], found: list[str] | None) -> None
         assert ctl.out.split() == found
 
 
+@pytest.mark.parametrize("words", [["completion", "bash"], ["complete", "--", "sta"]])
+def test_what_shells_read_is_refused_as_json(ctl: Ctl, words: list[str]) -> None:
+    assert ctl("--json", *words) == 2 and ctl.out == ""
+
+
 def test_completion_without_a_daemon_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--socket", "/nowhere", "complete", "--", "show", "received", ""]) == 0
     assert capsys.readouterr() == ("", "")
 
 
-ASKED = ("routedctl show adv", "routedctl show received 10.0.0.25")
+ASKED = ("routedctl show adv", "routedctl show received 10.0.0.25", "routedctl show received fd00:1")
 
 TYPED = {
-    "bash": """
+    "bash": r"""
         eval "$(routedctl completion bash)"
+        COMP_WORDBREAKS=$' \t\n"\'><=;|&(:'  # as where somebody types
         for line in "$@"; do
-            COMP_WORDS=($line); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _routedctl; echo "${COMPREPLY[@]}"
+            COMP_LINE=$line; COMP_POINT=${#line}; _routedctl; echo "${line%"${line##*[ :]}"}${COMPREPLY[@]}"
         done
     """,
     # an interactive zsh behind a terminal, which gets the line and a tab, and prints it as it then stands
     "zsh": r"""
         zmodload zsh/zpty
         routedctl completion zsh > $HOME/functions/_routedctl
+        zpty shell zsh -f -i
+        zpty -w shell 'PS1=; fpath=($HOME/functions $fpath); autoload -Uz compinit; compinit -u -D'
+        zpty -w shell 'stand() { print -r -- "@"@"$BUFFER"@"@"; BUFFER=; zle accept-line }; zle -N stand'
+        zpty -w shell 'bindkey "^G" stand; print rea""dy'
+        zpty -r shell text '*ready*'
         for line in "$@"; do
-            zpty shell zsh -f -i
-            zpty -w shell 'PS1=; fpath=($HOME/functions $fpath); autoload -Uz compinit; compinit -u -D'
-            zpty -w shell 'stand() { print -r -- "@"@"$BUFFER"@"@"; BUFFER=; zle accept-line }; zle -N stand'
-            zpty -w shell 'bindkey "^G" stand; print rea""dy'
-            zpty -r shell text '*ready*'
             zpty -w -n shell "$line"$'\t'$'\a'
             zpty -r shell text '*@@*@@*'
             print -r -- ${${text#*@@}%%@@*}
-            zpty -d shell
         done
+        zpty -d shell
     """,
     "fish": """
         routedctl completion fish | source
@@ -742,17 +777,19 @@ TYPED = {
 
 
 @pytest.mark.parametrize("shell", TYPED)
-def test_a_shell_takes_the_completion(ctl: Ctl, tmp_path: Path, shell: str) -> None:
-    """A real shell, with routedctl in its PATH, completes a command's word and a neighbour's address."""
+def test_a_shell_takes_the_completion(ctl: Ctl, tmp_path: Path, shell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real shell, with routedctl in its PATH, completes a command's word and a neighbour's address of either family."""
+    monkeypatch.setattr(sys.modules[__name__], "NEIGHBORS", [*NEIGHBORS, {"address": "fd00:10::2"}])
     if shutil.which(shell) is None:
         pytest.skip(f"no {shell} here")
     program = tmp_path / "routedctl"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m routed.cli.main --socket {ctl.path} "$@"\n')
+    patient = "import sys; from routed.cli import completion, main; completion.PATIENCE = 60.0; sys.exit(main.main())"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{patient}" --socket {ctl.path} "$@"\n')
     program.chmod(0o755)
     (tmp_path / "functions").mkdir()
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)}
     words = ["zsh", "-f", "-c", TYPED[shell], "zsh"] if shell == "zsh" else [shell, "-c", TYPED[shell]]
     words += ["bash"] if shell == "bash" else []
-    done = subprocess.run([*words, *ASKED], env=environment, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([*words, *ASKED], env=environment, capture_output=True, text=True, timeout=110, check=True)
     found = [line.split()[-1] for line in done.stdout.splitlines()]
-    assert found == ["advertised", "10.0.0.254"]
+    assert found == ["advertised", "10.0.0.254", "fd00:10::2"]

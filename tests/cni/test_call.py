@@ -9,6 +9,7 @@ import pytest
 
 from routed.cni.call import Request, handle_of, parse_request
 from routed.cni.protocol import Call
+from routed.cni.results import Attached, format_result
 from routed.errors import CniError
 from routed.net.families import Family
 
@@ -50,6 +51,15 @@ def test_ranges_are_pools():
         ({"args": {"cni": {"labels": [{"key": "a", "value": "c" * 64}]}}}, 7, "cannot be a label"),
         ({"prevResult": {"ips": 7}}, 6, "prevResult.ips: must be a list"),
         ({"prevResult": {"dns": []}}, 6, "prevResult.dns: must be an object"),
+        ({"ipam": {"type": "host-local", "ranges": [[{"subnet": "10.1.0.0/24"}]]}}, 7, "ipam.type: 'host-local'"),
+        ({"ipam": {"subnet": "usePodCidr"}}, 2, "ipam.subnet: 'usePodCidr'"),
+        ({"ipMasq": True}, 2, "natOutgoing"),
+        ({"atach": "bridge"}, 7, "atach: unknown key; did you mean `attach`"),
+        ({"sokcet": "/run/x.sock"}, 7, "did you mean `socket`"),
+        ({"MTU": 1400}, 7, "did you mean `mtu`"),
+        ({"container_settings": {"allow_ip_forwarding": True}}, 2, "allow_ip_forwarding"),
+        ({"dns": []}, 7, "dns: must be an object"),
+        ({"runtimeConfig": {ANNOTATIONS: {"qos.projectcalico.org/ingressBandwidth": "1M"}}}, 2, "plugin bandwidth"),
         (annotated(ipFamilies='["IPv4", "IPv4"]'), 7, "twice"),
         (annotated(floatingIPs='["10.0.0.1"]'), 2, "floatingIPs"),
         (annotated(ipAddrsNoIpam='["10.0.0.1"]'), 2, "ipAddrsNoIpam"),
@@ -95,13 +105,73 @@ def test_a_del_needs_to_know_which_pod_and_nothing_else(configuration: dict[str,
     assert collecting.network == "pods"
 
 
+@pytest.mark.parametrize(
+    "annotations", [{"hwAddr": "x"}, {"ipAddrs": "["}, {"floatingIPs": '["10.0.0.1"]'}, {"allowedSourcePrefixes": "7"}]
+)
+def test_a_check_is_about_what_was_made(annotations: dict[str, str]):
+    """A pod's annotations can be changed while it lives; the pod is no worse for it. Its configuration is the runtime's."""
+    environment = {"CNI_COMMAND": "CHECK", "CNI_CONTAINERID": "c1", "CNI_NETNS": "/run/netns/p", "CNI_IFNAME": "eth0"}
+    body = {"cniVersion": "1.0.0", "name": "pods", "prevResult": {"ips": []}, **annotated(**annotations)}
+    assert parse_request(Call(environment, json.dumps(body).encode())).command == "CHECK"
+    with pytest.raises(CniError, match="attach") as raised:
+        parse_request(Call(environment, json.dumps({**body, "attach": "x"}).encode()))
+    assert raised.value.code == 7
+
+
 def test_sources_beside_its_own():
     asked = request(**annotated(allowedSourcePrefixes='["10.0.0.0/8", "fd00:9::/64", "192.0.2.7"]'))
     assert [str(each) for each in asked.sources] == ["10.0.0.0/8", "fd00:9::/64", "192.0.2.7/32"]
     assert request().sources == ()
 
 
+def test_dns_is_passed_on():
+    """What a plugin before said; else the configuration's, with the runtime's word on it."""
+    made = Attached("cali1", b"\xee" * 6, "eth0", b"\x02" * 6, (b"\x0a\x01\x00\x01",), 1500)
+
+    def dns(**configuration: Any) -> Any:
+        return format_result(request(**configuration), made)["dns"]
+
+    own = {"nameservers": ["10.0.0.10"], "domain": "cluster.local"}
+    assert dns() == {}
+    assert dns(dns=own) == own
+    said = {"servers": ["10.0.0.53"], "searches": ["shop.svc"], "options": ["ndots:5"]}
+    assert dns(dns=own, runtimeConfig={"dns": said}) == {
+        "nameservers": ["10.0.0.53"], "domain": "cluster.local", "search": ["shop.svc"], "options": ["ndots:5"],
+    }  # fmt: skip
+    before = {"nameservers": ["192.0.2.1"]}
+    assert dns(dns=own, prevResult={"dns": before}) == before
+    assert dns(dns=own, prevResult={"dns": {}}) == own
+
+
 def test_handles():
     """The first interface's is Calico's; another one goes without it."""
     assert request().handle == handle_of("pods", "c1", "eth0") == "pods.c1"
     assert handle_of("pods", "c1", "net1") == "pods.c1.net1"
+
+
+def test_what_others_put_into_a_configuration_is_theirs() -> None:
+    """Keys of the specification, of runtimes, and of Calico's plugin, whose configuration may have been the pattern."""
+    others = (
+        "capabilities", "cni.dev/attachments", "cni.dev/valid-attachments", "datastore_type", "delegates", "deviceID",
+        "disableCheck", "disableGC", "etcd_endpoints", "feature_control", "include_default_routes", "kubernetes",
+        "loadOnlyInlinedPlugins", "log_file_path", "log_level", "nodename", "nodename_file_optional", "num_queues",
+        "plugins", "policy", "readiness_gates",
+    )  # fmt: skip
+    assert request(**dict.fromkeys(others, "x")).bridge == ""
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "all", "default", "a/b", "a b", "sixteen-letters1"])
+def test_what_no_interface_can_be_called(name: str):
+    environment = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c1", "CNI_NETNS": "/run/netns/p", "CNI_IFNAME": name}
+    body = {"cniVersion": "1.0.0", "name": "pods", "type": "routed-cni"}
+    with pytest.raises(CniError, match="CNI_IFNAME: must be an interface's name") as raised:
+        parse_request(Call(environment, json.dumps(body).encode()))
+    assert raised.value.code == 4
+
+
+def test_keys_of_the_specification_and_of_other_plugins_pass():
+    others = {
+        "cniVersions": ["1.0.0", "1.1.0"], "capabilities": {"portMappings": True}, "disableGC": True, "log_level": "info",
+        "nodename": "n1", "kubernetes": {"kubeconfig": "/x"}, "policy": {"type": "k8s"}, "isGateway": True,
+    }  # fmt: skip
+    assert request(**others).network == "pods"

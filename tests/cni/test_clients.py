@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from hypothesis import strategies as st
 
 from routed.cni import client, protocol
 from routed.cni.protocol import Call, encode_call, encode_result, encode_sysctls, parse_call
+from routed.testing.lab import wait_for
 from tests.cni.forms import FORMS, program
 
 SOURCE = Path(protocol.__file__).with_name("routed-cni.c")
@@ -38,6 +41,8 @@ class Daemon:
     answers: list[bytes] = field(default_factory=list)
     heard: list[bytes] = field(default_factory=list)
     rights: list[int] = field(default_factory=list)
+    meanwhile: Callable[[], None] = lambda: None
+    """What happens between the call and the answer."""
 
     def serve(self, listener: socket.socket) -> None:
         try:
@@ -46,9 +51,14 @@ class Daemon:
             return
         with connection:
             message, ancillary, _, _ = connection.recvmsg(protocol.MAX_MESSAGE, socket.CMSG_SPACE(64))
+            part = message
+            while len(part) == protocol.MAX_MESSAGE:
+                part = connection.recv(protocol.MAX_MESSAGE)
+                message += part
             self.heard.append(message)
             for _, _, data in ancillary:
                 self.rights += [int.from_bytes(data[at : at + 4], sys.byteorder) for at in range(0, len(data), 4)]
+            self.meanwhile()
             for answer in self.answers:
                 connection.send(answer)
                 if answer[:1] == protocol.SYSCTLS:
@@ -59,14 +69,15 @@ class Daemon:
 def daemon(tmp_path: Path) -> Iterator[Daemon]:
     made = Daemon(str(tmp_path / "cni.sock"))
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        listener.settimeout(20)
+        listener.settimeout(60)
         listener.bind(made.path)
         listener.listen()
         thread = threading.Thread(target=made.serve, args=(listener,), daemon=True)
         thread.start()
         yield made
-        listener.shutdown(socket.SHUT_RDWR)
-        thread.join(20)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as last, contextlib.suppress(OSError):
+            last.connect(made.path)  # where nobody called, it still waits for a call
+        thread.join(60)
     for fd in made.rights:
         os.close(fd)
 
@@ -106,7 +117,7 @@ def test_sysctls_are_only_those_of_the_network(plugin: list[str], daemon: Daemon
     other = tmp_path / "file"
     other.write_text("as it was")
     daemon.answers = [
-        encode_sysctls([("no/such/thing", "1"), ("never/reached", "1")]),
+        encode_sysctls([("ipv6/no/such/thing", "1"), ("no/such/thing", "1"), ("never/reached", "1")]),
         b"S" + str(other).encode() + b"\x001\x00",
         b"S/proc/sys/net/../kernel/nothing\x001\x00",
         encode_result(0, b"done"),
@@ -116,6 +127,26 @@ def test_sysctls_are_only_those_of_the_network(plugin: list[str], daemon: Daemon
     assert daemon.heard[2] == b"srefused to write " + str(other).encode()
     assert daemon.heard[3] == b"srefused to write /proc/sys/net/../kernel/nothing"
     assert other.read_text() == "as it was"
+
+
+def test_a_call_that_is_stopped_for_a_while_gets_its_answer_all_the_same(plugin: list[str], daemon: Daemon):
+    """As by a freezer of containers, or by a person: the runtime would have to make the pod anew."""
+
+    def state() -> str:
+        return Path(f"/proc/{process.pid}/stat").read_text().rpartition(") ")[2][0]
+
+    def stop_and_go_on() -> None:
+        wait_for(lambda: state() == "S", 20, "it waits for the answer", state=state)
+        process.send_signal(signal.SIGSTOP)
+        wait_for(lambda: state() == "T", 20, "it is stopped", state=state)
+        process.send_signal(signal.SIGCONT)
+        wait_for(lambda: state() in "SZ", 20, "it waits again, or has given up", state=state)
+
+    daemon.meanwhile, daemon.answers = stop_and_go_on, [encode_result(0, b"done")]
+    environment = {"PATH": "/usr/bin:/bin", "CNI_COMMAND": "DEL"}
+    process = subprocess.Popen(plugin, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+    output, _ = process.communicate(json.dumps({"socket": daemon.path}).encode(), timeout=60)
+    assert (process.returncode, output) == (0, b"done")
 
 
 @pytest.mark.parametrize("answers", [[], [b"?"], [b"R"]], ids=["hangs up", "nonsense", "half a result"])
@@ -169,9 +200,22 @@ def test_only_the_socket_at_the_top_counts(plugin: list[str], daemon: Daemon):
 
 
 def test_too_much_is_refused(plugin: list[str], daemon: Daemon):
-    status, output = run(plugin, {"socket": daemon.path, "rest": "x" * protocol.MAX_MESSAGE}, CNI_COMMAND="STATUS")
+    status, output = run(plugin, {"socket": daemon.path, "rest": "x" * protocol.MAX_CALL}, CNI_COMMAND="STATUS")
     error = json.loads(output)
-    assert status == 1 and error["code"] == 6 and str(protocol.MAX_MESSAGE) in error["msg"]
+    assert status == 1 and error["code"] == 6 and str(protocol.MAX_CALL) in error["msg"]
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("more", [-1, 0, 1])
+def test_however_long_a_configuration_is_it_arrives_whole(plugin: list[str], daemon: Daemon, parts: int, more: int):
+    """Annotations may be long, and they are in every call, DEL included."""
+    daemon.answers = [encode_result(0, b"")]
+    head = {"socket": daemon.path, "rest": ""}
+    framed = len(encode_call(Call({"CNI_COMMAND": "DEL"}, json.dumps(head).encode())))
+    configuration = {**head, "rest": "x" * (parts * protocol.MAX_MESSAGE - framed + more)}
+    assert run(plugin, configuration, CNI_COMMAND="DEL") == (0, b"")
+    call = parse_call(daemon.heard[0])
+    assert call.environment == {"CNI_COMMAND": "DEL"} and json.loads(call.configuration) == configuration
 
 
 @pytest.mark.parametrize("configuration", [b"", b"{", b"[]", b"null", b'"socket"', b'{"socket": 1}', b"\xff\xfe"])
@@ -187,6 +231,8 @@ def test_the_three_copies_agree():
     defines = dict(re.findall(r"^#define (\w+) (.+)$", text, re.MULTILINE))
     assert json.loads(defines["GREETING"]).encode() + b"\x00" == client.GREETING == protocol.GREETING
     assert eval(defines["MAX_MESSAGE"]) == client.MAX_MESSAGE == protocol.MAX_MESSAGE
+    assert eval(defines["MAX_CALL"]) == client.MAX_CALL == protocol.MAX_CALL
+    assert text.count(f"more than {client.MAX_CALL} octets") == 2
     assert json.loads(defines["DEFAULT_SOCKET"]) == client.DEFAULT_SOCKET == protocol.DEFAULT_SOCKET
     assert json.loads(json.loads(defines["VERSIONS"])) == json.loads(client.VERSIONS) == list(protocol.VERSIONS)
     assert float(defines["PATIENCE"]) == client.PATIENCE

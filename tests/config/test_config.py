@@ -157,7 +157,7 @@ def test_table_names_are_those_of_iproute2(tmp_path: Path, monkeypatch: pytest.M
         (
             DATASTORE + "kernel: {routeProtocol: 256}",
             ":2",
-            "kernel.routeProtocol: must be a number from 1 to 255, not 256",
+            "kernel.routeProtocol: must be a number from 5 to 255, not 256",
         ),
         (DATASTORE + "kernel: {metric: -1}", ":2", "kernel.metric: must be a number from 0 to 2147483647, not -1"),
         (DATASTORE + "log: {level: loud}", ":2", "log.level: must be debug or info or warning or error, not 'loud'"),

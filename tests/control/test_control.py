@@ -19,7 +19,7 @@ from routed.control import protocol, server
 from routed.control.client import ControlClient, Unreachable
 from routed.control.protocol import Request
 from routed.control.server import ControlServer, Handler
-from routed.errors import ConfigError, ControlError
+from routed.errors import ControlError
 
 
 class Bugs(list[str]):
@@ -80,7 +80,7 @@ def raw(data: bytes) -> Callable[[str], list[dict[str, Any]]]:
 
     def client(path: str) -> list[dict[str, Any]]:
         with socket.socket(socket.AF_UNIX) as sock:
-            sock.settimeout(10)
+            sock.settimeout(60)
             sock.connect(path)
             sock.sendall(data)
             sock.shutdown(socket.SHUT_WR)
@@ -297,7 +297,7 @@ def test_a_feed_is_followed_until_the_client_goes(path: Path, monkeypatch: pytes
             assert other.ask("echo", n=1) == {"n": 1}
         assert ticks.closed.wait(10), "the feed is closed with its client"
         with socket.socket(socket.AF_UNIX) as sock:  # and the heartbeat is an empty batch
-            sock.settimeout(10)
+            sock.settimeout(60)
             sock.connect(name)
             sock.sendall(b'{"version":1,"request":"ticks"}\n')
             lines = sock.makefile("rb")
@@ -353,27 +353,3 @@ def test_the_socket_of_a_dead_daemon_is_replaced(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as gone:
         gone.bind(str(path))
     assert served(path, ask("echo"))[0] == {}
-
-
-def test_the_socket_of_a_living_daemon_is_not(path: Path) -> None:
-    def second(name: str) -> str:
-        with pytest.raises(ConfigError) as caught:
-            server.bind_socket(name)
-        return str(caught.value)
-
-    answer, _ = served(path, second)
-    assert "another routed is running with this runDir" in answer
-
-
-def test_what_is_no_socket_is_left_alone(path: Path) -> None:
-    path.write_text("precious")
-    with pytest.raises(ConfigError, match="a file that is no socket has this name"):
-        server.bind_socket(str(path))
-    assert path.read_text() == "precious"
-
-
-def test_where_there_can_be_no_socket(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="No such file or directory"):
-        server.bind_socket(str(tmp_path / "none" / "routed.sock"))
-    with pytest.raises(ConfigError, match="its path is too long for a socket"):
-        server.bind_socket(str(tmp_path / ("x" * 200)))

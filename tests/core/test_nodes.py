@@ -10,9 +10,9 @@ from routed.bgp.attributes import AttributeSet, encode_attributes
 from routed.bgp.counters import DownReason
 from routed.bgp.neighbor import State
 from routed.bgp.update import update_message
-from routed.core import core as core_module
+from routed.core import imports
 from routed.core.effects import Listen
-from routed.core.queries import status
+from routed.core.queries import neighbors, status
 from routed.desired import Gateway, KernelRoute, RouteKind
 from routed.model.resources import JsonObject, ResourceKey
 from routed.net.addresses import parse_address
@@ -99,6 +99,20 @@ def test_a_node_that_dies_takes_its_routes_along_after_its_restart_time() -> Non
     assert nodes[0].routes()["10.244.3.0/26"] == "via 10.0.0.3", "a helper keeps the routes of a restarting peer"
     world.run(70)
     assert "10.244.3.0/26" not in nodes[0].routes()
+
+
+def test_what_went_wrong_is_told_with_its_age() -> None:
+    world = World()
+    one, _ = mesh(world, 2)
+    world.run(5)
+    (row,) = neighbors(one.core, world.now, parse_address("10.0.0.2"))
+    assert (row["lastError"], row["lastErrorSeconds"]) == ("", None)
+    world.kill("n2")
+    world.run(0)
+    died = world.now
+    world.run(5)
+    (row,) = neighbors(one.core, died + 60, parse_address("10.0.0.2"))
+    assert row["lastError"] and 55 <= row["lastErrorSeconds"] <= 60  # type: ignore[operator]
 
 
 def test_a_shutdown_withdraws_at_once() -> None:
@@ -568,12 +582,12 @@ def test_any_interleaving_ends_in_the_same_tables(seed: int) -> None:
 
 def test_next_hops_nobody_uses_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """CVE-2026-30405's class: a peer that gives every route a next hop of its own must not fill our memory."""
-    monkeypatch.setattr(core_module, "NEXT_HOPS", 16)
+    monkeypatch.setattr(imports, "NEXT_HOPS", 16)
     world = World()
     nodes = mesh(world, 2)
     world.run(6)
     core = nodes[0].core
-    core._next_hops_most = 16
+    core.importer._next_hops_most = 16
     peer = core.peers["Mesh_10_0_0_2"]
     for third in range(40):
         for last in range(3, 8):
@@ -595,7 +609,7 @@ def test_a_group_that_is_new_does_not_hear_of_old_changes() -> None:
     world.sever("n1", "n2")
     world.run(20)
     for each in nodes:
-        for group in each.core._groups.values():
+        for group in each.core.exporter._groups.values():
             told: dict[object, int] = {}
             for prefix in group.rib.table:
                 path = group.rib.best(prefix)

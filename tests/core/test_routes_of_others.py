@@ -40,7 +40,7 @@ def remove(each: Node, world: World, *gone: ForeignRoute) -> None:
 
 
 def learned(each: Node) -> set[str]:
-    source = each.core.learned
+    source = each.core.origins.learned
     return {
         format_prefix(family, prefix)
         for family, rib in each.core.ribs.items()

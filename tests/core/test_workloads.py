@@ -94,6 +94,32 @@ def test_a_route_for_every_address(here: Here):
     assert here.kernel == {}
 
 
+def test_no_route_leads_to_an_interface_of_the_nodes_own_that_an_endpoint_names(here: Here):
+    here.link("eth0", 2)
+    here.link("azv7", 3)
+    here.link("calib", 7)
+    here.apply(
+        endpoint("a", "10.65.0.1", interface="eth0"),
+        endpoint("b", "10.65.0.1"),
+        endpoint("c", "10.65.0.2", interface="azv7"),
+    )
+    assert here.kernel == {"10.65.0.1/32": behind(7)}
+    told = [each for each in here.core.plan.problems if "is no pod's interface" in each]
+    assert [each.partition(" is no")[0] for each in told] == [
+        "WorkloadEndpoint default/n1-k8s-a-eth0: eth0", "WorkloadEndpoint default/n1-k8s-c-eth0: azv7",
+    ]  # fmt: skip
+    felix = {
+        "apiVersion": "projectcalico.org/v3",
+        "kind": "FelixConfiguration",
+        "metadata": {"name": "default"},
+        "spec": {"interfacePrefix": "azv"},
+    }
+    here.apply(felix)
+    assert here.kernel == {"10.65.0.1/32": behind(7), "10.65.0.2/32": behind(3)}
+    here.delete("a")
+    assert not [each for each in here.core.plan.problems if "is no pod's interface" in each]
+
+
 def test_the_interface_may_come_later_go_and_come_back_with_another_index(here: Here):
     here.apply(endpoint("a", "10.65.0.1"))
     assert here.kernel == {}

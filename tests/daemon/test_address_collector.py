@@ -83,7 +83,7 @@ class Here:
 
         made = AddressCollector("n1", self.store, known, lambda: True, publish, log, bug, pod, grace)
         made.start()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not until(made):
                 await asyncio.sleep(0.01)
         await made.stop()

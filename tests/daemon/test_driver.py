@@ -25,6 +25,7 @@ from routed.net.families import Family
 from routed.net.prefixes import parse_prefix
 from routed.observe.logs import LogWriter
 from routed.observed import ForeignRoute, Interface, KernelChange, RouteFailure
+from tests.ports import free_port
 
 API = "projectcalico.org/v3"
 LO = 1
@@ -62,8 +63,7 @@ class Stage:
         self.routes = Routes()
         self.out = io.StringIO()
         self.driver = Driver(core, self.routes, LogWriter(self.out, Level.INFO))
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()
 
     def feed(self) -> None:
         peers = [
@@ -90,14 +90,14 @@ class Stage:
         return self.out.getvalue().splitlines()
 
     async def until(self, condition: Callable[[], object]) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not condition():
                 await asyncio.sleep(0.001)
 
     async def peer(self, index: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A peer that brings its session up."""
         source = f"127.0.0.{index}"
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:
                 try:
                     reader, writer = await asyncio.open_connection("127.0.0.1", self.port, local_addr=(source, 0))

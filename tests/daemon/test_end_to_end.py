@@ -16,7 +16,7 @@ from routed.testing.routers import Routed, resource
 
 pytestmark = pytest.mark.lab
 
-SOON = 15.0
+SOON = 40.0
 
 CLUSTER = [
     resource("IPPool", "v4", {"cidr": "10.244.0.0/16"}),
@@ -88,11 +88,15 @@ def test_a_mesh_of_two(nodes: tuple[RecordedRouted, RecordedRouted]) -> None:
     a, b = nodes
     for own, each in enumerate(nodes, 1):
         wait_for(lambda each=each, own=own: complete(each, own), SOON, f"routes of node {own}")  # type: ignore[misc]
-    assert a.problems() == b.problems() == []
-    assert [row["state"] for row in a.stream("neighbors")] == ["Established", "Established"]
-    assert {row["prefix"]: row["kernelState"] for row in a.stream("routes")} == dict.fromkeys(
-        (*expected(1, ipv6=False), *expected(1, ipv6=True)), "installed"
+    wait_for(
+        lambda: a.problems() == b.problems() == [], SOON, "nobody complains", state=lambda: (a.problems(), b.problems())
     )
+    assert [row["state"] for row in a.stream("neighbors")] == ["Established", "Established"]
+    installed = dict.fromkeys((*expected(1, ipv6=False), *expected(1, ipv6=True)), "installed")
+    wait_for(  # the kernel's answer is read after the route is there
+        lambda: {row["prefix"]: row["kernelState"] for row in a.stream("routes")} == installed, SOON, "all are installed",
+        state=lambda: list(a.stream("routes")),
+    )  # fmt: skip
 
     with ControlClient(str(a.folder / "run" / SOCKET_NAME), patience=30) as client:
         seen = client.stream("events", follow=True, kinds="session,route", prefix="10.244.9.0/26")
@@ -119,6 +123,7 @@ def test_a_mesh_of_two(nodes: tuple[RecordedRouted, RecordedRouted]) -> None:
     assert "new disk" not in a.ctl("shutdown", "--reason", "new disk")
     assert a.processes[0].wait() == 0
     wait_for(lambda: len(b.kernel_routes()) == 1, SOON, "the routes of a node that is shut down go at once")
+    # "went down by" once a new connection was refused
     assert '6/2 Administrative Shutdown, message "new disk"' in b.ctl("show", "neighbors", "10.0.0.1")
     assert complete(a, 1)
     b.processes[0].signal(signal.SIGTERM)

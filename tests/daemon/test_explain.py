@@ -47,7 +47,8 @@ def explained(rules: list[str], strange: frozenset[ElementFound] = frozenset(), 
     async def found(sets: list[str]) -> tuple[list[RuleFound], dict[str, set[ElementFound]]]:
         chain = next(chain for chain in keeper.firewall.program.chains if chain.name.startswith("red_knp_default_web"))
         listed = [RuleFound(f"p_{chain.name}", number, rule, 7, 700) for number, rule in enumerate(rules)]
-        return listed, {name: keeper.firewall.elements_of(name) ^ strange for name in sets}
+        found = {name: keeper.firewall.elements_of(name) for name in sets}
+        return listed, {name: each ^ strange if name.startswith("by_") else each for name, each in found.items()}
 
     keeper.kernel.look = found  # type: ignore[method-assign, assignment]
     asked = {"source": "10.65.0.1", "destination": "10.65.0.2", "protocol": "6", "port": "80"} | values
@@ -82,8 +83,33 @@ def test_sets_with_other_members_disagree():
     assert any("the kernel has, and nobody put there, cali0" in each for each in said)
 
 
+def test_what_comes_from_another_node_or_goes_there_passes_as_it_is_said_to():
+    there = {"tunnel": "vxlan.calico", "translated": "192.0.2.9"}
+    answer = explained([RULE], destination="10.65.9.9", **there)
+    assert (answer["source"], answer["incoming"], answer["outgoing"]) == (
+        "10.65.0.1",
+        interface_of(WEB),
+        "vxlan.calico",
+    )
+    answer = explained([RULE], source="10.65.9.9", **there)
+    assert (answer["source"], answer["incoming"], answer["outgoing"]) == (
+        "192.0.2.9",
+        "vxlan.calico",
+        interface_of(API),
+    )
+
+
 @pytest.mark.parametrize(
-    "values", [{"source": "web"}, {"protocol": "tcp"}, {"port": "70000"}, {"destination": "fd00::1"}], ids=str
+    "values",
+    [
+        {"source": "web"},
+        {"protocol": "tcp"},
+        {"port": "70000"},
+        {"destination": "fd00::1"},
+        {"tunnel": "eth0"},
+        {"translated": "fd00::1"},
+    ],
+    ids=str,
 )
 def test_what_is_no_packet(values: dict[str, str]):
     with pytest.raises(ControlError):

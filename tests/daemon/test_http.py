@@ -10,6 +10,7 @@ import pytest
 
 from routed.daemon import http
 from routed.daemon.http import HttpServer, Response
+from tests.ports import free_port
 
 GET = b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -36,7 +37,7 @@ class Stage:
         self.port = free_port()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not condition():
                 await asyncio.sleep(0.01)
 
@@ -45,7 +46,7 @@ class Stage:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         writer.write(request)
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 return await reader.read()
         except ConnectionError:
             return b""
@@ -55,12 +56,6 @@ class Stage:
 
 async def large(_: str) -> Response:
     return Response(b"x" * (32 << 20))
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def played(story: Callable[[Stage], Awaitable[None]]) -> None:
@@ -140,6 +135,7 @@ def test_who_is_slow_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
             await reader.readexactly(32 << 20)
         writer.close()
+        monkeypatch.undo()  # who asks now has the time that people have
         assert b"200 OK" in await stage.ask(GET % b"/")
 
     played(story)
@@ -157,6 +153,29 @@ def test_there_are_not_more_connections_than_allowed(monkeypatch: pytest.MonkeyP
         assert b"200 OK" in await stage.ask(GET % b"/")
         for _, writer in idle:
             writer.close()
+
+    played(story)
+
+
+def connects(port: int) -> bool:
+    """Whether the kernel takes a connection there, at this moment: the loop gets no turn meanwhile."""
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_it_listens_and_stops_to_when_it_says_so() -> None:
+    """Who reloads the daemon and hears that it did finds the new address open and the old one closed."""
+
+    async def story(stage: Stage) -> None:
+        first, second = stage.port, free_port()
+        for new, old in ((second, first), (first, second), (second, first)):
+            stage.server.listen((("127.0.0.1", new),))
+            assert stage.told[-1] == (f"metrics and health at http://127.0.0.1:{new}/", False)
+            assert connects(new) and not connects(old)
+        stage.port = second
+        assert b"200 OK" in await stage.ask(GET % b"/")
+        stage.server.listen((("127.0.0.1", first),))
+        assert connects(first) and not connects(second)
 
     played(story)
 

@@ -162,7 +162,7 @@ def test_a_scrape_walks_no_table_and_gives_way_between_metrics(record_property: 
                         True,
                         peer.plan.export_filter[family],
                     )
-                    groups.append(core._group(policy))
+                    groups.append(core.exporter.group(policy))
                 member = AdjRibOut.__new__(AdjRibOut)
                 member.group, member.source = groups[0], peer.source
                 peer.adj_out[family] = member

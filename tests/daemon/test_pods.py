@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,7 @@ from routed.ipam.allocator import handle_key
 from routed.ipam.holders import Holder
 from routed.model.ipam import IPAMBlock, IPAMHandle
 from routed.model.policies import Profile
-from routed.model.resources import JsonObject, Resource, ResourceKey, Update
+from routed.model.resources import Cidr, JsonObject, Resource, ResourceKey, Update
 from routed.model.schema import parse_manifest
 from routed.model.workloads import WorkloadEndpoint
 from routed.net.families import Family
@@ -49,6 +49,12 @@ class Store:
         await asyncio.sleep(0)
         found = self.items.get(key)
         return Stored(*found, "memory") if found else None
+
+    async def has_elder(self, block: Cidr) -> bool:
+        return any(
+            isinstance(value, IPAMBlock) and value.cidr != block and value.cidr.overlaps(block)
+            for value, _ in self.items.values()
+        )
 
     async def write(self, key: ResourceKey, resource: Resource | None, revision: str | None) -> str:
         await asyncio.sleep(0)
@@ -120,6 +126,9 @@ class Wiring:
     def mtu_of(self, name: str) -> int:
         return 1400 if name in self.interfaces else 0
 
+    def pods_ends(self) -> dict[int, str]:
+        return {index: name for name, index in self.interfaces.items()}
+
     def index_of(self, name: str) -> int | None:
         return self.interfaces.get(name)
 
@@ -138,8 +147,9 @@ class Dataplane:
         self.ready = ""
         self.limited = ""
         self.source_spoofing = False
+        self.workload_prefixes = ("cali",)
         self.synced = True
-        self.mtu = 1450
+        self.too_small = ""
         self.uplink = b""
 
     def publish(self, update: Update) -> None:
@@ -148,8 +158,14 @@ class Dataplane:
     async def until_ready(self) -> str:
         return self.ready
 
+    def mtu(self, families: Collection[Family]) -> tuple[int, str]:
+        return 1450, self.too_small if Family.IPV6_UNICAST in families else ""
+
     def own(self, address: bytes) -> Holder | None:
         return Holder("interface eth0 of this node", "n1") if address == self.uplink else None
+
+    async def unused(self, _: Collection[int]) -> None:
+        pass
 
     async def in_force(self, _: Iterable[tuple[Family, bytes]]) -> str:
         await asyncio.sleep(0)
@@ -161,9 +177,10 @@ class Talk(Conversation):
 
     def __init__(self, refusal: CniError | None = None) -> None:
         self.refusal = refusal
+        self.asked: dict[str, str] = {}
 
     async def begin_sysctls(self, values: Iterable[tuple[str, str]]) -> None:
-        assert dict(values)
+        self.asked = dict(values)
 
     async def sysctls_written(self) -> None:
         if self.refusal is not None:
@@ -202,6 +219,12 @@ class Node:
         request = parse_request(Call(environment, json.dumps(configuration).encode()))
         output = await self.pods.handle(request, self.inside, talk)
         return json.loads(output) if output else None
+
+    async def settled(self) -> None:
+        """What is being torn down is gone."""
+        async with asyncio.timeout(60):
+            while self.pods._teardown is not None:
+                await asyncio.sleep(0.001)
 
     async def close(self) -> None:
         await self.pods.close()
@@ -249,6 +272,32 @@ def test_add_and_del(store: Store, runner: asyncio.Runner):
         await node.call("DEL")
         await node.pods.close()
         nothing_left(node)
+        await node.close()
+
+    runner.run(main())
+
+
+def test_endpoints_are_marked_as_calico_marks_them(store: Store, runner: asyncio.Runner):
+    """Policies may select by orchestrator, also who is no pod; a new sandbox of a pod has the endpoint of the old one."""
+
+    async def main() -> None:
+        node = Node(store)
+        await node.call("ADD", container="c1")
+        (first,) = store.of(WorkloadEndpoint)
+        assert first.labels["projectcalico.org/orchestrator"] == "k8s"
+        marks = ("uid", "creationTimestamp")
+        metadata = first.manifest["metadata"]
+        assert isinstance(metadata, dict) and all(isinstance(metadata.get(each), str) for each in marks)
+        await node.call("ADD", container="c2")
+        (second,) = store.of(WorkloadEndpoint)
+        again = second.manifest["metadata"]
+        assert isinstance(again, dict) and [again[each] for each in marks] == [metadata[each] for each in marks]
+        assert second.container_id == "c2"
+        await node.call("ADD", name="", container="none-of-kubernetes")
+        (other,) = (each for each in store.of(WorkloadEndpoint) if each.container_id == "none-of-kubernetes")
+        assert other.labels["projectcalico.org/orchestrator"] == "cni"
+        profile = store.of(Profile)[0]
+        assert isinstance(profile.manifest["metadata"], dict) and set(marks) <= set(profile.manifest["metadata"])
         await node.close()
 
     runner.run(main())
@@ -375,6 +424,35 @@ def test_gc(store: Store, runner: asyncio.Runner):
         assert {handle.name for handle in store.of(IPAMHandle)} == {"pods.c1"}
         await node.call("GC")  # names nobody, so it is no list to go by
         assert len(store.of(WorkloadEndpoint)) == 1
+        await node.close()
+
+    runner.run(main())
+
+
+def test_gc_takes_the_interface_whose_endpoint_a_crash_outlived(store: Store, runner: asyncio.Runner):
+    """Unless it may be an endpoint that was lost: then its pod lives."""
+
+    async def main() -> None:
+        node = Node(store)
+        for number in range(3):
+            await node.call("ADD", name=f"pod-{number}", container=f"c{number}")
+        endpoints = {each.container_id: each for each in store.of(WorkloadEndpoint)}
+        names = {container: each.interface_name for container, each in endpoints.items()}
+        for container in ("c1", "c2"):
+            del store.items[endpoints[container].key]
+            node.pods.update(Update(endpoints[container].key, None))
+        valid = [{"containerID": each, "ifname": "eth0"} for each in ("c0", "c1")]
+        await node.call("GC", **{"cni.dev/valid-attachments": valid})
+        await node.settled()
+        assert set(node.wiring.interfaces) == set(names.values())  # who of them is c1 nobody knows
+        await node.call("ADD", name="other", container="c9", network="net-b")
+        await node.call("GC", **{"cni.dev/valid-attachments": valid[:1]})
+        await node.settled()
+        assert len(node.wiring.interfaces) == 4
+        await node.call("DEL", name="other", container="c9", network="net-b")
+        await node.call("GC", **{"cni.dev/valid-attachments": valid[:1]})
+        await node.settled()
+        assert set(node.wiring.interfaces) == {names["c0"]}
         await node.close()
 
     runner.run(main())
@@ -574,15 +652,51 @@ def test_a_del_takes_the_interface_whatever_the_datastore_says(store: Store, run
     runner.run(main())
 
 
+def test_a_network_that_was_renamed_gives_back_what_its_pods_have(store: Store, runner: asyncio.Runner):
+    """Runtimes send the configuration as it is now; addresses are counted under the name it had."""
+
+    async def main() -> None:
+        node = Node(store)
+        for name in ("web", "other", "stays"):
+            await node.call("ADD", name, f"c-{name}", network="before")
+        await node.call("DEL", "web", "c-web", network="after")
+        await node.call("ADD", "other", "c-other2", network="after")  # its next sandbox
+        assert {each.name for each in store.of(IPAMHandle)} == {"before.c-stays", "after.c-other2"}
+        await node.call("DEL", "other", "c-other2", network="after")
+        await node.call("DEL", "stays", "c-stays", network="after")
+        await node.pods.close()
+        nothing_left(node)
+        await node.close()
+
+    runner.run(main())
+
+
 def test_an_uplink_too_small_for_ipv6_is_told_before_anything_is_made(store: Store, runner: asyncio.Runner):
     async def main() -> None:
         node = Node(store)
-        node.dataplane.mtu = 1230
-        with pytest.raises(CniError, match="1230 is too little for IPv6") as raised:
+        node.dataplane.too_small = "eth0 leaves 1230, too little for IPv6"
+        with pytest.raises(CniError, match="leaves 1230, too little for IPv6") as raised:
             await node.call("ADD", ipam={"assign_ipv6": "true"})
         assert raised.value.code == 7
         nothing_left(node)
         await node.call("ADD")
+        await node.close()
+
+    runner.run(main())
+
+
+def test_a_kernel_without_ipv6(store: Store, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("routed.daemon.pods.kernel_has_ipv6", lambda: False)
+
+    async def main() -> None:
+        node = Node(store)
+        with pytest.raises(CniError, match="the kernel has no IPv6") as raised:
+            await node.call("ADD", ipam={"assign_ipv6": "true"})
+        assert raised.value.code == 7
+        nothing_left(node)
+        talk = Talk()
+        await node.call("ADD", talk=talk)
+        assert not talk.asked
         await node.close()
 
     runner.run(main())
@@ -759,6 +873,11 @@ class Api:
         self.answer = answer
         self.asked = 0
 
+    async def namespace(self, name: str) -> None:
+        assert name == "shop"
+        if isinstance(self.answer, StoreError):
+            raise self.answer
+
     async def pod(self, namespace: str, name: str) -> JsonObject | None:
         assert (namespace, name) == ("shop", "web")
         self.asked += 1
@@ -772,7 +891,10 @@ def pod_of(app: str) -> JsonObject:
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": "web", "namespace": "shop", "labels": {"app": app}},
-        "spec": {"serviceAccountName": "robot"},
+        "spec": {
+            "serviceAccountName": "robot",
+            "containers": [{"name": "web", "ports": [{"name": "http", "containerPort": 8080}]}],
+        },
     }
 
 
@@ -784,15 +906,16 @@ NETCONF = {"args": {"cni": {"labels": [{"key": "app", "value": "netconf"}]}}}
     [
         (True, True, True, "applied", 0),
         (True, False, True, "applied", 0),
-        (False, True, True, "netconf", 0),
+        (False, True, True, "netconf", 1),
+        (False, True, False, "netconf", 1),
         (False, False, True, "api", 1),
-        (False, False, False, None, 1),
     ],
 )
 def test_whose_labels_count(
-    store: Store, runner: asyncio.Runner, applied: bool, netconf: bool, api: bool, label: str | None, asked: int
+    store: Store, runner: asyncio.Runner, applied: bool, netconf: bool, api: bool, label: str, asked: int
 ):
-    """A manifest that was applied, then the network configuration, then the Kubernetes API."""
+    """A manifest that was applied, then the network configuration, then the Kubernetes API; the service account and named
+    ports, which a network configuration cannot say, are the API's under its labels too."""
 
     async def main() -> None:
         if applied:
@@ -800,12 +923,80 @@ def test_whose_labels_count(
             store.items[value.key] = (value, "0")
         node = Node(store)
         source = Api(pod_of("api") if api else None)
-        node.pods._labels = source
+        node.pods.who.api = source
         await node.call("ADD", **(NETCONF if netconf else {}))
         (endpoint,) = store.of(WorkloadEndpoint)
         assert endpoint.labels.get("app") == label
         assert source.asked == asked
-        assert endpoint.service_account_name == ("robot" if label in ("applied", "api") else "")
+        known = applied or api
+        assert endpoint.service_account_name == ("robot" if known else "")
+        # whoever writes an account's Profile may do so later
+        namespace = endpoint.namespace
+        assert endpoint.profiles == (f"kns.{namespace}", *((f"ksa.{namespace}.robot",) if known else ()))
+        assert [(port.name, port.port) for port in endpoint.ports] == ([("http", 8080)] if known else [])
+        await node.close()
+
+    runner.run(main())
+
+
+def test_an_endpoint_that_was_applied_says_what_it_has_and_the_api_the_rest(store: Store, runner: asyncio.Runner):
+    async def main() -> None:
+        node = Node(store)
+        node.pods.who.api = Api(pod_of("api"))
+        await node.call("ADD")
+        ((key, (made, _)),) = [each for each in store.items.items() if each[0].kind == WorkloadEndpoint.kind]
+        await node.call("DEL")
+        manifest = json.loads(json.dumps(made.manifest))
+        for name in ("containerID", "ipNetworks", "interfaceName", "mac", "serviceAccountName", "ports", "profiles"):
+            manifest["spec"].pop(name, None)
+        manifest["metadata"]["labels"] = {"app": "endpoint"}
+        store.items[key] = applied = parse_manifest(manifest), "0"
+        node.pods.update(Update(key, applied[0]))
+        await node.call("ADD")
+        (endpoint,) = store.of(WorkloadEndpoint)
+        assert endpoint.labels["app"] == "endpoint"
+        assert endpoint.service_account_name == "robot"
+        assert [port.name for port in endpoint.ports] == ["http"]
+        await node.close()
+
+    runner.run(main())
+
+
+async def is_tried_again(node: Node, words: str) -> None:
+    """An ADD is refused with code 11, and leaves nothing."""
+    with pytest.raises(CniError, match=words) as raised:
+        await node.call("ADD")
+    assert raised.value.code == 11
+    nothing_left(node)
+
+
+def test_a_pod_nobody_knows_is_tried_again(store: Store, runner: asyncio.Runner):
+    """Without its labels no policy would select it, and all would pass."""
+
+    async def main() -> None:
+        node = Node(store)
+        node.pods.who.api = Api(None)
+        await is_tried_again(node, "knows no pod shop/web")
+        await node.close()
+
+    runner.run(main())
+
+
+def test_a_namespace_whose_labels_cannot_be_had_is_tried_again(store: Store, runner: asyncio.Runner):
+    """Without them its pods may get another pool's addresses, and policies by namespace would not select them."""
+
+    class Silent(Api):
+        async def namespace(self, name: str) -> None:
+            raise StoreError(f"the Kubernetes API cannot be asked for {name}")
+
+    async def main() -> None:
+        node = Node(store)
+        node.pods.who.api = Silent(pod_of("api"))
+        await is_tried_again(node, "cannot be asked for shop")
+        manifest: JsonObject = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}}
+        known = parse_manifest(manifest)
+        node.pods.update(Update(known.key, known))
+        await node.call("ADD")  # nobody needs to be asked
         await node.close()
 
     runner.run(main())
@@ -814,11 +1005,8 @@ def test_whose_labels_count(
 def test_an_api_that_does_not_answer_is_tried_again(store: Store, runner: asyncio.Runner):
     async def main() -> None:
         node = Node(store)
-        node.pods._labels = Api(StoreError("the Kubernetes API does not answer"))
-        with pytest.raises(CniError, match="does not answer") as raised:
-            await node.call("ADD")
-        assert raised.value.code == 11
-        nothing_left(node)
+        node.pods.who.api = Api(StoreError("the Kubernetes API does not answer"))
+        await is_tried_again(node, "does not answer")
         await node.close()
 
     runner.run(main())

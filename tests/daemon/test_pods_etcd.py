@@ -122,7 +122,7 @@ def history(server: Cluster, since: int) -> list[str]:
 
     async def run() -> None:
         store = EtcdStore(EtcdConfig(server.endpoints))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             async for events in store.client.watch([(IPAM, IPAM[:-1] + "0", since)]):
                 for pair in events.pairs:
                     if "/block/" in pair.key:

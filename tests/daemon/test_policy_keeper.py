@@ -15,6 +15,7 @@ from routed.desired_policy import Place, PolicyBatch
 from routed.model.resources import Update
 from routed.model.schema import parse_manifest
 from routed.net.addresses import parse_address
+from routed.observed import Interface
 from routed.policy.engine import SLICE
 from routed.policy.judge import FirewallModel, Packet
 from tests.policy.nodes import profile, workload
@@ -117,6 +118,15 @@ def test_a_global_policy_that_was_never_good_goes_on_to_close_what_it_closes():
     assert admits(keeper, model)
 
 
+def test_a_global_policy_none_of_whose_versions_was_good_is_told_as_that():
+    keeper, model = PolicyKeeper("n1", lambda _: None, bug), FirewallModel()
+    for each in (profile("red", {}), workload(POD, "cali0")):
+        keeper.update(Update(each.key, each))
+    keeper.unreadable((GARBAGE,))
+    assert admits(keeper, model)
+    assert "none of its versions was good, so it enforces nothing" in keeper.problems[0]
+
+
 class Kernel:
     """Takes batches."""
 
@@ -171,3 +181,25 @@ def test_the_loop_has_a_turn_between_two_slices_of_a_large_program(monkeypatch: 
         assert len(kernel.batches[1].chains) == 5 * SLICE
 
     asyncio.run(run())
+
+
+def test_interfaces_that_come_go_and_change_their_names_are_told_by_what_they_are_now():
+    keeper, told = PolicyKeeper("n1", lambda _: None, bug), dict[str, int]()
+
+    def taken() -> dict[str, int]:
+        told.update(keeper._moved)
+        keeper._moved = {}
+        return {name: index for name, index in told.items() if index}
+
+    keeper.interfaces({5: Interface(5, "cali0", True), 6: Interface(6, "cali1", True)})
+    assert taken() == {"cali0": 5, "cali1": 6}
+    keeper.links((Interface(5, "cali1", True), Interface(6, "cali0", True)), ())
+    assert taken() == {"cali0": 6, "cali1": 5}
+    keeper.links((Interface(9, "cali0", False),), (6,))  # made anew in one turn
+    assert taken() == {"cali0": 9, "cali1": 5}
+    keeper.links((Interface(9, "cali0", True),), ())
+    assert not keeper._moved, "nothing but its state changed"
+    keeper.links((), (5, 77))
+    assert taken() == {"cali0": 9} and told["cali1"] == 0
+    keeper.interfaces({2: Interface(2, "eth0", True)})
+    assert taken() == {"eth0": 2}

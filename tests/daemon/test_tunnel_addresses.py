@@ -70,7 +70,7 @@ class Here:
             self.holders.change(key, None, stored.resource)
         made.start()
         made.in_sync()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not until():
                 await asyncio.sleep(0.01)
         await made.stop()

@@ -13,6 +13,8 @@ import subprocess
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +37,10 @@ from routed.netlink.numbers import (
 from routed.netlink.routes import RouteDecoder, dump_routes
 from routed.observed import ForeignRoute, Interface, RouteFailure
 from routed.testing.kernel import Driver, FibRoute, ModelKernel, command, model_driver
+from routed.testing.lab import wait_for
+
+#: Seconds until something that should happen soon must have happened.
+PATIENCE = 30.0
 
 HOW = {
     "add": NLM_F_CREATE | NLM_F_EXCL,
@@ -273,9 +279,14 @@ class LinuxWorld(World):
         self.driver.now = time.monotonic()
         super().run(seconds)
 
-    def until(self, condition: Callable[[], bool], seconds: float = 1.0) -> bool:
+    def settle(self, seconds: float = PATIENCE) -> None:
         self.driver.now = time.monotonic()
-        return super().until(condition, seconds)
+        super().settle(max(seconds, PATIENCE))
+
+    def until(self, condition: Callable[[], bool], seconds: float = PATIENCE) -> bool:
+        """Time is not the kernel's own here: whoever else runs on the machine takes it."""
+        self.driver.now = time.monotonic()
+        return super().until(condition, max(seconds, PATIENCE))
 
     def command(self, data: bytes) -> tuple[int, str]:
         self.person.send(data)
@@ -307,6 +318,8 @@ class LinuxWorld(World):
         self.names[index] = name
         self.ip(f"link set {name}-far up")
         self.ip(f"link set {name} up")
+        for end in (name, f"{name}-far"):
+            wait_for(partial(is_up, end), PATIENCE, f"{end} is up")
         for text in addresses:
             self.add_address(index, text)
         return index
@@ -332,6 +345,13 @@ class LinuxWorld(World):
             self.route("delete", f"203.0.113.{number}/32", dev=1)
 
 
+def is_up(name: str) -> bool:
+    """The kernel sees some time after `up` that both ends of a wire are, and tells of it then."""
+    return "state UP" in subprocess.run(
+        ["ip", "-o", "link", "show", "dev", name], check=True, capture_output=True, text=True
+    ).stdout  # fmt: skip
+
+
 def gateway(text: str, dev: int) -> Gateway:
     address, _, rest = text.partition("%")
     interface, _, onlink = rest.partition("%")
@@ -346,6 +366,8 @@ def namespace() -> Iterator[None]:
     if libc.unshare(0x40000000) != 0:
         os.close(before)
         pytest.skip("needs root to make a network namespace")
+    # no link-local addresses: the kernel would tell of them a second or two after the links are there
+    Path("/proc/sys/net/ipv6/conf/default/addr_gen_mode").write_text("1")
     try:
         yield
     finally:

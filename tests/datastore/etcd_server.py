@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from routed.testing.lab import wait_for
+from tests.ports import free_ports
 
 P = "/calico/resources/v3/projectcalico.org/"
 
@@ -46,7 +47,7 @@ class Member:
             "etcd", "--name", name, "--data-dir", str(folder / name), "--log-level", "error", "--logger", "zap",
             "--listen-client-urls", self.endpoint, "--advertise-client-urls", self.endpoint,
             "--listen-peer-urls", f"http://{host}:{peer}", "--initial-advertise-peer-urls", f"http://{host}:{peer}",
-            "--initial-cluster", cluster, "--heartbeat-interval", "50", "--election-timeout", "500",
+            "--initial-cluster", cluster, "--heartbeat-interval", "100", "--election-timeout", "1000",
             "--unsafe-no-fsync", *extra,
         ]  # fmt: skip
         self._process: subprocess.Popen[bytes] | None = None
@@ -143,8 +144,15 @@ class Cluster:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
+    def ctl_anyhow(self, *words: str, stdin: str = "") -> None:
+        """What may be done twice, as soon as there is a leader: what is asked for while one is elected may well fail."""
+        wait_for(
+            lambda: self._run(*words, stdin=stdin).returncode == 0, 60, "etcd has a leader again",
+            state=lambda: self._run(*words, stdin=stdin).stderr,
+        )  # fmt: skip
+
     def put(self, path: str, value: object) -> None:
-        self.ctl("put", path, "--", value if isinstance(value, str) else json.dumps(value))
+        self.ctl_anyhow("put", path, "--", value if isinstance(value, str) else json.dumps(value))
 
     def put_all(self, pairs: dict[str, object]) -> None:
         """Many keys, a hundred in a transaction."""
@@ -154,10 +162,10 @@ class Cluster:
                 f"put {path} {json.dumps(value if isinstance(value, str) else json.dumps(value))}\n"
                 for path, value in items[start : start + 100]
             ]
-            self.ctl("txn", stdin="\n" + "".join(lines) + "\n\n")
+            self.ctl_anyhow("txn", stdin="\n" + "".join(lines) + "\n\n")
 
     def delete(self, *words: str) -> None:
-        self.ctl("del", *words)
+        self.ctl_anyhow("del", *words)
 
     def compact(self) -> None:
         status = json.loads(self.ctl("endpoint", "status", "-w", "json"))
@@ -179,14 +187,6 @@ class Cluster:
             check=False,
             env={**os.environ, "ETCDCTL_API": "3"},
         )
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 class Proxy:
@@ -211,7 +211,11 @@ class Proxy:
             while True:
                 here, _ = self._server.accept()
                 self.connections += 1
-                there = socket.create_connection(("127.0.0.1", self._target))
+                try:
+                    there = socket.create_connection(("127.0.0.1", self._target))
+                except OSError:  # the server is down: so is what is before it, for now
+                    here.close()
+                    continue
                 for source, sink, back in ((here, there, False), (there, here, True)):
                     threading.Thread(target=self._pump, args=(source, sink, back), daemon=True).start()
 

@@ -37,13 +37,15 @@ def make_certificates(folder: Path) -> None:
 class KubernetesApi:
     """Start it with `async with`; objects are by path of their kind, then by namespace/name."""
 
-    def __init__(self, folder: Path, *, page: int = 3, client_certificates: bool = False) -> None:
+    def __init__(self, folder: Path, *, page: int = 3, client_certificates: bool = False, port: int = 0) -> None:
+        """`port` 0 is any that is free."""
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.load_cert_chain(folder / "server.pem", folder / "server.key")
         if client_certificates:
             self._context.load_verify_locations(folder / "ca.pem")
             self._context.verify_mode = ssl.CERT_REQUIRED
         self._page = page
+        self.port = port
         self._client_certificates = client_certificates
         self.revision = 100
         self.oldest = 0
@@ -61,7 +63,7 @@ class KubernetesApi:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> KubernetesApi:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._context)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self._context)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -80,15 +82,19 @@ class KubernetesApi:
     async def put(
         self, path: str, namespace: str, name: str, labels: dict[str, str] | None = None, **body: Any
     ) -> None:
+        """Without a namespace it is an object of the cluster."""
         kind = self.objects.setdefault(path, {})
-        what = "MODIFIED" if f"{namespace}/{name}" in kind else "ADDED"
+        key = f"{namespace}/{name}" if namespace else name
+        what = "MODIFIED" if key in kind else "ADDED"
         self.revision += 1
-        metadata = {"name": name, "namespace": namespace, "resourceVersion": str(self.revision), "labels": labels or {}}
-        kind[f"{namespace}/{name}"] = made = {"metadata": metadata, **body}
+        metadata = {"name": name, "resourceVersion": str(self.revision), "labels": labels or {}}
+        if namespace:
+            metadata["namespace"] = namespace
+        kind[key] = made = {"metadata": metadata, **body}
         await self._tell(path, what, made)
 
     async def delete(self, path: str, namespace: str, name: str) -> None:
-        gone = self.objects[path].pop(f"{namespace}/{name}")
+        gone = self.objects[path].pop(f"{namespace}/{name}" if namespace else name)
         self.revision += 1
         gone["metadata"]["resourceVersion"] = str(self.revision)
         await self._tell(path, "DELETED", gone)
@@ -175,6 +181,6 @@ class KubernetesApi:
             told = len(self.events)
             await writer.drain()
             async with self._changed:
-                await self._changed.wait()
+                await self._changed.wait_for(lambda told=told: len(self.events) != told)  # type: ignore[misc]
             if told > len(self.events):
                 told = 0

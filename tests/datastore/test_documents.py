@@ -116,6 +116,25 @@ def test_lines_of_fields() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "before", "open_at"),
+    [
+        ("kind: A\nspec: {a: 1}\nspec: {b: 2}\nlast: 3\n", {"kind": "A", "spec": {"b": 2}, "last": 3}, ""),
+        ("kind: A\nitems: [{x: 1}, {x: [1, 2}]\n", {"kind": "A", "items": [{"x": 1}, {"x": [1, 2]}]}, "items[1].x"),
+        (
+            "kind: A\nmetadata: {name: n, labels: {a: ]\n",
+            {"kind": "A", "metadata": {"name": "n", "labels": {}}},
+            "metadata.labels",
+        ),
+        ("kind: A\nspec: !!binary eA==\n", {"kind": "A"}, ""),
+        ("]", None, ""),
+    ],
+)
+def test_what_was_before_a_fault(text: str, before: object, open_at: str) -> None:
+    (document,) = read(text)
+    assert document.error and (document.before, document.open_at) == (before, open_at)
+
+
+@pytest.mark.parametrize(
     ("text", "found"),
     [
         ("a: 1\n---\nb: [1\n---\nc: 3\n", [(1, ""), (4, "flow sequence"), (5, "")]),
@@ -245,7 +264,10 @@ def test_json_among_broken_documents_does_not_make_more_of_them_be_read() -> Non
         '{"a": NaN}',
         '{"a": 1e999}',
         '{"<<": 1}',
+        '{"a": {"b": "c", "d": 1, "b": "c"}}',
+        '{"a": [{"": 1, "": 1}], "b": -123456789012345678901.5}',
         '{"a": 123456789012345678901234}',
+        '{"a": 99999999999999999999}',
         "{a: 1}",
     ],
 )
@@ -274,3 +296,10 @@ def test_any_file_is_read_or_refused(text: str, tail: bytes) -> None:
     for document in read_documents(text.encode() + tail):
         assert document.line >= 1
         assert document.error or document.value is not None
+
+
+@given(st.lists(st.sampled_from(["---", "\n", " ", "-", "a", "\u00a0", "\t", "\r"]), max_size=12).map("".join))
+def test_separators_are_found_as_by_their_pattern(text: str) -> None:
+    assert list(documents._separators(text)) == [
+        each.start() for each in documents._SEPARATOR.finditer(text) if each.start()
+    ]

@@ -11,8 +11,10 @@ import pytest
 
 from routed.datastore import folder as folder_module
 from routed.datastore.folder import MAX_PROBLEMS_PER_FILE, Folder, Look, Problem
+from routed.datastore.own_files import OwnFile, OwnFiles
 from routed.errors import StoreError
 from routed.model.resources import BGPPeer, ResourceKey
+from routed.model.schema import parse_manifest
 
 
 def peer(name: str, asn: int = 65001, address: str = "10.0.0.1") -> str:
@@ -285,6 +287,37 @@ def test_bad_from_the_start(tmp_path: Path) -> None:
     assert watched.problems == []
 
 
+@pytest.mark.parametrize(
+    ("text", "heads"),
+    [
+        ("kind: NetworkPolicy\nmetadata: {name: a, namespace: x}\nspec: {}\nspec: {}\n", ["x/a"]),
+        ("kind: NetworkPolicy\nmetadata: {namespace: x, name: a}\nspec: {podSelector: {}\n", ["x/a"]),
+        ("kind: NetworkPolicy\nmetadata: {labels: {a: 1, a: 2}, name: a, namespace: x}\nspec: {}\n", ["x/a"]),
+        ("kind: NetworkPolicy\nmetadata: {name: a}\nspec: {podSelector: {}\n", ["a"]),
+        ("kind: NetworkPolicy\nmetadata: {name: a, namespace: [}\n", []),  # it is in one, and nobody knows in which
+        ("kind: [\n", []),
+        ("words: [", []),
+        (
+            (
+                "kind: List\nitems:\n- {apiVersion: v1, kind: NetworkPolicy, metadata: {name: a, namespace: x}, spec: {}}\n"
+                "- {apiVersion: v1, kind: NetworkPolicy, metadata: {name: b, namespace: x}, spec: {a: 1, a: 2}}\n"
+            ),
+            ["x/a", "x/b"],
+        ),
+    ],
+)
+def test_a_document_that_cannot_be_read_says_what_it_is_if_that_is_whole(watched: Watched, text: str, heads: list[str]):
+    watched.write("a.yaml", "apiVersion: v1\n" + text)
+    problems = [each for each in watched.folder.look().problems if each.file.endswith("a.yaml")]
+    manifests = [json.loads(each.manifest) for each in problems if each.manifest]
+    assert all(each.keys() == {"apiVersion", "kind", "metadata"} for each in manifests)
+    found = [each["metadata"] for each in manifests]
+    assert ["/".join(filter(None, (each.get("namespace"), each["name"]))) for each in found] == heads
+    assert len(problems) == max(1, len(heads))
+    for problem, head in zip(problems, heads, strict=False):
+        assert f"; NetworkPolicy {head} cannot be read" in problem.text
+
+
 def test_problems_name_file_line_and_field(watched: Watched) -> None:
     watched.write(
         "a.yaml",
@@ -517,3 +550,90 @@ def test_a_place_that_takes_nothing_is_told_of(tmp_path: Path):
     while (look := running.look()).unsettled:
         pass
     assert any("is lost at a restart" in str(problem) for problem in look.problems)
+
+
+class WithOwn:
+    """A folder in which what looks for changes is told of some."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.own = OwnFiles()
+        self.folder = Folder(str(path), own=self.own)
+        self.folder.look()
+
+    def wrote(self, name: str, asn: int) -> OwnFile:
+        manifest = {
+            "apiVersion": "projectcalico.org/v3",
+            "kind": "BGPPeer",
+            "metadata": {"name": name},
+            "spec": {"peerIP": "10.0.0.1", "asNumber": asn},
+        }
+        file = OwnFile(json.dumps(manifest).encode(), parse_manifest(manifest))
+        (self.path / f".{name}").write_bytes(file.data)
+        (self.path / f".{name}").rename(self.path / f"{name}.json")
+        self.own.wrote(f"{name}.json", file)
+        return file
+
+    def look(self) -> tuple[list[tuple[str, int | None]], bool]:
+        """What one look tells, and whether it is to be repeated soon."""
+        look = self.folder.look()
+        assert look.problems == ()
+        return [(each.key.name, getattr(each.value, "as_number", None)) for each in look.updates], look.unsettled
+
+
+@pytest.fixture
+def with_own(tmp_path: Path) -> WithOwn:
+    return WithOwn(tmp_path)
+
+
+def test_what_was_written_here_is_believed_at_once_and_not_parsed(with_own: WithOwn) -> None:
+    file = with_own.wrote("a", 1)
+    assert with_own.look() == ([("a", 1)], False)
+    assert with_own.folder.resources[file.resource.key] is file.resource
+    assert with_own.look() == ([], False)
+    with_own.wrote("a", 2)
+    with_own.wrote("b", 3)
+    assert with_own.look() == ([("a", 2), ("b", 3)], False)
+    (with_own.path / "a.json").unlink()
+    with_own.own.wrote("a.json", None)
+    assert with_own.look() == ([("a", None)], False)
+    assert with_own.look() == ([], False)
+
+
+def test_an_editor_who_comes_after_us_is_believed_as_ever(with_own: WithOwn) -> None:
+    file = with_own.wrote("a", 1)
+    path = with_own.path / "a.json"
+    path.write_bytes(file.data.replace(b" 1}", b" 7}"))  # as long, and in the same tick of the clock
+    assert with_own.look() == ([], True)
+    assert with_own.look() == ([("a", 7)], False)
+    with_own.wrote("a", 2)
+    assert with_own.look() == ([("a", 2)], False)
+    path.write_bytes(file.data.replace(b" 1}", b" 88}"))
+    assert with_own.look() == ([], True)
+    assert with_own.look() == ([("a", 88)], False)
+
+
+def test_the_same_tick_hides_no_change_of_what_was_written_here(with_own: WithOwn) -> None:
+    with_own.wrote("a", 1)
+    path = with_own.path / "a.json"
+    assert with_own.look() == ([("a", 1)], False)
+    times = path.stat()
+    path.write_bytes(path.read_bytes().replace(b" 1}", b" 7}"))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with_own.look()
+    with_own.look()
+    assert with_own.folder.resources[ResourceKey("BGPPeer", "a")] == parse_manifest(json.loads(path.read_bytes()))
+
+
+def test_a_file_that_is_not_as_it_was_left_is_looked_at_twice(with_own: WithOwn) -> None:
+    with_own.wrote("gone", 1)
+    with_own.wrote("there", 2)
+    (with_own.path / "gone.json").unlink()  # by somebody, after we wrote it
+    with_own.own.wrote("there.json", None)  # we removed it, and somebody made it anew
+    assert with_own.look() == ([], True)
+    assert with_own.look() == ([("there", 2)], False)
+    (with_own.path / "there.json").write_bytes(b"")
+    with_own.own.wrote("there.json", None)
+    with_own.folder.look()
+    (problem,) = with_own.folder.look().problems
+    assert "the file is empty, so BGPPeer there stays" in problem.text

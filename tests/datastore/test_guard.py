@@ -54,7 +54,12 @@ def test_one_of_two_is_followed_after_a_moment_and_the_last_is_held() -> None:
     assert names(guard.settle(10.5)) == ["p0"] and guard.due() is None
     assert guard.changes([gone("p1")], 20.0) == []
     assert [key.name for key in guard.held] == ["p1"]
-    assert "1 of 1 BGPPeer" in guard.sentences()[0]
+    assert guard.sentences(20.9) == []  # what else the same write says comes a moment later
+    (told,) = guard.sentences(21.0)
+    assert "1 of 1 BGPPeer" in told
+    assert guard.changes([there("p7")], 22.0) and guard.sentences(22.0) == [
+        told
+    ]  # what comes beside is no news of that
 
 
 def test_a_third_of_a_kind_at_once_is_held_and_a_quarter_is_not() -> None:
@@ -232,7 +237,7 @@ def test_own_deletions_are_followed_however_many_and_count_as_nothing() -> None:
     assert guard.changes([gone("p9")], 1e6) == []  # the last one, by somebody else, is judged as ever
     assert [key.name for key in guard.held] == ["p9"]
     assert names(guard.own([peer("p9").key])) == ["p9"]
-    assert guard.held == {} and guard.good == {} and guard.sentences() == []
+    assert guard.held == {} and guard.good == {} and guard.sentences(1e9) == []
 
 
 def test_what_announced_its_deletion_goes_however_much_and_counts_as_nothing() -> None:
@@ -269,7 +274,7 @@ def test_what_is_held_goes_when_confirmed_or_after_the_timeout_and_stays_when_it
         else:
             assert guard.changes([there(f"p{number}") for number in range(5)], 11.0) == []
             assert len(guard.good) == 5
-        assert not guard.held and not guard.sentences()
+        assert not guard.held and not guard.sentences(1e9)
 
 
 def test_garbage_keeps_the_last_good_value_through_a_listing_and_until_it_is_deleted() -> None:

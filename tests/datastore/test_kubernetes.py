@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+import shutil
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,17 +14,19 @@ from typing import Any, ClassVar
 import pytest
 import yaml
 
+from routed import values
 from routed.datastore import kubernetes
 from routed.datastore.kubeconfig import load_kubeconfig
-from routed.datastore.kubernetes import ENDPOINT_SLICES, SERVICES, KubernetesSource
+from routed.datastore.kubernetes import ENDPOINT_SLICES, NAMESPACES, SERVICES, KubernetesSource
 from routed.datastore.saved import Identity, SavedState
 from routed.errors import ConfigError, StoreError
 from routed.model.resources import JsonObject, Resource, ResourceKey, Update
 from routed.model.schema import parse_manifest
 from tests.datastore.kubernetes_api import TOKEN, KubernetesApi, make_certificates
+from tests.ports import free_port
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@values.dataclass(frozen=True, slots=True, kw_only=True)
 class Thing(Resource):
     """Any object of the API."""
 
@@ -130,10 +133,13 @@ def test_pages_then_changes(play: Callable[[Scenario], None]):
         await api.put(SERVICES.path, "other", "s0", spec="new")
         await api.delete(SERVICES.path, "default", "s1")
         await api.put(ENDPOINT_SLICES.path, "default", "e", spec="slice")
-        await until(lambda: len(listener.state) == 8, "the changes arrive")
+        gone = Update(ResourceKey("Service", "s1", "default"), None)
+        await until(
+            lambda: "EndpointSlice default/e" in listener.state and gone in listener.heard, "the changes arrive"
+        )
+        assert len(listener.state) == 8
         assert listener.state["Service default/s0"] == "two" and listener.state["Service other/s0"] == "new"
         assert listener.state["EndpointSlice default/e"] == "slice"
-        assert Update(ResourceKey("Service", "s1", "default"), None) in listener.heard
         assert source.problems == ()
 
     play(scenario)
@@ -339,6 +345,30 @@ def test_a_server_with_another_certificate_is_not_trusted(certificates: Path, tm
     run(main())
 
 
+def test_an_object_that_the_watch_has_not_told_of_yet(certificates: Path):
+    async def main() -> None:
+        async with KubernetesApi(certificates) as api:
+            await api.put(NAMESPACES.path, "", "shop", {"team": "a"})
+            access = load_kubeconfig(kubeconfig(certificates, api.port))
+            source, listener = KubernetesSource(access, (NAMESPACES,), parse_manifest), Listener()
+            for name in ("none", "shop", "shop"):
+                await source.know(NAMESPACES, name, listener)
+            assert [str(each.key) for each in listener.heard] == ["Namespace shop"]
+            task = asyncio.create_task(source.run(listener))
+            async with asyncio.timeout(60):
+                await source.in_sync.wait()
+            assert len(listener.heard) == 1  # the list says what is known
+            await api.delete(NAMESPACES.path, "", "shop")
+            await until(lambda: [each.value for each in listener.heard][1:] == [None], "it goes")
+            api.refuse = 503
+            with pytest.raises(StoreError, match="503"):
+                await source.know(NAMESPACES, "late", listener)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    run(main())
+
+
 @pytest.mark.parametrize("inline", [False, True])
 def test_client_certificates(certificates: Path, inline: bool):
     async def main() -> None:
@@ -359,6 +389,39 @@ def test_client_certificates(certificates: Path, inline: bool):
             await asyncio.wait_for(source.in_sync.wait(), 15)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+
+    run(main())
+
+
+def test_certificates_that_are_renewed_on_disk_need_no_restart(tmp_path: Path):
+    """As kubelet and cert-manager renew them: the old ones are of no use from some day on."""
+    (tmp_path / "new").mkdir()
+    make_certificates(tmp_path)
+    make_certificates(tmp_path / "new")
+    path = "/api/v1/namespaces/default/services/s"
+    user = {"client-certificate": "client.pem", "client-key": "client.key"}
+
+    port = free_port()
+
+    def renew(*names: str) -> None:
+        for name in names:
+            shutil.copy(tmp_path / "new" / name, tmp_path / "next")
+            (tmp_path / "next").replace(tmp_path / name)
+
+    async def main() -> None:
+        source = KubernetesSource(load_kubeconfig(kubeconfig(tmp_path, port, user)), (SERVICES,), parse)
+        async with KubernetesApi(tmp_path, client_certificates=True, port=port):
+            assert await source.get(path) is None
+            renew("client.pem")  # before its key: what was read before still lets us in
+            assert await source.get(path) is None
+            assert "and client-key are not a certificate in PEM and its key; what was read" in source.problems[0]
+            renew("client.key")
+        async with KubernetesApi(tmp_path / "new", client_certificates=True, port=port):
+            with pytest.raises(StoreError, match="CERTIFICATE_VERIFY_FAILED"):
+                await source.get(path)  # the authority is still the old one
+            assert source.problems == ()
+            renew("ca.pem")
+            assert await source.get(path) is None
 
     run(main())
 

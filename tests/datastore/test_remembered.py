@@ -10,7 +10,7 @@ import pytest
 from routed.datastore.remembered import LIMIT, RememberingStore
 from routed.datastore.store import Conflict, Contents, Edit, Stored
 from routed.errors import StoreError
-from routed.model.resources import Resource, ResourceKey, Update
+from routed.model.resources import Cidr, Resource, ResourceKey, Update
 from routed.model.schema import parse_manifest
 
 
@@ -44,6 +44,9 @@ class Backend:
         self.asked += 1
         found = self.items.get(key)
         return None if found is None else Stored(found[0], str(found[1]), "")
+
+    async def has_elder(self, _: Cidr) -> bool:
+        return False
 
     async def write(self, key: ResourceKey, resource: Resource | None, revision: str | None) -> str:
         if self.broken:

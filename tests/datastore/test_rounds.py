@@ -30,7 +30,7 @@ from routed.ipam.allocator import (
 )
 from routed.ipam.blocks import Owner, assign
 from routed.model.ipam import IPAMBlock, IPAMHandle
-from routed.model.resources import BlockAffinity, IPPool, Resource, ResourceKey
+from routed.model.resources import BlockAffinity, Cidr, IPPool, Resource, ResourceKey
 from routed.model.schema import parse_manifest
 from routed.net.families import Family
 
@@ -66,6 +66,9 @@ class Memory:
     async def get(self, key: ResourceKey) -> Stored | None:
         found = self.items.get(key)
         return None if found is None else Stored(*found, "memory")
+
+    async def has_elder(self, _: Cidr) -> bool:
+        return False
 
     async def write(self, key: ResourceKey, resource: Resource | None, revision: str | None) -> str:
         return (await self._make([Edit(key, resource, revision)]))[0]
@@ -111,8 +114,8 @@ class Memory:
     async def close(self) -> None:
         pass
 
-    def rounds(self) -> Rounds:
-        return Rounds(self, self.listed, lambda _: None)
+    def rounds(self, apart: float = 0.0) -> Rounds:
+        return Rounds(self, self.listed, lambda _: None, apart)
 
     @property
     def given(self) -> dict[str, int]:
@@ -174,6 +177,42 @@ def test_more_than_a_round_takes_get_another_one_and_blocks_are_claimed_alone():
     asyncio.run(main())
 
 
+def test_whoever_is_alone_waits_for_nobody():
+    async def main() -> None:
+        rounds = Memory().rounds(apart=3600.0)
+        async with asyncio.timeout(60):
+            for number in range(5):
+                await rounds.carry_out(lambda number=number: take(f"h{number}"))
+
+    asyncio.run(main())
+
+
+def test_where_several_are_about_a_round_waits_for_more():
+    async def main() -> None:
+        store = Memory()
+        rounds = store.rounds(apart=0.1)
+        await rounds.carry_out(lambda: take("first"))  # claims the block
+        write_all, may_write = store.write_all, asyncio.Event()
+
+        async def slowly(edits: Sequence[Edit]) -> list[str]:
+            await may_write.wait()
+            return await write_all(edits)
+
+        store.write_all = slowly  # type: ignore[method-assign]
+        one, two = (asyncio.ensure_future(rounds.carry_out(lambda name=name: take(name))) for name in ("one", "two"))
+        await asyncio.sleep(0)
+        may_write.set()
+        await asyncio.gather(one, two)
+        three = asyncio.ensure_future(rounds.carry_out(lambda: take("three")))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        await asyncio.gather(three, rounds.carry_out(lambda: take("four")))
+        written = [{edit.key.name for edit in edits if edit.key.kind == IPAMHandle.kind} for edits in store.together]
+        assert written == [{"one", "two"}, {"three", "four"}]
+
+    asyncio.run(main())
+
+
 def test_what_fails_in_one_procedure_fails_that_one_only():
     def fails() -> Procedure[None]:
         yield Write(handle_key("x"), {"apiVersion": "projectcalico.org/v3", "kind": "IPAMHandle",
@@ -196,6 +235,29 @@ def test_what_fails_in_one_procedure_fails_that_one_only():
         ):
             assert isinstance(answer, StoreError)
         assert store.given == store.counted == {"first": 1, "one": 1, "two": 1}
+
+    asyncio.run(main())
+
+
+def test_a_store_that_takes_nothing_is_told_of_until_it_does_or_nobody_tries(monkeypatch: pytest.MonkeyPatch):
+    async def main() -> None:
+        store = Memory()
+        rounds = store.rounds()
+        await rounds.carry_out(lambda: take("first"))
+        assert rounds.problem == ""
+        store.broken = True
+        for _ in range(2):
+            with pytest.raises(StoreError, match="gone"):
+                await rounds.carry_out(lambda: take("a"))
+            assert rounds.problem == "gone"
+            store.broken = False
+            await rounds.carry_out(lambda: take("b"))
+            assert rounds.problem == ""
+            store.broken = True
+        with pytest.raises(StoreError, match="gone"):
+            await rounds.carry_out(lambda: take("a"))
+        monkeypatch.setattr("routed.datastore.rounds.REMEMBERED", 0.0)
+        assert rounds.problem == ""
 
     asyncio.run(main())
 

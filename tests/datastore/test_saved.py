@@ -61,7 +61,7 @@ def test_what_changes_while_all_is_written_is_there_after_it(tmp_path: Path) -> 
         guard.changes([Change(ResourceKey("Node", "n1"), None, 7, "no resource")], 2.0)
         saver.save([ResourceKey("Node", "n2"), ResourceKey("Node", "n3"), ResourceKey("Node", "n1")], 7)
         state.may_end.set()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await told.wait()
         guard.changes([there(node(8), 8)], 3.0)
         saver.save([ResourceKey("Node", "n8")], 8)
@@ -102,7 +102,7 @@ def test_a_disk_that_does_not_take_it_is_told(tmp_path: Path) -> None:
         guard, state, told = Guard(MassDelete()), SavedState(str(tmp_path / "no" / "saved"), WHO), asyncio.Event()
         saver = Saver(state, guard, 0.0, told.set)
         saver.save_all(1, Count(77, term=3, index=9))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await told.wait()
         assert "the state is not saved" in state.problem
         await saver.close()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from routed.datastore.secrets import SecretFolder, SecretNews
+from routed.datastore.secrets import THE_FOLDER, SecretFolder, SecretNews
 
 
 def settle(folder: SecretFolder) -> list[SecretNews]:
@@ -91,15 +91,27 @@ def test_a_file_that_never_held_a_password(tmp_path: Path, bgp: Path) -> None:
 
 
 def test_the_folder_itself(tmp_path: Path) -> None:
-    assert SecretFolder("").look() == []
     missing = SecretFolder(str(tmp_path / "missing"))
-    assert missing.look() == []
+    (news,) = missing.look()
     assert missing.problem.endswith("cannot read the folder of secrets: No such file or directory")
+    assert news == SecretNews(THE_FOLDER, 0, missing.problem) and missing.look() == []
     (tmp_path / "missing" / "bgp").mkdir(parents=True)
     (tmp_path / "missing" / "bgp" / "tor").write_bytes(b"late")
     (tmp_path / "missing" / "stray").write_bytes(b"a file beside the folders is no secret")
-    assert settle(missing) == [SecretNews("bgp/tor", 1, "")]
+    assert settle(missing) == [SecretNews(THE_FOLDER, 0, ""), SecretNews("bgp/tor", 1, "")]
     assert missing.problem == ""
+
+
+def test_that_none_is_set_is_told_once_and_until_one_is(tmp_path: Path, bgp: Path) -> None:
+    (bgp / "tor").write_bytes(b"first")
+    folder = SecretFolder("")
+    (news,) = folder.look()
+    assert news.reference == THE_FOLDER and not news.generation and news.problem.startswith("secrets.dir, ")
+    assert folder.look() == [] and folder.problem == "", "nothing is wrong with it"
+    folder.path = str(tmp_path)
+    assert settle(folder) == [SecretNews(THE_FOLDER, 0, ""), SecretNews("bgp/tor", 1, "")]
+    folder.path = ""
+    assert folder.look() == [news] and folder.password("bgp/tor") == b"first"
 
 
 def test_nothing_shows_a_password(tmp_path: Path, bgp: Path) -> None:

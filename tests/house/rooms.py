@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "routed"
 
 PURE = (
-    "errors", "net", "desired", "desired_policy", "observed", "bgp", "netlink", "model", "rib", "policy", "ipam", "plan",
-    "core",
+    "values", "errors", "net", "desired", "desired_policy", "observed", "bgp", "netlink", "model", "rib", "policy", "ipam",
+    "plan", "core",
 )  # fmt: skip
 """The rooms above the purity line."""
 

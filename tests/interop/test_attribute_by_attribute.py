@@ -32,6 +32,7 @@ from routed.testing.peer import (
 from routed.testing.routers import Bird, ExaBgp, Frr, GoBgp, OpenBgpd, Routed, Router, resource
 from routed.testing.told import Told, of_octets
 from tests.interop.tors import NODE4, NODE6, NODE_AS, TOR4, TOR6, TOR_AS, Wire
+from tests.lab.topology import SOON
 
 SOURCE_AS, SINK_AS = 65003, 65002
 CLUSTER, AGGREGATOR, UNKNOWN = "224.0.0.9", "192.0.2.7", bytes((1, 2, 255))
@@ -284,7 +285,7 @@ def test_all_attributes_both_ways(lab: Lab, on_the_wire: Wire, make: str, kind: 
         elif make in ("bird", "openbgpd"):
             wanted = replace(wanted, local_pref=100)  # which they assume
         heard = wait_for(
-            lambda line=line: tor.told(line.outbound), 20, "the tor has the sink's route", state=lab.report
+            lambda line=line: tor.told(line.outbound), SOON, "the tor has the sink's route", state=lab.report
         )
         assert heard == (replace(wanted, unknown={}) if make == "frr" else wanted)
         if make != "exabgp":  # and to the source
@@ -302,7 +303,7 @@ def test_all_attributes_both_ways(lab: Lab, on_the_wire: Wire, make: str, kind: 
             med=MED,
             local_pref=LOCAL_PREF if internal else 100,
         )
-        found = wait_for(lambda line=line: routed.told(line.inbound), 20, "routed has it", state=lab.report)
+        found = wait_for(lambda line=line: routed.told(line.inbound), SOON, "routed has it", state=lab.report)
         assert found == wanted
         # and to the sink
         last = peers[line.sink].updates_until(line.inbound)[-1]

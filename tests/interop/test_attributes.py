@@ -29,6 +29,7 @@ from routed.testing.peer import (
     update,
 )
 from routed.testing.routers import Bird, Frr, Routed, resource
+from tests.lab.topology import SOON
 
 NODE, LEFT, RIGHT = "10.0.0.1", "10.0.0.2", "10.0.0.3"
 NODE6, LEFT6, RIGHT6 = "fd00::1", "fd00::2", "fd00::3"
@@ -83,7 +84,7 @@ def test_external_to_external_as_bird_hears_it(chain: tuple[Routed, Namespace, N
     first.start()
     last.start()
     routed.start()
-    text = wait_for(lambda: last.routes().get(NET), 15, "the last router has the route", state=routed.sessions)
+    text = wait_for(lambda: last.routes().get(NET), SOON, "the last router has the route", state=routed.sessions)
     heard = dict(re.findall(r"BGP\.(\w+): (.*)", text))
     assert heard["origin"] == "EGP"
     assert heard["as_path"] == "65001 65002 4200000001"
@@ -105,7 +106,7 @@ def test_external_to_internal_as_frr_hears_it(chain: tuple[Routed, Namespace, Na
     first.start()
     last.start()
     routed.start()
-    (path,) = wait_for(lambda: last.route(NET), 15, "the last router has the route", state=routed.sessions)
+    (path,) = wait_for(lambda: last.route(NET), SOON, "the last router has the route", state=routed.sessions)
     assert path["origin"] == "EGP"
     assert path["aspath"]["string"] == "65002 4200000001"
     assert path["metric"] == 77, "the MED goes on inside the AS"
@@ -199,7 +200,7 @@ def test_ipv6_next_hops_with_and_without_link_local(chain: tuple[Routed, Namespa
         assert heard.announced == [NET6]
         assert heard.next_hop.split()[0] in (NODE6, LEFT6)
         assert heard.attributes[2][1] == struct.pack(">BBII", 2, 2, 65001, 65002)
-        wait_for(lambda: NET6 in routed.kernel_routes(ipv6=True), 5, "the kernel has it", state=routed.kernel_routes)
+        wait_for(lambda: NET6 in routed.kernel_routes(ipv6=True), SOON, "the kernel has it", state=routed.kernel_routes)
         assert "dev eth0" in routed.kernel_routes(ipv6=True)[NET6]
 
 
@@ -263,11 +264,11 @@ def test_reflection_between_bird_and_frr(chain: tuple[Routed, Namespace, Namespa
     first.start()
     last.start()
     routed.start()
-    (path,) = wait_for(lambda: last.route(NET), 15, "FRR has BIRD's route", state=routed.sessions)
+    (path,) = wait_for(lambda: last.route(NET), SOON, "FRR has BIRD's route", state=routed.sessions)
     assert (path["originatorId"], path["clusterList"]["list"]) == (LEFT, ["224.0.0.9"])
     assert (path["locPrf"], path["metric"], path["community"]["string"]) == (140, 9, "65001:3")
     assert path["nexthops"][0]["ip"] == LEFT
-    text = wait_for(lambda: first.routes().get("198.51.100.0/24"), 15, "BIRD has FRR's route", state=routed.sessions)
+    text = wait_for(lambda: first.routes().get("198.51.100.0/24"), SOON, "BIRD has FRR's route", state=routed.sessions)
     heard = dict(re.findall(r"BGP\.(\w+): (.*)", text))
     assert (heard["originator_id"], heard["cluster_list"]) == (RIGHT, "224.0.0.9")
     assert heard["next_hop"] == RIGHT

@@ -20,6 +20,7 @@ from tests.interop.tors import (
     wait_for_routes,
     wait_for_sessions,
 )
+from tests.lab.topology import RECONNECT, SOON
 
 pytestmark = pytest.mark.lab
 
@@ -41,36 +42,36 @@ def test_either_side_comes_back(lab: Lab, on_the_wire: Wire, make: str, tor_as: 
     tor.kill()
     wait_for(
         lambda: not (routed.established(TOR4) or routed.established(TOR6)),
-        20,
+        SOON,
         "the node notices that the switch is gone",
         state=routed.sessions,
     )
     tor.start()
-    wait_for_sessions(routed, tor, 40)
+    wait_for_sessions(routed, tor, RECONNECT)
     announce(tor)
     wait_for_routes(routed, tor)
     # what was kept while it was away would be there, too: it must have been said again
-    wait_for(lambda: fresh(routed, TOR4) and fresh(routed, TOR6), 20, "the switch's routes are no stale ones")
+    wait_for(lambda: fresh(routed, TOR4) and fresh(routed, TOR6), SOON, "the switch's routes are no stale ones")
 
     routed.stop()
     wait_for(
         lambda: not (tor.established(NODE4) or tor.established(NODE6)),
-        20,
+        SOON,
         "the switch notices that the node is gone",
         state=tor.sessions,
     )
     for name, cidr in (("new4", NEW4), ("new6", NEW6)):
         routed.put(resource("BlockAffinity", name, {"node": "node", "cidr": cidr}))
     routed.start()
-    wait_for_sessions(routed, tor, 40)
+    wait_for_sessions(routed, tor, RECONNECT)
     wait_for_routes(routed, tor)
     wait_for(
         lambda: NEW4 in tor.routes() and NEW6 in tor.routes(ipv6=True),
-        20,
+        SOON,
         "the switch knows what the node has had since",
         state=lambda: (tor.routes(), tor.routes(ipv6=True)),
     )
-    wait_for(lambda: fresh(routed, TOR4) and fresh(routed, TOR6), 20, "the switch's routes were said again")
+    wait_for(lambda: fresh(routed, TOR4) and fresh(routed, TOR6), SOON, "the switch's routes were said again")
     assert routed.problems() == []
 
 

@@ -20,7 +20,7 @@ from routed.testing.routers import Bird, ExaBgp, Frr, GoBgp, Routed, Router, res
 from routed.testing.told import Told
 from tests.interop.tors import Wire
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(480)]
 
 COUNT = 50_000
 NODE_AS, BIRD_AS, FRR_AS, SOURCE_AS = 65001, 65100, 65200, 65300
@@ -164,7 +164,7 @@ def test_each_way_between_gobgp_and_exabgp(lab: Lab, on_the_wire: Wire) -> None:
             f'[[neighbors]]\n[neighbors.config]\nneighbor-address = "{peer}"\npeer-as = {asn}\n'
             "[neighbors.transport.config]\npassive-mode = true\n"
             # the scripted peer sends no KEEPALIVEs; without any hold time GoBGP has no patience in writing
-            "[neighbors.timers.config]\nhold-time = 240\nkeepalive-interval = 80\n"
+            "[neighbors.timers.config]\nhold-time = 900\nkeepalive-interval = 80\n"
             '[[neighbors.afi-safis]]\n[neighbors.afi-safis.config]\nafi-safi-name = "ipv4-unicast"\n'
             for peer, asn in (("10.0.1.1", NODE_AS), ("10.0.1.3", SOURCE_AS))
         ),
@@ -181,7 +181,7 @@ def test_each_way_between_gobgp_and_exabgp(lab: Lab, on_the_wire: Wire) -> None:
     exabgp.launch()
     routed.start()
     with ScriptedPeer(source, "10.0.1.3", "10.0.1.2", asn=SOURCE_AS, router_id="10.0.1.3") as peer:
-        peer.establish()
+        peer.establish(hold_time=900)
         # GoBGP gives it up where it does not read what is passed on to it
         threading.Thread(target=drain, args=(peer.socket,), daemon=True).start()
         said = origin() + as_path(SOURCE_AS) + next_hop(peer.local)

@@ -39,6 +39,7 @@ from tests.interop.tors import (
     announce,
     node_and_tor,
 )
+from tests.lab.topology import SOON
 
 OFFERED = "capability 5 (extended next hop)"
 
@@ -57,7 +58,8 @@ def frr(namespace: Namespace) -> Frr:
     return Frr(
         namespace,
         f"router bgp {TOR_AS}\n bgp router-id {TOR4}\n no bgp ebgp-requires-policy\n no bgp network import-check\n"
-        f" neighbor {NODE6} remote-as {NODE_AS}\n neighbor {NODE6} timers connect 1\n"
+        # passive: some collisions it takes for the end of the neighbour (test_collisions)
+        f" neighbor {NODE6} remote-as {NODE_AS}\n neighbor {NODE6} passive\n"
         f" neighbor {NODE6} capability extended-nexthop\n"
         f" address-family ipv4 unicast\n  network {NET4}\n  neighbor {NODE6} activate\n exit-address-family\n"
         f" address-family ipv6 unicast\n  network {NET6}\n  neighbor {NODE6} activate\n exit-address-family\n",
@@ -101,7 +103,7 @@ def test_the_session_carries_its_own_family(lab: Lab, on_the_wire: Wire, make: s
     announce(tor)
     wait_for(
         lambda: NET6 in routed.kernel_routes(ipv6=True) and BLOCK6 in tor.routes(ipv6=True),
-        20,
+        SOON,
         "IPv6 routes go both ways",
         state=lab.report,
     )
@@ -125,7 +127,7 @@ def test_one_that_sends_them_all_the_same(lab: Lab) -> None:
         peer.establish(capabilities=offers + four_octet_as(TOR_AS))
         four = attribute(0x80, 14, struct.pack(">HBB", 1, 1, 16) + packed(TOR6) + b"\0" + nlri(NET4))
         peer.send(update(four + said), update(mp_reach(TOR6, NET6) + said))
-        wait_for(lambda: NET6 in routed.kernel_routes(ipv6=True), 5, "its IPv6 route is there", state=routed.routes)
+        wait_for(lambda: NET6 in routed.kernel_routes(ipv6=True), SOON, "its IPv6 route is there", state=routed.routes)
         row = routed.neighbors()[TOR6]
         assert row["messages"]["attributeDiscard"] == 1
         assert "did not negotiate" in row["messages"]["lastFinding"]

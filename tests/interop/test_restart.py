@@ -24,6 +24,7 @@ from tests.interop.tors import (
     wait_for_routes,
     wait_for_sessions,
 )
+from tests.lab.topology import RECONNECT, SOON
 
 #: Those that keep a table, and so can keep our routes in it. ExaBGP only reports what it hears.
 KEEPERS = ("bird", "frr", "gobgp")
@@ -41,7 +42,9 @@ def running(lab: Lab, make: str, *, restartable: bool = False, **settings: objec
     routed, namespace = node_and_tor(lab)
     routed.configure(**settings)
     # GoBGP helps only where it is configured to restart, too
-    tor = TORS[make](namespace, **(RESTARTABLE[make] if restartable or make == "gobgp" else {}))
+    extra = RESTARTABLE[make] if restartable or make == "gobgp" else {}
+    # FRR takes some collisions for the end of the neighbour (test_collisions), and drops what it kept
+    tor = TORS[make](namespace, passive=make == "frr", **extra)
     tor.start()
     announce(tor)
     routed.start()
@@ -98,7 +101,7 @@ def test_the_switch_keeps_our_routes_while_routed_restarts(lab: Lab, make: str, 
         assert kept(routed), "the node lost a route when routed came back"
         return routed.established(TOR4, TOR6)
 
-    wait_for(both_forward, 20, "the sessions are up again", state=routed.sessions)
+    wait_for(both_forward, SOON, "the sessions are up again", state=routed.sessions)
     wait_for_routes(routed, tor)
     stays(lambda: forwarded(tor) and kept(routed), 1.5, "both kernels forward after the restart")
 
@@ -129,8 +132,8 @@ def test_routes_that_changed_while_routed_was_away_are_right_afterwards(lab: Lab
 def test_a_shutdown_takes_our_routes_away_at_once(lab: Lab, make: str) -> None:
     routed, tor = running(lab, make, onStop="shutdown")
     routed.stop()
-    wait_for(lambda: not tor.routes().get(BLOCK4), 5, "the switch dropped our routes", state=tor.routes)
-    wait_for(lambda: BLOCK4 not in holds(tor), 5, "its kernel too", state=tor.namespace.routes)
+    wait_for(lambda: not tor.routes().get(BLOCK4), SOON, "the switch dropped our routes", state=tor.routes)
+    wait_for(lambda: BLOCK4 not in holds(tor), SOON, "its kernel too", state=tor.namespace.routes)
     assert kept(routed), "the node's own kernel keeps its routes"
     if make == "frr":
         assert "Administrative Shutdown" in tor.ctl(f"show bgp neighbors {NODE4}")
@@ -142,12 +145,16 @@ def test_we_keep_the_routes_of_a_switch_that_restarts(lab: Lab, make: str) -> No
     tor.kill()
     wait_for(
         lambda: not (routed.established(TOR4) or routed.established(TOR6)),
-        10,
+        SOON,
         "the sessions are seen to be down",
         state=routed.sessions,
     )
-    stale = {name: row["families"][f"{name}-unicast"]["stale"] for name, row in by_family(routed).items()}
-    assert all(stale.values()), stale
+    wait_for(
+        lambda: all(row["families"][f"{name}-unicast"]["stale"] for name, row in by_family(routed).items()),
+        SOON,
+        "its routes are stale",
+        state=routed.neighbors,
+    )
     stays(lambda: kept(routed), 1.5, "we forward while the switch is away")
     if isinstance(tor, GoBgp):
         tor.recover = True
@@ -165,7 +172,7 @@ def test_we_keep_the_routes_of_a_switch_that_restarts(lab: Lab, make: str) -> No
     wait_for_routes(routed, tor)
     wait_for(
         lambda: all(family["stale"] == 0 for row in routed.neighbors().values() for family in row["families"].values()),
-        10,
+        SOON,
         "nothing is stale any more",
         state=routed.neighbors,
     )
@@ -174,7 +181,7 @@ def test_we_keep_the_routes_of_a_switch_that_restarts(lab: Lab, make: str) -> No
 def test_what_a_switch_does_not_announce_again_goes_with_its_end_of_rib(lab: Lab) -> None:
     routed, tor = running(lab, "bird", restartable=True)
     tor.kill()
-    wait_for(lambda: not routed.established(TOR4), 10, "the session is seen to be down", state=routed.sessions)
+    wait_for(lambda: not routed.established(TOR4), SOON, "the session is seen to be down", state=routed.sessions)
     assert NET4 in routed.kernel_routes()
     tor.config = tor.config.replace(f"route {NET4} blackhole;", "route 198.51.100.0/24 blackhole;")
     tor.start()
@@ -190,12 +197,12 @@ def test_a_session_that_ends_without_restart_takes_its_routes(lab: Lab) -> None:
     """A session ended with Cease/2 is no restart: nothing is kept."""
     routed, tor = running(lab, "bird")
     tor.ctl("disable", "node4")
-    wait_for(lambda: NET4 not in routed.kernel_routes(), 5, "the route is gone", state=routed.kernel_routes)
+    wait_for(lambda: NET4 not in routed.kernel_routes(), SOON, "the route is gone", state=routed.kernel_routes)
     row = routed.neighbors()[TOR4]
-    assert "dministrative" in row["lastError"], row["lastError"]
+    assert "dministrative" in row["lastDown"], row["lastDown"]
     assert NET6 in routed.kernel_routes(ipv6=True), "the other session is untouched"
     tor.ctl("enable", "node4")
-    wait_for_sessions(routed, tor, 40)
+    wait_for_sessions(routed, tor, RECONNECT)
     wait_for_routes(routed, tor)
 
 
@@ -206,7 +213,7 @@ def test_sighup_changes_what_may_change_and_no_session(lab: Lab) -> None:
     routed.processes[0].signal(signal.SIGHUP)
     wait_for(
         lambda: any("kernel" in text for text in routed.problems()),
-        5,
+        SOON,
         "the refused key is named",
         state=routed.problems,
     )

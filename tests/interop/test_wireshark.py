@@ -29,6 +29,7 @@ from routed.testing.peer import (
 )
 from routed.testing.routers import Routed, resource
 from tests.interop.tors import Wire
+from tests.lab.topology import SOON
 
 
 def test_every_message_is_well_formed(lab: Lab, on_the_wire: Wire) -> None:
@@ -57,11 +58,13 @@ def test_every_message_is_well_formed(lab: Lab, on_the_wire: Wire) -> None:
         said = origin() + as_path(65002, 4200000001) + communities("65002:1")
         four.send(update(said + next_hop("10.0.0.2"), nlri("192.0.2.0/24")), message(KEEPALIVE))
         six.send(update(mp_reach("fd00::2", "2001:db8::/32") + said))
-        wait_for(lambda: "192.0.2.0/24" in routed.routes(), 5, "the route is known")
+        wait_for(lambda: "192.0.2.0/24" in routed.routes(), SOON, "the route is known")
         for i in range(25):
             routed.remove("BlockAffinity", f"b{i}")
             routed.remove("BlockAffinity", f"c{i}")
-        wait_for(lambda: len(routed.kernel_routes()) == 26, 5, "half the blocks are gone", state=routed.kernel_routes)
+        wait_for(
+            lambda: len(routed.kernel_routes()) == 26, SOON, "half the blocks are gone", state=routed.kernel_routes
+        )
         routed.ask("clear", address="10.0.0.2", mode="in")
         routed.stop()
         four.expect_notification()

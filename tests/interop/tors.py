@@ -12,6 +12,7 @@ from collections.abc import Callable
 from routed.testing.capture import Capture
 from routed.testing.lab import Lab, Namespace, wait_for
 from routed.testing.routers import Bird, ExaBgp, Frr, GoBgp, OpenBgpd, Routed, Router, resource
+from tests.lab.topology import SOON
 
 NODE_AS, TOR_AS = 65001, 65100
 NODE4, NODE6 = "10.0.0.1", "fd00::1"
@@ -123,7 +124,7 @@ def announce(tor: Router) -> None:
                 tor.ctl("global", "rib", "-a", family, "add", prefix, "nexthop", hop, "community", "65100:7")
                 return prefix in tor.routes(ipv6=family == "ipv6")
 
-            wait_for(has_it, 20, f"GoBGP has {prefix}", every=0.2)
+            wait_for(has_it, SOON, f"GoBGP has {prefix}", every=0.2)
 
 
 #: The fixture `on_the_wire`: a namespace, its interface, and the addresses to be judged.
@@ -155,7 +156,7 @@ def node_and_tor(lab: Lab, node_as: int = NODE_AS, tor_as: int = TOR_AS) -> tupl
     return routed, tor
 
 
-def wait_for_sessions(routed: Routed, tor: Router, deadline: float = 20.0) -> None:
+def wait_for_sessions(routed: Routed, tor: Router, deadline: float = SOON) -> None:
     wait_for(
         lambda: routed.established(TOR4, TOR6) and tor.established(NODE4, NODE6),
         deadline,
@@ -164,7 +165,7 @@ def wait_for_sessions(routed: Routed, tor: Router, deadline: float = 20.0) -> No
     )
 
 
-def wait_for_routes(routed: Routed, tor: Router, deadline: float = 20.0) -> None:
+def wait_for_routes(routed: Routed, tor: Router, deadline: float = SOON) -> None:
     """Each knows the other's networks, and routed has them in the kernel."""
     wait_for(
         lambda: (

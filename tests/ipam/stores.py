@@ -7,7 +7,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from routed.ipam.allocator import CONFLICT, Clock, Found, Get, List, Procedure, Request, Write
+from routed.ipam.allocator import CONFLICT, Clock, Found, Get, HasElder, List, Procedure, Request, Write, block_key
 from routed.model.ipam import IPAMBlock, IPAMHandle
 from routed.model.resources import BlockAffinity, Cidr, Resource, ResourceKey
 from routed.model.schema import parse_manifest
@@ -20,11 +20,20 @@ class MemoryStore:
     items: dict[ResourceKey, Found] = field(default_factory=dict)
     revision: int = 0
     writes: int = 0
+    made: dict[ResourceKey, int] = field(default_factory=dict)
+    """The revision at which each was made."""
 
     def answer(self, request: Request) -> Any:
         match request:
             case Get(key):
                 return self.items.get(key)
+            case HasElder(cidr):
+                own = self.made[block_key(cidr)]
+                return any(
+                    found.value.cidr.overlaps(cidr) and self.made[key] < own
+                    for key, found in self.items.items()
+                    if isinstance(found.value, IPAMBlock)
+                )
             case List(kind):
                 return [found for key, found in sorted(self.items.items()) if key.kind == kind]
             case Write(key, wanted, revision):
@@ -40,6 +49,8 @@ class MemoryStore:
                     value = parse_manifest(json.loads(json.dumps(manifest)))
                     assert isinstance(wanted, dict) or value == wanted
                     assert value.key == key
+                    if there is None:
+                        self.made[key] = self.revision
                     self.items[key] = Found(value, str(self.revision))
                 return str(self.revision)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter
 from dataclasses import replace
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from routed.ipam.allocator import (
     Cluster,
     Demand,
+    Found,
     assign_addresses,
     assign_specific,
     block_at,
@@ -21,6 +23,7 @@ from routed.ipam.allocator import (
     block_key,
     claim,
     in_search_order,
+    owner_of,
     pool_of,
     release_addresses,
     release_affinity,
@@ -35,8 +38,10 @@ from routed.model.resources import AllowedUse, AssignmentMode, Cidr, IPPool
 from routed.model.selector import All, parse_selector
 from routed.net.addresses import format_address, parse_address
 from routed.net.families import Family
-from routed.net.prefixes import parse_prefix
+from routed.net.prefixes import covers, parse_prefix
 from tests.ipam.stores import MemoryStore, TestClock
+from tests.policy.nodes import workload
+from tests.policy.specification import Endpoint
 
 V4, V6 = Family.IPV4_UNICAST, Family.IPV6_UNICAST
 
@@ -263,6 +268,69 @@ def test_addresses_by_name():
     site.check()
 
 
+@pytest.mark.parametrize(("before", "now"), [(26, 29), (29, 26)])
+def test_a_pool_made_again_with_another_block_size(before: int, now: int):
+    """The blocks of the size it had stay their nodes', and no new one has an address of theirs."""
+    site = Site(pool("p", "10.50.0.0/25", before))
+    old = site.assign(demand("n1", "a", 3)) + site.assign(demand("n2", "b", 1))
+    site.cluster = Cluster((pool("p", "10.50.0.0/25", now),))
+    assert site.assign(demand("n1", "c"))[0] not in old  # its own block goes on giving
+    taken = [each for number in range(30) for each in site.assign(demand(f"n{number % 3 + 1}", f"d{number}"))]
+    # two blocks of eight leave no room for one of 64: what they have is all there is
+    assert len(set(taken + old)) == len(taken + old) == {26: 4 + 30, 29: 16 - 1}[before]
+    cidrs = sorted(site.store.blocks)
+    assert {cidr.prefix[0] for cidr in cidrs} >= {before}
+    for one, other in itertools.combinations(cidrs, 2):
+        assert not covers(one.prefix, other.prefix) and not covers(other.prefix, one.prefix), (str(one), str(other))
+    again = parse_address(old[1])
+    outcome = site.store.run(assign_specific(site.cluster, demand("n3", "x"), again, site.clock()))
+    assert outcome.reason == "somebody has it, or it is cooling down"
+    found = site.store.run(owner_of(site.cluster, again))
+    assert found is not None and found.handle_id == "a"
+    assert site.store.run(release_addresses(site.cluster, [again], site.clock())) == (again,)
+    assert site.store.run(assign_specific(site.cluster, demand("n1", "x"), again, site.clock())).addresses == (again,)
+    site.check()
+
+
+@given(st.lists(st.integers(0, 2), max_size=120), st.lists(st.sampled_from([25, 26, 28, 30]), min_size=3, max_size=3))
+def test_nodes_for_which_a_pool_has_different_block_sizes_claim_at_once(order: list[int], sizes: list[int]) -> None:
+    """Whatever is done in between any two steps, no two blocks overlap when all are done."""
+    store, clock = MemoryStore(), TestClock()
+    procedures = {
+        number: assign_addresses(
+            Cluster((pool("p", "10.50.0.0/25", size),), STRICT), demand(f"n{number}", f"h{number}"), clock()
+        )
+        for number, size in enumerate(sizes)
+    }
+    answers: dict[int, Any] = dict.fromkeys(procedures)
+    given: dict[int, tuple[bytes, ...]] = {}
+    for number in itertools.chain(order, itertools.cycle(procedures)):
+        if len(given) == len(procedures):
+            break
+        if number not in given:
+            try:
+                answers[number] = store.answer(procedures[number].send(answers[number]))
+            except StopIteration as done:
+                given[number] = done.value.addresses
+    blocks = list(store.blocks)
+    assert not [(one, other) for one, other in itertools.combinations(blocks, 2) if one.overlaps(other)]
+    addresses = [each for found in given.values() for each in found]
+    assert addresses and len(set(addresses)) == len(addresses)
+
+
+def test_an_address_by_name_claims_no_block_over_those_of_another_size():
+    site = Site(pool("p", "10.50.0.0/30", 31))
+    (first,) = site.assign(demand("n2", "a"))
+    site.cluster = Cluster((pool("p", "10.50.0.0/29", 29),))
+    (block,) = site.store.blocks
+    other = next(
+        each for each in ("10.50.0.1", "10.50.0.3") if each != first and int(each[-1]) // 2 != int(first[-1]) // 2
+    )
+    outcome = site.store.run(assign_specific(site.cluster, demand("n1", "x"), parse_address(other), site.clock()))
+    assert outcome.reason == "blocks of another size are in its block 10.50.0.0/29"
+    assert list(site.store.blocks) == [block]
+
+
 def test_cooldown_of_addresses():
     site = Site(config=IPAMConfig(name="default", auto_allocate_blocks=True, ip_cooldown=60))
     given = site.assign(demand("n1", "a", 16))
@@ -322,7 +390,7 @@ def test_half_a_claim_of_before_is_finished(state: str):
     cidr = next(search_order(SMALL, "n1"))
     procedure = claim(cidr, "n1", site.clock())
     answer: Any = None
-    for _ in range(2 if state == "pending" else 5):
+    for _ in range(2 if state == "pending" else 6):
         answer = site.store.answer(procedure.send(answer))
     if state == "confirmed":
         found = site.store.items.pop(block_key(cidr))
@@ -444,6 +512,28 @@ def test_addresses_that_somebody_has_are_given_to_nobody():
     assert (outcome.addresses, outcome.reason) == ((), "pod b has it")
     site.cluster = replace(site.cluster, held=lambda _: None)
     assert site.assign(demand("n1", "y", 3)) == ["10.0.0.1", "10.0.0.5"]
+
+
+def test_an_address_is_given_whose_holder_has_just_gone():
+    """The datastore has the endpoint no more, and here nobody has heard of it yet."""
+    address, endpoint = (
+        parse_address("10.0.0.5"),
+        workload(Endpoint("pod", "b", "default", {}, "n2", ("10.0.0.5",)), "cali1"),
+    )
+    site = Site(held={address: Holder("pod b", "n2", endpoint.key)}.get)
+    wanted = demand("n1", "x")
+
+    def asked() -> tuple[tuple[bytes, ...], str]:
+        outcome = site.store.run(assign_specific(site.cluster, wanted, address, site.clock()))
+        return outcome.addresses, outcome.reason
+
+    assert asked() == ((), "pod b has it"), "its block is lost: the pod may live on"
+    site.assign(demand("n1", "a", 16))
+    site.release("a")
+    site.store.items[endpoint.key] = Found(endpoint, "1")
+    assert asked() == ((), "pod b has it")
+    del site.store.items[endpoint.key]
+    assert asked() == ((address,), "")
 
 
 def test_a_lost_block_is_left_to_the_node_whose_pods_are_in_it_while_there_are_others():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -18,7 +19,6 @@ from routed.ipam.blocks import (
     free_count,
     is_empty,
     new_block,
-    ordinal_of,
     release,
     release_handle,
     touched,
@@ -207,7 +207,7 @@ class BlockMachine(RuleBasedStateMachine):
         block = self.block
         for ordinal in range(8):
             address = address_at(block, ordinal)
-            assert ordinal_of(block, address) == ordinal
+            assert block.ordinal_of(address) == ordinal
             owner = block.owner(ordinal)
             assert (owner.handle_id if owner else None) == self.owners.get(address)
             free = address not in self.owners and address not in self.cooling
@@ -221,3 +221,4 @@ class BlockMachine(RuleBasedStateMachine):
 
 
 TestBlock = BlockMachine.TestCase
+TestBlock.settings = settings(TestBlock.settings, max_examples=50)

@@ -79,6 +79,17 @@ def test_what_has_an_endpoint_adds_up_and_what_has_none_leaked():
     assert look(site, endpoints={"a": one}) == [] and "b" not in site.store.handles
 
 
+def test_a_block_inside_another_is_named():
+    site, others = Site(), Site()  # a node of Calico's own looks at nobody else's
+    for store, node, cidr in (
+        (site.store, "n1", "10.0.0.0/30"), (others.store, "n2", "10.0.0.2/31"), (site.store, "n1", "10.0.0.4/30")
+    ):  # fmt: skip
+        assert store.run(claim(Cidr(*parse_prefix(cidr)), node, site.clock()))
+    site.store.items |= others.store.items
+    (text,) = [each.text for each in look(site) if each.problem is Problem.OVERLAP]
+    assert text.startswith("block 10.0.0.2/31 of node n2 is inside block 10.0.0.0/30 of node n1")
+
+
 def test_an_address_that_went_to_another_since_is_not_the_leak_of_the_report():
     site = Site()
     site.assign(demand("n1", "a", 4))

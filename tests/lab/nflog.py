@@ -23,7 +23,7 @@ class LogReader:
         with where.entered():
             self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
         self._socket.bind((0, 0))
-        self._socket.settimeout(5)
+        self._socket.settimeout(60)
         self._read: list[str] = []
         mode = struct.pack("!IBB", 0, _COPY_META, 0)
         for attribute in (struct.pack("=HHB3x", 5, 1, _BIND), struct.pack("=HH", 10, 2) + mode + bytes(2)):

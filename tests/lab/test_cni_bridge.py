@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from routed.testing.lab import Lab, Namespace, wait_for
+from routed.testing.lab.echoes import echoes
 from routed.testing.routers import resource
 from tests.lab.test_cni import DUAL, Answer
 from tests.lab.test_cni_etcd import Site
@@ -82,14 +83,12 @@ def test_pods_are_guarded_ports_of_the_bridge(site: Bridged) -> None:
 
 
 def test_every_pod_reaches_every_other_without_a_loss(site: Bridged) -> None:
-    pings = [
-        site.pods[source][0].start(f"ping {target}", "ping", "-n", "-i", "0.02", "-c", "20", address)
+    asked = {
+        f"{source} > {address}": echoes(site.pods[source][0], address, 0.02)
         for source, target in permutations(site.pods, 2)
         for address in site.pods[target][1]
-    ]
-    for each in pings:
-        each.wait(60)
-        assert " 0% packet loss" in each.text(), each.text()
+    }
+    assert {what: lost for what, each in asked.items() if (lost := each.end()[1])} == {}
     for address in ("192.0.2.9", "2001:db8::9"):
         assert site.pods["a"][0].pings(address)  # masqueraded as any pod's
 
@@ -186,18 +185,21 @@ def test_frames_past_the_gateway_reach_no_neighbour(site: Bridged) -> None:
 
 def test_a_restart_loses_nothing_and_check_sees_what_is_wrong(site: Bridged) -> None:
     node, (a, *_), of_b = site.nodes[1], site.of("a"), site.pods["b"][1]
-    pings = [a.start("ping", "ping", "-n", "-i", "0.01", "-c", "500", address) for address in of_b]
+    asked = [echoes(a, address) for address in of_b]
     node.routed.kill()
     node.start()
-    for each in pings:
-        each.wait(60)
-        assert " 0% packet loss" in each.text(), each.text()
+    assert [each.end()[1] for each in asked] == [[], []]
     made = node.runtime.add(a, **BRIDGED)  # again: the same
     assert made.addresses == site.pods["a"][1]
     assert node.runtime.call("CHECK", a, previous=made.output, **BRIDGED).status == 0
-    node.namespace.ip(f"link set {site.port('a')} nomaster")
-    answer = node.runtime.call("CHECK", a, previous=made.output, **BRIDGED)
-    assert answer.status and "is no port of routed0" in answer.output["msg"]
+
+    def is_seen() -> bool:
+        """Unless the daemon, which keeps the port, was faster than the call."""
+        node.namespace.ip(f"link set {site.port('a')} nomaster")
+        answer = node.runtime.call("CHECK", a, previous=made.output, **BRIDGED)
+        return answer.status != 0 and "is no port of routed0" in answer.output["msg"]
+
+    wait_for(is_seen, 60, "CHECK sees what is wrong", state=site.lab.report)
     site.pods["a"] = (a, node.runtime.add(a, **BRIDGED).addresses)  # which puts it right
     wait_for(lambda: not site.unreachable(), 20, "all is as it was", state=site.unreachable)
 
@@ -227,5 +229,8 @@ def test_what_cannot_be_is_refused_and_what_goes_leaves_nothing(site: Bridged) -
     )
     assert not any(address in neighbours for address in made.addresses)
     wait_for(lambda: f"{made.addresses[0]}" not in node.namespace.routes(protocol=120), 20, "and its route")
-    assert port not in node.namespace.run("nft", "list", "table", "inet", "routed")
-    assert made.addresses[0] not in node.namespace.run("nft", "list", "table", "inet", "routed")
+
+    def rules() -> str:
+        return node.namespace.run("nft", "list", "table", "inet", "routed")
+
+    wait_for(lambda: port not in (now := rules()) and made.addresses[0] not in now, 30, "and its rules", state=rules)

@@ -11,6 +11,7 @@ from itertools import permutations
 import pytest
 
 from routed.testing.lab import Lab, Namespace, wait_for
+from routed.testing.lab.echoes import echoes
 from routed.testing.routers import resource
 from tests.datastore.etcd_server import P
 from tests.lab.etcd import Etcd
@@ -23,7 +24,7 @@ pytestmark = [
 
 NUMBERS = (1, 2, 3)
 OUTSIDE = ("192.0.2.9", "2001:db8::9")
-TCP_CLIENT = "import socket, sys; print(socket.create_connection((sys.argv[1], 8080), 3).recv(100).decode())"
+TCP_CLIENT = "import socket, sys; print(socket.create_connection((sys.argv[1], 8080), 30).recv(100).decode())"
 TCP_SERVER = """
 import socket
 server = socket.create_server(("::", 8080), family=socket.AF_INET6, dualstack_ipv6=True)
@@ -144,12 +145,11 @@ def test_pods_on_three_nodes_and_one_etcd(site: Site) -> None:
 
     # a daemon dies: the packets don't notice, and the next one knows the node's pods
     pod, addresses = site.pods["p1a"]
-    ping = site.pods["p3a"][0].start("ping", "ping", "-n", "-i", "0.01", "-c", "400", addresses[0])
+    asked = echoes(site.pods["p3a"][0], addresses[0])
     first = site.nodes[1]
     first.routed.kill()
     first.start()
-    ping.wait(60)
-    assert " 0% packet loss" in ping.text(), ping.text()
+    assert asked.end()[1] == []
     assert first.runtime.add(pod, **DUAL).addresses == addresses
     site.add(1, "p1c")
     assert not set(site.pods["p1c"][1]) & set(given)
@@ -160,14 +160,14 @@ def test_pods_on_three_nodes_and_one_etcd(site: Site) -> None:
     unlucky = site.lab.namespace("p1d")
     answer = first.runtime.call("ADD", unlucky, **DUAL)
     assert answer.status == 1 and answer.output["code"] == 11, answer.output
-    wait_for(lambda: len(first.interfaces()) == 3, 10, "no interface is left of it", state=site.lab.report)
+    wait_for(lambda: len(first.interfaces()) == 3, 30, "no interface is left of it", state=site.lab.report)
     assert not site.unreachable()
     site.etcd.start()
     wait_for(
         lambda: first.runtime.call("ADD", unlucky, **DUAL).status == 0, 60, "it works again", state=site.lab.report
     )
     assert first.runtime.call("DEL", unlucky).status == 0
-    wait_for(lambda: "add up" in site.routedctl("ipam", "check", check=False), 10, "nothing leaked")
+    wait_for(lambda: "add up" in site.routedctl("ipam", "check", check=False), 30, "nothing leaked")
 
     # etcd hangs: the call is answered all the same, and what etcd does of it when it goes on is taken back
     unlucky = site.lab.namespace("p1e")
@@ -181,10 +181,13 @@ def test_pods_on_three_nodes_and_one_etcd(site: Site) -> None:
     site.etcd.go_on()
     wait_for(lambda: first.runtime.call("DEL", spare, **DUAL).status == 0, 60, "it goes once etcd answers")
     wait_for(
-        lambda: "add up" in site.routedctl("ipam", "check", check=False) and site.in_use() == 2 * len(site.pods), 60,
-        "nothing is left of it", state=lambda: site.routedctl("ipam", "check", check=False),
+        lambda: (
+            "add up" in site.routedctl("ipam", "check", check=False)
+            and site.in_use() == 2 * len(site.pods)
+            and not [key for key in site.etcd.keys(f"{P}workloadendpoints/") if "p1e" in key]
+        ),
+        60, "nothing is left of it", state=lambda: site.routedctl("ipam", "check", check=False),
     )  # fmt: skip
-    assert not [key for key in site.etcd.keys(f"{P}workloadendpoints/") if "p1e" in key]
     wait_for(
         lambda: first.runtime.call("ADD", unlucky, **DUAL).status == 0, 60, "it works again", state=site.lab.report
     )
@@ -199,7 +202,7 @@ def test_pods_on_three_nodes_and_one_etcd(site: Site) -> None:
     lock(True)
     wait_for(
         lambda: first.runtime.call("STATUS", cniVersion="1.1.0").status == 1,
-        10,
+        30,
         "the lock is heard of",
         state=site.lab.report,
     )
@@ -211,7 +214,7 @@ def test_pods_on_three_nodes_and_one_etcd(site: Site) -> None:
     lock(False)
     wait_for(
         lambda: first.runtime.call("STATUS", cniVersion="1.1.0").status == 0,
-        10,
+        30,
         "it is open again",
         state=site.lab.report,
     )

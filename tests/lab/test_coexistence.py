@@ -100,7 +100,14 @@ class Tables:
     def restore(self, family: int, rules: str) -> None:
         """As kube-proxy does: what is there stays."""
         subprocess.run(
-            ["nsenter", f"--net={NETNS}/{self._where.full_name}", "--", self.program(family, "-restore"), "--noflush"],
+            [
+                "nsenter",
+                f"--net={NETNS}/{self._where.full_name}",
+                "--",
+                self.program(family, "-restore"),
+                "--noflush",
+                "--wait",
+            ],
             input=rules,
             text=True,
             check=True,
@@ -108,7 +115,7 @@ class Tables:
         )
 
     def run(self, family: int, *words: str) -> None:
-        self._where.run(self.program(family), *words)
+        self._where.run(self.program(family), "--wait", *words)  # the lock is one for all namespaces
 
     def saved(self) -> str:
         """All rules of both families, without times and counts."""

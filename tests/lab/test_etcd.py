@@ -47,7 +47,7 @@ def test_etcd_comes_and_goes_and_no_route_does(lab: Lab) -> None:
     wait_for(both, 30, "routes both ways", state=lab.report)
 
     def told() -> list[str]:
-        status = json.loads(etcd.ctl("get", "--print-value-only", f"{P}caliconodestatuses/a")).get("status", {})
+        status = json.loads(etcd.ctl("get", "--print-value-only", f"{P}caliconodestatuses/a") or "{}").get("status", {})
         peers = status.get("bgp", {}).get("peersV4", [])
         routes = status.get("routes", {}).get("routesV4", [])
         return [one["state"] for one in peers] + [f"{one['destination']} {one['gateway']}" for one in routes]
@@ -55,10 +55,10 @@ def test_etcd_comes_and_goes_and_no_route_does(lab: Lab) -> None:
     wanted = ["Established", "10.244.1.0/26 N/A", "10.244.2.0/26 10.0.0.2"]
     wait_for(lambda: told() == wanted, 20, "the node writes its status", state=lab.report)
     etcd.put("/calico/ipam/v2/host/a/ipv4/block/10.244.9.0-26", {"state": "confirmed"})
-    wait_for(lambda: "10.244.9.0/26" in b.run("ip", "route"), 10, "a new block is in the neighbour's kernel")
+    wait_for(lambda: "10.244.9.0/26" in b.run("ip", "route"), 30, "a new block is in the neighbour's kernel")
 
-    etcd.ctl("del", "--prefix", "/calico/")
-    wait_for(lambda: "routedctl confirm" in here.ctl("status"), 10, "the deletion of everything is held")
+    assert int(etcd.ctl("del", "--prefix", "/calico/")) > 0
+    wait_for(lambda: "routedctl confirm" in here.ctl("status"), 30, "the deletion of everything is held")
     assert both()
     etcd.kill()
     wait_for(lambda: "what it last said stays" in here.ctl("status"), 30, "it is told that etcd is gone")
@@ -76,6 +76,6 @@ def test_etcd_comes_and_goes_and_no_route_does(lab: Lab) -> None:
     etcd.start()
     wait_for(lambda: "10.99.0.0/24" not in a.run("ip", "route"), 30, "etcd has spoken: it goes", state=lab.report)
     assert both()
-    assert here.status()["store"]["heldDeletions"]
+    wait_for(lambda: here.status()["store"]["heldDeletions"], 30, "the deletion is held again", state=lab.report)
     assert "followed" in here.ctl("confirm")
     wait_for(lambda: "10.244.1.0/26" not in b.run("ip", "route"), 20, "the deletion is confirmed", state=lab.report)

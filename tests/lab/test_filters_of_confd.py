@@ -32,7 +32,7 @@ from routed.rib.filters import community_text
 from routed.rib.path import Path, Source, SourceKind
 from routed.testing.lab import Lab, wait_for
 from routed.testing.routers import Bird, missing, resource
-from tests.lab.topology import CLUSTER_AS, RECONNECT
+from tests.lab.topology import CLUSTER_AS, RECONNECT, SOON
 
 pytestmark = [pytest.mark.lab, pytest.mark.skipif(bool(missing("bird")), reason="needs bird")]
 
@@ -323,7 +323,7 @@ def test_the_same_passes(bird: Bird, case: Case, family: Family) -> None:
     assert len(ours) < everything or "operations" in case.rules, "nor one that lets all pass as it is"
     wait_for(
         lambda: of_bird(bird, case, family) == ours,
-        3.0,
+        SOON,
         "BIRD has the same",
         state=lambda: difference(bird, case, family),
     )

@@ -33,6 +33,17 @@ class Collected(Site):
     def handles(self) -> str:
         return " ".join(self.etcd.keys("/calico/ipam/v2/handle/"))
 
+    def said(self, number: int, *lines: str) -> None:
+        """Wait for these in a node's log: what is done is in etcd before it is told."""
+        routed = self.nodes[number].routed
+        wait_for(lambda: all(line in routed.log() for line in lines), 60, f"it is said: {lines}", state=routed.log)
+
+    def adds_up(self) -> None:
+        def told() -> str:
+            return self.routedctl("ipam", "check", check=False)
+
+        wait_for(lambda: "add up" in told(), 30, "all adds up", state=told, every=0.5)
+
 
 @pytest.fixture
 def site() -> Iterator[Collected]:
@@ -59,8 +70,7 @@ def test_what_is_lost_comes_back_and_what_lives_stays(site: Collected) -> None:
     site.etcd.ctl("del", endpoint)
     assert lost in site.handles()
     wait_for(lambda: lost not in site.handles(), 60, "the leak is released", state=site.handles)
-    log = site.nodes[first].routed.log()
-    assert all(f"{address} is given out to pod default/{lost}" in log for address in leaked), log
+    site.said(first, *(f"{address} is given out to pod default/{lost}" for address in leaked))
     assert f"p{second}a" in site.handles()
 
     # a node is removed, and the collector dies with its hand on the lock: another goes on
@@ -71,23 +81,21 @@ def test_what_is_lost_comes_back_and_what_lives_stays(site: Collected) -> None:
     site.etcd.ctl("del", f"{P}nodes/n{third}")
     site.nodes[first].routed.kill()
     wait_for(lambda: not site.held_by(third), 90, "the blocks of the removed node are released", state=site.handles)
+    site.said(second, f"node n{third} is gone: its 2 endpoints and its blocks were taken back")
     assert site.collector() == second
-    assert f"node n{third} is gone: its 2 endpoints and its blocks were taken back" in site.nodes[second].routed.log()
     left = site.etcd.keys(f"{P}workloadendpoints/")
     assert len(left) == 3 and not [key for key in left if f"p{third}" in key]
     assert f"p{third}" not in site.handles()
     site.nodes[first].start()
-    assert "add up" in site.routedctl("ipam", "check")
+    site.adds_up()
 
     # a node whose Node somebody deleted, and which runs: all of its pods' addresses stay
     manifest = json.loads(site.etcd.ctl("get", "--print-value-only", f"{P}nodes/n{first}"))
     site.etcd.ctl("del", f"{P}nodes/n{first}")
-    kept = f"node n{first} runs and its Node is gone: its addresses are kept"
-    wait_for(lambda: kept in site.nodes[second].routed.log(), 60, "it is said", state=site.nodes[second].routed.log)
+    site.said(second, f"node n{first} runs and its Node is gone: its addresses are kept")
     assert site.held_by(first) and f"p{first}a" in site.handles() and f"p{first}b" in site.handles()
-    assert f"Node n{first} is gone and this node has pods" in " ".join(
-        site.nodes[first].routed.ask("status")["problems"]
-    )
+    gone = f"Node n{first} is gone and this node has pods"
+    wait_for(lambda: gone in " ".join(site.nodes[first].routed.problems()), 20, gone, state=site.lab.report)
     site.etcd.put_resource("nodes", manifest)
     wait_for(lambda: not site.unreachable(), 60, "all that is left works", state=site.unreachable)
-    assert "add up" in site.routedctl("ipam", "check")
+    site.adds_up()

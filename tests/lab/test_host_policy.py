@@ -17,12 +17,13 @@ from typing import Any
 import pytest
 
 from routed.daemon.policy import PolicyKeeper
-from routed.dataplane.firewall import EARLY
+from routed.dataplane.firewall_layout import EARLY
+from routed.desired_policy import Icmp
 from routed.model.resources import ResourceKey, Update
 from routed.model.schema import parse_manifest
 from routed.net.addresses import parse_address
 from routed.observed import Interface
-from routed.policy.judge import FirewallModel, Packet
+from routed.policy.judge import FirewallModel, Packet, begins_nothing
 from routed.testing.lab import Lab
 from tests.lab.policy_site import Connections, interface_of, wire
 from tests.policy.nodes import packet, profile, twin, workload
@@ -151,6 +152,13 @@ class Site:
                 await self.keeper.settled()
 
         self.run(change())
+
+    async def made_anew(self, rebuilds: int, within: float) -> None:
+        """What somebody changed was noticed after so many rebuilds, and all is in force again."""
+        async with asyncio.timeout(within):
+            while self.keeper.kernel.rebuilds == rebuilds:
+                await asyncio.sleep(0.01)
+            await self.keeper.settled()
 
     def check(self, wanted: dict[tuple[str, str, str], bool], families: tuple[int, ...] = (4, 6)) -> None:
         """What becomes of these connections ("TCP/80"), in packets and in the model."""
@@ -590,6 +598,20 @@ def test_untracked_policy_leaves_no_track_and_asks_both_ways(site: Site):
     site.have(host_endpoint(), one_way)
     lost = [Connection(who(CLIENT), who(HOST), "TCP", 80, ipv6) for ipv6 in (False, True)]
     assert site.connections.attempt(lost, set()) == set()
+
+
+def test_of_icmp_only_what_may_begin_a_connection_passes(site: Site):
+    """Connection tracking says which types may; `policy explain` and `policy test` must know them."""
+    site.have()
+    kinds = {False: (3, 5, 8, 9, 10, 11, 12, 13, 15, 16, 17, 18, 19, 42, 255)}
+    kinds[True] = (1, 2, 3, 4, 100, 127, 128, 130, 131, 133, 134, 135, 136, 137, 138, 139, 140, 143, 144, 200, 254)
+    tries = [Connection(who(A), who(B), "ICMP", kind << 8, ipv6) for ipv6, each in kinds.items() for kind in each]
+    first = {
+        number
+        for number, each in enumerate(tries)
+        if not begins_nothing(58 if each.ipv6 else 1, Icmp(each.port >> 8, 0))
+    }
+    assert site.connections.attempt(tries, first) == first
 
 
 def test_what_a_pod_says_to_its_node(site: Site):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from routed.datastore.kubernetes import ENDPOINT_SLICES, SERVICES
+from routed.datastore.kubernetes import ENDPOINT_SLICES, NAMESPACES, SERVICES
 from routed.testing.lab import Lab, Namespace, wait_for
 from routed.testing.routers import Routed, resource
 from tests.datastore.kubernetes_api import TOKEN, KubernetesApi, make_certificates
@@ -35,7 +35,7 @@ class Api:
         async def main() -> None:
             self._over = asyncio.Event()
             async with KubernetesApi(folder) as self.api:
-                self.api.objects = {SERVICES.path: {}, ENDPOINT_SLICES.path: {}}
+                self.api.objects = {SERVICES.path: {}, ENDPOINT_SLICES.path: {}, NAMESPACES.path: {}}
                 self._started.set()
                 await self._over.wait()
 
@@ -46,26 +46,37 @@ class Api:
     def put(self, path: str, name: str, labels: dict[str, str] | None = None, **body: object) -> None:
         asyncio.run_coroutine_threadsafe(self.api.put(path, "shop", name, labels, **body), self.loop).result(10)
 
+    def put_namespace(self, name: str, **labels: str) -> None:
+        asyncio.run_coroutine_threadsafe(self.api.put(NAMESPACES.path, "", name, labels), self.loop).result(10)
+
     def delete(self, path: str, name: str) -> None:
         asyncio.run_coroutine_threadsafe(self.api.delete(path, "shop", name), self.loop).result(10)
+
+    def _soon(self, work: Callable[[], object]) -> None:
+        """On the stand-in's loop; done when this returns."""
+
+        async def now() -> None:
+            work()
+
+        asyncio.run_coroutine_threadsafe(now(), self.loop).result(10)
 
     def refuse(self, status: int) -> None:
         def now() -> None:
             self.api.refuse = status
             self.api.hang_up()
 
-        self.loop.call_soon_threadsafe(now)
+        self._soon(now)
 
     def hang(self) -> None:
         """Take what is asked and say nothing, until `answer`."""
-        self.loop.call_soon_threadsafe(self.api.answers.clear)
+        self._soon(self.api.answers.clear)
 
     def answer(self) -> None:
-        self.loop.call_soon_threadsafe(self.api.answers.set)
+        self._soon(self.api.answers.set)
 
     def close(self) -> None:
         self.answer()
-        self.loop.call_soon_threadsafe(self._over.set)
+        self._soon(self._over.set)
         self._thread.join(20)
 
 
@@ -234,9 +245,7 @@ def pod_object(name: str, namespace: str, labels: dict[str, str]) -> dict[str, A
 
 def test_a_pod_s_labels_come_from_the_api_and_policy_holds_by_them():
     with Lab() as lab:
-        node = Node(lab, 1)
-        node.namespace.ip("link add eth0 type bridge", "link set eth0 up")
-        node.namespace.address("eth0", "10.0.0.1/24", "fd00::1/64")
+        node = Node.alone(lab)
         api, config = start_api(node.namespace)
         try:
             api.api.objects["/api/v1/namespaces/shop/pods"] = {
@@ -266,9 +275,54 @@ def test_a_pod_s_labels_come_from_the_api_and_policy_holds_by_them():
             assert answer.status == 1 and answer.output["code"] == 11 and "503" in answer.output["msg"], answer.output
             assert len(node.interfaces()) == 3
             api.refuse(0)
-            stranger = lab.namespace("stranger")
-            answers["stranger"] = node.runtime.call("ADD", stranger, namespace="shop")
-            assert answers["stranger"].status == 0
-            assert not stranger.pings(answers["db"].addresses[0], timeout=0.3)
+            answer = node.runtime.call("ADD", lab.namespace("stranger"), namespace="shop")
+            assert answer.status == 1 and answer.output["code"] == 11, answer.output
+            assert len(node.interfaces()) == 3
+        finally:
+            api.close()
+
+
+def test_a_namespace_s_labels_come_from_the_api_and_choose_pools_and_policies():
+    with Lab() as lab:
+        node = Node.alone(lab)
+        api, config = start_api(node.namespace)
+        try:
+            for namespace in ("shop", "back"):
+                api.api.objects[f"/api/v1/namespaces/{namespace}/pods"] = {"x": pod_object("x", namespace, {})}
+            api.put_namespace("back", team="b")
+            node.routed.configure(kubernetes={"kubeconfig": config})
+            node.routed.put(
+                *cluster(1),
+                resource("IPPool", "v4", {"cidr": "10.65.0.0/16", "blockSize": 26, "namespaceSelector": "team != 'a'"}),
+                resource("IPPool", "a", {"cidr": "10.77.0.0/24", "blockSize": 28, "namespaceSelector": "team == 'a'"}),
+                resource(
+                    "GlobalNetworkPolicy",
+                    "no-a",
+                    {
+                        "namespaceSelector": "team == 'b'",
+                        "types": ["Ingress"],
+                        "ingress": [
+                            {"action": "Deny", "source": {"namespaceSelector": "team == 'a'"}},
+                            {"action": "Allow"},
+                        ],
+                    },
+                ),
+            )
+            node.start()
+            shop, back = lab.namespace("shop"), lab.namespace("back")
+            api.put_namespace("shop", team="a")  # right before its first pod
+            a = node.runtime.call("ADD", shop, name="x", namespace="shop")
+            b = node.runtime.call("ADD", back, name="x", namespace="back")
+            (of_a,), (of_b,) = a.addresses, b.addresses
+            assert of_a.startswith("10.77.0.") and of_b.startswith("10.65."), (of_a, of_b)
+            assert back.pings(of_a) and not shop.pings(of_b, timeout=0.3)
+            api.put_namespace("shop", team="c")
+            wait_for(lambda: shop.pings(of_b, timeout=0.5), 30, "it is no team of that name any more", state=lab.report)
+            # what the datastore says of a namespace counts before what the API does
+            manifest = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop", "labels": {"team": "a"}}}
+            node.routed.put(manifest)
+            wait_for(lambda: not shop.pings(of_b, timeout=0.3), 30, "the datastore says it is", state=lab.report)
+            node.routed.remove("Namespace", "shop")
+            wait_for(lambda: shop.pings(of_b, timeout=0.5), 30, "the API's word again", state=lab.report)
         finally:
             api.close()

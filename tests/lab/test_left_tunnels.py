@@ -23,9 +23,7 @@ def pool(mode: str) -> dict[str, Any]:
 @pytest.fixture
 def node() -> Iterator[Node]:
     with Lab() as lab:
-        made = Node(lab, 1)
-        made.namespace.ip("link add eth0 type bridge", "link set eth0 up")
-        made.namespace.address("eth0", "10.0.0.1/24", "fd00::1/64")
+        made = Node.alone(lab)
         made.routed.put(*cluster(1), pool("Always"))
         yield made
 
@@ -36,11 +34,15 @@ def links(node: Node) -> str:
 
 def test_what_was_made_here_goes_when_no_pool_wants_it(node: Node) -> None:
     node.start()
-    wait_for(lambda: DEVICE in links(node), 20, "there is a tunnel", state=node.lab.report)
+    wait_for(
+        lambda: DEVICE in links(node) and "VXLANTunnelAddr" in node.routed.ctl("get", "node", "n1", "-o", "yaml"), 20,
+        "there is a tunnel", state=node.lab.report,
+    )  # fmt: skip
+    before = node.routed.log().count("in sync")
     node.routed.kill()
     node.routed.configure(cni={"enabled": False})
     node.routed.start()
-    wait_for(lambda: "in sync" in node.routed.log(), 20, "it runs without pods", state=node.lab.report)
+    wait_for(lambda: node.routed.log().count("in sync") > before, 20, "it runs without pods", state=node.lab.report)
     assert DEVICE in links(node) and "VXLANTunnelAddr" in node.routed.ctl("get", "node", "n1", "-o", "yaml")
     node.routed.put(pool("Never"))
     wait_for(lambda: DEVICE not in links(node), 30, "it goes with the last pool", state=node.lab.report)

@@ -57,7 +57,7 @@ def test_a_node_of_a_cluster_on_etcd_moves(lab: Lab) -> None:
     before = routes(first), routes(second)
     with routed_in_its_place(first, second, bird):
         wait_for(lambda: (routes(first), routes(second)) == before, SOON, "the same routes on both", state=lab.report)
-        assert first.problems() == []
+        wait_for(lambda: first.problems() == [], SOON, "nothing is wrong", state=first.problems)
         with back_at_bird(first, second) as back:
             assert (routes(first), routes(second)) == before
         back.kill()

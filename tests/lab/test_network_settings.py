@@ -65,9 +65,11 @@ def install(root: Root) -> None:
 def test_networkd_leaves_alone_what_is_ours(lab: Lab) -> None:
     made, root = node(lab, "kept")
     install(root)
-    said = start(root).text()
+    networkd = start(root)
+    wait_for(lambda: "cali1: Unmanaging interface" in networkd.text(), SOON, "cali1 is let alone", state=networkd.text)
+    said = networkd.text()
     assert "Received new foreign route" not in said and "Remembering foreign routing policy rule" not in said
-    assert "cali1: Unmanaging interface" in said and "cali1: DHCPv4" not in said
+    assert "cali1: DHCPv4" not in said
     assert made.routes(protocol=120) == {"192.0.2.0/24": "dev eth0 scope link"}
     assert "10.244.1.1" in made.routes()
     assert "lookup 100" in made.run("ip", "rule")
@@ -79,10 +81,10 @@ def test_without_it_networkd_would_not(lab: Lab) -> None:
     """So each of the two files is needed."""
     made, root = node(lab, "lost")
     networkd = start(root)
-    assert "Received new foreign route" in networkd.text()
-    assert "Remembering foreign routing policy rule" in networkd.text()
+    for line in ("Received new foreign route", "Remembering foreign routing policy rule"):
+        wait_for(lambda line=line: line in networkd.text(), SOON, line, state=networkd.text)  # type: ignore[misc]
     wait_for(lambda: "cali1: DHCPv4 client: DISCOVER" in networkd.text(), SOON, "it asks the pod for an address")
-    assert "inet6" not in made.run("ip", "addr", "show", "dev", "cali1"), "and the link-local address is gone"
+    wait_for(lambda: "inet6" not in made.run("ip", "addr", "show", "dev", "cali1"), SOON, "its own address is gone")
 
 
 @pytest.mark.skipif(not os.path.exists(SYSCTL), reason="systemd-sysctl is not installed")

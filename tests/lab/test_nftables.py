@@ -24,7 +24,6 @@ from routed.netlink.nftables import (
     PROTOCOL,
     Batch,
     ChainFound,
-    CounterFound,
     Element,
     ElementFound,
     Hook,
@@ -33,13 +32,11 @@ from routed.netlink.nftables import (
     SetShape,
     concatenation,
     decode_chain,
-    decode_counter,
     decode_elements,
     decode_generation,
     decode_rule,
     decode_set,
     dump_chains,
-    dump_counters,
     dump_elements,
     dump_rules,
     dump_sets,
@@ -64,7 +61,7 @@ class Nft:
         self.namespace = namespace
         with namespace.entered():
             self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
-        self._socket.settimeout(10)
+        self._socket.settimeout(60)
         self._socket.bind((0, 0))
 
     def commit(self, batch: Batch) -> list[tuple[int, int]]:
@@ -288,30 +285,22 @@ def test_a_change_by_somebody_else_is_noticed(kernel: Nft):
 
 def test_what_is_read_back(kernel: Nft):
     batch = new_table()
-    batch.add_counter("denied")
     batch.add_base_chain("out", "filter", Hook.OUTPUT, Priority.FILTER)
-    batch.add_rule("out", nft.counter() + nft.named_counter("denied") + nft.verdict(Verdict.DROP), "policy x")
+    batch.add_rule("out", nft.counter() + nft.verdict(Verdict.DROP), "policy x")
     assert kernel.commit(batch) == []
-    kernel.namespace.pings("127.0.0.1", timeout=0.1)
+    kernel.namespace.run("ping", "-n", "-c", "1", "-W", "0.1", "127.0.0.1", check=False)
     assert [decode_chain(message, "routed") for message in kernel.ask(dump_chains("routed", 1))] == [
         ChainFound("out", "filter", Hook.OUTPUT, Priority.FILTER)
     ]
     (rule,) = [decode_rule(message, "routed") for message in kernel.ask(dump_rules("routed", 1))]
     assert rule is not None
     assert replace(rule, expressions=b"") == RuleFound("out", rule.handle, "policy x", 1, 84)
-    assert b"objref" in rule.expressions and b"denied" in rule.expressions
-    assert [decode_counter(message, "routed") for message in kernel.ask(dump_counters("routed", 1))] == [
-        CounterFound("denied", 1, 84)
-    ]
     again = Batch("routed")
-    again.add_counter("denied")
     again.flush_chain("out")
     assert kernel.commit(again) == []
     assert kernel.ask(dump_rules("routed", 1)) == []
-    assert "packets 1 bytes 84" in kernel.ruleset()
     gone = Batch("routed")
     gone.delete_chain("out")
-    gone.delete_counter("denied")
     gone.delete_table()
     assert kernel.commit(gone) == []
     assert kernel.ruleset().strip() == ""
@@ -319,6 +308,6 @@ def test_what_is_read_back(kernel: Nft):
 
 def test_what_a_message_is_not():
     other = Message(0, 0, 0, 0, bytes(24))
-    assert decode_chain(other, "routed") is decode_rule(other, "routed") is decode_counter(other, "routed") is None
+    assert decode_chain(other, "routed") is decode_rule(other, "routed") is None
     assert decode_generation(other) is decode_set(other, "routed") is None
     assert list(decode_elements(other)) == []

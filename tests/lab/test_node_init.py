@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 import yaml
 
-from routed.testing.lab import Lab, LabError, wait_for
+from routed.testing.lab import Lab, LabError, stays, wait_for
 from routed.testing.routers import Routed
 from tests.datastore.etcd_server import P
 from tests.lab.etcd import Etcd
@@ -80,6 +80,32 @@ def test_addresses_are_found_as_calico_finds_them(machine: Machine, ways: dict[s
     assert not routed.resources.exists()
 
 
+def test_an_address_that_will_not_stay_is_not_the_node_s(machine: Machine) -> None:
+    """The kernel lists the newest first: a privacy address (RFC 8981), a deprecated one, one that is still checked."""
+    namespace = machine.lab.namespace("private")
+    machine.lab.link(namespace.port("eth0"), machine.lab.namespace("wire").port("eth0"))
+    for key in ("all", "eth0"):
+        namespace.sysctl(f"net.ipv6.conf.{key}.use_tempaddr", 2)
+        namespace.sysctl(f"net.ipv6.conf.{key}.dad_transmits", 30)  # half a minute, unless `nodad`
+        namespace.sysctl(f"net.ipv6.conf.{key}.accept_dad", 1)
+    for commands in (
+        ("address add fd00:10::1/64 dev eth0 mngtmpaddr nodad",),
+        ("address add fd00:10::5/64 dev eth0 nodad preferred_lft 0 valid_lft forever",),
+        ("address add fd00:10::7/64 dev eth0",),
+        ("address add 10.0.0.5/24 dev eth0 preferred_lft 0 valid_lft forever", "address add 10.0.0.6/24 dev eth0"),
+    ):
+        namespace.ip(*commands)
+    shown = [
+        line.split() for line in namespace.run("ip", "-6", "-o", "address", "show", "scope", "global").splitlines()
+    ]
+    kinds = {word for words in shown for word in words if word in ("temporary", "deprecated", "tentative")}
+    assert kinds == {"temporary", "deprecated", "tentative"}
+    for method in ("first-found", "can-reach=fd00:10::99", "cidr=fd00:10::/64"):
+        routed = Routed(namespace, "private", node={"ipv4": "first-found", "ipv6": method})
+        (*_, node) = yaml.safe_load_all(init(routed, "--dry-run"))
+        assert node["spec"]["bgp"] == {"ipv4Address": "10.0.0.6/24", "ipv6Address": "fd00:10::1/64"}, (method, shown)
+
+
 def test_a_folder_from_nothing_and_a_daemon_that_starts_with_it(machine: Machine) -> None:
     routed = machine.routed(
         "files",
@@ -95,7 +121,7 @@ def test_a_folder_from_nothing_and_a_daemon_that_starts_with_it(machine: Machine
     assert stored(routed) == found
     routed.start()
     wait_for(lambda: "64600" in json.dumps(routed.status()), 15, "the node speaks BGP", state=routed.status)
-    assert not routed.problems()
+    wait_for(lambda: not routed.problems(), 15, "nothing is wrong", state=routed.problems)
     routed.stop()
 
 
@@ -107,7 +133,7 @@ def test_the_daemon_registers_its_node_once_there_is_an_address(machine: Machine
     machine.lab.link(machine.namespace.port("eth9", "10.9.0.1/24"), machine.lab.namespace("late").port("eth0"))
     wait_for(lambda: "node-n1" in stored(routed), 20, "the Node is written", state=routed.problems)
     wait_for(lambda: not routed.problems(), 15, "nothing is wrong any more", state=routed.problems)
-    assert "64512" in json.dumps(routed.status())
+    wait_for(lambda: "64512" in json.dumps(routed.status()), 15, "it speaks BGP", state=routed.status)
     routed.stop()
     before = stored(routed)
     routed.start()
@@ -171,3 +197,39 @@ def test_on_etcd(machine: Machine) -> None:
     routed.configure(nodeName="n2")
     with pytest.raises(LabError, match=r"Node n1 has the address 10\.0\.0\.1 of this node, n2"):
         init(routed)
+
+
+@pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed (Debian: etcd-server)")
+def test_an_address_that_changes_while_the_daemon_runs(lab: Lab) -> None:
+    """As DHCP may: the Node follows, and so do the other nodes' sessions and routes."""
+    a, b = lab.namespace("a"), lab.namespace("b")
+    lab.link(a.port("eth0", "10.0.0.1/24"), b.port("eth0", "10.0.0.2/24"))
+    etcd = Etcd(b, "10.0.0.2")
+    etcd.start()
+    here, there = (
+        Routed(
+            each,
+            datastore={"type": "etcd", "endpoints": [etcd.url]},
+            node={"register": True},
+            clusterDefaults={"ipv4Pool": "10.65.0.0/16"},
+        )
+        for each in (a, b)
+    )
+    etcd.put("/calico/ipam/v2/host/a/ipv4/block/10.65.1.0-26", {"state": "confirmed"})
+    here.start()
+    there.start()
+    wait_for(lambda: "10.65.1.0/26 via 10.0.0.1" in b.run("ip", "route"), 60, "a is reached", state=lab.report)
+    a.ip("address add 10.0.0.9/24 dev eth0")
+    stays(lambda: not here.problems() and "10.0.0.1/24" in node(etcd, "a"), 1.0, "another address changes nothing")
+    a.ip("address del 10.0.0.1/24 dev eth0")  # the kernel takes the second one of its subnet with it
+    lost = "no IPv4 address was found by first-found"
+    wait_for(lambda: any(lost in each for each in here.problems()), 60, "there is no address", state=here.problems)
+    a.ip("address add 10.0.0.9/24 dev eth0")
+    wait_for(lambda: "10.0.0.9/24" in node(etcd, "a"), 60, "the Node follows", state=lab.report)
+    wait_for(lambda: "10.65.1.0/26 via 10.0.0.9" in b.run("ip", "route"), 90, "and so do routes", state=lab.report)
+    wait_for(lambda: not here.problems(), 30, "nothing is wrong any more", state=here.problems)
+    assert "addresses changed: 10.0.0.1/24 before, 10.0.0.9/24 now" in lab.report()
+
+
+def node(etcd: Etcd, name: str) -> str:
+    return etcd.ctl("get", "--print-value-only", f"{P}nodes/{name}")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from routed.testing.lab import Lab, Namespace, wait_for
+from routed.testing.routers import resource
 from tests.lab.test_cni import DUAL, Node, cluster
 
 pytestmark = pytest.mark.lab
@@ -18,10 +20,8 @@ NODE_MAC = "ee:ee:ee:ee:ee:ee"
 
 class Site:
     def __init__(self, lab: Lab) -> None:
-        self.node = Node(lab, 1)
+        self.node = Node.alone(lab)
         self.host = self.node.namespace
-        self.host.ip("link add eth0 type bridge", "link set eth0 up")
-        self.host.address("eth0", "10.0.0.1/24", "fd00::1/64")
         self.node.routed.put(*cluster(1))
         self.node.start()
         self.pods: dict[str, tuple[Namespace, list[str], str]] = {}
@@ -38,9 +38,26 @@ class Site:
         answer = self.node.runtime.call("CHECK", self.pods[name][0], previous=self.made[name], mtu=1400, **values)
         return "" if answer.status == 0 else str(answer.output["msg"])
 
+    def advice(self, name: str) -> str:
+        """What CHECK says is to be done."""
+        values = BRIDGED if name in ("at-bridge", "beside") else DUAL
+        answer = self.node.runtime.call("CHECK", self.pods[name][0], previous=self.made[name], mtu=1400, **values)
+        return str(answer.output["details"])
+
     def put_right(self, name: str) -> Callable[[], bool]:
         other = self.pods["other"][0]
         return lambda: not self.check(name) and all(other.pings(each, timeout=0.5) for each in self.pods[name][1])
+
+    def sees(self, name: str, words: str, *commands: str) -> Callable[[], bool]:
+        """Whether CHECK says this after these commands. They are given anew each time: a second after it has put something
+        right the daemon looks once more, and may have undone them by the time it is asked."""
+
+        def said() -> bool:
+            for each in commands:
+                self.host.run(*each.split(), check=False)
+            return words in self.check(name)
+
+        return said
 
     def log(self) -> str:
         return self.node.routed.log()
@@ -70,6 +87,28 @@ def test_the_link_the_mac_address_and_the_mtu_come_back_at_once(site: Site) -> N
         )
 
 
+def test_an_interface_that_another_endpoint_names_for_a_while_is_kept_after_that(site: Site) -> None:
+    _, (ipv4, _), end = site.pods["plain"]
+    for name in ("n1-cni-0-eth0", "n1-cni-zz-eth0"):  # before and behind the pod's own
+        spec = {
+            "orchestrator": "cni", "node": "n1", "containerID": name.split("-")[2], "endpoint": "eth0",
+            "ipNetworks": ["10.65.9.9/32"], "interfaceName": end, "mac": "02:00:00:00:00:09", "profiles": ["kns.default"],
+        }  # fmt: skip
+        other = resource("WorkloadEndpoint", name, spec)
+        other["metadata"]["namespace"] = "default"
+        site.node.routed.put(other)
+        wait_for(
+            lambda: any(f"has the interface {end}, as" in each for each in site.node.routed.problems()), 15, "it is told",
+            state=site.node.lab.report,
+        )  # fmt: skip
+        site.node.routed.remove("WorkloadEndpoint", name)
+        wait_for(
+            lambda: site.pods["other"][0].pings(ipv4, timeout=0.5), 15, "it is reached", state=site.node.lab.report
+        )
+        site.host.ip(f"link set {end} address 02:00:00:00:00:01")
+        wait_for(site.put_right("plain"), 15, "it is kept", state=site.node.lab.report)
+
+
 def test_somebodys_bridge_does_not_keep_a_pods_interface(site: Site) -> None:
     _, _, end = site.pods["plain"]
     site.host.ip("link add br7 type bridge", "link set br7 up", f"link set {end} master br7")
@@ -79,9 +118,12 @@ def test_somebodys_bridge_does_not_keep_a_pods_interface(site: Site) -> None:
 
 def test_routes_neighbours_and_sysctls_come_back_with_the_next_event_or_in_time(site: Site) -> None:
     _, (ipv4, ipv6), end = site.pods["plain"]
-    site.host.ip(f"neigh del {ipv4} dev {end}", f"neigh del {ipv6} dev {end}", f"route del {ipv4}")
-    site.host.sysctl(f"net.ipv4.conf.{end}.rp_filter", "0")
-    assert "permanent neighbour" in site.check("plain")
+    drops = (f"ip neigh del {ipv4} dev {end}", f"ip neigh del {ipv6} dev {end}", f"ip route del {ipv4}")
+    wait_for(
+        site.sees("plain", "permanent neighbour", *drops, f"sysctl -qw net.ipv4.conf.{end}.rp_filter=0"),
+        15,
+        "it is seen",
+    )
     site.host.ip(f"link set {end} mtu 1300")  # else within RESYNC
     wait_for(site.put_right("plain"), 15, "all is there", state=site.node.lab.report)
     assert site.host.run("sysctl", "-n", f"net.ipv4.conf.{end}.rp_filter").strip() == "1"
@@ -102,17 +144,17 @@ def test_routes_neighbours_and_sysctls_come_back_with_the_next_event_or_in_time(
 def test_a_port_of_a_bridge_is_guarded_again(site: Site, words: str, told: str) -> None:
     _, _, end = site.pods["at-bridge"]
     site.host.run(*words.format(end=end).split())
-    for name in ("at-bridge", "beside"):  # what helps one is no harm to another
-        wait_for(site.put_right(name), 15, f"{words} is undone", state=site.node.lab.report)
-    assert not site.check("at-bridge") and not site.check("beside")
+    both = [site.put_right(name) for name in ("at-bridge", "beside")]  # what helps one is no harm to another
+    wait_for(lambda: all(right() for right in both), 15, f"{words} is undone", state=site.node.lab.report)
     wait_for(lambda: told in site.log(), 5, "and told")
 
 
 def test_check_sees_what_a_port_lets_in(site: Site) -> None:
     _, _, end = site.pods["at-bridge"]
     (mac,) = (each["mac"] for each in site.made["at-bridge"]["interfaces"] if each.get("sandbox"))
-    site.host.run("bridge", "fdb", "del", mac, "dev", end, "master")
-    assert f"does not let in {mac}" in site.check("at-bridge")
+    wait_for(
+        site.sees("at-bridge", f"does not let in {mac}", f"bridge fdb del {mac} dev {end} master"), 15, "it is seen"
+    )
     site.host.run("bridge", "link", "set", "dev", end, "isolated", "off")  # an event
     wait_for(site.put_right("at-bridge"), 15, "it lets its pod in", state=site.node.lab.report)
 
@@ -124,13 +166,53 @@ def test_an_add_again_that_may_not_make_the_pod_anew_leaves_it_alone(site: Site)
     answer = site.node.runtime.call("ADD", other, **{**BRIDGED, "bridge": "routed-x"})
     assert answer.status == 1 and "somebody else has this name" in answer.output["msg"]
     assert site.node.interfaces() and end in site.node.interfaces()
+    daemon = site.node.routed.processes[0]
+    daemon.signal(signal.SIGSTOP)  # which would make its bridge anew in between
     site.host.ip(f"link set {end} nomaster", "link del routed0", "link add routed0 type bridge")  # an impostor
+    daemon.signal(signal.SIGCONT)
     again = site.node.runtime.call("ADD", pod, mtu=1400, **BRIDGED)
     assert again.status == 1 and "somebody else has this name" in again.output["msg"]
     assert end in site.node.interfaces() and "eth0" in pod.run("ip", "-br", "link")
     wait_for(lambda: "somebody else has this name" in site.node.routed.ctl("status"), 10, "status tells")
     site.host.ip("link del routed0")
     wait_for(site.put_right("at-bridge"), 40, "all is as it was", state=site.node.lab.report)
+
+
+@pytest.mark.parametrize("name", ["plain", "at-bridge"])
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("ip addr del {ipv4}/32 dev eth0",), ("has no address {ipv4}",)),
+        (("ip addr del {ipv6}/128 dev eth0",), ("has no address {ipv6}",)),
+        (("ip route del default",), ("has no default route by 169.254.1.1",)),
+        (("ip -6 route del default",), ("has no default route by fe80::ecee:eeff:feee:eeee",)),
+        (
+            ("ip route flush dev eth0", "ip neigh del 169.254.1.1 dev eth0"),
+            (
+                "has no default route by 169.254.1.1",
+                "has no route to 169.254.1.1",
+                "eth0 has no permanent neighbour 169.254.1.1 at ee:ee:ee:ee:ee:ee",
+            ),
+        ),
+        (("ip route del 169.254.1.1",), ("has no route to 169.254.1.1",)),
+        (("ip link set eth0 address 02:00:00:00:00:07",), ("has the MAC address 02:00:00:00:00:07, not ",)),
+        (("ip link set eth0 down",), ("eth0 in the container is down", "has no default route by 169.254.1.1")),
+        (("sysctl -qw net.ipv6.conf.all.disable_ipv6=1",), ("has no address {ipv6}", "has no default route by fe80::")),
+        (("ip link del eth0",), ("is gone",)),
+    ],
+)
+def test_an_add_again_repairs_the_pods_own_end(
+    site: Site, name: str, words: tuple[str, ...], told: tuple[str, ...]
+) -> None:
+    pod, (ipv4, ipv6), _ = site.pods[name]
+    for each in words:
+        pod.run(*each.format(ipv4=ipv4, ipv6=ipv6).split())
+    said = site.check(name)
+    assert all(each.format(ipv4=ipv4, ipv6=ipv6) in said for each in told), said
+    assert "ADD again" in site.advice(name)
+    again = site.node.runtime.add(pod, mtu=1400, **(BRIDGED if name == "at-bridge" else DUAL))
+    assert again.addresses == [ipv4, ipv6]
+    wait_for(site.put_right(name), 15, "all is as it was", state=lambda: (site.check(name), site.node.lab.report()))
 
 
 def test_the_pods_own_end_is_left_to_it_and_what_is_gone_is_told(site: Site) -> None:
@@ -167,6 +249,32 @@ def test_a_pod_whose_endpoint_is_lost_is_told_of(site: Site) -> None:
     wait_for(told, 60, "status says so", state=site.node.lab.report, every=1)
     assert site.node.runtime.call("DEL", pod, **BRIDGED).status == 0
     wait_for(lambda: end not in site.node.interfaces(), 10, "the DEL takes it")
+
+
+def test_an_interface_of_the_nodes_own_that_an_endpoint_names_is_left_alone(site: Site) -> None:
+    evil = site.node.lab.namespace("evil")
+    listed = json.loads(site.node.routed.ctl("get", "workloadendpoints", "-o", "json"))
+    (honest,) = (each for each in listed["items"] if each["spec"]["interfaceName"] == site.pods["other"][2])
+    spec = {
+        **honest["spec"],
+        "pod": "evil",
+        "containerID": f"c-{evil.name}",
+        "interfaceName": "eth0",
+        "ipNetworks": ["10.65.9.9/32"],
+    }
+    name = f"{spec['node']}-k8s-evil-eth0"
+    site.node.routed.put({**honest, "metadata": {"name": name, "namespace": "default"}, "spec": spec})
+    before = site.host.run("ip", "-br", "link", "show", "eth0")
+    wait_for(lambda: f"{name}: eth0 is no pod's interface" in site.node.routed.ctl("status"), 10, "status tells of it")
+    end = site.pods["other"][2]
+    count = site.log().count("put right")
+    site.host.ip(f"link set {end} down")  # has the daemon look at all
+    wait_for(lambda: site.log().count("put right") > count, 15, "the pod's is put right", state=site.node.lab.report)
+    assert site.host.run("ip", "-br", "link", "show", "eth0") == before
+    assert "10.65.9.9" not in site.host.run("ip", "route")
+    assert site.node.runtime.call("DEL", evil, name="evil").status == 0
+    wait_for(lambda: "eth0 is no pod's interface by its name, so it is not removed" in site.log(), 10, "and left")
+    assert site.host.run("ip", "-br", "link", "show", "eth0") == before
 
 
 def test_what_happened_while_the_daemon_was_away(site: Site) -> None:

@@ -11,7 +11,15 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from routed.dataplane.pods import GATEWAYS, NODE_SYSCTLS, POD_SYSCTLS, PROXY_SYSCTLS, PodPort, PodWiring
+from routed.dataplane.pods import (
+    GATEWAYS,
+    IPV6_SYSCTLS,
+    NODE_SYSCTLS,
+    PROXY_SYSCTLS,
+    PodPort,
+    PodWiring,
+    pod_sysctls,
+)
 from routed.errors import KernelError
 from routed.net.addresses import parse_address
 from routed.net.families import Family
@@ -45,7 +53,7 @@ class Node:
 
     def pod(self, number: int, *addresses: str) -> Pod:
         namespace = self.lab.namespace(f"pod{number}")
-        for path, value in POD_SYSCTLS:  # the plugin's part
+        for path, value in pod_sysctls(ipv6=True, bridged=False):  # the plugin's part
             namespace.sysctl("net." + path.replace("/", "."), value)
         descriptor = os.open(f"{NETNS}/{namespace.full_name}", os.O_RDONLY)
         self._opened.callback(os.close, descriptor)
@@ -111,7 +119,7 @@ def test_the_first_packet_to_a_pod_that_was_made_arrives(node: Node):
         with pod.namespace.entered():
             receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
             receiver.bind(("", 7777))
-            receiver.settimeout(5)
+            receiver.settimeout(60)
         with node.namespace.entered(), receiver, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
             node.wiring.attach(pod.port, pod.descriptor, pod.inside)
             sender.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, pod.port.interface.encode())
@@ -122,13 +130,26 @@ def test_the_first_packet_to_a_pod_that_was_made_arrives(node: Node):
 
 
 def test_the_gateway_is_what_the_kernel_makes_of_the_mac(node: Node):
-    node.attach(node.pod(1, "10.65.0.1"))
+    node.attach(node.pod(1, "10.65.0.1", "fd00:65::1"))
     wait_for(
         lambda: "inet6 fe80::ecee:eeff:feee:eeee/64" in node.namespace.run("ip", "addr", "show", "cali1"),
         5,
         "the node's end has its link-local address",
     )
     assert socket.inet_ntop(socket.AF_INET6, GATEWAYS[V6]) == "fe80::ecee:eeff:feee:eeee"
+
+
+def test_the_node_s_end_of_a_pod_without_ipv6_has_none_and_hears_no_router(node: Node):
+    node.namespace.sysctl("net.ipv6.conf.default.accept_ra", 1)  # as a node has it
+    pod = node.pod(1, "10.65.0.1")
+    node.attach(pod)
+    assert pod.namespace.pings("192.0.2.1") and node.namespace.pings("10.65.0.1")
+    assert "inet6" not in node.namespace.run("ip", "addr", "show", "cali1")
+    assert node.namespace.run("cat", "/proc/sys/net/ipv6/conf/cali1/accept_ra").strip() == "0"
+    small = node.pod(2, "10.65.0.2")
+    small.port = replace(small.port, mtu=1000)  # where the kernel has no IPv6 to be kept quiet
+    node.attach(small)
+    assert small.namespace.pings("10.65.0.1")
 
 
 def test_a_second_interface_takes_nothing_from_the_first(node: Node):
@@ -237,10 +258,12 @@ def test_what_is_not_as_it_was_made_is_named(node: Node):
 
 @pytest.mark.parametrize("proxy_arp", [False, True])
 def test_sysctls_of_the_node_s_end(node: Node, proxy_arp: bool):
-    pod = node.pod(1, "10.65.0.1")
+    for name in ("accept_ra", "accept_dad"):
+        node.namespace.sysctl(f"net.ipv6.conf.default.{name}", 1)  # as a node has it
+    pod = node.pod(1, "10.65.0.1", "fd00:65::1")
     pod.port = replace(pod.port, proxy_arp=proxy_arp)
     node.attach(pod)
-    for path, value in NODE_SYSCTLS:
+    for path, value in NODE_SYSCTLS + IPV6_SYSCTLS:
         assert node.namespace.run("cat", "/proc/sys/net/" + path.format("cali1")).strip() == value
     values = {node.namespace.run("cat", "/proc/sys/net/" + path.format("cali1")).strip() for path, _ in PROXY_SYSCTLS}
     assert (values == {"0", "1"}) is proxy_arp

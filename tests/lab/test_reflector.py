@@ -14,6 +14,9 @@ REFLECTORS, CLIENTS = (1, 2), (3, 4, 5)
 EVERYBODY = (*REFLECTORS, *CLIENTS)
 CLUSTER_ID = "224.0.0.1"
 
+#: Addresses as they are in names of sessions.
+UNDERLINED = str.maketrans(".:", "__")
+
 
 def nodes(*, reflecting: bool) -> list[Json]:
     found = [configuration(nodeToNodeMeshEnabled=not reflecting), *pools()]
@@ -58,12 +61,38 @@ def wait_until_whole(routers: dict[int, Routed]) -> None:
         )
 
 
+def hears(client: Routed, number: int) -> bool:
+    """The client has every other client's blocks from both reflectors: one of them is enough for its kernel."""
+    others = {
+        block(other, ipv6=ipv6): {f"Node_{address(each, ipv6=ipv6).translate(UNDERLINED)}" for each in REFLECTORS}
+        for other in CLIENTS
+        if other != number
+        for ipv6 in (False, True)
+    }
+    rows = {row["prefix"]: row for row in client.stream("routes", all=True) if row["prefix"] in others}
+    return all(
+        reflectors <= {path["from"] for path in rows.get(prefix, {"candidates": []})["candidates"]}
+        for prefix, reflectors in others.items()
+    )
+
+
+def wait_until_reflected(routers: dict[int, Routed]) -> None:
+    for number in CLIENTS:
+        wait_for(
+            lambda number=number: hears(routers[number], number),
+            SOON,
+            f"node-{number} hears of the clients from both reflectors",
+            state=lambda number=number: list(routers[number].stream("routes", all=True)),
+        )
+
+
 @pytest.fixture
 def reflected(lab: Lab) -> dict[int, Routed]:
     rack = Rack(lab, f"rack{len(lab.namespaces)}")
     made = {number: rack.node(number, *nodes(reflecting=True), *peerings()) for number in EVERYBODY}
     start(*made.values())
     wait_until_whole(made)
+    wait_until_reflected(made)
     return made
 
 
@@ -89,11 +118,21 @@ def test_clients_reach_each_other_by_their_own_addresses(reflected: dict[int, Ro
     assert [path["best"] for path in row["candidates"]] == [True, False]
     assert row["candidates"][1]["reason"]
     # the two reflectors share a cluster id: what one reflects, the other refuses
-    assert [path["from"].startswith("Node_10_0_0_4") for path in reflected[1].route(block(4))["candidates"]] == [
-        True,
-        False,
-    ]
-    assert {routed.status()["peers"]["established"] for routed in reflected.values()} == {4, 8}
+    wait_for(
+        lambda: (
+            [path["from"].startswith("Node_10_0_0_4") for path in reflected[1].route(block(4))["candidates"]]
+            == [True, False]
+        ),
+        SOON,
+        "a reflector has a client's block from the client and from the other reflector",
+        state=lambda: reflected[1].route(block(4)),
+    )
+    wait_for(
+        lambda: [routed.status()["peers"]["established"] for routed in reflected.values()] == [8, 8, 4, 4, 4],
+        SOON,
+        "each session is up",
+        state=lambda: [routed.sessions() for routed in reflected.values()],
+    )
     assert [problem for routed in reflected.values() for problem in routed.problems()] == []
 
 
@@ -150,6 +189,7 @@ def test_a_mesh_becomes_reflection_without_losing_a_route(lab: Lab) -> None:
         routed.put(*nodes(reflecting=True)[1:], *peerings())
     wait_for(settled, 4 * SOON, "the clients speak with the reflectors", state=clients[3].sessions)
     wait_until_whole(routers)
+    wait_until_reflected(routers)
     for routed in routers.values():
         routed.put(configuration(nodeToNodeMeshEnabled=False))
     wait_for(

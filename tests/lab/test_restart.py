@@ -105,7 +105,7 @@ def test_a_shutdown_withdraws_and_says_why(settled: dict[int, Routed]) -> None:
     first.ctl("shutdown", "--reason", "new memory")
     wait_for(lambda: not first.alive, SOON, "the daemon ends")
     wait_for(lambda: block(1) not in second.kernel_routes(), SOON, "its routes go at the other node")
-    assert "new memory" in second.neighbors()[address(1)]["lastError"]
+    assert "new memory" in second.neighbors()[address(1)]["lastDown"]
     assert "new memory" in second.ctl("show", "neighbors", address(1))
     assert first.kernel_routes()[block(2)] == f"via {address(2)} dev eth0", "its own kernel keeps them"
     first.start()

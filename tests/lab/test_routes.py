@@ -60,8 +60,10 @@ def test_a_borrowed_address_of_a_cni_plugin_reaches_the_neighbour_and_goes_with_
     node: Routed, bird: Bird
 ) -> None:
     workload(node.namespace, "cali1", f"{BORROWED}/32", f"{OWN}/32", "172.31.0.1/32")
-    wait_for(lambda: f"{BORROWED}/32" in bird.routes(), SOON, "BIRD has the borrowed address", state=bird.routes)
-    assert block(1) in bird.routes()
+    wait_for(
+        lambda: {f"{BORROWED}/32", block(1)} <= set(bird.routes()), SOON, "BIRD has the borrowed address and the block",
+        state=bird.routes,
+    )  # fmt: skip
     assert not {f"{OWN}/32", "172.31.0.1/32"} & set(bird.routes()), "inside our block, and in no pool"
     assert node.best(f"{BORROWED}/32")["resolved"] == "this node, dev cali1 (kernel route)"
     assert f"{BORROWED}/32" not in node.kernel_routes(), "it is in the kernel already"
@@ -144,7 +146,10 @@ def test_priorities_of_v3_32_come_and_go_without_a_flap(node: Routed, bird: Bird
         lambda: f"BGP.local_pref: {NORMAL + 512}" in bird.ctl("show", "route", "for", f"{BORROWED}/32", "all"),
         SOON, "the metric is on the wire", state=bird.routes,
     )  # fmt: skip
-    assert f"BGP.local_pref: {NORMAL}" in bird.ctl("show", "route", "for", block(1), "all")
+    wait_for(
+        lambda: f"BGP.local_pref: {NORMAL}" in bird.ctl("show", "route", "for", block(1), "all"),
+        SOON, "and that of a route without one", state=bird.routes,
+    )  # fmt: skip
     node.remove("ClusterInformation", "default")
     wait_for(lambda: metrics().get(moving) == ["0"] == metrics().get(block(2)), SOON, "one metric", state=metrics)
     wait_for(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ from routed.testing.lab import LabError, wait_for
 from routed.testing.lab.clab import Topology, read_topology
 from routed.testing.lab.deploy import RUNNING, Deployment, deployed, end, find, leave, names
 from routed.testing.lab.expect import check, kernel_routes, read_expectation
-from routed.testing.lab.namespaces import remove_stale
+from routed.testing.lab.namespaces import remove_stale, start_time
 from tests.house.rooms import ROOT
 
 LAB = (sys.executable, "-m", "routed.testing.lab")
@@ -73,14 +74,14 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
         yield made
 
 
-def host_namespaces() -> set[str]:
-    """The network namespaces of every process on this machine."""
-    found = set()
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            found.add(os.readlink(f"/proc/{pid}/ns/net"))
-        except OSError:
-            continue
+def inside(spaces: set[str]) -> list[tuple[int, int]]:
+    """The processes in these network namespaces, each with when it started: numbers of both kinds are given out again, to
+    other tests' processes and namespaces too."""
+    found = []
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/{pid}/ns/net") in spaces:
+                found.append((pid, start_time(pid)))
     return found
 
 
@@ -88,8 +89,9 @@ class TestNode:
     def test_its_main_program_is_the_entrypoint_with_the_command(self, running: Deployment) -> None:
         node = running.nodes["a"]
         wait_for(lambda: node.log.read_text() == "hello, world on other-name\n", 10, state=node.log.read_text)
-        assert node.processes() == ["sleep"]
-        assert running.nodes["b"].processes() == ["sleep"], "the image's own command"
+        wait_for(lambda: node.processes() == ["sleep"], 10, "the last of its commands", state=node.processes)
+        other = running.nodes["b"]
+        wait_for(lambda: other.processes() == ["sleep"], 10, "the image's own command", state=other.processes)
 
     def test_it_sees_what_is_bound_and_the_host_sees_what_it_writes_there_only(self, running: Deployment) -> None:
         node = running.nodes["a"]
@@ -233,14 +235,17 @@ class TestEnd:
         process = subprocess.Popen([sys.executable, "-c", program, str(file)], stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         folder, *pids = process.stdout.readline().split()
-        spaces = {os.readlink(f"/proc/{pid}/ns/net") for pid in pids}
-        assert len(pids) == 6
+        programs = inside({os.readlink(f"/proc/{pid}/ns/net") for pid in pids})
+        assert len(pids) == 6 and len(programs) >= 6
         process.send_signal(signal.SIGKILL)
         process.wait()
-        wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), 10, "the nodes are gone")
-        wait_for(lambda: not spaces & host_namespaces(), 10, "their networks are gone")
-        remove_stale()  # the next laboratory does
-        assert not Path(folder).exists()
+        wait_for(
+            lambda: not any(start_time(pid) == started for pid, started in programs),
+            10,
+            "all in their networks is gone",
+        )
+        remove_stale()  # the next laboratory does, and one of another test may be at it
+        wait_for(lambda: not Path(folder).exists(), 10, "its folder is removed")
 
     def test_a_program_that_was_stopped_holds_nobody_up(self, tmp_path: Path) -> None:
         """Who wants to see a hold timer run out stops the daemon: it ends none the less, and so does the node."""
@@ -338,6 +343,13 @@ class TestMake:
         assert done.stderr.count("\n") == 1
 
 
+#: Goes on once a dozen more packets have come from a, however long nobody sends any.
+SEND = (
+    "\"run sw sh -c 'now() { set -- $(grep p1: /proc/net/dev); echo $3; }; end=$(($(now) + 12));"
+    " until [ $(now) -ge $end ]; do sleep 0.05; done'\""
+)
+
+
 class TestExpectations:
     """The checker tells what is not so: otherwise every topology would pass."""
 
@@ -352,7 +364,7 @@ class TestExpectations:
             ("within: 1\nholds: {pings: {a: [10.9.0.77]}}\n", "a: no answer from 10.9.0.77"),
             (
                 (
-                    "steps: [{title: cut, do: [link sw p2 down, run sw sleep 0.3, link sw p2 up], flows: [a > 10.9.0.2],"
+                    f"steps: [{{title: cut, do: [link sw p2 down, {SEND}, link sw p2 up], flows: [a > 10.9.0.2],"
                     " loses: nothing, holds: {pings: {a: [10.9.0.2]}}}]\n"
                 ),
                 r"cut: a > 10\.9\.0\.2: \d+ of \d+ packets lost",
@@ -387,7 +399,7 @@ class TestExpectations:
         """No answer follows the gap, which is none the less there."""
         made = read_topology(running.file, {})
         (tmp_path / "expect.yaml").write_text(
-            "steps: [{title: cut, do: [link sw p2 down, run sw sleep 0.3], flows: [a > 10.9.0.2], loses: nothing}]\n"
+            f"steps: [{{title: cut, do: [link sw p2 down, {SEND}], flows: [a > 10.9.0.2], loses: nothing}}]\n"
         )
         lab = Deployment(running.name, running.file, running.folder, running.nodes)
         wait_for(lambda: lab.nodes["a"].pings("10.9.0.2"), 10, "a reaches b")

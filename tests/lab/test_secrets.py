@@ -80,7 +80,12 @@ def test_no_secret_is_written_or_answered(lab: Lab) -> None:
         f"protocol bgp here {{ local 10.0.0.2 as 65001; {session} ipv4 {{ import all; export none; }}; }}\n",
     )
     bird.start()
-    wait_for(lambda: bird.established("10.0.0.1"), 40, "the session with a password is up", state=lab.report)
+    wait_for(
+        lambda: bird.established("10.0.0.1") and routed.established("10.0.0.2"),
+        40,
+        "the session with a password is up at both ends",
+        state=lab.report,
+    )
 
     answers: dict[str, str] = {}
 

@@ -28,6 +28,7 @@ import yaml
 from package import completions, deb, wheel
 from routed import __version__
 from routed.testing.lab import Lab, Namespace, wait_for
+from routed.testing.lab.namespaces import NETNS
 from routed.testing.routers import Bird, resource
 from routed.testing.service import Root, Service
 from tests.docs.blocks import commands
@@ -204,8 +205,8 @@ def test_it_runs_as_the_unit_says(service: Service) -> None:
     assert sorted(word.lower() for word in service.words("CapabilityBoundingSet")) == sorted(CAPABILITIES)
     limits = Path(f"/proc/{service.pid}/limits").read_text()
     assert re.search(rf"Max open files +{service.open_files} +{service.open_files} ", limits)
-    assert "READY=1" in service.messages[1], "asked for patience first"
-    assert "EXTEND_TIMEOUT_USEC=" in service.messages[0]
+    before = service.messages[: [each.startswith("READY=1") for each in service.messages].index(True)]
+    assert before and all("EXTEND_TIMEOUT_USEC=" in each for each in before), "asked for patience first, once a second"
 
 
 def test_its_folders_are_its_own(service: Service) -> None:
@@ -357,8 +358,9 @@ def test_without_the_package_as_the_pages_say(lab: Lab) -> None:
     for line in install:
         types(line)
     unit = typed("docs/systemd.md", "cp", "mkdir", "systemd-sysusers")
-    assert len(unit) == 6
-    root.run("mkdir", "-p", "/etc/sysusers.d", "/etc/sysctl.d")
+    assert len(unit) == 7
+    root.run("rm", "-rf", "/etc/sysusers.d")  # a fresh Debian has none
+    root.run("mkdir", "-p", "/etc/sysctl.d")
     for line in unit:
         types(line.partition(" && ")[0])
     root.run("mkdir", "-p", "/etc/routed/resources")
@@ -434,8 +436,12 @@ def cni(
     configuration["attach"] = attach
     variables = {"CNI_COMMAND": command}
     if pod is not None:
-        inside = pod.start("holder", "sh", "-c", "echo inside; exec sleep infinity")
-        wait_for(lambda: "inside" in inside.text(), SOON, "the pod's namespace has a process")
+        inside = pod.start("holder", "sleep", "infinity")
+        own = os.stat(f"{NETNS}/{pod.full_name}")
+        wait_for(
+            lambda: os.path.samestat(os.stat(f"/proc/{inside.pid}/ns/net"), own), SOON,
+            "the pod's namespace has a process",
+        )  # fmt: skip
         variables |= {"CNI_CONTAINERID": pod.name, "CNI_NETNS": f"/proc/{inside.pid}/ns/net", "CNI_IFNAME": "eth0"}
         variables["CNI_ARGS"] = f"K8S_POD_NAMESPACE=default;K8S_POD_NAME={pod.name}"
     done = subprocess.run(
@@ -490,7 +496,8 @@ def test_the_unit_s_daemon_takes_pods_of_the_installed_plugin(
     for pod in pods:
         assert cni(root, plugin, "DEL", pod) == (0, None)
     wait_for(lambda: "\ncali" not in machine.run("ip", "-br", "link"), SOON, "the interfaces go", state=pod_node.log)
-    assert json.loads(root.run("routedctl", "status", "--json"))["problems"] == []
+    problems = lambda: json.loads(root.run("routedctl", "status", "--json"))["problems"]  # noqa: E731
+    wait_for(lambda: problems() == [], SOON, "nothing is wrong", state=problems)
 
 
 def test_a_datastore_it_may_not_write_is_said_at_the_start(pod_node: Service) -> None:
@@ -518,11 +525,10 @@ def flood(namespace: Namespace) -> Iterator[None]:
     wait_for(lambda: answered() >= 50, SOON, "pings are answered")
     yield
     before = answered()
-    wait_for(lambda: answered() >= before + 50, SOON, "pings are still answered")
+    wait_for(lambda: answered() >= max(before + 50, 300), SOON, "pings are still answered")
     ping.signal(signal.SIGINT)
     ping.wait()
     ((sent, received),) = re.findall(r"(\d+) packets transmitted, (\d+) received", ping.text())
-    assert int(sent) >= 300
     assert int(received) >= int(sent) - 1, f"{int(sent) - int(received)} of {sent} pings were lost"  # one is on its way
 
 
@@ -596,7 +602,7 @@ def test_a_loop_that_hangs_is_ended_and_the_journal_says_where(service: Service,
     program = root.host_path("/usr/local/bin/hanging")
     program.write_text(HANGING)
     program.chmod(0o755)
-    drop_in.write_text("[Service]\nExecStart=\nExecStart=/usr/local/bin/hanging run\nWatchdogSec=2\nRestartSec=0\n")
+    drop_in.write_text("[Service]\nExecStart=\nExecStart=/usr/local/bin/hanging run\nWatchdogSec=5\nRestartSec=0\n")
     with minded(root) as hanging:
         hanging.start()
         whole(hanging)

@@ -6,7 +6,6 @@ change and the question, so the answer is about the changed kernel; then the cha
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -58,9 +57,9 @@ def listed(site: Site) -> str:
 
 
 def name_in(site: Site, kind: str, part: str) -> str:
-    """A set or chain of our table by a part of its definition."""
+    """A set of addresses or a chain of policies of our table by a part of its definition."""
     for block in listed(site).split("\n\t}\n"):
-        if f"{kind} " in block and part in block:
+        if f"{kind} " in block and part in block and "set own_" not in block:
             return block.split(f"{kind} ")[1].split()[0]
     raise AssertionError(f"no {kind} with {part}")
 
@@ -114,6 +113,10 @@ CHANGES = {
         ["insert", "rule", "inet", "routed", "forward", "accept"],
         "chain forward: the kernel has ",
     ),
+    "another's source": lambda _: (
+        ["add", "element", "inet", "routed", "own_6", f'{{ "{interface_of(PODS[A])}" . {twin(PODS[B])} }}'],
+        f"nobody put there, {twin(PODS[B])} at the interface of index ",
+    ),
     "no way in": lambda _: (
         ["delete", "element", "inet", "routed", "by_to_workload", f'{{ "{interface_of(PODS[B])}" }}'],
         f"set by_to_workload: the kernel lacks {interface_of(PODS[B])}",
@@ -157,13 +160,7 @@ def test_what_somebody_changed_is_told_and_undone(site: Site, change: str):
     differences = explained(site)["differences"]
     assert any(said in each for each in differences), differences
 
-    async def until() -> None:
-        async with asyncio.timeout(20):
-            while site.keeper.kernel.rebuilds == rebuilds:
-                await asyncio.sleep(0.01)
-            await site.keeper.settled()
-
-    site.run(until())
+    site.run(site.made_anew(rebuilds, 60))
     assert sorted(listed(site).split()) == sorted(before.split())
     site.check(OURS)
     assert explained(site)["differences"] == []

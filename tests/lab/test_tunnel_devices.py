@@ -59,6 +59,15 @@ class Machine:
     def link(self, name: str = "vxlan.calico") -> Any:
         return json.loads(self.node.run("ip", "-j", "-d", "addr", "show", name))[0]
 
+    def is_settled(self) -> bool:
+        """Whether the kernel is done with a device that came: for a second or two its state and its link-local address
+        change by themselves."""
+        link = self.link()
+        local = [each for each in link["addr_info"] if each["scope"] == "link"]
+        return (
+            link["operstate"] in ("UP", "UNKNOWN") and bool(local) and not any(each.get("tentative") for each in local)
+        )
+
     def forwarding(self, name: str = "vxlan.calico") -> dict[str, str]:
         found = json.loads(self.node.run("bridge", "-j", "fdb", "show", "dev", name))
         return {entry["mac"]: entry["dst"] for entry in found if "dst" in entry}
@@ -105,6 +114,7 @@ def test_nodes_come_move_and_go(machine: Machine, family: Family) -> None:
 def test_what_is_right_is_left_alone(machine: Machine) -> None:
     wanted = tunnel(2, 3)
     assert machine.make(wanted) == []
+    wait_for(machine.is_settled, 20, "the device has settled", state=machine.link)
     watched = machine.node.start("monitor", "ip", "-o", "monitor", "link", "address", "neigh")
     machine.node.ip("link set eth1 mtu 7000")
     wait_for(
@@ -135,6 +145,23 @@ def test_mtu_and_mac_change_in_place_and_the_rest_anew(machine: Machine) -> None
         assert "UP" in machine.link()["flags"] and len(machine.forwarding()) == len(machine.neighbours()) == 1
 
 
+@pytest.mark.parametrize(("family", "flag"), [(V4, "-4"), (V6, "-6")])
+def test_another_mac_address_costs_no_neighbour(machine: Machine, family: Family, flag: str) -> None:
+    """The kernel forgets those of a link whose address changes, by whomever."""
+    wanted = tunnel(2, 3, family=family)
+    assert machine.make(wanted) == []
+    before = machine.neighbours(wanted.device, flag)
+    assert len(before) == 2
+    assert machine.make(replace(wanted, mac=bytes.fromhex("660000000077"))) == []
+    assert machine.neighbours(wanted.device, flag) == before
+    machine.node.ip(f"link set {wanted.device} address 66:00:00:00:00:99")
+    assert machine.make(wanted) == []
+    assert (
+        machine.neighbours(wanted.device, flag) == before
+        and machine.link(wanted.device)["address"] == "66:00:00:00:00:01"
+    )
+
+
 def test_felix_s_own_device_is_taken_over(machine: Machine) -> None:
     machine.node.ip(
         "link add vxlan.calico address 66:00:00:00:00:01 mtu 1450 type vxlan id 4096 dstport 4789 local 10.1.0.1 dev eth0"
@@ -144,6 +171,7 @@ def test_felix_s_own_device_is_taken_over(machine: Machine) -> None:
         "neigh add 10.65.0.2 lladdr 66:00:00:00:00:02 dev vxlan.calico nud permanent",
     )
     machine.node.run("bridge", "fdb", "add", "66:00:00:00:00:02", "dev", "vxlan.calico", "dst", "10.1.0.2", "self")
+    wait_for(machine.is_settled, 20, "the device has settled", state=machine.link)
     before = machine.link()
     assert machine.make(replace(tunnel(2, 3), mtu=1450)) == []
     assert machine.link() == before and set(machine.neighbours()) == {"10.65.0.2", "10.65.0.3"}
@@ -171,6 +199,17 @@ def test_a_stranger_of_that_name_is_reported_and_left(machine: Machine) -> None:
     assert machine.make() == [] and "vxlan.calico" in machine.node.run("ip", "link")
 
 
+def test_a_stranger_with_the_same_number_is_named(machine: Machine) -> None:
+    machine.node.ip("link add flannel.1 type vxlan id 4096 dstport 4789 local 10.0.0.1 dev eth0")
+    (problem,) = machine.make(tunnel(2))
+    assert problem == (
+        "the tunnel device vxlan.calico: File exists (flannel.1 has VNI 4096 at port 4789: remove it, or set another"
+        " vxlanVNI or vxlanPort in FelixConfiguration)"
+    )
+    machine.node.ip("link del flannel.1")
+    assert machine.make(tunnel(2)) == []
+
+
 def test_a_node_address_on_the_loopback_takes_the_smallest_uplink(machine: Machine) -> None:
     machine.node.ip("addr add 10.9.9.9/32 dev lo", "link set eth1 mtu 4000")
     assert machine.make(replace(tunnel(2), local=parse_address("10.9.9.9"))) == []
@@ -181,5 +220,7 @@ def test_an_uplink_too_small_for_ipv6_keeps_ipv4_from_nothing(machine: Machine) 
     assert machine.make(tunnel(2), tunnel(2, family=V6)) == []
     machine.node.ip("link set eth0 mtu 1300")
     (problem,) = machine.make(tunnel(2), tunnel(2, family=V6))
-    assert "vxlan-v6.calico" in problem and "its MTU would be 1230, and IPv6 takes 1280" in problem
+    assert problem == (
+        "the tunnel device vxlan-v6.calico: its MTU would be 1230, and IPv6 takes 1280: raise the uplink's to 1350"
+    )
     assert machine.link()["mtu"] == 1250

@@ -13,8 +13,10 @@ import pytest
 import yaml
 
 from routed.testing.lab import Lab, Namespace, wait_for
+from routed.testing.lab.echoes import echoes
 from routed.testing.routers import Json, resource
 from tests.datastore.etcd_server import P
+from tests.lab import stranger
 from tests.lab.etcd import Etcd
 from tests.lab.test_cni import DUAL, Node
 from tests.lab.test_cni_etcd import TCP_SERVER, tcp
@@ -106,7 +108,7 @@ def count(site: Site, source: int, target: int) -> int:
     pod, own = site.pods[source]
     before = site.sent(source)
     for mine, address in zip(own, site.pods[target][1], strict=True):
-        assert " 0% packet loss" in pod.run("ping", "-n", "-q", "-c", "10", "-i", "0.01", address)
+        assert all(pod.pings(address, timeout=10) for _ in range(10))
         assert tcp(pod, address) == mine
     return site.sent(source) - before
 
@@ -154,7 +156,9 @@ def test_devices_are_as_felix_makes_them(site: Site) -> None:
     assert spec["ipv6VXLANTunnelAddr"] in [each["local"] for each in link["addr_info"]]
     handle = site.etcd.ctl("get", "--print-value-only", "/calico/ipam/v2/handle/vxlan-tunnel-addr-n1")
     assert sum(json.loads(handle)["block"].values()) == 1
-    assert len(site.entries(1)) == 4  # two nodes in two families
+    wait_for(  # of the node in the same subnet no ping has needed them
+        lambda: len(site.entries(1)) == 4, 20, "two nodes' entries in two families", state=lambda: site.entries(1)
+    )
     assert {address for _, address in site.entries(1)} == {"10.1.0.2", "10.2.0.3", "fd01::2", "fd02::3"}
     shown = json.loads(site.nodes[1].routed.ctl("show", "tunnels", "--json"))
     assert [(row["device"], row["mtu"], [peer["node"] for peer in row["peers"]]) for row in shown] == [
@@ -170,16 +174,11 @@ def test_devices_are_as_felix_makes_them(site: Site) -> None:
 
 
 def test_a_restart_costs_no_packet(site: Site) -> None:
-    pings = [
-        site.pods[3][0].start(f"ping{index}", "ping", "-n", "-i", "0.01", "-c", "400", address)
-        for index, address in enumerate(site.pods[1][1])
-    ]
+    asked = [echoes(site.pods[3][0], address) for address in site.pods[1][1]]
     before = site.nodes[1].namespace.run("ip", "-br", "link", "show", "vxlan.calico")
     site.nodes[1].routed.kill()
     site.nodes[1].start()
-    for ping in pings:
-        ping.wait(60)
-        assert " 0% packet loss" in ping.text(), ping.text()
+    assert [each.end()[1] for each in asked] == [[], []]
     assert site.nodes[1].namespace.run("ip", "-br", "link", "show", "vxlan.calico") == before
 
 
@@ -191,18 +190,7 @@ def test_what_others_change_is_put_right(site: Site) -> None:
 
 def test_only_nodes_may_send_into_the_tunnel(site: Site) -> None:
     """A stranger's outer packets are dropped; nodes' pass also where host policy closes everything."""
-    router, node = site.router, site.nodes[1].namespace
-    router.ip(
-        "link add vx type vxlan id 4096 dstport 4789 local 10.1.0.254 remote 10.1.0.1 nolearning",
-        "link set vx up address 66:00:00:00:00:01",
-        f"route add {site.pods[1][1][0]} dev vx",
-        f"neigh add {site.pods[1][1][0]} lladdr 66:40:b3:ea:b6:3f dev vx nud permanent",
-    )
-
-    def received() -> int:
-        (link,) = json.loads(node.run("ip", "-j", "-s", "link", "show", "vxlan.calico"))
-        packets: int = link["stats64"]["rx"]["packets"]
-        return packets
+    router, node, pod = site.router, site.nodes[1].namespace, site.pods[1][1][0]
 
     def dropped() -> int:
         table = json.loads(node.run("nft", "-j", "list", "chain", "inet", "routed", "input"))["nftables"]
@@ -211,56 +199,57 @@ def test_only_nodes_may_send_into_the_tunnel(site: Site) -> None:
         ]
         return sum(counter["packets"] for counter in counters)
 
-    before, lost = received(), dropped()
-    assert not router.pings(site.pods[1][1][0], timeout=0.3)
-    assert dropped() > lost and received() == before
-    site.etcd.put_resource("hostendpoints", resource("HostEndpoint", "n1-all", {"node": "n1", "interfaceName": "*"}))
-    failsafe = [{"protocol": "TCP", "port": port} for port in (179, 2379)]
-    site.etcd.put_resource(
-        "felixconfigurations",
-        resource(
-            "FelixConfiguration",
-            "default",
-            {"failsafeInboundHostPorts": failsafe, "failsafeOutboundHostPorts": failsafe},
-        ),
-    )
-    wait_for(
-        lambda: not node.pings("10.1.0.254", timeout=0.3), 20, "host policy closes the node", state=site.lab.report
-    )
-    assert site.pods[1][0].pings(site.pods[3][1][0]) and site.pods[3][0].pings(site.pods[1][1][1])
-    assert not router.pings(site.pods[1][1][0], timeout=0.3) and received() > before
-    site.etcd.put_resource("hostendpoints", resource("HostEndpoint", "n1-all", {"node": "n9", "interfaceName": "*"}))
-    wait_for(lambda: node.pings("10.1.0.254"), 20, "the node is open again", state=site.lab.report)
-    router.ip("link del vx")
+    with stranger.tunnel(router, "10.1.0.254", node, "10.1.0.1", pod):
+        before, lost = stranger.received(node), dropped()
+        assert not router.pings(pod, timeout=0.3)
+        assert dropped() > lost and stranger.received(node) == before
+        site.etcd.put_resource(
+            "hostendpoints", resource("HostEndpoint", "n1-all", {"node": "n1", "interfaceName": "*"})
+        )
+        failsafe = [{"protocol": "TCP", "port": port} for port in (179, 2379)]
+        site.etcd.put_resource(
+            "felixconfigurations",
+            resource(
+                "FelixConfiguration",
+                "default",
+                {"failsafeInboundHostPorts": failsafe, "failsafeOutboundHostPorts": failsafe},
+            ),
+        )
+        wait_for(
+            lambda: not node.pings("10.1.0.254", timeout=0.3), 20, "host policy closes the node", state=site.lab.report
+        )
+        assert site.pods[1][0].pings(site.pods[3][1][0]) and site.pods[3][0].pings(site.pods[1][1][1])
+        assert not router.pings(pod, timeout=0.3) and stranger.received(node) > before
+        site.etcd.put_resource(
+            "hostendpoints", resource("HostEndpoint", "n1-all", {"node": "n9", "interfaceName": "*"})
+        )
+        wait_for(lambda: node.pings("10.1.0.254"), 20, "the node is open again", state=site.lab.report)
 
 
 def test_a_pool_changes_its_mind(site: Site) -> None:
-    into = site.pods[1][0].start("into", "ping", "-n", "-i", "0.01", "-c", "300", site.pods[2][1][0])
+    into = echoes(site.pods[1][0], site.pods[2][1][0])
     site.pools("Always")
     wait_for(lambda: count(site, 1, 2) >= 28, 20, "the subnet's packets are in the tunnel too", state=site.lab.report)
     assert not site.unreachable()
-    into.wait(60)
-    assert " 0% packet loss" in into.text(), into.text()
-    ping = site.pods[1][0].start("through", "ping", "-n", "-i", "0.01", "-c", "900", site.pods[2][1][0])
+    assert into.end()[1] == []
+    through = echoes(site.pods[1][0], site.pods[2][1][0])
     site.pools("Never")
     for number in SUBNET:
         wait_for(lambda number=number: not site.devices(number), 30, "the devices go", state=site.lab.report)
         assert "ipv4VXLANTunnelAddr" not in site.node(number)["spec"]
-    assert not [key for key in site.etcd.keys("/calico/ipam/v2/handle/") if "vxlan" in key]
-    ping.wait(60)
-    assert " 0% packet loss" in ping.text(), ping.text()
+    wait_for(  # only what no device has any more is given back
+        lambda: not [key for key in site.etcd.keys("/calico/ipam/v2/handle/") if "vxlan" in key], 20,
+        "the addresses are given back", state=site.lab.report,
+    )  # fmt: skip
+    assert through.end()[1] == []
     assert site.pods[1][0].pings(site.pods[2][1][0]) and not site.pods[1][0].pings(site.pods[3][1][0])
     # from no tunnel at all into one: each route stays as it was until the tunnel carries
-    pings = [
-        site.pods[source][0].start(f"into {source}{index}", "ping", "-n", "-i", "0.01", "-c", "1200", address)
-        for source, target in ((1, 2), (2, 1))
-        for index, address in enumerate(site.pods[target][1])
+    asked = [
+        echoes(site.pods[source][0], address) for source, target in ((1, 2), (2, 1)) for address in site.pods[target][1]
     ]
     site.pools("Always")
     wait_for(lambda: count(site, 1, 2) >= 28, 30, "the packets are in the tunnel", state=site.lab.report)
-    for each in pings:
-        each.wait(60)
-        assert " 0% packet loss" in each.text(), each.text()
+    assert [each.end()[1] for each in asked] == [[]] * 4
     wait_for(lambda: not site.unreachable(), 30, "every pod reaches every other", state=site.unreachable)
     site.pools("CrossSubnet")
     wait_for(lambda: not site.unreachable(), 30, "every pod reaches every other", state=site.unreachable)

@@ -14,7 +14,7 @@ from routed.testing.routers import Json, Routed, resource
 CLUSTER_AS = 64512
 
 #: Seconds until whatever should happen soon must have happened, on a machine that runs other tests beside.
-SOON = 15.0
+SOON = 30.0
 
 #: Seconds until a session that was lost must be back: the back-off between attempts is 30 s at most.
 RECONNECT = 45.0

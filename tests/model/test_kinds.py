@@ -140,6 +140,10 @@ def test_types_that_are_not_said(spec: JsonObject, types: set[PolicyType]) -> No
         ({"action": "Allow", "ipVersion": 5}, "ipVersion"),
         ({"action": "Allow", "protocol": "TPC"}, "protocol"),
         ({"action": "Allow", "protocol": 256}, "protocol"),
+        ({"action": "Allow", "protocol": "0017999"}, "protocol"),
+        ({"action": "Allow", "protocol": "9" * 5000}, "protocol"),
+        ({"action": "Allow", "protocol": "TCP", "destination": {"ports": ["9" * 5000]}}, "destination.ports[0]"),
+        ({"action": "Allow", "protocol": "TCP", "destination": {"ports": ["\u00b2"]}}, "destination.ports[0]"),
         ({"action": "Allow", "destination": {"ports": [80]}}, "destination.ports"),
         ({"action": "Allow", "protocol": "ICMP", "destination": {"ports": [80]}}, "destination.ports"),
         ({"action": "Allow", "protocol": "TCP", "destination": {"ports": ["9:8"]}}, "destination.ports[0]"),
@@ -223,12 +227,14 @@ def test_legacy_and_lost_parts_of_a_block() -> None:
         ({"unallocated": [4]}, "spec.unallocated[0]"),
         ({"sequenceNumber": 1 << 64}, "spec.sequenceNumber"),
         ({"sequenceNumberForAllocation": {"4": 1}}, "spec.sequenceNumberForAllocation.4"),
+        ({"sequenceNumberForAllocation": {"1" * 5000: 1}}, None),
         ({"affinity": "node-1"}, "spec.affinity"),
         ({"cidr": "10.0.0.0/8"}, "spec.cidr"),
     ],
 )
-def test_blocks_that_are_refused(change: JsonObject, field: str) -> None:
-    assert refused(manifest("IPAMBlock", BLOCK | change, name="b")).path == field
+def test_blocks_that_are_refused(change: JsonObject, field: str | None) -> None:
+    path = refused(manifest("IPAMBlock", BLOCK | change, name="b")).path
+    assert path == field if field is not None else path.startswith("spec.")
 
 
 def test_handles_and_settings() -> None:
@@ -239,6 +245,9 @@ def test_handles_and_settings() -> None:
     api = parse_manifest(manifest("IPAMConfiguration", {"strictAffinity": True}))
     assert api.key == parse_manifest(manifest("IPAMConfig", {})).key
     assert refused(manifest("IPAMConfig", {"maxBlocksPerHost": 3})).path == "spec.maxBlocksPerHost"
+    # as Calico's API server, which could not change it any more
+    assert refused(manifest("IPAMConfig", {"ipCooldownSeconds": 1201})).path == "spec.ipCooldownSeconds"
+    assert "Enabled or Disabled" in str(refused(manifest("IPAMConfig", {"kubeVirtVMAddressPersistence": "Bla"})))
     assert refused(manifest("IPAMConfig", {}, name="other")).path == "metadata.name"
 
 
@@ -312,6 +321,17 @@ def test_an_egress_only_policy_without_types_denies_all_ingress() -> None:
         (
             {"ingress": [{"from": [{"ipBlock": {"cidr": "10.0.0.0/8"}, "podSelector": {}}]}]},
             "spec.ingress[0].from[0].ipBlock",
+        ),
+        *(
+            (
+                {"ingress": [{"from": [{"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.1.0.0/16", outside]}}]}]},
+                "spec.ingress[0].from[0].ipBlock.except",
+            )
+            for outside in ("11.0.0.0/16", "10.0.0.0/8", "0.0.0.0/0", "fd00::/16")
+        ),
+        (
+            {"egress": [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}, "podSelector": {}}]}]},
+            "spec.egress[0].to[0].ipBlock",
         ),
         ({"ingress": [{"ports": [{"port": "http", "endPort": 9}]}]}, "spec.ingress[0].ports[0].endPort"),
         ({"ingress": [{"form": []}]}, "spec.ingress[0].form"),

@@ -15,7 +15,7 @@ from routed.model.paths import Layout, encode
 from routed.model.resources import AffinityState, AffinityType, BlockAffinity, Cidr, JsonObject, ResourceKey
 from routed.model.schema import KIND_TABLE, KINDS, parse_manifest
 from routed.net.families import Family
-from routed.net.prefixes import make_prefix, parse_prefix
+from routed.net.prefixes import make_prefix, parse_prefix, prefix_address
 from tests.model.examples import BLOCK, EXAMPLES, manifest, named
 from tests.model.test_schema import ALL
 
@@ -28,6 +28,20 @@ BLOCKS = st.one_of(
     st.tuples(st.just(Family.IPV4_UNICAST), st.binary(min_size=4, max_size=4), st.integers(24, 32)),
     st.tuples(st.just(Family.IPV6_UNICAST), st.binary(min_size=16, max_size=16), st.integers(120, 128)),
 ).map(lambda one: Cidr(one[0], make_prefix(one[1], one[2])))
+
+
+@given(BLOCKS, st.binary(min_size=16, max_size=16), st.integers(0, 16))
+def test_all_blocks_that_overlap_with_one_are_among_the_keys_near_it(block: Cidr, bits: bytes, size: int) -> None:
+    """Larger ones around it, and smaller ones inside."""
+    inside, length = prefix_address(*block), block.family.max_length
+    mask = (1 << length - block.prefix[0]) - 1
+    at = int.from_bytes(inside) | int.from_bytes(bits) & mask
+    other = Cidr(block.family, make_prefix(at.to_bytes(len(inside)), length - size))
+    assert other.overlaps(block) and block.overlaps(other)
+    first, end = CALICO.keys_near(block)
+    spelt = str(other).replace("/", "-")
+    family = "ipv4" if block.family is Family.IPV4_UNICAST else "ipv6"
+    assert first <= f"/calico/ipam/v2/assignment/{family}/block/{spelt}" < end
 
 
 @pytest.mark.parametrize(

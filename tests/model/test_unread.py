@@ -92,6 +92,7 @@ def test_what_is_found_right_is_what_the_reader_reads_and_the_reader_takes_it(bl
     assert not isinstance(whole, UnreadBlock)
     for name in ("key", "cidr", "affinity", "deleted", "host", "labels"):
         assert getattr(found, name) == getattr(whole, name)
+    assert found.nodes_of_addresses() == whole.nodes_of_addresses()
     assert found == whole and whole == found and found.manifest == whole.manifest and repr(found) == repr(whole)
     assert read_text(KEY, found.manifest_text()) == whole == read_text(KEY, whole.manifest_text())
 
@@ -117,6 +118,7 @@ def test_an_ordinary_block_is_not_read_until_somebody_asks(monkeypatch: pytest.M
     [
         {"allocations": [0]}, {"unallocated": [0]}, {"unallocated": [1, 1]}, {"cidr": "10.244.1.0/31"},
         {"affinity": "pod:x"}, {"sequenceNumber": 1 << 64}, {"sequenceNumberForAllocation": {"4": 1}},
+        {"sequenceNumberForAllocation": {"1" * 5000: 1}},
         {"allocations": [0, None, 1, 65536]}, {"attributes": [{"handle_id": 7}]}, {"deleted": "perhaps"},
     ],
 )  # fmt: skip

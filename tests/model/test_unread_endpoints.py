@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from routed.errors import ConfigError
 from routed.model.paths import Layout, encode
-from routed.model.resources import JsonObject, JsonValue
+from routed.model.resources import JsonObject, JsonValue, kept_manifest
 from routed.model.schema import parse_manifest, parse_stored
 from routed.model.unread_endpoints import UnreadEndpoint, plain_endpoint
 from routed.model.workloads import BRIDGE, WorkloadEndpoint
@@ -96,18 +96,18 @@ def test_what_is_found_right_is_what_the_reader_reads_and_the_reader_takes_it(ma
     assert json.loads(found.manifest_text()) == whole.manifest
 
 
-def test_an_ordinary_endpoint_has_no_manifest_until_somebody_asks() -> None:
+def test_an_ordinary_endpoint_keeps_its_octets_only() -> None:
     path = Layout().path(parse_manifest(endpoint()))
     decoded = Layout().decode(path, octets(endpoint()))
     assert decoded is not None and isinstance(decoded.resource, UnreadEndpoint)
     found = decoded.resource
-    assert found.service_account_name == "web" and found._read is None
+    assert found.service_account_name == "web" and kept_manifest(found) == octets(endpoint())
     again = plain_endpoint(octets(endpoint()))
     other = plain_endpoint(octets(endpoint(serviceAccountName="db")))
     assert again is not None and other is not None
     assert found == again and found.says_the_same(again) and found != other and not found.says_the_same(other)
-    assert found != "an endpoint" and found.manifest_text() == octets(endpoint()) and found._read is None
-    assert json.loads(encode(found))["spec"] == ENDPOINT["spec"] and found._read is not None
+    assert found != "an endpoint" and found.manifest_text() == octets(endpoint())
+    assert json.loads(encode(found))["spec"] == ENDPOINT["spec"]
 
 
 def test_a_changed_copy_says_what_it_was_given() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from routed.errors import ConfigError
 from routed.model import paths
 from routed.model.paths import Layout, encode, read_text
-from routed.model.resources import JsonObject, JsonValue, Node, Resource
+from routed.model.resources import JsonObject, JsonValue, Node, Resource, kept_manifest
 from routed.model.unread_nodes import plain_node
 from tests.model.test_unread import OTHER, changed, octets
 
@@ -79,12 +79,7 @@ def test_a_node_that_is_found_right_is_what_the_reader_reads(node: JsonObject) -
 
 def test_an_ordinary_node_keeps_its_octets_only() -> None:
     found = plain_node(octets(dict(NODE)), "node-1")
-    assert (
-        found is not None
-        and isinstance(found._kept, bytes)
-        and found.manifest == NODE
-        and isinstance(found._kept, bytes)
-    )
+    assert found is not None and found.manifest == NODE and kept_manifest(found) == octets(dict(NODE))
     assert found.bgp is not None and found.bgp.as_number == 64513
     other = plain_node(octets(dict(NODE) | {"status": None}))
     assert other is not None and not found.says_the_same(other) and found != other

@@ -75,3 +75,10 @@ def test_text_is_never_a_command(text: str) -> None:
 
 def test_they_are_written(tmp_path: Path) -> None:
     assert [path.name for path in man.write(tmp_path / "man")] == ["routed.8", "routedctl.8", "routed.yaml.5"]
+
+
+def test_the_page_of_the_configuration_stands_by_itself(pages: dict[str, str]) -> None:
+    """What it calls below is below, and what is elsewhere is named."""
+    description = pages["routed.yaml.5"].partition(".SH EXAMPLE")[0]
+    assert "see below" not in description and "config/routed.yaml" not in description
+    assert "The example below is a file with" in description and "configuration.md, secrets" in description

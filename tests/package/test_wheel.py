@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 import sysconfig
-import time
 import venv
 import zipfile
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ import pytest
 from package import completions, wheel
 from routed import __version__
 from routed.cni.protocol import VERSIONS
+from routed.testing.lab import wait_for
 from tests.house.rooms import PACKAGE, ROOT, project_files
 
 SOON = 30.0
@@ -126,11 +126,12 @@ def running(prefix: Path, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 def test_it_runs(prefix: Path, tmp_path: Path) -> None:
     with running(prefix, tmp_path) as process:
-        until = time.monotonic() + SOON
-        while not (tmp_path / "run/routed.sock").exists():
-            assert process.poll() is None and time.monotonic() < until, "it starts"
-            time.sleep(0.02)
-        said = output(prefix, "routedctl", "--config", str(tmp_path / "routed.yaml"), "status")
-        assert "wheel" in said and __version__ in said
+        ask = [str(prefix / "bin/routedctl"), "--config", str(tmp_path / "routed.yaml"), "status"]
+
+        def said() -> str:
+            assert process.poll() is None
+            return subprocess.run(ask, capture_output=True, text=True, check=False).stdout
+
+        assert "wheel" in wait_for(said, SOON, "it answers") and __version__ in said()
         process.terminate()
         assert process.wait(SOON) == 0

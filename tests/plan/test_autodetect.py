@@ -67,6 +67,23 @@ def test_methods(method: str, family: Family, found: str | None):
         assert isinstance(answer, Detected) and str(answer) == found
 
 
+@pytest.mark.parametrize(
+    ("method", "passing", "found"),
+    [
+        ("first-found", ("fd00::1",), "fd02::1/64"),
+        ("interface=eth0", ("fd00::1", "fd02::1"), "fd00::1/64"),
+        ("interface=eth0,eth1", ("fd00::1",), "fd02::1/64"),
+        ("cidr=fd00::/16,fd02::/16", ("fd00::1",), "fd02::1/64"),
+        ("first-found", ("fd00::1", "fd02::1"), "fd00::1/64"),
+    ],
+)
+def test_an_address_that_passes_is_taken_only_where_there_is_no_other(
+    method: str, passing: tuple[str, ...], found: str
+):
+    answer = detect(parse_method(method), V6, MACHINE, source_of, {parse_address(each) for each in passing})
+    assert str(answer) == found
+
+
 def test_nothing_found_says_where_it_looked():
     assert detect(parse_method("cidr=10.99.0.0/16"), V4, MACHINE, source_of) == (
         "no IPv4 address was found by cidr=10.99.0.0/16; interfaces that are up: lo, docker0, eth0, eth1, cali123, bond0.7"

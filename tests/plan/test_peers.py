@@ -397,6 +397,18 @@ def test_what_is_not_to_be_had_is_said_where_it_counts(scenario: Make) -> None:
     assert not [one for one in fixed if "filters" in one]
 
 
+def test_where_there_is_no_folder_of_secrets_that_is_what_is_said(scenario: Make) -> None:
+    subject = scenario(UNSUPPORTED)
+    subject.planner.secret("", 0, "secrets.dir is not set")
+    (problem,) = [one for one in subject.plan.problems if "spec.password" in one]
+    assert problem.startswith(
+        "BGPPeer secure: spec.password: there is no s/k: secrets.dir is not set, so no session begins"
+    )
+    subject.planner.secret("", 0, "")
+    (problem,) = [one for one in subject.plan.problems if "spec.password" in one]
+    assert "there is no s/k in the folder secrets.dir of routed's own configuration, so" in problem
+
+
 def test_a_peer_without_an_as_number_is_in_the_cluster_s(scenario: Make) -> None:
     plan = scenario("""
         - {kind: BGPPeer, metadata: {name: p}, spec: {peerIP: 172.16.0.9}}

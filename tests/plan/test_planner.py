@@ -177,14 +177,14 @@ def planner_of(*resources: Resource) -> Planner:
     return planner
 
 
-def test_a_thousand_unrelated_changes_reset_nobody() -> None:
+def test_hundreds_of_unrelated_changes_reset_nobody() -> None:
     rng = random.Random(20)
     planner = planner_of(*base())
     plan = planner.plan()
     watched = ("Node_192_0_2_1", "Mesh_10_0_0_2", "Mesh_fd00__2")
     assert set(watched) == set(plan.peers)
     resets = touched = changes = 0
-    for _ in range(1000):
+    for _ in range(500):
         key, resource = random_resource(rng)
         planner.update(Update(key, resource if rng.random() < 0.8 else None))
         old, plan = plan, planner.plan()
@@ -193,7 +193,7 @@ def test_a_thousand_unrelated_changes_reset_nobody() -> None:
         touched += any(plan.peers[name].session != old.peers[name].session for name in watched)
         resets += sum(name in delta.reset or name in delta.removed or name in delta.added for name in watched)
     assert (resets, touched) == (0, 0)
-    assert changes > 300, "the changes do change plans"
+    assert changes > 150, "the changes do change plans"
 
 
 @settings(max_examples=30, deadline=None)

@@ -42,4 +42,4 @@ def test_felix_says_what_interfaces_are_called(scenario: Make) -> None:
     assert made.plan.learn.workload_prefixes == ("tap", "cali") and made.plan.problems == ()
     made.apply("- {kind: FelixConfiguration, metadata: {name: node.kube-master}, spec: {interfacePrefix: azv}}")
     made.apply("- {kind: FelixConfiguration, metadata: {name: node.kube-node-1}, spec: {interfacePrefix: other}}")
-    assert made.plan.learn.workload_prefixes == ("azv",)
+    assert made.plan.learn.workload_prefixes == ("azv", "cali")

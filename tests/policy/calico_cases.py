@@ -564,6 +564,27 @@ CASES = [
         "web>api TCP/81, web>api UDP/80, web>api2 TCP/80 v6, web>db TCP/80, api2>db TCP/80 v6, web2>db TCP/80",
     ),
     Case(
+        "services: endpoints that are not ready count",
+        (
+            {
+                "apiVersion": "discovery.k8s.io/v1",
+                "kind": "EndpointSlice",
+                "metadata": {"name": "back-1", "namespace": "red", "labels": {"kubernetes.io/service-name": "back"}},
+                "addressType": "IPv4",
+                "endpoints": [{"addresses": ["10.65.1.4"], "conditions": {"ready": False}}],
+                "ports": [{"name": "http", "protocol": "TCP", "port": 80}],
+            },
+            ingress(
+                "not-from-service",
+                rule("Deny", **source(services={"name": "back", "namespace": "red"})),
+                rule("Allow"),
+                selector="app == 'api'",
+            ),
+        ),
+        "db>api TCP/80 v6, web>api TCP/80",
+        "db>api TCP/80 v4",
+    ),
+    Case(
         "sets of networks by their labels",
         (
             of("GlobalNetworkSet", "partners", labels={"zone": "outside"}, nets=OUT_NETS),

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
+from tests.corpora import CORPORA
 from tests.policy.specification import Connection, Endpoint, World
 
-_CORPORA = Path(os.environ.get("ROUTED_CORPORA", str(Path(__file__).parents[3] / "shared" / "corpora")))
-FILE = _CORPORA / "netpol" / "k8s-e2e.json"
+FILE = CORPORA / "netpol" / "k8s-e2e.json"
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def test_any_clusters_one_after_the_other():
     verdicts: Counter[bool] = Counter()
 
     @settings(
-        max_examples=80,
+        max_examples=50,
         deadline=None,
         report_multiple_bugs=False,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from routed.desired_policy import Place
 from routed.model.resources import Resource, Update
+from routed.model.schema import parse_manifest
 from routed.model.workloads import WorkloadEndpoint
 from routed.policy.engine import SLICE, PolicyEngine
 from routed.policy.judge import FirewallModel
@@ -144,7 +145,7 @@ def world_of(policies: list[dict[str, Any]], labels: tuple[dict[str, str], dict[
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(st.lists(WORLDS, min_size=1, max_size=3), st.sampled_from(["TCP", "UDP"]), st.sampled_from(PORTS), st.booleans())
 def test_any_worlds_one_after_the_other(
     worlds: list[tuple[Any, Any, tuple[Endpoint, ...]]], protocol: str, port: int, ipv6: bool
@@ -188,6 +189,25 @@ def test_an_interface_that_goes_from_one_pod_to_another_in_one_change():
             pod = Endpoint("pod", name, "red", {}, "n1", ("10.0.1.1",))
             nodes.apply([workload(pod, "cali0"), profile("red", {})])
             assert (Place.WORKLOAD, "cali0") in nodes.firewalls["n1"].endpoints
+
+
+def test_of_two_that_name_one_interface_the_other_one_has_it_when_the_first_goes():
+    """A pod whose interface another endpoint named for a moment is not cut off when that one is put right."""
+    nodes = Nodes(["n1"])
+    first = Endpoint("pod", "a", "red", {}, "n1", ("10.0.1.1",))
+    other = Endpoint("pod", "b", "red", {}, "n1", ("10.0.1.2",))
+    a, b, doubled = workload(first, "cali0"), workload(other, "cali1"), workload(first, "cali1")
+    nodes.apply([a, b, profile("red", {})])
+    before = dict(nodes.firewalls["n1"].endpoints)
+    for _ in range(2):
+        nodes.apply([doubled, b, profile("red", {})])
+        assert any("has the interface cali1, as" in each for each in nodes.engines["n1"].problems)
+        nodes.apply([a, b, profile("red", {})])
+        assert nodes.firewalls["n1"].endpoints == before
+        assert not nodes.engines["n1"].problems
+    nodes.apply([a, replace(b, interface_name="cali0"), profile("red", {})])
+    nodes.apply([replace(b, interface_name="cali0"), profile("red", {})])
+    assert set(nodes.firewalls["n1"].endpoints) == {(Place.WORKLOAD, "cali0")}
 
 
 def test_behind_a_profile_that_is_not_there_none_is_asked():
@@ -323,3 +343,33 @@ def test_what_only_a_set_loses_is_in_the_program_without_another_slice():
     batch = engine.flush()
     assert batch is not None
     assert [each.removed for each in batch.sets] == [frozenset((b"\x0a\x00\x00\x01",))]
+
+
+def test_of_a_set_that_changes_only_what_differs_is_touched():
+    engine = PolicyEngine("n1")
+
+    def told(kind: str, name: str, spec: dict[str, Any]) -> tuple[tuple[frozenset[bytes], frozenset[bytes]], ...]:
+        made = parse_manifest(
+            {
+                "apiVersion": "projectcalico.org/v3",
+                "kind": kind,
+                "metadata": {"name": name, "labels": {"list": "bad"}},
+                "spec": spec,
+            }
+        )
+        engine.update(Update(made.key, made))
+        batch = engine.flush()
+        return tuple((each.added, each.removed) for each in batch.sets) if batch is not None else ()
+
+    pod = workload(Endpoint("pod", "a", "red", {"pod": "a"}, "n1", ("10.65.0.1",)), "calia")
+    for resource in (profile("red", {}), pod):
+        engine.update(Update(resource.key, resource))
+    deny = {"action": "Deny", "source": {"selector": "list == 'bad'"}}
+    told("GlobalNetworkPolicy", "closed", {"selector": "pod == 'a'", "types": ["Ingress"], "ingress": [deny]})
+    nets = ["10.1.0.0/16", "10.2.0.0/16", "10.3.0.0/16", "10.3.0.0/16"]
+    first, second, third, fourth = (bytes((16, 10, number)) for number in range(1, 5))
+    assert (frozenset((first, second, third)), frozenset()) in told("GlobalNetworkSet", "list", {"nets": nets})
+    assert told("GlobalNetworkSet", "list", {"nets": [*nets[1:3], "10.4.0.0/16"]}) == (
+        (frozenset((fourth,)), frozenset((first,))),
+    )
+    assert told("GlobalNetworkSet", "list", {"nets": ["10.4.0.0/16", "10.2.0.0/16", "10.3.0.0/16"]}) == ()

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from routed.model.kubernetes import Pod
 from routed.model.policies import NetworkPolicy, PolicyType, Profile
 from routed.model.resources import Resource, ResourceKey, Update
 from routed.model.schema import parse_manifest
 from routed.model.workloads import WorkloadEndpoint
+from routed.policy.engine import PolicyEngine
 from routed.policy.kubernetes import Kubernetes
 from routed.policy.refusals import read_refusal
 from tests.policy.nodes import policy, profile, workload
@@ -119,6 +122,9 @@ def test_a_pod_s_service_account_is_its_endpoint_s():
     made = told.now[wired.key]
     assert isinstance(made, WorkloadEndpoint)
     assert (made.service_account_name, made.profiles) == ("default", ("kns.red", "ksa.red.default"))
+    told.tell(replace(wired, service_account_name="default"))  # as one wrote it that knew of no such profile
+    made = told.now[wired.key]
+    assert isinstance(made, WorkloadEndpoint) and made.profiles == ("kns.red", "ksa.red.default")
 
 
 def test_a_pod_nobody_wired_is_a_peer_until_somebody_does():
@@ -145,6 +151,33 @@ ITEMS = (
     parse_manifest(RAW),
     policy({**RAW, "spec": {"podSelector": {}}}),
 )  # fmt: skip
+
+
+@pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
+def test_a_pod_that_is_finished_has_no_addresses_though_its_endpoint_is_stored(phase: str):
+    told, engine = Told(), PolicyEngine("n1")
+    running = pod("web", "10.65.0.1", app="web")
+    assert isinstance(running, Pod)
+    endpoint = workload(Endpoint("pod", "web", "red", {"app": "web"}, "n1", ("10.65.0.1",)), "calia")
+    allow = {"action": "Allow", "source": {"selector": "app == 'web'"}}
+    spec = {"selector": "app == 'db'", "types": ["Ingress"], "ingress": [allow]}
+    manifest = {"apiVersion": "projectcalico.org/v3", "kind": "NetworkPolicy", "spec": spec}
+    admits = parse_manifest({**manifest, "metadata": {"name": "db", "namespace": "red"}})
+    db = workload(Endpoint("pod", "db", "red", {"app": "db"}, "n1", ("10.65.0.2",)), "calib")
+
+    def peers(value: Resource) -> tuple[set[bytes], set[bytes]]:
+        told.tell(value)
+        for each in told.now.values():
+            engine.update(Update(each.key, each))
+        batch = engine.flush()
+        sets = batch.sets if batch is not None else ()
+        return {each for update in sets for each in update.added}, {each for update in sets for each in update.removed}
+
+    web = bytes((10, 65, 0, 1))
+    told.tell(db, endpoint, admits, profile("red", {}))
+    assert peers(running) == ({web}, set())
+    assert peers(replace(running, phase=phase)) == (set(), {web})
+    assert engine.interface_of(web) == "" and peers(running) == ({web}, set())
 
 
 @given(st.lists(st.tuples(st.sampled_from(ITEMS), st.booleans()), max_size=12))
@@ -199,6 +232,7 @@ BAD_NAME = {"name": 'a"; flush ruleset #', "namespace": "red"}
         (json.dumps({**RAW, "spec": {"podSelector": {"matchLabels": {"a b": "c"}}}}), None, set()),
         (json.dumps({**RAW, "spec": FROM_HOSTILE}), "app == 'web'", {PolicyType.INGRESS}),
         (json.dumps({**RAW, "metadata": BAD_NAME}), "app == 'web'", {PolicyType.INGRESS}),
+        (json.dumps({**RAW, "apiVersion": "extensions/v1beta1"}), "app == 'web'", {PolicyType.INGRESS}),
         (calico({"selector": "app == 'a'", "types": ["Egress"]}, name="ж" * 110), "app == 'a'", {PolicyType.EGRESS}),
     ],
 )  # fmt: skip

@@ -59,3 +59,20 @@ def test_members_are_there_while_somebody_gives_them(steps: list[tuple[bool, byt
             counts[member] -= 1
         assert members.shown == {member for member, count in counts.items() if count} == difference.added
         assert not difference.removed
+
+
+def test_a_block_list_of_thousands_costs_each_network_its_own_only():
+    """Which a test can only see by ending: it took minutes when each network was held against all others."""
+    networks, difference = Networks(Family.IPV6_UNICAST), Difference()
+    nets = [b"\x30" + (number * 7919 % 20_000).to_bytes(6, "big") for number in range(20_000)]
+    for net in nets:
+        networks.add(net, difference)
+    assert networks.shown == difference.added == set(nets)
+    all_of_them, told = b"\x10\x00\x00", Difference()
+    networks.add(all_of_them, told)
+    assert networks.shown == told.added == {all_of_them} and told.removed == set(nets)
+    networks.remove(all_of_them, told)
+    assert networks.shown == set(nets) and not told
+    for net in nets:
+        networks.remove(net, difference)
+    assert not networks.shown and not difference

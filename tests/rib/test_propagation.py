@@ -243,7 +243,7 @@ def test_a_session_that_ends_before_the_sweep_of_its_end_of_rib_takes_nothing_al
     net.check()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(KINDS, STEPS)
 def test_everybody_hears_what_the_table_says(
     kinds: list[SourceKind], steps: list[tuple[str, int, int, list[bytes]]]
@@ -290,7 +290,7 @@ def test_everybody_hears_what_the_table_says(
     net.check()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(KINDS, st.randoms(use_true_random=False))
 def test_the_table_does_not_depend_on_the_interleaving(kinds: list[SourceKind], rng: random.Random) -> None:
     script = [
@@ -348,7 +348,7 @@ TANGLED = ["20.1.1.0/24", "20.2.1.0/24", "20.3.1.0/24", "0.0.0.0/0"]
 LEADING = ["20.1.1.7", "20.2.1.7", "20.3.1.7", "192.0.2.50"]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.lists(
         st.tuples(st.integers(0, 2), st.sampled_from(TANGLED), st.sampled_from(LEADING), st.sampled_from([100, 200])),

@@ -21,10 +21,11 @@ import difflib
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from routed.testing.lab.document import Value, read_document
+from routed.values import dataclass
 
 KINDS = ("linux", "bridge")
 

@@ -22,7 +22,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from pathlib import Path
 from typing import IO
 
@@ -31,6 +31,7 @@ from routed.testing.lab.document import TopologyError
 from routed.testing.lab.images import image_of
 from routed.testing.lab.namespaces import LabError, fresh_prefix, remove_stale, run
 from routed.testing.lab.nodes import Node, start_node
+from routed.values import dataclass
 
 #: Laboratories that stay.
 RUNNING = Path("/run/routed-lab")

@@ -25,22 +25,24 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import itertools
 import json
 import os
-import re
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
+from routed.netlink.messages import attributes, messages
+from routed.netlink.numbers import RT_TABLE_MAIN, RTA_DST, RTM_DELROUTE, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE
 from routed.testing.lab.clab import Topology
 from routed.testing.lab.deploy import Deployment
 from routed.testing.lab.document import Value, read_document
-from routed.testing.lab.namespaces import LabError, wait_for
+from routed.testing.lab.echoes import Echoes
+from routed.testing.lab.namespaces import LabError, entered, wait_for
 from routed.testing.lab.nodes import Node
 from routed.testing.routers import bird_sessions, frr_sessions, gobgp_sessions, routed_sessions
+from routed.values import dataclass
 
 FILE = "expect.yaml"
 
@@ -55,11 +57,13 @@ ASK: dict[str, tuple[tuple[str, ...], Callable[[str], dict[str, str]]]] = {
 #: Actions on a node, and how many words follow the node's name.
 ACTIONS = {"kill": 0, "start": 0, "off": 0, "on": 0, "link": 2, "run": -1}
 
-#: Seconds between two packets of a flow, to wait at its end for one more answer, and between two looks at routes that may
-#: not change.
+#: Seconds between two packets of a flow, and between two looks at routes that may not change.
 INTERVAL = 0.02
-LAST_ANSWER = 5
 LOOK = 0.1
+
+#: Octets of news of routes that are kept until they are read; beyond them they are lost, which is an error.
+_HEARD = 16 << 20
+_SO_RCVBUFFORCE = 33
 
 Routes = Mapping[str, Mapping[str, frozenset[str]]]
 """By node and prefix: the next hops; the empty set where there must be no route."""
@@ -334,11 +338,7 @@ class Watch:
         self.keeps = keeps
         self.changed: list[str] = []
         self.over = threading.Event()
-        self.monitors = {}
-        for name in keeps:
-            node = lab.nodes[name]
-            output = node.log.with_name(f"{name}.monitor")
-            self.monitors[name] = (output, node.popen(output, "ip", "monitor", "route"))
+        self.removals = {name: Removals(lab.nodes[name]) for name in keeps}
         self.thread = threading.Thread(target=self.look)
         self.thread.start()
 
@@ -350,16 +350,35 @@ class Watch:
         """What changed, a sentence each."""
         self.over.set()
         self.thread.join()
-        for name, (output, process) in self.monitors.items():
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            for line in output.read_text().splitlines():
-                words = line.removeprefix("Deleted ").split()
-                prefix = words[1] if words[:1] in (["blackhole"], ["unreachable"]) else words[0] if words else ""
-                if line.startswith("Deleted ") and self.keeps[name].get(prefix):
-                    self.changed.append(f"{name}: {prefix} was removed")
+        if not self.changed:  # what was done since the last look, however long ago that was
+            self.changed.extend(wrong_routes(self.lab, self.keeps))
+        for name, removals in self.removals.items():
+            gone = sorted(removals.heard())
+            self.changed += [f"{name}: {prefix} was removed" for prefix in gone if self.keeps[name].get(prefix)]
         return self.changed
+
+
+class Removals:
+    """Routes that leave a node's main table, from now on: to a socket, which unlike a program listens at once."""
+
+    def __init__(self, node: Node) -> None:
+        with entered(f"/proc/{node.pid}/ns/net"):
+            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK)
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _HEARD)
+        self._socket.bind((0, 1 << RTNLGRP_IPV4_ROUTE - 1 | 1 << RTNLGRP_IPV6_ROUTE - 1))
+
+    def heard(self) -> set[str]:
+        """Their prefixes. The end of listening."""
+        found = set()
+        with self._socket, contextlib.suppress(BlockingIOError):
+            while True:
+                for message in messages(self._socket.recv(1 << 16)):
+                    family, length, _, _, table = message.data[16:21]
+                    if message.type == RTM_DELROUTE and table == RT_TABLE_MAIN:
+                        nowhere = bytes(4 if family == socket.AF_INET else 16)
+                        address = dict(attributes(message.data, 28)).get(RTA_DST, nowhere)
+                        found.add(f"{ipaddress.ip_address(bytes(address))}/{length}")
+        return found
 
 
 class Flow:
@@ -368,31 +387,16 @@ class Flow:
     def __init__(self, node: Node, target: str) -> None:
         self.node = node
         self.target = target
-        self.output = node.log.with_name(f"{node.name}-to-{target}.ping")
-        self.process = node.popen(self.output, "ping", "-n", "-O", "-i", f"{INTERVAL:g}", target)
-        wait_for(self.answered, 10, f"{node.name} > {target}: the first answer", state=self.output.read_text)
+        output = node.log.with_name(f"{node.name}-to-{target}.ping")
+        self.process = node.popen(output, "ping", "-n", "-O", "-i", f"{INTERVAL:g}", target)
+        self.echoes = Echoes(output, self.kill, f"{node.name} > {target}")
 
-    def answered(self) -> list[int]:
-        return sorted({int(number) for number in re.findall(r"icmp_seq=(\d+) ttl=", self.output.read_text())})
-
-    def asked(self) -> int:
-        """The last request that ping says anything of, answered or not."""
-        return max(int(number) for number in re.findall(r"icmp_seq=(\d+)", self.output.read_text()))
-
-    def end(self) -> Loss:
-        # what a cut took shows in the numbers only by the answer after it, so one more is waited for; where none comes, all
-        # since the last is lost
-        asked = self.asked()
-        with contextlib.suppress(AssertionError):
-            wait_for(lambda: self.answered()[-1] > asked, LAST_ANSWER)
-        # nsenter stands between us and ping, in the same group; ping tells of every packet when it comes, none are lost
+    def kill(self) -> None:
+        # nsenter stands between us and ping, in the same group
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        seen = self.answered()
-        gaps = [after - before - 1 for before, after in itertools.pairwise([0, *seen])]
-        last = seen[-1]
-        if last <= asked:
-            last = self.asked()
-            gaps.append(last - seen[-1])
-        return Loss(self.node.name, self.target, last, sum(gaps), max(gaps) * INTERVAL)
+
+    def end(self) -> Loss:
+        last, gaps = self.echoes.end()
+        return Loss(self.node.name, self.target, last, sum(gaps), max(gaps, default=0) * INTERVAL)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from routed.testing.lab.clab import NodeSpec
 from routed.testing.lab.document import TopologyError
+from routed.values import dataclass
 
 #: What FRR's own image starts: a supervisor that starts the daemons named in /etc/frr/daemons and loads frr.conf.
 FRR_START = """\

@@ -30,9 +30,12 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
+
+from routed.testing.lab.echo import is_answered, open_socket
+from routed.values import dataclass
 
 T = TypeVar("T")
 
@@ -46,7 +49,7 @@ POLL = 0.02
 MAX_STATE = 4000
 
 #: Seconds a program may take to end after it was asked to.
-PATIENCE = 10.0
+PATIENCE = 30.0
 
 _PREFIX = re.compile(r"rlab-(\d+)-(\d+)-\d+")
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -196,12 +199,8 @@ class Namespace:
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
         """This thread is in the namespace: sockets made inside the block stay there for good."""
-        with open("/proc/thread-self/ns/net") as home, open(f"{NETNS}/{self.full_name}") as here:
-            _setns(here.fileno())
-            try:
-                yield
-            finally:
-                _setns(home.fileno())
+        with entered(f"{NETNS}/{self.full_name}"):
+            yield
 
     def run(self, *argv: str, check: bool = True) -> str:
         """What a command in the namespace prints. Raises LabError where it fails."""
@@ -217,8 +216,9 @@ class Namespace:
 
     def pings(self, address: str, *, source: str = "", timeout: float = 1.0) -> bool:
         """Whether an address answers an echo request, once, within `timeout` seconds."""
-        argv = ("nsenter", f"--net={NETNS}/{self.full_name}", "--", *ping(address, source, timeout))
-        return subprocess.run(argv, capture_output=True, check=False).returncode == 0
+        with self.entered():
+            asking = open_socket(address, source)
+        return is_answered(asking, timeout)
 
     def routes(self, *, protocol: int | str | None = None, ipv6: bool = False, table: str = "main") -> dict[str, str]:
         """The kernel's routes, as `ip route` names and describes them: {"10.1.0.0/26": "via 10.0.0.2 dev eth0 proto 120"}.
@@ -270,6 +270,7 @@ class Segment:
         self._switch.ip(f"link set {port} master br0", f"link set {port} up")
         namespace.ip(f"link set {interface} up")
         namespace.address(interface, *addresses)
+        _carry((self._switch, port), (namespace, interface))
 
 
 class Lab:
@@ -311,6 +312,7 @@ class Lab:
         for port in (one, other):
             port.namespace.ip(f"link set {port.interface} up")
             port.namespace.address(port.interface, *port.addresses)
+        _carry(*((port.namespace, port.interface) for port in (one, other)))
 
     def report(self, lines: int = 40) -> str:
         """The last words of every program, for whoever has to find out what went wrong."""
@@ -333,11 +335,6 @@ class Lab:
         atexit.unregister(self.close)
 
 
-def ping(address: str, source: str, timeout: float) -> tuple[str, ...]:
-    """The command line of one echo request, whose exit status is 0 where it is answered in time."""
-    return ("ping", "-n", "-q", "-c", "1", "-W", f"{timeout:g}", *(("-I", source) if source else ()), address)
-
-
 def run(*argv: str, given: str | None = None, check: bool = True) -> str:
     """What a command prints. Raises LabError with what it said where it fails."""
     try:
@@ -351,6 +348,28 @@ def run(*argv: str, given: str | None = None, check: bool = True) -> str:
 
 
 # ---- inside
+
+
+def _carry(*ends: tuple[Namespace, str]) -> None:
+    """Wait until packets pass: the kernel sees some time after `up` that both ends are, and drops them until then."""
+    for namespace, interface in ends:
+        show = ("ip", "-n", namespace.full_name, "-o", "link", "show", "dev", interface)
+        wait_for(partial(_is_up, show), PATIENCE, f"{interface} of {namespace.name} is up")
+
+
+def _is_up(show: tuple[str, ...]) -> bool:
+    return "state UP" in run(*show)
+
+
+@contextlib.contextmanager
+def entered(path: str) -> Iterator[None]:
+    """This thread is in the network namespace with this name: sockets made inside the block stay there for good."""
+    with open("/proc/thread-self/ns/net") as home, open(path) as here:
+        _setns(here.fileno())
+        try:
+            yield
+        finally:
+            _setns(home.fileno())
 
 
 def _setns(descriptor: int) -> None:

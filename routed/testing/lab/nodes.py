@@ -13,14 +13,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from routed.testing.lab import inside
 from routed.testing.lab.clab import NodeSpec
 from routed.testing.lab.images import Image
-from routed.testing.lab.namespaces import LabError, ping, run, start_time, wait_for
+from routed.testing.lab.namespaces import LabError, run, start_time, wait_for
+from routed.values import dataclass
 
 #: Where programs are found in a node; what `pip install` put beside this interpreter comes first.
 PATH = f"{Path(sys.executable).parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -28,7 +28,7 @@ PATH = f"{Path(sys.executable).parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:
 #: What must be seen in every node, whatever lies above it: the interpreter's folders and this package.
 VISIBLE = tuple({sys.prefix, sys.base_prefix, str(Path(__file__).parents[3])})
 
-PATIENCE = 10.0
+PATIENCE = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,9 @@ class Node:
 
     def pings(self, address: str, *, source: str = "", timeout: float = 1.0) -> bool:
         """Whether an address answers an echo request, once, within `timeout` seconds."""
-        argv = self.entering(*ping(address, source, timeout))
+        argv = self.entering(
+            "ping", "-n", "-q", "-c", "1", "-W", f"{timeout:g}", *(("-I", source) if source else ()), address
+        )
         return subprocess.run(argv, capture_output=True, check=False).returncode == 0
 
     # ---- links
