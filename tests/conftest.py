@@ -8,6 +8,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from _pytest.terminal import TerminalReporter
 from hypothesis import HealthCheck, settings
 
 from routed.testing.lab import Lab
@@ -53,3 +54,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     if report.failed and isinstance(lab, Lab):
         report.sections.append(("laboratory", lab.report()))
     return report
+
+
+def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
+    """A failure that did not come again is no failure of the run, and is told as if it were (docs/decisions/0024)."""
+    for report in terminalreporter.getreports("rerun"):
+        terminalreporter.section(f"failed, then run once more: {report.nodeid}")
+        report.toterminal(terminalreporter._tw)
