@@ -153,6 +153,8 @@ class FirewallModel:
                 continue
             if place is Place.HOST and direction == "ingress" and self._is_strangers(packet):
                 return Judgement(False, "tunnel packets of who is no node")
+            if place is Place.HOST and direction == "ingress" and self._is_kept_out(interface, packet):
+                return Judgement(False, "workload to host")
             if packet.reply or (
                 early and (place is Place.HOST or (place, direction) == (Place.HOST_FORWARD, "ingress"))
             ):
@@ -203,11 +205,8 @@ class FirewallModel:
             if policy is None:
                 return Judgement(False, "unknown workload")
         else:
-            if self._is_workload(interface):
-                if place is Place.HOST and direction == "ingress" and self.host.workload_to_host is Action.DENY:
-                    return None if _is_discovery(packet) else Judgement(False, "workload to host")
-                if place is Place.HOST:
-                    return None
+            if self._is_workload(interface) and place is Place.HOST:
+                return None
             if place is Place.HOST and self._is_failsafe(packet, direction):
                 return Judgement(True, "failsafe")
             found = self._host_policy(place, interface)
@@ -259,6 +258,11 @@ class FirewallModel:
         return not packet.reply and any(
             _carries(each, packet) and packet.source not in each.ends for each in self.host.tunnels
         )
+
+    def _is_kept_out(self, interface: str, packet: Packet) -> bool:
+        """Whatever a workload begins with this node, also where policy admitted it before it got here."""
+        closed = self.host.workload_to_host is Action.DENY and self._is_workload(interface)
+        return closed and not packet.reply and not _is_discovery(packet)
 
     def _host_policy(self, place: Place, interface: str) -> EndpointPolicy | None:
         own = self.endpoints.get((place, interface))

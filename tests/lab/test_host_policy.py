@@ -633,6 +633,15 @@ def test_what_a_pod_says_to_its_node(site: Site):
     site.check(
         {(A, HOST, "TCP/80"): False, (B, HOST, "TCP/443"): False, (HOST, A, "TCP/443"): True, (A, B, "TCP/80"): True}
     )
+    # that comes before what a policy at the wildcard admitted early
+    early = global_policy(
+        "early", preDNAT=True, applyOnForward=True, types=["Ingress"], ingress=[allow("TCP", 80, 443)]
+    )
+    open_host = host_endpoint("*", profiles=["projectcalico-default-allow"])
+    site.have(quiet, felix("Drop"), open_host, early)
+    site.check({(A, HOST, "TCP/80"): False, (B, HOST, "TCP/443"): False, (CLIENT, HOST, "TCP/443"): True})
+    site.have(quiet, felix("Return"), open_host, early)
+    site.check({(A, HOST, "TCP/80"): True, (A, HOST, "TCP/443"): False, (B, HOST, "TCP/443"): True})
 
 
 def test_nothing_stays_of_host_policy(site: Site):
