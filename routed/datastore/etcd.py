@@ -623,14 +623,30 @@ class EtcdStore:
 
     def _believe(self, loaded: Loaded) -> None:
         self._counted = loaded.counted
-        self.guard.garbage = dict(loaded.garbage)
         self._asks_for_workloads = any(
             isinstance(good.resource, BGPPeer) and good.resource.local_workload_selector is not None
             for good in loaded.good.values()
         )
-        self.guard.load(loaded.good.items(), {key: at - self._offset for key, at in loaded.held.items()})
+        kinds = self._kinds
+        if self._asks_for_workloads:
+            kinds = kinds | {WorkloadEndpoint.kind, Profile.kind}
+        # what an earlier run read and this one does not is missing from no listing
+        self.guard.garbage = {key: reason for key, reason in loaded.garbage.items() if key.kind in kinds}
+        self.guard.load(
+            [(key, good) for key, good in loaded.good.items() if key.kind in kinds and not self._is_of_another(good)],
+            {key: at - self._offset for key, at in loaded.held.items()},
+        )
         self.health.as_of, self.health.revision = loaded.as_of, loaded.revision
         self._may_use_saved = True
+
+    def _is_of_another(self, good: Good) -> bool:
+        """An endpoint of another node, where this one reads its own."""
+        found = good.resource
+        return (
+            isinstance(found, WorkloadEndpoint)
+            and WorkloadEndpoint.kind not in self._kinds
+            and found.node != self._node
+        )
 
     def _use_saved(self) -> None:
         """Begin with what was saved where etcd has not said anything yet."""

@@ -9,7 +9,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -31,7 +31,7 @@ from routed.ipam.allocator import Demand, assign_addresses
 from routed.ipam.blocks import Owner
 from routed.model.policies import NetworkPolicy
 from routed.model.resources import IPPool, JsonObject, Resource, ResourceKey, Update
-from routed.model.schema import parse_manifest
+from routed.model.schema import KINDS, parse_manifest
 from routed.model.settings import ClusterInformation
 from routed.net.families import Family
 from tests.datastore.etcd_server import PASSWORD, Cluster, Member, P, Proxy, cluster
@@ -60,6 +60,21 @@ def peer(number: int) -> JsonObject:
 
 def nodes(count: int) -> dict[str, object]:
     return {f"{P}nodes/n{number}": node(number) for number in range(count)}
+
+
+def pod(on: str) -> tuple[str, JsonObject]:
+    name = f"{on}-k8s-web-eth0"
+    spec: JsonObject = {
+        "orchestrator": "k8s", "node": on, "pod": "web", "endpoint": "eth0", "ipNetworks": ["10.244.1.5/32"],
+    }  # fmt: skip
+    metadata: JsonObject = {"name": name, "namespace": "shop"}
+    return f"{P}workloadendpoints/shop/{name}", node(1) | {
+        "kind": "WorkloadEndpoint", "metadata": metadata, "spec": spec,
+    }  # fmt: skip
+
+
+def profile(name: str) -> JsonObject:
+    return node(1) | {"kind": "Profile", "metadata": {"name": name}, "spec": {}}
 
 
 AFFINITY = "/calico/ipam/v2/host/n1/ipv4/block/10.244.1.0-26"
@@ -241,16 +256,6 @@ def test_what_must_not_be_there_is_a_condition_of_what_is_written(server: Cluste
 
 
 def test_pods_are_followed_once_a_bgppeer_is_for_them_and_only_this_node_s(server: Cluster, tmp_path: Path) -> None:
-    def pod(on: str) -> tuple[str, JsonObject]:
-        name = f"{on}-k8s-web-eth0"
-        spec: JsonObject = {
-            "orchestrator": "k8s", "node": on, "pod": "web", "endpoint": "eth0", "ipNetworks": ["10.244.1.5/32"],
-        }  # fmt: skip
-        metadata: JsonObject = {"name": name, "namespace": "shop"}
-        return f"{P}workloadendpoints/shop/{name}", node(1) | {
-            "kind": "WorkloadEndpoint", "metadata": metadata, "spec": spec,
-        }  # fmt: skip
-
     empty: JsonObject = {
         "cidr": "10.244.1.0/26", "affinity": "host:n1", "strictAffinity": False, "deleted": False,
         "allocations": [None] * 64, "unallocated": list(range(64)), "attributes": [],
@@ -687,6 +692,29 @@ def test_down_at_start_it_begins_with_what_was_saved(tmp_path: Path) -> None:
             await until(lambda: not sink.says("what it last said stays"), "the alarm is over")
 
         follow(store_of(server, saved=saved_in(tmp_path, server)), cold, wait="loaded")
+
+
+def test_what_a_node_does_not_read_any_more_has_not_vanished(server: Cluster, tmp_path: Path) -> None:
+    """Its pods are no longer routed's: what an earlier run read for them is no accident, and nothing to confirm."""
+    server.put_all(nodes(3))
+    for number in range(8):
+        path, value = pod(f"n{number}")
+        server.put(path, value)
+        server.put(f"{P}profiles/kns.shop{number}", profile(f"kns.shop{number}"))
+
+    def store_for(kinds: Collection[str]) -> EtcdStore:
+        return EtcdStore(EtcdConfig(server.endpoints), node="n1", kinds=kinds, saved=saved_in(tmp_path, server))
+
+    async def all_of_it(_: EtcdStore, sink: Sink) -> None:
+        assert len(sink.names("WorkloadEndpoint")) == len(sink.names("Profile")) == 8
+
+    follow(store_for(KINDS), all_of_it)
+
+    async def less(_: EtcdStore, sink: Sink) -> None:
+        assert sink.names() == {"n0", "n1", "n2"}
+        assert not sink.open and not sink.names("WorkloadEndpoint") and not sink.names("Profile")
+
+    follow(store_for(FOLLOWED), less)
 
 
 def test_a_saved_state_of_somebody_else_is_not_used(tmp_path: Path) -> None:
