@@ -51,6 +51,7 @@ from routed.dataplane.kernel import Kernel
 from routed.datastore.file import FileStore
 from routed.datastore.secrets import LOOK, SecretFolder
 from routed.errors import ConfigError, ControlError, KernelError, StoreError
+from routed.model.workloads import INTERFACE_PREFIX
 from routed.net.addresses import format_address
 from routed.net.families import Family
 from routed.observe.logs import LogWriter
@@ -140,6 +141,7 @@ class Daemon:
                 protocol=config.kernel.route_protocol,
                 metric=config.kernel.metric,
                 program_routes=config.kernel.program_routes,
+                left_to_pods="" if config.cni.enabled else INTERFACE_PREFIX,
             ),
             changed=self._kernel_changed,
             failed=self._routes_failed,

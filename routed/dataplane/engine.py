@@ -74,6 +74,9 @@ class KernelSettings:
     """Of our routes; 0 leaves it to the kernel (IPv4: 0, IPv6: 1024)."""
     program_routes: bool = True
     """False: watch only."""
+    left_to_pods: str = ""
+    """How pods' interfaces begin, where pods are not ours (any more): a host route straight to such an interface is the
+    pod's, whoever made it, and goes with the interface."""
     verify_interval: float = 90.0
     """Seconds between dumps that look whether all is as it should be."""
 
@@ -309,7 +312,7 @@ class KernelEngine:
             return
         if self._step >= _MAIN4:
             self._fresh_watches[-1].found_route(family, prefix, facts)
-        elif facts.protocol != self.settings.protocol:
+        elif not self._is_ours(family, prefix, facts, self._fresh):
             self._fresh.found_route(family, prefix, facts)
         elif facts.plain:
             self.routes.found_own(family, prefix, facts, now)
@@ -420,7 +423,7 @@ class KernelEngine:
             if facts.table == RT_TABLE_MAIN:
                 self._road_event(message, family, prefix, facts, better)
             return
-        if facts.protocol == self.settings.protocol:
+        if self._is_ours(family, prefix, facts, self.watch):
             if facts.plain and (facts.metric or not self.watch.own_metric(family)):
                 if message.type == RTM_NEWROUTE:
                     self.routes.own_seen(family, prefix, facts, now)
@@ -434,6 +437,14 @@ class KernelEngine:
                 self._beside_ours(family, prefix, facts, message.flags, now)
         else:
             self.watch.route_removed(family, prefix, facts)
+
+    def _is_ours(self, family: Family, prefix: bytes, facts: RouteFacts, watch: Watch) -> bool:
+        if facts.protocol != self.settings.protocol:
+            return False
+        left = self.settings.left_to_pods
+        if not left or not facts.gateways or facts.gateways[0].address or prefix[0] != family.max_length:
+            return True
+        return not watch.interface_name(facts.gateways[0].interface).startswith(left)
 
     def _road_event(self, message: Message, family: Family, prefix: bytes, facts: RouteFacts, better: set[int]) -> None:
         """A route of the main table changed, while ours go into another."""

@@ -164,6 +164,38 @@ def test_found_at_start_kept_where_wanted_and_swept_where_not(world, eth0):
     assert world.ours(V6) == {}
 
 
+def test_routes_of_pods_are_left_to_them_where_pods_are_no_more_ours(world, eth0):
+    pod = world.link("cali0123")
+    world.start()
+    world.apply(["10.1.0.1/32", "10.1.0.2/32"], dev=pod)
+    world.apply("fd01::1/128", dev=pod)
+    world.apply("10.1.0.3/32", dev=eth0)
+    world.apply("10.1.0.4/32", "10.0.0.2", dev=eth0)
+    world.apply("10.1.0.0/26", blackhole=True)
+    world.settle()
+    world.start(left_to_pods="cali")
+    world.engine.sweep(Family)
+    world.settle()
+    assert world.ours().keys() == {"10.1.0.1/32", "10.1.0.2/32"}
+    assert world.ours(V6).keys() == {"fd01::1/128"}
+    # they are routes of others, also when they change
+    mine = (V4, parse_prefix("10.1.0.1/32")[1], 0)
+    assert world.foreign[mine].gateways == (leg("", pod),)
+    world.route("delete", "10.1.0.1/32", dev=pod, protocol=120)
+    assert world.until(lambda: mine not in world.foreign)
+    world.run(1.0)
+    assert world.ours().keys() == {"10.1.0.2/32"}
+    world.remove_link(pod)
+    assert world.until(lambda: not world.ours() and not world.ours(V6))
+    # and ours once more where pods are
+    pod = world.link("cali0123")
+    world.route("add", "10.1.0.1/32", dev=pod, protocol=120)
+    world.start()
+    world.engine.sweep(Family)
+    world.settle()
+    assert not world.ours()
+
+
 def test_routes_of_an_earlier_metric_are_swept(world, eth0):
     world.start(metric=50)
     world.apply(["10.1.0.0/24", "10.2.0.0/24"], "10.0.0.2", dev=eth0)
