@@ -36,6 +36,7 @@ from routed.daemon.events import Events
 from routed.daemon.explain import Explanations
 from routed.daemon.health import Health
 from routed.daemon.http import HttpServer
+from routed.daemon.left_rules import LeftRules
 from routed.daemon.left_tunnels import LeftTunnels, devices_left
 from routed.daemon.metrics import DaemonState, Metrics
 from routed.daemon.node_status import NodeStatusWriter
@@ -104,6 +105,7 @@ class Daemon:
         self._http: HttpServer | None = None
         self._workloads: Workloads | None = None
         self._left_tunnels: LeftTunnels | None = None
+        self._left_rules: LeftRules | None = None
         self._registrar: Registrar | None = None
         self._node_status: NodeStatusWriter | None = None
         self._kubernetes: KubernetesSource | None = None
@@ -269,6 +271,8 @@ class Daemon:
                 await self._workloads.stop()
             if self._left_tunnels is not None:
                 await self._left_tunnels.stop()
+            if self._left_rules is not None:
+                self._left_rules.close()
             if self._driver is not None:
                 self._driver.transports.reset_all()
             kernel.close()
@@ -325,6 +329,7 @@ class Daemon:
             *(self._http.problems if self._http is not None else ()),
             *(self._workloads.problems if self._workloads is not None else ()),
             *(self._left_tunnels.problems if self._left_tunnels is not None else ()),
+            *(self._left_rules.problems if self._left_rules is not None else ()),
             *(self._node_status.problems if self._node_status is not None else ()),
             *(self._kubernetes.problems if self._kubernetes is not None else ()),
             *((self._fullness.problem,) if self._fullness.problem else ()),
@@ -453,6 +458,9 @@ class Daemon:
         if config.kubeconfig:
             self._kubernetes = open_kubernetes(config, self._kubernetes_told)
         if not config.cni.enabled:
+            self._left_rules = LeftRules()
+            for problem in self._left_rules.problems:
+                self._log.write(Level.WARNING, "policy", problem)
             if not devices_left():
                 return Relay(driver, (node_status.update,), (tell_collector_of_the_cluster,), driver.clock)
             left = self._left_tunnels = LeftTunnels(

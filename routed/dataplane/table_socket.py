@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 
 from routed.dataplane.sockets import open_nftables
 from routed.netlink.messages import Message, messages, parse_error
-from routed.netlink.nftables import Batch, ElementFound, decode_elements, dump_elements
+from routed.netlink.nftables import Batch, ElementFound, decode_elements, decode_table, dump_elements, get_table
 from routed.netlink.numbers import NLMSG_DONE, NLMSG_ERROR
 
 Answer = TypeVar("Answer")
@@ -54,6 +54,10 @@ class TableSocket:
 
     def close(self) -> None:
         self._socket.close()
+
+    def is_there(self) -> bool:
+        """Whether the kernel has the table, by whomever. Raises OSError."""
+        return bool(self.read(get_table(self.table, 1), decode_table))
 
     def commit(self, batch: Batch) -> Refusal | None:
         """Have the kernel take a batch. Why it did not, or None."""

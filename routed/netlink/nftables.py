@@ -337,6 +337,11 @@ def get_generation(sequence: int) -> bytes:
     return _ask(_GETGEN, 0, sequence)
 
 
+def get_table(table: str, sequence: int) -> bytes:
+    """Asks for a table alone, of whose absence the kernel says ENOENT; the acknowledgement ends the answer."""
+    return _ask(_GETTABLE, NLM_F_ACK, sequence, attribute(1, text(table)))
+
+
 def dump_chains(table: str, sequence: int) -> bytes:
     return _ask(_GETCHAIN, NLM_F_DUMP, sequence, attribute(1, text(table)))
 
@@ -375,6 +380,11 @@ class RuleFound:
     octets: int | None
     expressions: bytes = b""
     """As the kernel writes them; see `nft_expressions.same`."""
+
+
+def decode_table(message: Message, table: str) -> str | None:
+    """The table's name, where this says that it is there."""
+    return table if _fields_in(message, _NEWTABLE, table) is not None else None
 
 
 def decode_generation(message: Message) -> int | None:
