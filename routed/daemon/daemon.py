@@ -235,8 +235,8 @@ class Daemon:
                 )
                 relay = self._start_workloads(core, driver, kernel, store, node_status)
                 await self._look_at_secrets(driver)  # before the resources that name them
-                if self._kubernetes is not None:
-                    self._kubernetes.begin(Beneath(relay))  # before the datastore is in sync, and routes are chosen
+                if self._kubernetes is not None:  # before the datastore is in sync, and routes are chosen
+                    self._kubernetes.begin(self._beneath(relay))
                 tasks.append(loop.create_task(self._follow_secrets(driver)))
                 tasks.append(loop.create_task(self._read_datastore(relay, store)))
                 if config.node.register:
@@ -249,7 +249,7 @@ class Daemon:
                     tasks.append(loop.create_task(self._registrar.run()))
                 tasks.append(loop.create_task(node_status.run()))
                 if self._kubernetes is not None:
-                    tasks.append(loop.create_task(self._kubernetes.run(Beneath(relay))))
+                    tasks.append(loop.create_task(self._kubernetes.run(self._beneath(relay))))
                 tasks.append(loop.create_task(self._tick(answers, health, metrics)))
                 if self._workloads is not None:
                     tasks.append(loop.create_task(self._workloads.policy.counting(lambda: self._config.metrics.listen)))
@@ -488,6 +488,7 @@ class Daemon:
                 workloads.pod_keeper.update,
                 workloads.tunnel_addresses.update,
                 node_status.update,
+                *((workloads.pod_follower.update,) if self._kubernetes is not None else ()),
             ),
             (
                 workloads.in_sync,
@@ -503,6 +504,9 @@ class Daemon:
         workloads.follow(relay)
         driver.tunnels = workloads.apply_tunnels
         return relay
+
+    def _beneath(self, relay: Relay) -> Beneath:
+        return Beneath(relay) if self._workloads is None else Beneath(relay, self._workloads.pod_follower.told)
 
     async def _read_datastore(self, driver: Relay, store: FileStore | EtcdStore) -> None:
         while True:

@@ -66,6 +66,7 @@ def open_kubernetes(config: Config, told: Callable[[str, bool], None]) -> Kubern
         NAMESPACES,
         SERVICES,
         KubernetesSource,
+        pods_of,
     )
 
     try:
@@ -74,7 +75,7 @@ def open_kubernetes(config: Config, told: Callable[[str, bool], None]) -> Kubern
         raise ConfigError("kubernetes.kubeconfig", str(error)) from None
     path = os.path.join(config.state_dir, SAVED_FROM_KUBERNETES)
     saved = SavedState(path, Identity(config.node_name, "kubernetes", (access.server,)))
-    kinds = (SERVICES, ENDPOINT_SLICES, *((NAMESPACES,) if config.cni.enabled else ()))
+    kinds = (SERVICES, ENDPOINT_SLICES, *((NAMESPACES, pods_of(config.node_name)) if config.cni.enabled else ()))
     return KubernetesSource(access, kinds, parse_manifest, told, saved)
 
 

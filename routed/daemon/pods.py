@@ -49,7 +49,7 @@ from routed.daemon.cni import Conversation, Inside
 from routed.daemon.pod_identity import Identities, Identity, Labels
 from routed.dataplane.conntrack import FormerConnections
 from routed.dataplane.pods import NODE_MAC, PodPort, PodWiring, kernel_has_ipv6, pod_sysctls
-from routed.datastore.allocating import clock, cluster_of
+from routed.datastore.allocating import carry_out, clock, cluster_of
 from routed.datastore.applying import stamped
 from routed.datastore.remembered import RememberingStore
 from routed.datastore.rounds import Rounds
@@ -599,6 +599,10 @@ class Pods:
     async def carry_out(self, make: Callable[[], Procedure[R]]) -> R:
         """Write what a procedure writes, among what calls do. Raises StoreError."""
         return await self._rounds.carry_out(make)
+
+    async def carry_out_beside(self, procedure: Procedure[R]) -> R:
+        """The same at once and beside what calls write, so that none of them waits for it. Raises StoreError."""
+        return await carry_out(self._store, procedure, self._listed, self._tell)
 
     def forget(self) -> None:
         """What was written last may not be in the datastore any more."""

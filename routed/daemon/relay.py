@@ -4,7 +4,8 @@ What we write is in force at once, without waiting for the datastore to tell us 
 states from before our write: those are held back, so that nothing we decided is undone for a moment. Where it never tells
 of our write (somebody else's came over it), the state it told last counts after `PATIENCE`.
 
-What the Kubernetes API says (`Beneath`) counts where the datastore has no resource of that name.
+What the Kubernetes API says (`Beneath`) counts where the datastore has no resource of that name; its Pods count by the
+endpoints that `pod_follower` writes, and pass by here.
 """
 
 from __future__ import annotations
@@ -127,11 +128,16 @@ class Relay:
 class Beneath:
     """The sink of who knows what the datastore may not have."""
 
-    def __init__(self, relay: Relay) -> None:
+    def __init__(self, relay: Relay, others: Callable[[Update], None] = lambda _: None) -> None:
+        """`others` hears of kinds that count in another way."""
         self._relay = relay
+        self._others = others
 
     def update(self, update: Update) -> None:
-        self._relay.beneath(update)
+        if update.key.kind in _IN_BOTH:
+            self._relay.beneath(update)
+        else:
+            self._others(update)
 
 
 def _same(one: Resource | None, other: Resource | None) -> bool:

@@ -18,6 +18,7 @@ from routed.core.effects import Level
 from routed.daemon.address_collector import AddressCollector
 from routed.daemon.background import Background
 from routed.daemon.cni import CniServer
+from routed.daemon.pod_follower import PodFollower
 from routed.daemon.pod_keeper import PodKeeper
 from routed.daemon.pod_mtu import Uplink, pod_mtu
 from routed.daemon.pods import SETTLE, Pods
@@ -134,6 +135,9 @@ class Workloads:
             followed.when_vanished = self.reclaimer.vanished
         else:
             followed.when_restored = self.reclaimer.restored
+        self.pod_follower = PodFollower(
+            config.node_name, self.pods, self.pod, lambda: not self.synced or bool(self.pods.lock), log, bug
+        )
         self._followed: set[int] = set()
         """Interfaces whose addresses or state matter to policy or tunnels."""
         self._relay: Relay | None = None
@@ -163,6 +167,7 @@ class Workloads:
         self.tunnel_addresses.start()
         self.collector.start()
         self.reclaimer.start()
+        self.pod_follower.start()
 
     def follow(self, relay: Relay) -> None:
         """Where our own writes go."""
@@ -174,6 +179,7 @@ class Workloads:
         await self.pod_keeper.stop()
         await self.collector.stop()
         await self.reclaimer.stop()
+        await self.pod_follower.stop()
         await self.tunnel_addresses.stop()
         await self.tunnels.stop()
         await self._old_rules.stop()
@@ -217,13 +223,14 @@ class Workloads:
     def problems(self) -> tuple[str, ...]:
         return (
             *self._not_forwarding(),
-            *filter(None, (self._problem, self._api_problem, self.pods.problem)),
+            *filter(None, (self._problem, self._api_problem, self.pods.problem, self.pods.who.problem)),
             *self.policy.problems,
             *self.pod_keeper.problems,
             *self.tunnels.problems,
             *self.tunnel_addresses.problems,
             *self.collector.problems,
             *self.reclaimer.problems,
+            *self.pod_follower.problems,
         )
 
     def interfaces_changed(self, change: KernelChange) -> None:

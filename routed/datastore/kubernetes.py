@@ -5,6 +5,9 @@ starts while the API is away, or slow, announces what it had); that it cannot be
 nothing. A watch that is too old (410 Gone) is answered by listing anew, and only differences are told. An object
 that cannot be read keeps its last good value, with a problem that names it. The sink is called on the loop's thread.
 
+Of Pods only the node's own are asked for, and only what an endpoint has of them is looked at: a kubelet reports on a pod
+again and again. They are not saved either, since what they last said is in their endpoints.
+
 The API's own rules: https://kubernetes.io/docs/reference/using-api/api-concepts/ ("Efficient detection of changes",
 "Retrieving large results sets in chunks").
 """
@@ -26,7 +29,7 @@ from routed.datastore.guard import Change, Guard, MassDelete
 from routed.datastore.kubeconfig import Access
 from routed.datastore.saved import SavedState, Saver
 from routed.errors import ConfigError, StoreError
-from routed.model.resources import JsonObject, Resource, ResourceKey, Update
+from routed.model.resources import JsonObject, JsonValue, Resource, ResourceKey, Update
 from routed.values import dataclass
 
 #: Objects asked for at once.
@@ -56,11 +59,24 @@ class ApiKind:
     api_version: str
     path: str
     """`/api/v1/services`."""
+    chosen: str = ""
+    """The field selector of those asked for; empty: all."""
+    part: Callable[[JsonObject], JsonObject] | None = None
+    """What of an object counts: that the rest is another one is no change."""
+    saved: bool = True
+    meanwhile: str = ""
+    """What follows while they are not to be had, for people."""
 
 
 SERVICES = ApiKind("Service", "v1", "/api/v1/services")
 NAMESPACES = ApiKind("Namespace", "v1", "/api/v1/namespaces")
 ENDPOINT_SLICES = ApiKind("EndpointSlice", "discovery.k8s.io/v1", "/apis/discovery.k8s.io/v1/endpointslices")
+
+
+def pods_of(node: str) -> ApiKind:
+    """The Pods of one node."""
+    meanwhile = "; labels that change while a pod runs here reach no policy meanwhile"
+    return ApiKind("Pod", "v1", "/api/v1/pods", f"spec.nodeName={node}", _who_it_is, saved=False, meanwhile=meanwhile)
 
 
 class Sink(Protocol):
@@ -226,7 +242,7 @@ class KubernetesSource:
 
     def _meanwhile(self, kind: ApiKind) -> str:
         of_before = kind not in self._synced and self._known[kind]
-        return f"; the {len(self._known[kind])} of before the start are used" if of_before else ""
+        return f"; the {len(self._known[kind])} of before the start are used" if of_before else kind.meanwhile
 
     @asynccontextmanager
     async def _client(self) -> AsyncIterator[httpx.AsyncClient]:
@@ -257,7 +273,8 @@ class KubernetesSource:
         seen: set[ResourceKey] = set()
         token = ""
         while True:
-            answer = await client.get(kind.path, params={"limit": PAGE, **({"continue": token} if token else {})})
+            more = {"continue": token} if token else {}
+            answer = await client.get(kind.path, params={"limit": PAGE, **_chosen(kind), **more})
             if answer.status_code == _GONE:  # the pages grew too old on the way
                 raise _Gone
             _check(answer, kind)
@@ -279,6 +296,7 @@ class KubernetesSource:
             "allowWatchBookmarks": "true",
             "timeoutSeconds": WATCH_SECONDS,
             "resourceVersion": revision,
+            **_chosen(kind),
         }
         async with contextlib.AsyncExitStack() as stack:
             request = client.stream("GET", kind.path, params=parameters, timeout=httpx.Timeout(_CONNECT, read=SILENCE))
@@ -327,7 +345,7 @@ class KubernetesSource:
         key = _key(kind, found)
         if key is None:
             return None
-        manifest = {**found, "kind": kind.kind, "apiVersion": kind.api_version}
+        manifest = {**(kind.part(found) if kind.part else found), "kind": kind.kind, "apiVersion": kind.api_version}
         try:
             value = self._parse(manifest)
         except ConfigError as error:
@@ -347,7 +365,7 @@ class KubernetesSource:
             sink.update(Update(key, None))
 
     def _save(self, kind: ApiKind, change: Change) -> None:
-        if self._saver is None:
+        if self._saver is None or not kind.saved:
             return
         if change.resource is None:
             self._mirror.own((change.key,))
@@ -364,10 +382,34 @@ class _Gone(Exception):
 def _check(answer: httpx.Response, kind: ApiKind) -> None:
     if answer.status_code in (401, 403):
         raise StoreError(
-            f"{answer.status_code} {answer.reason_phrase}: may the user of the kubeconfig list and watch {kind.path}?"
+            f"{answer.status_code} {answer.reason_phrase}: the user of the kubeconfig must be allowed to list and watch "
+            f"{kind.path}"
         )
     if answer.status_code != 200:
         raise StoreError(f"{answer.status_code} {answer.reason_phrase}")
+
+
+def _chosen(kind: ApiKind) -> dict[str, str]:
+    return {"fieldSelector": kind.chosen} if kind.chosen else {}
+
+
+def _who_it_is(pod: JsonObject) -> JsonObject:
+    """Of a Pod what its endpoint has."""
+    spec = pod.get("spec")
+    if not isinstance(spec, dict):
+        return pod
+    kept: JsonObject = {name: spec[name] for name in ("nodeName", "serviceAccountName") if name in spec}
+    for name in ("containers", "initContainers"):
+        containers = spec.get(name)
+        if isinstance(containers, list):
+            kept[name] = [{"ports": each.get("ports")} if isinstance(each, dict) else each for each in containers]
+    return {"metadata": _named(pod.get("metadata")), "spec": kept}
+
+
+def _named(metadata: JsonValue) -> JsonValue:
+    if not isinstance(metadata, dict):
+        return metadata
+    return {name: metadata[name] for name in ("name", "namespace", "labels") if name in metadata}
 
 
 def _key(kind: ApiKind, found: Any) -> ResourceKey | None:

@@ -32,6 +32,10 @@ NAME_SEGMENTS: Mapping[str, tuple[str, ...]] = {
 _OTHER_SEGMENTS = ("node", "orchestrator", "workload", "endpoint")
 #: The annotation of an endpoint whose interface is a port of a bridge: the bridge's name.
 BRIDGE = "routed/bridge"
+#: The annotation of an endpoint for what of it the Kubernetes API says, and goes on saying while the pod lives, since nobody
+#: had who is asked before: some of FOLLOWED, with blanks between.
+FOLLOWS = "routed/follows"
+FOLLOWED = ("labels", "serviceAccountName", "ports")
 #: What bridges of pods are called, so that no endpoint can say of an uplink that it is one.
 BRIDGE_NAME = re.compile(r"routed[A-Za-z0-9_-]{0,9}")
 

@@ -1,7 +1,7 @@
 """A stand-in for the Kubernetes API: real HTTPS, real lists and watches, over objects a test puts in.
 
 It speaks what the API's clients rely on: pages with `continue`, a revision for everything, watches that begin at one and
-go on in chunks, bookmarks, 410 for revisions it has forgotten, 401 without the token.
+go on in chunks, bookmarks, 410 for revisions it has forgotten, 401 without the token, a node's Pods by a field selector.
 """
 
 from __future__ import annotations
@@ -55,6 +55,10 @@ class KubernetesApi:
         self.lists = 0
         self.refuse = 0
         """A status every request gets, where it is not 0."""
+        self.denied: set[str] = set()
+        """Paths that nobody may list and watch."""
+        self.asked: list[str] = []
+        """What was, with its parameters."""
         self.answers = asyncio.Event()
         """Where it is not set, requests are taken and wait."""
         self.answers.set()
@@ -136,16 +140,19 @@ class KubernetesApi:
 
     async def _answer(self, target: str, headers: dict[str, str], writer: asyncio.StreamWriter) -> None:
         await self.answers.wait()
+        self.asked.append(target)
         parts = urlsplit(target)
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
         authorized = self._client_certificates or headers.get("authorization") == f"Bearer {TOKEN}"
         if self.refuse or not authorized:
             self._reply(writer, self.refuse or 401, {"kind": "Status", "message": "no"})
+        elif parts.path in self.denied:
+            self._reply(writer, 403, {"kind": "Status", "code": 403})
         elif "watch" in query:
-            await self._watch(parts.path, int(query["resourceVersion"]), writer)
+            await self._watch(parts.path, int(query["resourceVersion"]), _node_of(query), writer)
         elif parts.path in self.objects:
             self.lists += 1
-            items = list(self.objects[parts.path].values())
+            items = [each for each in self.objects[parts.path].values() if _is_of(each, _node_of(query))]
             start = int(query.get("continue") or 0)
             more = str(start + self._page) if start + self._page < len(items) else ""
             self._reply(
@@ -157,8 +164,12 @@ class KubernetesApi:
                 },
             )
         else:
-            kind, _, name = parts.path.rpartition("/")
-            found = next((of[f"{name}"] for path, of in self.objects.items() if path == kind and name in of), None)
+            above, _, name = parts.path.rpartition("/")
+            before, namespaced, rest = above.partition("/namespaces/")
+            if namespaced:  # /api/v1/namespaces/NAMESPACE/pods/NAME
+                namespace, _, kind = rest.partition("/")
+                above, name = f"{before}/{kind}", f"{namespace}/{name}"
+            found = self.objects.get(above, {}).get(name)
             self._reply(writer, 200 if found else 404, found or {"kind": "Status"})
         await writer.drain()
 
@@ -166,7 +177,7 @@ class KubernetesApi:
         data = json.dumps(body).encode()
         writer.write(f"HTTP/1.1 {status} X\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data)
 
-    async def _watch(self, path: str, revision: int, writer: asyncio.StreamWriter) -> None:
+    async def _watch(self, path: str, revision: int, node: str, writer: asyncio.StreamWriter) -> None:
         if revision < self.oldest:
             self._reply(writer, 410, {"kind": "Status", "code": 410})
             return
@@ -174,7 +185,7 @@ class KubernetesApi:
         told = 0
         while not writer.is_closing():
             for at, where, event in self.events[told:]:
-                if where == path and at > revision:
+                if where == path and at > revision and _is_of(event["object"], node):
                     line = json.dumps(event).encode() + b"\n"
                     for part in (line[:7], line[7:]):  # an event may come in any pieces
                         writer.write(f"{len(part):x}\r\n".encode() + part + b"\r\n")
@@ -184,3 +195,14 @@ class KubernetesApi:
                 await self._changed.wait_for(lambda told=told: len(self.events) != told)  # type: ignore[misc]
             if told > len(self.events):
                 told = 0
+
+
+def _node_of(query: dict[str, str]) -> str:
+    """The node whose objects alone are wanted, or empty."""
+    field, _, node = query.get("fieldSelector", "").partition("=")
+    assert field in ("", "spec.nodeName"), field
+    return node
+
+
+def _is_of(found: Any, node: str) -> bool:
+    return not node or found.get("spec", {}).get("nodeName") == node

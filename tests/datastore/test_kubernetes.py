@@ -17,9 +17,10 @@ import yaml
 from routed import values
 from routed.datastore import kubernetes
 from routed.datastore.kubeconfig import load_kubeconfig
-from routed.datastore.kubernetes import ENDPOINT_SLICES, NAMESPACES, SERVICES, KubernetesSource
+from routed.datastore.kubernetes import ENDPOINT_SLICES, NAMESPACES, SERVICES, KubernetesSource, pods_of
 from routed.datastore.saved import Identity, SavedState
 from routed.errors import ConfigError, StoreError
+from routed.model.kubernetes import Pod
 from routed.model.resources import JsonObject, Resource, ResourceKey, Update
 from routed.model.schema import parse_manifest
 from tests.datastore.kubernetes_api import TOKEN, KubernetesApi, make_certificates
@@ -245,6 +246,69 @@ def test_what_the_api_said_is_there_at_the_next_start(certificates: Path, tmp_pa
     asyncio.run(main())
 
 
+def test_of_pods_only_the_node_s_own_are_asked_for_and_only_who_they_are(certificates: Path, tmp_path: Path):
+    """A kubelet tells of a pod's containers again and again; and what a pod was is nothing for the next start."""
+    pods = pods_of("n1")
+
+    def spec(node: str) -> dict[str, Any]:
+        return {"nodeName": node, "serviceAccountName": "robot", "containers": [{"name": "main", "image": "main:1"}]}
+
+    async def main() -> None:
+        async with KubernetesApi(certificates) as api:
+            api.objects = {pods.path: {}}
+            for name, node in (("a", "n1"), ("b", "n2"), ("c", "n1"), ("d", "n1"), ("e", "n1")):
+                await api.put(pods.path, "shop", name, {"app": name}, spec=spec(node), status={"phase": "Pending"})
+            access = load_kubeconfig(kubeconfig(certificates, api.port))
+            state = str(tmp_path / "saved")
+
+            def source() -> KubernetesSource:
+                saved = SavedState(state, Identity("n1", "kubernetes", (access.server,)))
+                return KubernetesSource(access, (pods,), parse_manifest, saved=saved)
+
+            first, listener = source(), Listener()
+            task = asyncio.create_task(first.run(listener))
+            await asyncio.wait_for(first.in_sync.wait(), 60)
+            assert [each.key.name for each in listener.heard] == ["a", "c", "d", "e"], "in two pages"
+            await api.put(pods.path, "shop", "a", {"app": "a"}, spec=spec("n1"), status={"phase": "Running"})
+            await api.put(pods.path, "shop", "b", {"app": "x"}, spec=spec("n2"), status={"phase": "Running"})
+            await api.put(pods.path, "shop", "c", {"app": "x"}, spec=spec("n1"), status={"phase": "Running"})
+            await until(lambda: len(listener.heard) > 4, "a label is another one")
+            changed = listener.heard[4].value
+            assert isinstance(changed, Pod) and (changed.name, changed.labels) == ("c", {"app": "x"})
+            api.forget()
+            api.hang_up()
+            await api.put(pods.path, "shop", "e", {"app": "y"}, spec=spec("n1"))
+            await until(lambda: len(listener.heard) > 5, "it is found after all")
+            assert [each.key.name for each in listener.heard[5:]] == ["e"]
+            assert all("fieldSelector=spec.nodeName%3Dn1" in each for each in api.asked)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            listener = Listener()
+            source().begin(listener)
+            assert listener.heard == []
+
+    asyncio.run(main())
+
+
+def test_who_may_not_list_pods_is_told_what_it_takes_and_gets_the_rest(certificates: Path):
+    async def main() -> None:
+        async with KubernetesApi(certificates) as api:
+            pods = pods_of("n1")
+            api.objects = {SERVICES.path: {}, pods.path: {}}
+            api.denied.add(pods.path)
+            await api.put(SERVICES.path, "default", "a", spec="one")
+            access = load_kubeconfig(kubeconfig(certificates, api.port))
+            source, listener = KubernetesSource(access, (SERVICES, pods), parse), Listener()
+            task = asyncio.create_task(source.run(listener))
+            await until(lambda: bool(source.problems and listener.state), "the services come")
+            (problem,) = source.problems
+            assert "must be allowed to list and watch /api/v1/pods" in problem and "reach no policy" in problem
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(main())
+
+
 def test_an_error_in_the_watch_itself(play: Callable[[Scenario], None]):
     async def scenario(api: KubernetesApi, source: KubernetesSource, listener: Listener) -> None:
         lists = api.lists
@@ -294,7 +358,7 @@ def test_nonsense_in_a_watch_is_survived(play: Callable[[Scenario], None]):
 
 def test_one_object(play: Callable[[Scenario], None]):
     async def scenario(api: KubernetesApi, source: KubernetesSource, _: Listener) -> None:
-        api.objects["/api/v1/namespaces/default/pods"] = {"web": {"metadata": {"name": "web", "labels": {"a": "b"}}}}
+        api.objects["/api/v1/pods"] = {"default/web": {"metadata": {"name": "web", "labels": {"a": "b"}}}}
         found = await source.get("/api/v1/namespaces/default/pods/web")
         assert found is not None and found["metadata"] == {"name": "web", "labels": {"a": "b"}}
         assert await source.get("/api/v1/namespaces/default/pods/none") is None

@@ -12,13 +12,15 @@ from typing import Any
 import pytest
 import yaml
 
-from routed.datastore.kubernetes import ENDPOINT_SLICES, NAMESPACES, SERVICES
+from routed.datastore.kubernetes import ENDPOINT_SLICES, NAMESPACES, SERVICES, pods_of
 from routed.testing.lab import Lab, Namespace, wait_for
 from routed.testing.routers import Routed, resource
 from tests.datastore.kubernetes_api import TOKEN, KubernetesApi, make_certificates
 from tests.lab.test_cni import DUAL, Node, cluster
 
 pytestmark = pytest.mark.lab
+
+PODS = pods_of("any").path
 
 
 class Api:
@@ -35,7 +37,7 @@ class Api:
         async def main() -> None:
             self._over = asyncio.Event()
             async with KubernetesApi(folder) as self.api:
-                self.api.objects = {SERVICES.path: {}, ENDPOINT_SLICES.path: {}, NAMESPACES.path: {}}
+                self.api.objects = {SERVICES.path: {}, ENDPOINT_SLICES.path: {}, NAMESPACES.path: {}, PODS: {}}
                 self._started.set()
                 await self._over.wait()
 
@@ -66,6 +68,9 @@ class Api:
             self.api.hang_up()
 
         self._soon(now)
+
+    def forget(self) -> None:
+        self._soon(self.api.forget)
 
     def hang(self) -> None:
         """Take what is asked and say nothing, until `answer`."""
@@ -248,10 +253,11 @@ def test_a_pod_s_labels_come_from_the_api_and_policy_holds_by_them():
         node = Node.alone(lab)
         api, config = start_api(node.namespace)
         try:
-            api.api.objects["/api/v1/namespaces/shop/pods"] = {
-                name: pod_object(name, "shop", {"role": name}) for name in ("db", "web", "other")
+            api.api.objects[PODS] = {
+                f"shop/{name}": pod_object(name, "shop", {"role": name}) for name in ("db", "web", "other")
             }
             node.routed.configure(kubernetes={"kubeconfig": config})
+            api.api.denied.add(PODS)
             policy = {
                 "selector": "role == 'db'",
                 "types": ["Ingress"],
@@ -268,6 +274,17 @@ def test_a_pod_s_labels_come_from_the_api_and_policy_holds_by_them():
                 assert not pods["other"].pings(address, timeout=0.3)
             for address in answers["other"].addresses:
                 assert pods["db"].pings(address)
+
+            # who may not list pods has what was so far; who may has what changes of a pod while it runs
+            (address, _) = answers["db"].addresses
+            needs = "must be allowed to list and watch /api/v1/pods"
+            wait_for(lambda: any(needs in each for each in node.routed.problems()), 30, "it is said", state=lab.report)
+            changed = pod_object("other", "shop", {"role": "web"})
+            api.put(PODS, "other", {"role": "web"}, spec=changed["spec"], status=changed["status"])
+            assert not pods["other"].pings(address, timeout=0.3)
+            api.api.denied.clear()
+            wait_for(lambda: pods["other"].pings(address, timeout=0.5), 60, "its label counts", state=lab.report)
+            wait_for(lambda: not any(needs in each for each in node.routed.problems()), 30, "and that is over")
 
             # who is not in the API, or cannot be looked up there, is not let through as somebody else
             api.refuse(503)
@@ -287,8 +304,7 @@ def test_a_namespace_s_labels_come_from_the_api_and_choose_pools_and_policies():
         node = Node.alone(lab)
         api, config = start_api(node.namespace)
         try:
-            for namespace in ("shop", "back"):
-                api.api.objects[f"/api/v1/namespaces/{namespace}/pods"] = {"x": pod_object("x", namespace, {})}
+            api.api.objects[PODS] = {f"{each}/x": pod_object("x", each, {}) for each in ("shop", "back")}
             api.put_namespace("back", team="b")
             node.routed.configure(kubernetes={"kubeconfig": config})
             node.routed.put(
