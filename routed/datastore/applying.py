@@ -53,6 +53,8 @@ class Wanted:
     """Fields of its spec that are wanted only where what is stored says nothing."""
     translated: bool = False
     """It was made of a manifest that is about something else, and may not even give its name."""
+    refused: tuple[str, ...] = ()
+    """Why it may not be written, though it can be read, a line each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,7 @@ def _folded(before: Wanted, one: Wanted, errors: list[str]) -> Wanted:
         errors.append(f"{one.where}: {error} in {before.where}")
         return before
     said = {name for each in (before, one) for name in _spec_of(each) if name not in each.filling}
-    return Wanted(parse_manifest(made), one.where, True, (before.filling | one.filling) - said, translated=True)
+    return _translated(made, one.where, merged=True, filling=(before.filling | one.filling) - said)
 
 
 def _spec_of(one: Wanted) -> JsonObject:
@@ -156,25 +158,43 @@ def _of_document(path: str, document: Document, errors: list[str], said: list[st
     if problem is not None:
         errors.append(f"{path}:{document.line_of(problem[0])}: {problem[0]}: {problem[1]}")
     for where, manifest in manifests:
-        at = f"{path}:{document.line_of(where) if where else document.line}"
         try:
-            yield from _of_manifest(manifest, where, at, said, form)
+            yield from _of_manifest(manifest, _Place(path, document, where), said, form)
         except ConfigError as error:
             errors.append(f"{path}:{document.line_of(error.path)}: {error}")
 
 
-def _of_manifest(manifest: JsonValue, where: str, at: str, said: list[str], form: Form) -> Iterator[Wanted]:
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a manifest stands: in a document of a file, by itself or (`where`) as an item of it."""
+
+    path: str
+    document: Document
+    where: str
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.document.line_of(self.where) if self.where else self.document.line}"
+
+    def of(self, error: ConfigError) -> str:
+        """What is wrong with a field of it, on the line of that field."""
+        field = f"{self.where}.{error.path}" if self.where else error.path
+        return f"{self.path}:{self.document.line_of(field)}: {field}: {error.message}"
+
+
+def _of_manifest(manifest: JsonValue, place: _Place, said: list[str], form: Form) -> Iterator[Wanted]:
+    where, at = place.where, str(place)
     translation = translate(manifest, where)
     if translation is not None:
         said.extend(f"{at}: {sentence}" for sentence in translation.said)
         # what follows from a pasted manifest must be valid too, and its errors be about a field of it
-        yield from (Wanted(parse_manifest(made), at, translated=True) for made in translation.manifests)
+        yield from (_translated(made, at) for made in translation.manifests)
         for made in translation.merged:
-            yield Wanted(parse_manifest(made), at, True, translation.filling, translated=True)
+            yield _translated(made, at, merged=True, filling=translation.filling)
         if not translation.manifests and not translation.merged and not translation.said:
             said.append(f"{at}: nothing of it is to be written")
         return
     resource = parse_manifest(manifest, where)
+    refused = tuple(place.of(error) for error in refusals(resource))  # of the manifest, whatever is stored of it
     if form is not Form.OWN and resource.kind in _OF_KUBERNETES:
         derived = calico_form(resource) if form is Form.CALICO else None
         if derived is not None:
@@ -184,7 +204,13 @@ def _of_manifest(manifest: JsonValue, where: str, at: str, said: list[str], form
             said.append(f"{at}: {resource.key} is stored beside Calico's resources, where nobody but routed reads it")
     if form is not Form.OWN and resource.kind in ALLOCATOR_KINDS:
         resource = _renamed(resource, at, said)
-    yield Wanted(resource, at)
+    yield Wanted(resource, at, refused=refused)
+
+
+def _translated(made: JsonObject, at: str, *, merged: bool = False, filling: frozenset[str] = frozenset()) -> Wanted:
+    resource = parse_manifest(made)
+    refused = tuple(f"{at}: {error}" for error in refusals(resource))
+    return Wanted(resource, at, merged, filling, translated=True, refused=refused)
 
 
 def _renamed(resource: Resource, at: str, said: list[str]) -> Resource:
@@ -254,7 +280,7 @@ def check_beside(wanted: Iterable[Wanted], contents: Contents) -> list[str]:
     pools = {key: one.resource for key, one in contents.resources.items() if isinstance(one.resource, IPPool)}
     for one in wanted:
         new = one.resource
-        errors.extend(f"{one.where}: {refusal}" for refusal in refusals(new))
+        errors.extend(one.refused)
         if isinstance(new, BGPConfiguration) and new.name != "default":
             only = [field for field in ONLY_IN_DEFAULT if _spec_of(one).get(field) not in (None, "")]
             errors.extend(

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from routed.errors import ConfigError
 from routed.model.fields import Fields, as_address, as_choice, as_network, as_text, shown
-from routed.model.head import API_VERSION, Head, Kind, check_label_name, check_label_value, kind_shape, read_labels
+from routed.model.head import API_VERSION, Head, Kind, check_label_name, kind_shape, read_labels
 from routed.model.policies import NetworkPolicy, PolicyType, Port, Profile, as_port, as_protocol
 from routed.model.resources import Cidr, JsonObject, JsonValue, Resource, ResourceKey
 from routed.model.selector import All, And, Equal, Has, In, Not, NotIn, Selector
@@ -159,10 +159,9 @@ def label_selector(fields: Fields) -> Selector:
     """A Kubernetes label selector. Nothing in it selects everything."""
     terms: list[Selector] = [Equal(label, value) for label, value in read_labels(fields, "matchLabels").items()]
     for entry in fields.objects("matchExpressions"):
-        label, operator, values = entry.required_text("key"), entry.required_text("operator"), entry.texts("values")
+        label, operator = entry.required_text("key"), entry.required_text("operator")
+        values = [_label_value(value, path) for path, value in entry.array("values")]
         check_label_name(label, entry.at("key"))
-        for value in values:
-            check_label_value(value, entry.at("values"))
         if operator in ("In", "NotIn"):
             if not values:
                 raise entry.error("values", f"is required with operator {operator}")
@@ -174,6 +173,17 @@ def label_selector(fields: Fields) -> Selector:
         else:
             raise entry.error("operator", f"must be In, NotIn, Exists or DoesNotExist, not {shown(operator)}")
     return selector_of_terms(terms)
+
+
+def _label_value(value: JsonValue, path: str) -> str:
+    """The API has always had empty ones, and before v1.25 took any text, and keeps what it has."""
+    if not isinstance(value, str):
+        raise ConfigError(path, f"must be text, not {shown(value)}")
+    if "'" in value and '"' in value:
+        raise ConfigError(
+            path, f"must not hold both kinds of quotes, which no selector of Calico's can say: {shown(value)}"
+        )
+    return value
 
 
 def selector_of_terms(terms: list[Selector]) -> Selector:
@@ -308,8 +318,9 @@ def _parse_peer(entry: Fields) -> PolicyPeer:
             raise entry.error("ipBlock", "must stand alone, without podSelector and namespaceSelector")
         cidr = as_network(block.required_text("cidr"), block.at("cidr"))
         excepted = tuple(as_network(as_text(value, path), path) for path, value in block.array("except"))
-        if not all(one.family is cidr.family and is_part(one.prefix, cidr.prefix) for one in excepted):
-            raise block.error("except", f"must lie inside {cidr} and be smaller")
+        for (path, _), one in zip(block.array("except"), excepted, strict=True):
+            if one.family is not cidr.family or not is_part(one.prefix, cidr.prefix):
+                raise ConfigError(path, f"must lie inside {cidr} and be smaller")
         return PolicyPeer(ip_block=IPBlock(cidr, excepted))
     if pods is None and namespaces is None:
         raise ConfigError(entry.path, "must have a podSelector, a namespaceSelector or an ipBlock")

@@ -283,7 +283,7 @@ def as_port(value: JsonValue, path: str) -> Port:
                 raise ConfigError(path, f"must go from the lower port to the higher, not {shown(value)}")
         elif (
             not (colon or value.isdigit())
-            and len(value) <= 63
+            and len(value) <= 128
             and all(one.isascii() and (one.isalnum() or one in "-_.") for one in value)
         ):
             return NamedPort(value)

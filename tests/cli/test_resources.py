@@ -485,8 +485,42 @@ def test_what_calico_refuses_to_have_written_is_refused(desk: Desk) -> None:
     head = "apiVersion: projectcalico.org/v3\nkind: GlobalNetworkPolicy\nmetadata: {name: a}\n"
     ran = desk.run("apply", "-f", "-", stdin=f"{head}spec: {{doNotTrack: true}}\n---\n{peer('b')}")
     assert (ran.status, ran.out) == (65, "")
-    assert ran.err == "standard input:1: spec.doNotTrack: takes applyOnForward: true\n"
+    assert ran.err == "standard input:4: spec.doNotTrack: takes applyOnForward: true\n"
     assert desk.names() == [], "nothing is written where anything is wrong"
+
+
+FORMLESS = """
+apiVersion: v1
+kind: List
+items:
+- apiVersion: networking.k8s.io/v1
+  kind: NetworkPolicy
+  metadata: {name: a}
+  spec:
+    podSelector: {}
+    ingress:
+    - from:
+      - ipBlock: {cidr: 10.0.0.1}
+      ports:
+      - protocol: tcp
+        port: "80"
+"""
+
+
+@pytest.mark.parametrize("where", ["files", "etcd"])
+def test_what_kubernetes_refuses_is_refused_as_it_was_written(request: pytest.FixtureRequest, where: str) -> None:
+    """Line, field and reason are of what was handed over, in etcd too, where Calico's form of it would be stored."""
+    desk: Desk = request.getfixturevalue("etcd_desk" if where == "etcd" else "desk")
+    ran = desk.run("apply", "-f", "-", stdin=FORMLESS)
+    assert (ran.status, ran.out) == (65, "")
+    assert ran.err.splitlines() == [
+        "standard input:12: items[0].spec.ingress[0].from[0].ipBlock.cidr: must have a length, as 10.0.0.1/32",
+        'standard input:14: items[0].spec.ingress[0].ports[0].protocol: must be TCP, UDP or SCTP, in capitals, not "tcp"',
+        "standard input:15: items[0].spec.ingress[0].ports[0].port: must be a number, without quotes: 80",
+    ]
+    assert desk.run("delete", "-f", "-", stdin=FORMLESS).err.startswith(
+        "KubernetesNetworkPolicy" if where == "files" else "NetworkPolicy"
+    )
 
 
 def test_a_manifest_that_asks_for_nothing_says_so(desk: Desk) -> None:

@@ -23,7 +23,7 @@ RULE: JsonObject = {
     "protocol": "TCP",
     "notProtocol": "UDP",
     "source": {
-        "nets": ["10.0.0.1/8"],
+        "nets": ["10.0.0.0/8"],
         "notNets": ["10.9.0.0/16"],
         "selector": "app == 'web'",
         "notSelector": "has(quarantine)",
@@ -142,7 +142,7 @@ EXAMPLES: dict[str, JsonObject] = {
         name="security.db",
     ),
     "StagedNetworkPolicy": named("StagedNetworkPolicy", "shop", "db", POLICY | {"stagedAction": "Set"}),
-    "StagedGlobalNetworkPolicy": manifest("StagedGlobalNetworkPolicy", POLICY | {"stagedAction": "Delete"}, name="x"),
+    "StagedGlobalNetworkPolicy": manifest("StagedGlobalNetworkPolicy", POLICY | {"stagedAction": "Learn"}, name="x"),
     "StagedKubernetesNetworkPolicy": named("StagedKubernetesNetworkPolicy", "shop", "x", KNP | {"stagedAction": "Set"}),
     "Profile": manifest(
         "Profile",

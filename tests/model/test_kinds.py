@@ -314,9 +314,29 @@ def test_an_egress_only_policy_without_types_denies_all_ingress() -> None:
     assert kubernetes_policy({"podSelector": {}, "egress": []}).types == {PolicyType.INGRESS}
 
 
+def test_values_the_api_has_taken_once_do_not_close_what_a_policy_selects() -> None:
+    """Empty is a value a label may have; any other text was taken before Kubernetes v1.25 and matches nothing."""
+    expression: JsonObject = {"key": "a", "operator": "In", "values": ["", "not a value", "x"]}
+    selector = kubernetes_policy({"podSelector": {"matchExpressions": [expression]}}).pod_selector
+    assert [selector.matches(labels) for labels in ({}, {"a": ""}, {"a": "x"}, {"a": "b"})] == [
+        False,
+        True,
+        True,
+        False,
+    ]
+    made = parse_manifest(calico_policy(kubernetes_policy({"podSelector": {"matchExpressions": [expression]}})))
+    assert isinstance(made, NetworkPolicy)
+    assert made.selector is not None
+    assert made.selector.matches({"a": "", "projectcalico.org/orchestrator": "k8s"})
+
+
 @pytest.mark.parametrize(
     ("spec", "field"),
     [
+        (
+            {"podSelector": {"matchExpressions": [{"key": "a", "operator": "In", "values": ["'\""]}]}},
+            "spec.podSelector.matchExpressions[0].values[0]",
+        ),
         ({"podSelector": {}, "ingress": [{"from": [{}]}]}, "spec.ingress[0].from[0]"),
         (
             {"ingress": [{"from": [{"ipBlock": {"cidr": "10.0.0.0/8"}, "podSelector": {}}]}]},
@@ -325,7 +345,7 @@ def test_an_egress_only_policy_without_types_denies_all_ingress() -> None:
         *(
             (
                 {"ingress": [{"from": [{"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.1.0.0/16", outside]}}]}]},
-                "spec.ingress[0].from[0].ipBlock.except",
+                "spec.ingress[0].from[0].ipBlock.except[1]",
             )
             for outside in ("11.0.0.0/16", "10.0.0.0/8", "0.0.0.0/0", "fd00::/16")
         ),
