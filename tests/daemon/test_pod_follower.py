@@ -16,7 +16,7 @@ from routed.model.kubernetes import Pod
 from routed.model.resources import JsonObject, ResourceKey, Update
 from routed.model.schema import parse_manifest
 from routed.model.workloads import WorkloadEndpoint
-from tests.daemon.test_pods import NETCONF, Node, Store, Talk
+from tests.daemon.test_pods import NETCONF, Node, Store, Talk, nothing_left
 from tests.datastore.test_etcd import until
 
 WEB = ResourceKey(Pod.kind, "web", "shop")
@@ -408,5 +408,37 @@ def test_many_pods_are_one_question_each(play: Play):
         keys = [ResourceKey(WorkloadEndpoint.kind, f"n1-k8s-{name}-eth0", "shop") for name in names]
         await until(lambda: all(node.endpoint(key).labels["app"] == "third" for key in keys), "all have it")
         assert node.api.asked == asked + len(names)
+
+    play(scenario)
+
+
+def test_pods_come_and_go_while_their_labels_change(play: Play):
+    """No call fails for it, and nothing is written of a pod that is gone."""
+
+    async def scenario(node: Followed) -> None:
+        over = asyncio.Event()
+
+        async def flip() -> None:
+            number = 0
+            while not over.is_set():
+                number += 1
+                for each in list(node.api.pods):
+                    node.says(pod(each, app=f"v{number}"))
+                await asyncio.sleep(0)
+
+        async def live(name: str) -> None:
+            node.says(pod(name, app="v0"))
+            for _ in range(5):
+                await node.call("ADD", name=name, container=name)
+                await node.call("DEL", name=name, container=name)
+
+        flipping = asyncio.create_task(flip())
+        await asyncio.gather(*(live(f"p{number}") for number in range(8)))
+        over.set()
+        await flipping
+        await node.done()
+        await node.call("DEL", name="marker", container="marker")
+        await node.settled()
+        nothing_left(node)
 
     play(scenario)
