@@ -22,6 +22,7 @@ import contextlib
 import errno
 import os
 import secrets
+import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -66,6 +67,7 @@ from routed.ipam.allocator import (
     Write,
     assign_addresses,
     assign_specific,
+    block_key,
     owner_of,
     release_by_handle,
 )
@@ -121,6 +123,8 @@ REMEDY = (
     "an ADD again for the same container puts it right and keeps its addresses; container runtimes call it by themselves "
     "only where they make the pod anew"
 )
+#: Seconds of looking through what all nodes have before the loop gets a turn.
+_SLICE = 0.005
 #: Times an endpoint that others change at the same time is written again.
 _ATTEMPTS = 3
 R = TypeVar("R")
@@ -485,15 +489,10 @@ class Pods:
                     await self._remove([endpoint], handle)
         # a network's name may begin as this one's, and a dot follow: what an endpoint has is settled above
         living = tuple(handle_of("", each.container_id, each.endpoint) for each in self._endpoints())
-        for key in list(self._mirror[IPAMHandle.kind]):
-            if (
-                key.name.startswith(f"{request.network}.")
-                and key.name not in valid
-                and not key.name.endswith(living)
-                and self._is_ours(key.name)
-            ):
-                self._log(Level.INFO, "cni", f"GC releases the addresses of {key.name}")
-                await self._remove([], key.name)
+        for handle in await self._given_here(f"{request.network}.", valid):
+            if not handle.endswith(living):
+                self._log(Level.INFO, "cni", f"GC releases the addresses of {handle}")
+                await self._remove([], handle)
         if {handle_of(request.network, each.container_id, each.endpoint) for each in self._endpoints()} == valid:
             await self._collect_interfaces()
 
@@ -819,16 +818,41 @@ class Pods:
         if lock := self.lock:
             raise CniError(TRY_AGAIN, lock)
 
-    def _is_ours(self, handle: str) -> bool:
+    async def _given_here(self, begin: str, but: Collection[str]) -> list[str]:
+        """Handles that begin so and are none of `but`, whose addresses this node gave out.
+
+        Nearly all there are, tens of thousands, are other nodes': those are passed over by their block, and others of the
+        loop get their turns.
+        """
+        ours: dict[Cidr, bool] = {}
+        found, until = [], time.monotonic() + _SLICE
+        for handle in list(self._mirror[IPAMHandle.kind].values()):
+            if time.monotonic() > until:
+                await asyncio.sleep(0)
+                until = time.monotonic() + _SLICE
+            if isinstance(handle, IPAMHandle) and handle.name.startswith(begin) and handle.name not in but:
+                for cidr in handle.blocks:
+                    if cidr not in ours:
+                        ours[cidr] = self._has_given(cidr)
+                if any(map(ours.__getitem__, handle.blocks)) and self._is_ours(handle):
+                    found.append(handle.name)
+        return found
+
+    def _has_given(self, cidr: Cidr) -> bool:
+        """Whether any address of a block is this node's."""
+        block = self._mirror[IPAMBlock.kind].get(block_key(cidr))
+        return isinstance(block, IPAMBlock) and (
+            block.host == self._node_name or self._node_name in block.nodes_of_addresses().values()
+        )
+
+    def _is_ours(self, handle: IPAMHandle) -> bool:
         """Whether a handle's addresses are in blocks of this node, so that no other node's pod is meant."""
-        found = self._mirror[IPAMHandle.kind].get(ResourceKey(IPAMHandle.kind, handle))
-        if not isinstance(found, IPAMHandle):
-            return False
-        for block in self._mirror[IPAMBlock.kind].values():
-            if isinstance(block, IPAMBlock) and block.cidr in found.blocks:
+        for cidr in handle.blocks:
+            block = self._mirror[IPAMBlock.kind].get(block_key(cidr))
+            if isinstance(block, IPAMBlock):
                 for ordinal in range(len(block.allocations)):
                     owner = block.owner(ordinal)
-                    if owner is not None and owner.handle_id == handle:
+                    if owner is not None and owner.handle_id == handle.name:
                         return owner.secondary.get("node") == self._node_name
                 if block.host == self._node_name:  # counted, and never given out: a crash came between
                     return True

@@ -22,10 +22,11 @@ from routed.datastore.store import Conflict, Contents, Edit, Stored
 from routed.errors import CniError, KernelError, StoreError
 from routed.ipam.allocator import handle_key
 from routed.ipam.holders import Holder
-from routed.model.ipam import IPAMBlock, IPAMHandle
+from routed.model.ipam import AllocationAttribute, IPAMBlock, IPAMHandle
 from routed.model.policies import Profile
 from routed.model.resources import Cidr, JsonObject, Resource, ResourceKey, Update
 from routed.model.schema import parse_manifest
+from routed.model.unread import UnreadBlock, plain_block
 from routed.model.workloads import WorkloadEndpoint
 from routed.net.families import Family
 
@@ -453,6 +454,46 @@ def test_gc_takes_the_interface_whose_endpoint_a_crash_outlived(store: Store, ru
         await node.call("GC", **{"cni.dev/valid-attachments": valid[:1]})
         await node.settled()
         assert set(node.wiring.interfaces) == {names["c0"]}
+        await node.close()
+
+    runner.run(main())
+
+
+def test_gc_looks_through_the_blocks_of_others_once(
+    store: Store, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
+):
+    """A large cluster has tens of thousands of handles and thousands of blocks, and a daemon has other things to do."""
+    asked: list[Cidr] = []
+    read = UnreadBlock.nodes_of_addresses
+
+    def counted(block: UnreadBlock) -> dict[int, str]:
+        asked.append(block.cidr)
+        return read(block)
+
+    def never(_: UnreadBlock) -> tuple[AllocationAttribute, ...]:
+        raise AssertionError("a block of others is read whole")
+
+    async def main() -> None:
+        node = Node(store)
+        for number in range(2):
+            await node.call("ADD", name=f"pod-{number}", container=f"c{number}")
+        for number in range(50):
+            cidr = f"10.66.{number}.0/29"
+            owners = [{"handle_id": f"pods.n9-{number}-{each}", "secondary": {"node": "n9"}} for each in range(8)]
+            value: JsonObject = {
+                "cidr": cidr, "affinity": "host:n9", "allocations": list(range(8)), "attributes": owners,  # type: ignore[dict-item]
+            }  # fmt: skip
+            block = plain_block(json.dumps(value).encode(), cidr.translate(str.maketrans("./", "--")))
+            assert block is not None
+            node.pods.update(Update(block.key, block))
+            for each in range(8):
+                handle = IPAMHandle(name=f"pods.n9-{number}-{each}", blocks={block.cidr: 1})
+                node.pods.update(Update(handle.key, handle))
+        monkeypatch.setattr(UnreadBlock, "nodes_of_addresses", counted)
+        monkeypatch.setattr(UnreadBlock, "attributes", property(never))
+        await node.call("GC", **{"cni.dev/valid-attachments": [{"containerID": "c1", "ifname": "eth0"}]})
+        assert [endpoint.container_id for endpoint in store.of(WorkloadEndpoint)] == ["c1"]
+        assert len(asked) == len(set(asked)) == 50
         await node.close()
 
     runner.run(main())
