@@ -199,7 +199,7 @@ class Pods:
         proxy_arp: bool = False,
     ) -> None:
         self._node_name = node_name
-        self._store = RememberingStore(store, self._is_absent)
+        self._store = RememberingStore(store, self._is_there)
         self._wiring = wiring
         self._dataplane = dataplane
         self._log = log
@@ -261,9 +261,11 @@ class Pods:
         """Who has an address by what is followed, whatever the blocks say; apart from these, and from who is just going."""
         return self._holders.who(address, but, self._leaving) or self._dataplane.own(address)
 
-    def _is_absent(self, key: ResourceKey) -> bool:
-        """Nothing is there, by what is followed; of the affinities an etcd has, that is this node's only."""
-        return key.kind in MIRRORED and key.kind != BlockAffinity.kind and key not in self._mirror[key.kind]
+    def _is_there(self, key: ResourceKey) -> bool | None:
+        """Whether something is, by what is followed; of the affinities an etcd has, that is this node's only."""
+        if key.kind not in MIRRORED or key.kind == BlockAffinity.kind:
+            return None
+        return key in self._mirror[key.kind]
 
     async def close(self) -> None:
         """Let the last interfaces go."""

@@ -308,6 +308,10 @@ class FolderStore:
         path = os.path.join(self.path, f"{stem}.{suffix}")
         number = 1
         while os.path.lexists(path):
+            seen = self._seen.get(path)
+            if seen is None or seen.problems:
+                said = seen.problems[0] if seen is not None else f"{path}: the file cannot be read"
+                raise StoreError(f"{said}; it may hold {resource.key}: mend it or take it away first")
             number += 1
             path = os.path.join(self.path, f"{stem}.{number}.{suffix}")
         if suffix == "json":

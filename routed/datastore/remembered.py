@@ -23,10 +23,10 @@ LIMIT = 10_000
 class RememberingStore:
     """Implements `store.Store` over another one."""
 
-    def __init__(self, store: Store, is_absent: Callable[[ResourceKey], bool]) -> None:
-        """`is_absent`: those who follow the datastore know of nothing at this key."""
+    def __init__(self, store: Store, is_there: Callable[[ResourceKey], bool | None]) -> None:
+        """`is_there`: whether those who follow the datastore know of something at this key; None: they cannot say."""
         self._store = store
-        self._is_absent = is_absent
+        self._is_there = is_there
         self._known: dict[ResourceKey, Stored] = {}
         self._doubtful: set[ResourceKey] = set()
         """Keys to ask the datastore for, whatever is believed of them."""
@@ -47,14 +47,21 @@ class RememberingStore:
         return await self._store.read(kinds)
 
     async def get(self, key: ResourceKey) -> Stored | None:
-        """What is stored, as far as this is known; as the datastore says after a conflict."""
+        """What is stored, as far as this is known; as the datastore says after a conflict.
+
+        Raises StoreError also where it may be in what cannot be read: to take it for absent would be to make it anew.
+        """
         if key not in self._doubtful and key not in self._store.gone:
             known = self._known.get(key)
             if known is not None:
                 return known
-            if self._is_absent(key):
+            if self._is_there(key) is False:
                 return None
         found = await self._store.get(key)
+        if found is None and self._is_there(key) and key not in self._store.gone:
+            problems = (await self._store.read((key.kind,))).problems
+            if problems:
+                raise StoreError(f"{key} is not found, and may be in what cannot be read: {problems[0]}")
         self._doubtful.discard(key)
         if found is not None:
             self._remember(key, found)

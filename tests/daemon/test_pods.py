@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from routed.cni.protocol import Call
 from routed.daemon.cni import Conversation, Inside
 from routed.daemon.pods import Pods
 from routed.dataplane.pods import PodPort
+from routed.datastore.editing import FolderStore
 from routed.datastore.etcd import EtcdStore
 from routed.datastore.store import Conflict, Contents, Edit, Stored
 from routed.errors import CniError, KernelError, StoreError
@@ -29,6 +31,7 @@ from routed.model.schema import parse_manifest
 from routed.model.unread import UnreadBlock, plain_block
 from routed.model.workloads import WorkloadEndpoint
 from routed.net.families import Family
+from routed.testing.routers import resource
 
 
 class Store:
@@ -455,6 +458,34 @@ def test_gc_takes_the_interface_whose_endpoint_a_crash_outlived(store: Store, ru
         await node.settled()
         assert set(node.wiring.interfaces) == {names["c0"]}
         await node.close()
+
+    runner.run(main())
+
+
+def test_a_block_that_cannot_be_read_is_not_made_anew(tmp_path: Path, runner: asyncio.Runner):
+    """Whoever has its addresses would be forgotten, and the file that is mended has no effect any more."""
+
+    async def main() -> None:
+        pool = resource("IPPool", "v4", {"cidr": "10.65.0.0/24", "blockSize": 30})
+        (tmp_path / "pool.yaml").write_text(json.dumps(pool))
+        for store in (FolderStore(str(tmp_path)), FolderStore(str(tmp_path))):  # the second: after a restart
+            node = Node(store)  # type: ignore[arg-type]
+            for key, stored in (await store.read()).resources.items():
+                node.pods.update(Update(key, stored.resource))
+            first = await node.call("ADD", name="first", container="c1")
+            (file,) = tmp_path.glob("ipamblock-*")
+            whole = file.read_text()
+            file.write_text(whole[:20])
+            before = sorted(tmp_path.iterdir())
+            for command, container in (("ADD", "c2"), ("ADD", "c2"), ("DEL", "c1")):
+                with pytest.raises(StoreError, match=rf"{file}:1: "):  # to the runtime: try again
+                    await node.call(command, name=container, container=container)
+            assert sorted(tmp_path.iterdir()) == before and file.read_text() == whole[:20]
+            file.write_text(whole)
+            second = await node.call("ADD", name="second", container="c2")
+            assert second["ips"][0]["address"] != first["ips"][0]["address"]
+            await node.call("DEL", name="second", container="c2")
+            await node.close()
 
     runner.run(main())
 

@@ -93,6 +93,18 @@ def test_a_new_resource_has_a_file_of_its_own(folder: Path) -> None:
     assert numbers(folder) == {"one": 1, "two": 2, "three": 3, "four": 4, "other": 9}
 
 
+@pytest.mark.parametrize(
+    "text", ["kind: [\n", "apiVersion: projectcalico.org/v3\nkind: BGPPeer\nmetadata: {name: four}\nspec: {asn: 4}\n"]
+)
+def test_what_a_broken_file_may_hold_is_not_made_beside_it(folder: Path, text: str) -> None:
+    (folder / "bgppeer-four.yaml").write_text(text)
+    with pytest.raises(
+        StoreError, match=r"bgppeer-four.yaml:\d: .*; it may hold BGPPeer four: mend it or take it away"
+    ):
+        write(FolderStore(str(folder)), "four", peer("four", 4), None)
+    assert not (folder / "bgppeer-four.2.yaml").exists()
+
+
 @pytest.mark.parametrize("order", [("one", "two", "three"), ("three", "one", "two"), ("two", "three", "one")])
 def test_deleting_to_the_last(folder: Path, order: tuple[str, ...]) -> None:
     store = FolderStore(str(folder))

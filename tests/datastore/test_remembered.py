@@ -36,9 +36,10 @@ class Backend:
         self.items: dict[ResourceKey, tuple[Resource, int]] = {}
         self.asked = 0
         self.broken = False
+        self.problems: tuple[str, ...] = ()
 
     async def read(self, _: Collection[str] | None = None) -> Contents:
-        return Contents({})
+        return Contents({}, self.problems)
 
     async def get(self, key: ResourceKey) -> Stored | None:
         self.asked += 1
@@ -70,7 +71,7 @@ class Backend:
 def test_own_writes_are_not_read_back():
     async def main() -> None:
         backend = Backend()
-        store = RememberingStore(backend, lambda _: False)
+        store = RememberingStore(backend, lambda _: None)
         first, second = handle("a"), handle("a", 2)
         revision = await store.write(first.key, first, None)
         found = await store.get(first.key)
@@ -84,7 +85,7 @@ def test_own_writes_are_not_read_back():
 def test_a_conflict_asks_the_datastore_even_where_nothing_is_known_to_be_there():
     async def main() -> None:
         backend = Backend()
-        store = RememberingStore(backend, lambda _: True)
+        store = RememberingStore(backend, lambda _: False)
         mine, theirs = handle("a"), handle("a", 7)
         assert await store.get(mine.key) is None and backend.asked == 0
         await backend.write(theirs.key, theirs, None)
@@ -102,7 +103,7 @@ def test_a_conflict_asks_the_datastore_even_where_nothing_is_known_to_be_there()
 def test_what_the_datastore_tells_otherwise_is_forgotten(value: Resource | None):
     async def main() -> None:
         backend = Backend()
-        store = RememberingStore(backend, lambda _: False)
+        store = RememberingStore(backend, lambda _: None)
         mine = handle("a")
         await store.write(mine.key, mine, None)
         store.told(Update(mine.key, mine))
@@ -118,7 +119,7 @@ def test_what_the_datastore_tells_otherwise_is_forgotten(value: Resource | None)
 def test_after_a_write_whose_end_is_not_known_the_datastore_is_asked():
     async def main() -> None:
         backend = Backend()
-        store = RememberingStore(backend, lambda _: True)
+        store = RememberingStore(backend, lambda _: False)
         mine = handle("a")
         revision = await store.write(mine.key, mine, None)
         backend.broken = True
@@ -129,10 +130,26 @@ def test_after_a_write_whose_end_is_not_known_the_datastore_is_asked():
     asyncio.run(main())
 
 
+def test_what_is_followed_and_not_found_may_be_in_what_cannot_be_read():
+    async def main() -> None:
+        backend = Backend()
+        there = {handle("a").key}
+        store = RememberingStore(backend, there.__contains__)
+        assert await store.get(handle("a").key) is None, "it has just gone"
+        backend.problems = ("b.json:1: is no document",)
+        with pytest.raises(StoreError, match=r"IPAMHandle a is not found, .*: b.json:1: is no document"):
+            await store.get(handle("a").key)
+        assert await store.get(handle("new").key) is None
+        there.clear()
+        assert await store.get(handle("a").key) is None
+
+    asyncio.run(main())
+
+
 def test_a_deletion_is_not_remembered_and_memory_is_bounded():
     async def main() -> None:
         backend = Backend()
-        store = RememberingStore(backend, lambda _: False)
+        store = RememberingStore(backend, lambda _: None)
         mine = handle("a")
         await store.write(mine.key, None, await store.write(mine.key, mine, None))
         assert await store.get(mine.key) is None and backend.asked == 1
