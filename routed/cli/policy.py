@@ -237,6 +237,8 @@ def explanation(answer: Row) -> Iterator[str]:
         yield harmless(f"the kernel was not asked: {answer['kernelNot']}")
         return
     yield harmless(f"the kernel of {kernel['node']}:")
+    ways = (("comes in by", "incoming"), ("leaves by", "outgoing"))
+    yield harmless("  " + ", ".join(f"{what} {_by(kernel, side)}" for what, side in ways))
     rules = (
         (f"  {chain['chain']}", rule["packets"], rule["bytes"], rule["rule"])
         for chain in kernel["chains"]
@@ -247,6 +249,12 @@ def explanation(answer: Row) -> Iterator[str]:
         yield harmless(f"DISAGREES: {text}")
     if not answer["disagreements"]:
         yield "  it has what was computed"
+
+
+def _by(kernel: Row, side: str) -> str:
+    """`eth1 (as the kernel routes it, via 192.0.2.1)`."""
+    why = kernel[f"{side}By"]
+    return f"{kernel[side]} ({why})" if kernel[side] else str(why)
 
 
 # ---- expectations

@@ -49,6 +49,7 @@ from routed.dataplane.conntrack import FullnessWatch, tune, use
 from routed.dataplane.engine import KernelSettings
 from routed.dataplane.handover import hand_over
 from routed.dataplane.kernel import Kernel
+from routed.dataplane.way import way_of
 from routed.datastore.file import FileStore
 from routed.datastore.secrets import LOOK, SecretFolder
 from routed.errors import ConfigError, ControlError, KernelError, StoreError
@@ -572,7 +573,7 @@ class Daemon:
     async def _explain(self, request: Request) -> dict[str, object]:
         if self._core is None or self._workloads is None:
             raise ControlError("this node enforces no policies: cni.enabled is not set")
-        return await Explanations(self._core, self._workloads.policy, self._config.node_name).answer(request)
+        return await Explanations(self._core, self._workloads.policy, self._config.node_name, way_of).answer(request)
 
     def _tunnels(self, _: Request) -> list[dict[str, object]]:
         if self._workloads is None:

@@ -1,17 +1,18 @@
 """Why a packet passes this node's policy or does not: what was computed, and what the kernel has of it.
 
 The answer to the control socket's request `policy` (source, destination, protocol, port: a packet in numbers; the tunnel's
-device it passes between nodes, and the source it is translated to on its way to another). A judge
-walks the program that was given to the kernel; the chains it went through are then read back with their counters, and the
-sets they name. What is not as it was made is named: a chain with other rules (they are told by their comments, which are
-the policies'), a set with other members, an interface without its way to a chain, or with
+device it passes between nodes, and the source it is translated to on its way to another). Which interface it leaves by is
+asked of the kernel, which routes it; by which one it comes in from elsewhere nobody can know, and the way back is taken for
+it. A judge walks the program that was given to the kernel; the chains it went through are then read back with their
+counters, and the sets they name. What is not as it was made is named: a chain with other rules (they are told by their
+comments, which are the policies'), a set with other members, an interface without its way to a chain, or with
 one to another.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from routed.control.protocol import Request
 from routed.core.core import Core
@@ -19,12 +20,14 @@ from routed.core.programming import TUNNEL_DEVICES
 from routed.daemon.policy import PolicyKeeper
 from routed.dataplane.firewall import Firewall
 from routed.dataplane.firewall_layout import OWN_SETS
+from routed.desired import Gateway
 from routed.desired_policy import Icmp
-from routed.errors import ControlError
+from routed.errors import ControlError, KernelError
 from routed.net.addresses import format_address, is_link_local, parse_address
 from routed.net.prefixes import covers, make_prefix
 from routed.netlink.nft_expressions import Verdict, same
 from routed.netlink.nftables import ElementFound, RuleFound
+from routed.netlink.routes import Flow
 from routed.policy.judge import FirewallModel, Packet, Step, begins_nothing, described
 from routed.policy.verdicts import SOURCE_PORT, UPLINK
 
@@ -38,14 +41,17 @@ _VERDICTS = frozenset(Verdict)
 class Explanations:
     """See the module's docstring."""
 
-    def __init__(self, core: Core, keeper: PolicyKeeper, node_name: str) -> None:
+    def __init__(
+        self, core: Core, keeper: PolicyKeeper, node_name: str, way_of: Callable[[Flow], Gateway | None]
+    ) -> None:
         self._core = core
         self._keeper = keeper
         self._node_name = node_name
+        self._way_of = way_of
 
     async def answer(self, request: Request) -> Row:
         """Raises ControlError where the request is no packet."""
-        packet = self._packet(request)
+        packet, ways_in_words = self._packet(request)
         firewall = self._keeper.firewall
         model = FirewallModel()
         model.apply(firewall.program)
@@ -80,6 +86,7 @@ class Explanations:
             "destination": format_address(packet.destination),
             "incoming": packet.incoming,
             "outgoing": packet.outgoing,
+            **ways_in_words,
             "verdict": "allow" if judgement.admitted else "deny",
             "reason": judgement.reason,
             "steps": [described(step) for step in judgement.steps],
@@ -87,7 +94,8 @@ class Explanations:
             "differences": differences,
         }
 
-    def _packet(self, request: Request) -> Packet:
+    def _packet(self, request: Request) -> tuple[Packet, Row]:
+        """The packet, and why it passes those interfaces. Raises ControlError."""
         try:
             source, destination = (parse_address(request.text(name) or "") for name in ("source", "destination"))
             protocol, port = (int(request.text(name) or "0") for name in ("protocol", "port"))
@@ -108,8 +116,10 @@ class Explanations:
             raise ControlError(f"tunnel must be one of {', '.join(sorted(TUNNEL_DEVICES))}")
         if not self._is_here(source):
             source = translated
-        incoming, outgoing = self._interface(source, tunnel), self._interface(destination, tunnel)
-        return Packet(
+        incoming, why_in = self._incoming(source, destination, tunnel)
+        flow = Flow(destination, source, self._index_of(incoming), protocol, source_port, port)
+        outgoing, why_out = self._outgoing(flow, tunnel)
+        packet = Packet(
             source,
             destination,
             protocol,
@@ -120,32 +130,74 @@ class Explanations:
             outgoing=outgoing,
             invalid=begins_nothing(protocol, icmp),
         )
+        return packet, {"incomingBy": why_in, "outgoingBy": why_out}
 
     def _held(self) -> list[tuple[str, bytes, int]]:
         return [(name.name, *each) for name in self._core.interfaces.values() for each in name.addresses]
+
+    def _index_of(self, name: str) -> int:
+        return next((index for index, each in self._core.interfaces.items() if each.name == name), 0)
 
     def _is_here(self, address: bytes) -> bool:
         """Whether it is a pod's of this node, or its own."""
         return bool(self._keeper.engine.interface_of(address)) or any(address == own for _, own, _ in self._held())
 
-    def _interface(self, address: bytes, tunnel: str) -> str:
-        """Where packets of or to an address pass this node: a pod's interface, its own (empty), or the way out: a tunnel's,
-        where there is one."""
-        if self._is_here(address):
-            return self._keeper.engine.interface_of(address)
+    def _own(self, address: bytes) -> tuple[str, str] | None:
+        """The interface of who is here, empty for the node itself, and why; None for who is not."""
+        if not self._is_here(address):
+            return None
+        interface = self._keeper.engine.interface_of(address)
+        return interface, "the pod's own" if interface else "the node itself"
+
+    def _incoming(self, source: bytes, destination: bytes, tunnel: str) -> tuple[str, str]:
+        own = self._own(source)
+        if own is not None:
+            return own
         if tunnel:
-            return tunnel
+            return tunnel, "the tunnel of its pool"
+        # a pod's address stands for nothing the node sends, so the kernel would not answer for it
+        back = Flow(source, b"" if self._keeper.engine.interface_of(destination) else destination)
+        return self._routed([back], "the kernel's way back to it") or self._guessed(source)
+
+    def _outgoing(self, flow: Flow, tunnel: str) -> tuple[str, str]:
+        own = self._own(flow.destination)
+        if own is not None:
+            return own
+        # a bridge's port is not what the kernel sees a packet come in by; who sends may then only be left out
+        plain = Flow(flow.destination, b"", 0, flow.protocol, flow.source_port, flow.port)
+        said = self._routed([flow, plain], "as the kernel routes it")
+        if said is not None:
+            return said
+        return (tunnel, "the tunnel of its pool") if tunnel else self._guessed(flow.destination)
+
+    def _routed(self, flows: Iterable[Flow], why: str) -> tuple[str, str] | None:
+        """The interface that the first of these leads to which the kernel has an answer for, and in words."""
+        for flow in flows:
+            try:
+                gateway = self._way_of(flow)
+            except KernelError:
+                continue
+            interface = self._core.interfaces.get(gateway.interface) if gateway is not None else None
+            if gateway is not None and interface is not None:
+                via = f", via {format_address(gateway.address)}" if gateway.address else ""
+                return interface.name, why + via
+        return None
+
+    def _guessed(self, address: bytes) -> tuple[str, str]:
+        """Where the kernel has no way: what there would be."""
         held = [each for each in self._held() if each[0] not in TUNNEL_DEVICES]
         wanted = bytes((8 * len(address),)) + address
         near = [name for name, own, bits in held if len(own) == len(address) and covers(make_prefix(own, bits), wanted)]
         if near:
-            return near[0]
+            return near[0], "the network it is on, though the kernel knows no way"
         workloads = self._keeper.firewall.program.host
         prefixes = workloads.workload_prefixes if workloads is not None else ()
         out = {
             name for name, own, _ in held if name != "lo" and not name.startswith(prefixes) and not is_link_local(own)
         }
-        return out.pop() if len(out) == 1 else UPLINK
+        if len(out) == 1:
+            return out.pop(), "the only one there is, though the kernel knows no way"
+        return UPLINK, "nobody knows which: the kernel knows no way"
 
 
 def _base(firewall: Firewall, found: list[RuleFound]) -> Iterator[str]:

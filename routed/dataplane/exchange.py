@@ -1,6 +1,6 @@
 """Requests to rtnetlink and their answers, in order, on one socket that waits.
 
-For links, addresses and neighbours, which are few. Routes go another way (`kernel`).
+For links, addresses and neighbours, which are few, and for the way of one packet. Routes go another way (`kernel`).
 
 Invariants: an answer is taken for the request that has its sequence number; what comes too late for one given up is left
 aside. Every refusal is a KernelError with the kernel's own sentence. Of requests that are sent together only the last is
@@ -22,13 +22,14 @@ from collections.abc import Iterator, Sequence
 from routed.dataplane.sockets import RECEIVE_SIZE, receive_now
 from routed.errors import KernelError
 from routed.netlink.messages import Message, dump_errno, messages, parse_error, without_ack
-from routed.netlink.numbers import NETLINK_ROUTE, NLMSG_DONE, NLMSG_ERROR, RTM_NEWLINK
+from routed.netlink.numbers import NETLINK_ROUTE, NLMSG_DONE, NLMSG_ERROR, RTM_NEWLINK, RTM_NEWROUTE
 
 #: Seconds the kernel may take to answer.
 _PATIENCE = 5.0
 #: Requests in one send: their answers fit into the smallest receive buffer.
 _AT_ONCE = 64
 
+_ANSWERS = (RTM_NEWLINK, RTM_NEWROUTE)
 _SOL_NETLINK = 270
 _NETLINK_EXT_ACK = 11
 _SIOCGIFMTU, _SIOCGIFINDEX = 0x8921, 0x8933
@@ -90,7 +91,7 @@ class Exchange:
                         if message.sequence not in sent:
                             continue  # of a request given up before
                         sent.discard(message.sequence)
-                        if message.type == RTM_NEWLINK:
+                        if message.type in _ANSWERS:
                             answers.append(message)
                         elif message.type == NLMSG_ERROR:
                             answer = parse_error(message)

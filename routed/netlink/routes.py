@@ -39,11 +39,16 @@ from routed.netlink.numbers import (
     RT_SCOPE_NOWHERE,
     RT_SCOPE_UNIVERSE,
     RT_TABLE_COMPAT,
+    RTA_DPORT,
     RTA_DST,
     RTA_GATEWAY,
+    RTA_IIF,
+    RTA_IP_PROTO,
     RTA_MULTIPATH,
     RTA_OIF,
     RTA_PRIORITY,
+    RTA_SPORT,
+    RTA_SRC,
     RTA_TABLE,
     RTA_VIA,
     RTM_DELROUTE,
@@ -64,6 +69,9 @@ _U32 = struct.Struct("=I")
 _U16 = struct.Struct("=H")
 
 _RTN_UNICAST = 1
+
+#: Protocols whose ports the kernel takes with a question for one route: TCP and UDP.
+_ROUTED_BY_PORT = (6, 17)
 
 #: Distinct gateway tails a decoder remembers before it starts over; a node has far fewer.
 _TAIL_CACHE = 65536
@@ -145,6 +153,38 @@ def dump_routes(family: Family, *, table: int, sequence: int) -> bytes:
     """A request for all routes of one table; needs NETLINK_GET_STRICT_CHK on the socket to be filtered by it."""
     body = RTMSG.pack(AF_OF_FAMILY[family], 0, 0, 0, table if table <= 255 else RT_TABLE_COMPAT, 0, 0, 0, 0)
     return request(RTM_GETROUTE, NLM_F_DUMP, sequence, body + attribute(RTA_TABLE, _U32.pack(table)))
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """What the kernel looks at when it routes a packet."""
+
+    destination: bytes
+    source: bytes = b""
+    """Empty: one of the node's own, which the kernel then chooses."""
+    incoming: int = 0
+    """The index of the interface it comes in by; 0: the node sends it."""
+    protocol: int = 0
+    source_port: int = 0
+    port: int = 0
+
+
+def ask_way(flow: Flow, sequence: int) -> bytes:
+    """A request for the route that the kernel would take now; the answer is one RTM_NEWROUTE, or why there is none."""
+    family = Family.of_address(flow.destination)
+    bits = family.max_length
+    rest = [attribute(RTA_DST, flow.destination)]
+    if flow.source:
+        rest.append(attribute(RTA_SRC, flow.source))
+    if flow.incoming:
+        rest.append(attribute(RTA_IIF, _U32.pack(flow.incoming)))
+    if flow.protocol in _ROUTED_BY_PORT:
+        rest.append(attribute(RTA_IP_PROTO, bytes((flow.protocol,))))
+        for kind, port in ((RTA_SPORT, flow.source_port), (RTA_DPORT, flow.port)):
+            if port:
+                rest.append(attribute(kind, port.to_bytes(2, "big")))
+    body = RTMSG.pack(AF_OF_FAMILY[family], bits, bits if flow.source else 0, 0, 0, 0, 0, 0, 0)
+    return request(RTM_GETROUTE, 0, sequence, body + b"".join(rest))
 
 
 def refused_prefix(refusal: Refusal) -> tuple[Family, bytes] | None:

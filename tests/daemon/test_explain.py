@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, cast
+from collections.abc import Callable
+from errno import ENETUNREACH
+from typing import Any, ClassVar, cast
 
 import pytest
 
 from routed.control.protocol import Request
 from routed.daemon.explain import Explanations
 from routed.daemon.policy import PolicyKeeper
-from routed.errors import ControlError
+from routed.desired import Gateway
+from routed.errors import ControlError, KernelError
 from routed.model.resources import Update
+from routed.net.addresses import parse_address
 from routed.netlink.nftables import ElementFound, RuleFound
+from routed.netlink.routes import Flow
+from routed.observed import Interface
 from tests.policy.nodes import interface_of, policy, profile, workload
 from tests.policy.specification import Endpoint
 
@@ -27,7 +33,15 @@ POLICY = {
 
 
 class Core:
-    interfaces: dict[int, Any] = {}
+    interfaces: ClassVar = {
+        2: Interface(2, "eth0", True, ((parse_address("192.0.2.1"), 24),)),
+        3: Interface(3, "eth1", True, ((parse_address("198.51.100.1"), 24),)),
+        7: Interface(7, interface_of(WEB), True),
+    }
+
+
+def no_way(flow: Flow) -> Gateway | None:  # noqa: ARG001 - it has none for any
+    raise KernelError(ENETUNREACH, "", "asking for a route")
 
 
 def kept() -> PolicyKeeper:
@@ -41,7 +55,12 @@ def kept() -> PolicyKeeper:
     return keeper
 
 
-def explained(rules: list[str], strange: frozenset[ElementFound] = frozenset(), **values: str) -> dict[str, Any]:
+def explained(
+    rules: list[str],
+    strange: frozenset[ElementFound] = frozenset(),
+    way_of: Callable[[Flow], Gateway | None] = no_way,
+    **values: str,
+) -> dict[str, Any]:
     keeper = kept()
 
     async def found(sets: list[str]) -> tuple[list[RuleFound], dict[str, set[ElementFound]]]:
@@ -52,7 +71,7 @@ def explained(rules: list[str], strange: frozenset[ElementFound] = frozenset(), 
 
     keeper.kernel.look = found  # type: ignore[method-assign, assignment]
     asked = {"source": "10.65.0.1", "destination": "10.65.0.2", "protocol": "6", "port": "80"} | values
-    answer = asyncio.run(Explanations(cast("Any", Core()), keeper, "n1").answer(Request("policy", dict(asked))))
+    answer = asyncio.run(Explanations(cast("Any", Core()), keeper, "n1", way_of).answer(Request("policy", dict(asked))))
     return cast("dict[str, Any]", answer)
 
 
@@ -97,6 +116,46 @@ def test_what_comes_from_another_node_or_goes_there_passes_as_it_is_said_to():
         "vxlan.calico",
         interface_of(API),
     )
+
+
+def test_of_several_ways_out_it_is_the_kernel_s():
+    asked: list[Flow] = []
+
+    def by_eth1(flow: Flow) -> Gateway:
+        asked.append(flow)
+        return Gateway(parse_address("198.51.100.254"), 3)
+
+    answer = explained([RULE], destination="10.99.0.9", way_of=by_eth1)
+    assert (answer["outgoing"], answer["outgoingBy"]) == ("eth1", "as the kernel routes it, via 198.51.100.254")
+    assert (answer["incoming"], answer["incomingBy"]) == (interface_of(WEB), "the pod's own")
+    assert asked == [Flow(parse_address("10.99.0.9"), parse_address("10.65.0.1"), 7, 6, 32768, 80)]
+    assert explained([RULE], destination="10.99.0.9", tunnel="tunl0", way_of=by_eth1)["outgoing"] == "eth1"
+
+
+def test_what_comes_from_elsewhere_comes_in_where_the_kernel_would_answer_to():
+    def by_eth0(flow: Flow) -> Gateway | None:
+        return Gateway(b"", 2) if flow == Flow(parse_address("10.99.0.9")) else no_way(flow)
+
+    answer = explained([RULE], source="10.99.0.9", way_of=by_eth0)
+    assert (answer["incoming"], answer["incomingBy"]) == ("eth0", "the kernel's way back to it")
+    assert answer["outgoing"] == interface_of(API)
+
+
+def test_a_way_is_asked_for_again_without_who_sends_where_the_kernel_would_not_take_it_in_there():
+    def without_source(flow: Flow) -> Gateway | None:
+        return no_way(flow) if flow.source else Gateway(b"", 3)
+
+    assert explained([RULE], destination="10.99.0.9", way_of=without_source)["outgoing"] == "eth1"
+
+
+def test_where_the_kernel_knows_no_way_it_says_what_there_would_be():
+    answer = explained([RULE], destination="198.51.100.7")
+    assert (answer["outgoing"], answer["outgoingBy"]) == (
+        "eth1",
+        "the network it is on, though the kernel knows no way",
+    )
+    answer = explained([RULE], destination="10.99.0.9")
+    assert (answer["outgoing"], answer["outgoingBy"]) == ("uplink", "nobody knows which: the kernel knows no way")
 
 
 @pytest.mark.parametrize(

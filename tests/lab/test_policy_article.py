@@ -313,6 +313,9 @@ def test_explain_asks_the_kernel(cluster: Cluster, pods: dict[str, Pod]):
     allowed = json.loads(node.ctl(*words))
     rule = "NetworkPolicy production/limit-external-access egress 1"
     assert (allowed["verdict"], allowed["reason"], allowed["kernel"]["reason"]) == ("allow", rule, rule)
+    assert allowed["kernel"]["outgoingBy"].startswith("as the kernel routes it"), allowed["kernel"]
+    way = f"leaves by {allowed['kernel']['outgoing']} ({allowed['kernel']['outgoingBy']})"
+    assert f"  comes in by {allowed['kernel']['incoming']} (the pod's own), {way}\n" in node.ctl(*words[:-1])
     counted = {each["rule"]: each["packets"] for chain in allowed["kernel"]["chains"] for each in chain["rules"]}
     assert pods["api"].reaches(cluster.near, "TCP/80")
     again = json.loads(node.ctl(*words))

@@ -47,7 +47,7 @@ def site() -> Iterator[Site]:
 
 def explained(site: Site) -> dict[str, Any]:
     asked = {"source": PODS[A], "destination": PODS[B], "protocol": "6", "port": "80"}
-    answers = Explanations(cast("Any", Core()), site.keeper, "node")
+    answers = Explanations(cast("Any", Core()), site.keeper, "node", lambda _: None)
     answer: dict[str, Any] = site.run(answers.answer(Request("policy", dict(asked))))
     return answer
 
