@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -29,6 +30,8 @@ LAB_FOLDERS = {"lab", "interop"}
 
 HERE = Path(__file__).parent
 
+ETCD_INSTALLED = shutil.which("etcd") is not None
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -37,6 +40,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.lab)
         if item.get_closest_marker("lab") is not None and os.geteuid() != 0:
             item.add_marker(pytest.mark.skip(reason="needs root, for network namespaces"))
+        if item.get_closest_marker("etcd") is not None:
+            item.add_marker(pytest.mark.lab)  # it is another's daemon, though it needs no root
+            if not ETCD_INSTALLED:
+                item.add_marker(pytest.mark.skip(reason="etcd is not installed (Debian: etcd-server)"))
 
 
 @pytest.fixture(scope="module")

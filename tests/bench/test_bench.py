@@ -94,7 +94,7 @@ class TestInSmall:
         assert "| rr 4 x 50 |" in out
         assert "announcements right" in out
 
-    @pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed (Debian: etcd-server)")
+    @pytest.mark.etcd
     def test_a_cluster_is_followed_and_each_change_of_every_round_is_told(self) -> None:
         rounds = datastore.measure(nodes=10, blocks=40, pods=2, count=20, rounds=2)
         assert [each["keys read"] for each in rounds] == [10 + 40 + 4 + 3] * 2
@@ -110,7 +110,7 @@ class TestInSmall:
         assert all(seconds > 0 for each in made for seconds in (*each.connection, *each.stream))
 
     @pytest.mark.skipif(shutil.which("nft") is None, reason="nft is not installed (Debian: nftables)")
-    @pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed (Debian: etcd-server)")
+    @pytest.mark.etcd
     @pytest.mark.parametrize("etcd", [False, True])
     def test_the_real_daemon_is_measured_with_policies(self, monkeypatch: pytest.MonkeyPatch, etcd: bool) -> None:
         monkeypatch.setattr(policies, "SETTLED", 0.0)
@@ -122,7 +122,7 @@ class TestInSmall:
         assert made["daemon: resident then (MiB)"] > 10
 
     @pytest.mark.skipif(not Path(pods.PLUGINS, "ptp").exists(), reason="needs Debian's containernetworking-plugins")
-    @pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed (Debian: etcd-server)")
+    @pytest.mark.etcd
     def test_what_pods_cost_is_measured(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert pods.main(["--count", "1", "--rate", "10", "--seconds", "1", "--datastores", "file,etcd"]) == 0
         out = capsys.readouterr().out

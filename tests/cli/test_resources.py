@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -238,7 +237,7 @@ def test_what_counts_in_the_default_bgpconfiguration_is_written_nowhere_else(des
     assert desk.run("apply", "-f", "-", stdin=configuration("default")).status == 0
 
 
-@pytest.mark.parametrize("where", ["files", "etcd"])
+@pytest.mark.parametrize("where", ["files", pytest.param("etcd", marks=pytest.mark.etcd)])
 def test_a_policy_of_kubernetes_is_found_by_what_its_manifest_says(request: pytest.FixtureRequest, where: str) -> None:
     """Its manifest has `kind: NetworkPolicy` and its own name, wherever it is stored."""
     desk: Desk = request.getfixturevalue("etcd_desk" if where == "etcd" else "desk")
@@ -636,8 +635,6 @@ def test_which_datastore(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.fixture(scope="module")
 def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    if shutil.which("etcd") is None:
-        pytest.skip("needs etcd")
     with cluster(tmp_path_factory.mktemp("etcd")) as made:
         yield made
 
@@ -651,6 +648,7 @@ def etcd_desk(desk: Desk, etcd: Cluster) -> Desk:
     return desk
 
 
+@pytest.mark.etcd
 def test_etcd_holds_what_calico_would_write(etcd_desk: Desk, etcd: Cluster) -> None:
     assert etcd_desk.run("apply", "-f", "-", stdin=peer("a")).out == "BGPPeer a: created\n"
     key = "/calico/resources/v3/projectcalico.org/bgppeers/a"
@@ -668,6 +666,7 @@ def test_etcd_holds_what_calico_would_write(etcd_desk: Desk, etcd: Cluster) -> N
     assert etcd.ctl("get", "--prefix", "/calico", "--keys-only").strip() == ""
 
 
+@pytest.mark.etcd
 def test_kubernetes_policies_go_to_etcd_as_calico_s(etcd_desk: Desk) -> None:
     ran = etcd_desk.run("apply", "-f", "-", stdin=yaml.safe_dump(EXAMPLES["KubernetesNetworkPolicy"]))
     assert ran.out == "NetworkPolicy shop/knp.default.db: created\n"
@@ -675,6 +674,7 @@ def test_kubernetes_policies_go_to_etcd_as_calico_s(etcd_desk: Desk) -> None:
     assert etcd_desk.run("get", "np", "-n", "shop", "-o", "name").out == "NetworkPolicy/knp.default.db\n"
 
 
+@pytest.mark.etcd
 def test_a_namespace_goes_to_etcd_as_the_profile_calico_would_make_of_it(etcd_desk: Desk, etcd: Cluster) -> None:
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop", "labels": {"team": "a"}}}
     file = etcd_desk.file(yaml.safe_dump(namespace))
@@ -695,6 +695,7 @@ def test_a_namespace_goes_to_etcd_as_the_profile_calico_would_make_of_it(etcd_de
     assert etcd_desk.run("delete", "namespace", "shop").err == "Namespace shop: Namespace shop is not there\n"
 
 
+@pytest.mark.etcd
 def test_other_kinds_of_kubernetes_are_stored_beside_calico_s_and_that_is_told(etcd_desk: Desk, etcd: Cluster) -> None:
     for kind, key in (("Pod", "Pod shop/web-0"), ("Service", "Service shop/web")):
         ran = etcd_desk.run("apply", "-f", "-", stdin=yaml.safe_dump(EXAMPLES[kind]))
@@ -707,6 +708,7 @@ def test_other_kinds_of_kubernetes_are_stored_beside_calico_s_and_that_is_told(e
     assert "is stored beside Calico's resources" in ran.err
 
 
+@pytest.mark.etcd
 def test_from_files_to_etcd_and_back(
     etcd_desk: Desk, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -732,7 +734,7 @@ def test_from_files_to_etcd_and_back(
     assert back.run("export").out == exported.out
 
 
-@pytest.mark.parametrize("where", ["files", "etcd"])
+@pytest.mark.parametrize("where", ["files", pytest.param("etcd", marks=pytest.mark.etcd)])
 def test_every_command_knows_every_kind(request: pytest.FixtureRequest, where: str) -> None:
     """apply, diff, get, delete: what was applied is found by its kind and name, is no difference, and can be deleted."""
     desk: Desk = request.getfixturevalue("etcd_desk" if where == "etcd" else "desk")
@@ -758,6 +760,7 @@ def test_every_command_knows_every_kind(request: pytest.FixtureRequest, where: s
     assert desk.run("get", "profiles").out.startswith("name")
 
 
+@pytest.mark.etcd
 def test_an_affinity_that_another_calico_named_is_stored_by_what_it_says(etcd_desk: Desk, etcd: Cluster) -> None:
     spec = {"node": "n2", "cidr": "10.244.7.0/26", "state": "confirmed", "type": "host", "deleted": False}
     made = yaml.safe_dump(
@@ -772,6 +775,7 @@ def test_an_affinity_that_another_calico_named_is_stored_by_what_it_says(etcd_de
     assert etcd_desk.run("delete", "blockaffinity", "n2-10-244-7-0-26").status == 0
 
 
+@pytest.mark.etcd
 def test_garbage_beside_what_is_shown(etcd_desk: Desk, etcd: Cluster) -> None:
     """A list that is not complete is exit status 1; what was asked for by name and is there is 0."""
     assert etcd_desk.run("apply", "-f", "-", stdin=peer("a")).status == 0

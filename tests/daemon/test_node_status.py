@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -19,8 +18,6 @@ from routed.datastore.etcd_settings import EtcdConfig
 from routed.model.resources import JsonObject, Resource, ResourceKey, Update
 from routed.model.schema import parse_manifest
 from tests.datastore.etcd_server import Cluster, P, cluster
-
-etcd_installed = pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed (Debian: etcd-server)")
 
 
 def wanted(name: str = "mine", node: str = "a", period: int = 1, classes: tuple[str, ...] = ("Agent",)) -> JsonObject:
@@ -137,7 +134,7 @@ def play(server: Cluster, *before: JsonObject) -> Callable[[Callable[[Stage], Aw
     return run
 
 
-@etcd_installed
+@pytest.mark.etcd
 def test_the_status_is_written_kept_up_and_nothing_else_is_touched(server: Cluster) -> None:
     """Fields of a newer Calico among it."""
     theirs = wanted("theirs", "b") | {"status": {"lastUpdated": None}}
@@ -198,7 +195,7 @@ async def _is(value: bool) -> bool:
     return value
 
 
-@etcd_installed
+@pytest.mark.etcd
 def test_what_has_not_changed_is_not_written_and_period_zero_is_once(server: Cluster) -> None:
     @play(server, node("10.0.0.1/24"), wanted(period=0))
     async def scene(stage: Stage) -> None:
@@ -213,7 +210,7 @@ def test_what_has_not_changed_is_not_written_and_period_zero_is_once(server: Clu
         assert await stage.revision() == revision, "nothing has changed, so nothing was written"
 
 
-@etcd_installed
+@pytest.mark.etcd
 def test_a_write_that_came_too_late_reads_again(server: Cluster) -> None:
     @play(server, node("10.0.0.1/24"))
     async def scene(stage: Stage) -> None:
@@ -239,7 +236,7 @@ def test_a_write_that_came_too_late_reads_again(server: Cluster) -> None:
         assert (await stage.stored())["metadata"]["labels"] == {"turn": "2"}
 
 
-@etcd_installed
+@pytest.mark.etcd
 def test_a_table_that_is_too_large_is_cut_and_told(server: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node_status_module, "MAX_ROUTES", 1)
     blocks = {f"/calico/ipam/v2/host/a/ipv4/block/10.244.{number}.0-26": {"state": "confirmed"} for number in range(2)}

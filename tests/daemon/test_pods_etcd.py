@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from tests.daemon.test_pods import Node
 from tests.datastore.etcd_server import Cluster, P, cluster
 from tests.datastore.test_etcd import until
 
-pytestmark = pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed (Debian: etcd-server)")
+pytestmark = pytest.mark.etcd
 
 IPAM = "/calico/ipam/v2/"
 

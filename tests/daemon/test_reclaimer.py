@@ -20,7 +20,7 @@ from tests.daemon.test_pods_etcd import Follower, nodes, pool
 from tests.datastore.etcd_server import Cluster, cluster
 from tests.datastore.test_etcd import ctl, until
 
-pytestmark = pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed (Debian: etcd-server)")
+pytestmark = pytest.mark.etcd
 
 
 class Restorable(Follower):

@@ -36,7 +36,7 @@ from routed.model.settings import ClusterInformation
 from routed.net.families import Family
 from tests.datastore.etcd_server import PASSWORD, Cluster, Member, P, Proxy, cluster
 
-pytestmark = pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed (Debian: etcd-server)")
+pytestmark = pytest.mark.etcd
 
 
 def node(number: int, **labels: str) -> JsonObject:

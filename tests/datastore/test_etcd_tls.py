@@ -26,7 +26,7 @@ from tests.datastore.etcd_server import PASSWORD, Cluster, P, Proxy, cluster
 from tests.datastore.test_etcd import Sink, ctl, follow, node, nodes, until
 
 pytestmark = [
-    pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed (Debian: etcd-server)"),
+    pytest.mark.etcd,
     pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed"),
 ]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -17,10 +16,7 @@ from routed.cli.main import main
 from tests.datastore.etcd_server import Cluster, P, cluster
 from tests.ipam import allocating_node
 
-pytestmark = [
-    pytest.mark.lab,
-    pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed (Debian: etcd-server)"),
-]
+pytestmark = [pytest.mark.lab, pytest.mark.etcd]
 
 NODES = 8
 KILLS = 20

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from tests.datastore.etcd_server import Cluster as Server
 from tests.datastore.etcd_server import cluster
 from tests.ipam.test_allocator import STRICT, demand, pool
 
-pytestmark = pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed (Debian: etcd-server)")
+pytestmark = pytest.mark.etcd
 
 #: More than the steps in which a node claims a block and gives an address of it.
 STEPS = 12

@@ -4,7 +4,6 @@ known from the block alone, and its tunnel leads to the node that has borrowed i
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -16,7 +15,7 @@ from tests.lab.test_cni_etcd import NUMBERS, Site
 
 pytestmark = [
     pytest.mark.lab,
-    pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed (Debian: etcd-server)"),
+    pytest.mark.etcd,
     pytest.mark.skipif(bool(missing("bird")), reason="BIRD is not installed"),
 ]
 

@@ -7,7 +7,6 @@ another writer would.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -20,10 +19,7 @@ from tests.datastore.etcd_server import P
 from tests.lab.etcd import Etcd
 from tests.lab.test_cni import Node
 
-pytestmark = [
-    pytest.mark.lab,
-    pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed (Debian: etcd-server)"),
-]
+pytestmark = [pytest.mark.lab, pytest.mark.etcd]
 
 PODS = {"web": ("red", "web"), "db": ("red", "db"), "cache": ("red", "cache"), "blue": ("blue", "web")}
 LIVED = "until it is put right, what it selects is closed"

@@ -8,7 +8,6 @@ Node 1 and 2 are routed's, 3 is BIRD, configured as confd does it; node 1 has a 
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from tests.lab.topology import RECONNECT, SOON, Rack, address, block, flaps, nod
 
 pytestmark = [
     pytest.mark.lab,
-    pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed (Debian: etcd-server)"),
+    pytest.mark.etcd,
     pytest.mark.skipif(bool(missing("bird")), reason="needs bird"),
 ]
 

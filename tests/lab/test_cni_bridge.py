@@ -6,7 +6,6 @@ Real packets: what is allowed and what policy forbids, stolen addresses, stolen 
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Iterator
 from itertools import permutations
@@ -20,10 +19,7 @@ from routed.testing.routers import resource
 from tests.lab.test_cni import DUAL, Answer
 from tests.lab.test_cni_etcd import Site
 
-pytestmark = [
-    pytest.mark.lab,
-    pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed (Debian: etcd-server)"),
-]
+pytestmark = [pytest.mark.lab, pytest.mark.etcd]
 
 BRIDGED = {**DUAL, "attach": "bridge"}
 GATEWAYS = ("169.254.1.1", "fe80::ecee:eeff:feee:eeee")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Iterator
 from itertools import permutations
@@ -17,10 +16,7 @@ from tests.datastore.etcd_server import P
 from tests.lab.etcd import Etcd
 from tests.lab.test_cni import DUAL, Node
 
-pytestmark = [
-    pytest.mark.lab,
-    pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed (Debian: etcd-server)"),
-]
+pytestmark = [pytest.mark.lab, pytest.mark.etcd]
 
 NUMBERS = (1, 2, 3)
 OUTSIDE = ("192.0.2.9", "2001:db8::9")

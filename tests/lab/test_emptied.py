@@ -6,7 +6,6 @@ the objects being there again, a person's word at one node, and the time that is
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +18,7 @@ from tests.lab.etcd import Etcd
 from tests.lab.test_metrics import value
 from tests.lab.topology import RECONNECT, Rack, address, flaps, node, pools, start
 
-pytestmark = [
-    pytest.mark.lab,
-    pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed (Debian: etcd-server)"),
-]
+pytestmark = [pytest.mark.lab, pytest.mark.etcd]
 
 NODES = (1, 2, 3)
 BLOCKS_EACH = 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import pytest
 
@@ -12,10 +11,7 @@ from routed.testing.routers import Routed, resource
 from tests.datastore.etcd_server import P
 from tests.lab.etcd import Etcd
 
-pytestmark = [
-    pytest.mark.lab,
-    pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed (Debian: etcd-server)"),
-]
+pytestmark = [pytest.mark.lab, pytest.mark.etcd]
 
 NODES = [resource("Node", name, {"bgp": {"ipv4Address": f"10.0.0.{index}/24"}}) for index, name in ((1, "a"), (2, "b"))]
 POOL = resource("IPPool", "v4", {"cidr": "10.244.0.0/16"})

@@ -8,7 +8,6 @@ ends with a block that is written then and reaches BIRD: the node follows again.
 from __future__ import annotations
 
 import re
-import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from tests.datastore.etcd_server import PASSWORD, Cluster, Member, P
 from tests.lab.test_metrics import ask, value
 
 pytestmark = [
-    pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed (Debian: etcd-server)"),
+    pytest.mark.etcd,
     pytest.mark.skipif(bool(missing("bird")), reason="needs bird"),
 ]
 

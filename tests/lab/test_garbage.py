@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -12,10 +11,7 @@ from routed.testing.lab import Lab, wait_for
 from tests.datastore.etcd_server import P
 from tests.lab.test_cni_etcd import NUMBERS, Site
 
-pytestmark = [
-    pytest.mark.lab,
-    pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed (Debian: etcd-server)"),
-]
+pytestmark = [pytest.mark.lab, pytest.mark.etcd]
 
 GRACE = 3
 LOCK = "/calico/routed/v1/address-collector"

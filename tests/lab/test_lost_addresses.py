@@ -3,7 +3,6 @@ an address of theirs."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -13,10 +12,7 @@ from tests.datastore.etcd_server import P
 from tests.lab.test_cni import DUAL
 from tests.lab.test_cni_etcd import NUMBERS, Site
 
-pytestmark = [
-    pytest.mark.lab,
-    pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed (Debian: etcd-server)"),
-]
+pytestmark = [pytest.mark.lab, pytest.mark.etcd]
 
 
 @pytest.fixture(scope="module")

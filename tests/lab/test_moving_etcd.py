@@ -6,8 +6,6 @@ Nothing is described to routed: the cluster's state is in etcd, at Calico's keys
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 
 from routed.model.paths import Layout, encode
@@ -21,7 +19,7 @@ from tests.lab.topology import RECONNECT, SOON, Rack, address, block, cluster
 pytestmark = [
     pytest.mark.lab,
     pytest.mark.skipif(bool(missing("bird")), reason="needs bird"),
-    pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed (Debian: etcd-server)"),
+    pytest.mark.etcd,
 ]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import sys
 from collections.abc import Iterator
 
@@ -151,7 +150,7 @@ def test_what_cannot_be_is_refused(machine: Machine) -> None:
         init(routed)
 
 
-@pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed (Debian: etcd-server)")
+@pytest.mark.etcd
 def test_on_etcd(machine: Machine) -> None:
     etcd = Etcd(machine.namespace)
     etcd.start()
@@ -199,7 +198,7 @@ def test_on_etcd(machine: Machine) -> None:
         init(routed)
 
 
-@pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed (Debian: etcd-server)")
+@pytest.mark.etcd
 def test_an_address_that_changes_while_the_daemon_runs(lab: Lab) -> None:
     """As DHCP may: the Node follows, and so do the other nodes' sessions and routes."""
     a, b = lab.namespace("a"), lab.namespace("b")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 
@@ -14,10 +13,7 @@ from routed.testing.routers import Bird, Routed, resource
 from tests.datastore.kubernetes_api import make_certificates
 from tests.lab.etcd import Etcd
 
-pytestmark = [
-    pytest.mark.lab,
-    pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed (Debian: etcd-server)"),
-]
+pytestmark = [pytest.mark.lab, pytest.mark.etcd]
 
 SESSION, STORE, TOKEN, WRONG = "Tu-qui-session", "Tu-qui-store", "Tu-qui-token", "Tu-qui-wrong"
 

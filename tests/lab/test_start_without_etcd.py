@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -13,10 +12,7 @@ from tests.lab import stranger
 from tests.lab.etcd import Etcd
 from tests.lab.test_cni import Node
 
-pytestmark = [
-    pytest.mark.lab,
-    pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed (Debian: etcd-server)"),
-]
+pytestmark = [pytest.mark.lab, pytest.mark.etcd]
 
 POD = "10.65.0.77"
 GUARDED = "the packets of a tunnel are let in from other nodes"

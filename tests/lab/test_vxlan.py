@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import sys
 from collections.abc import Iterator
 from itertools import permutations
@@ -21,10 +20,7 @@ from tests.lab.etcd import Etcd
 from tests.lab.test_cni import DUAL, Node
 from tests.lab.test_cni_etcd import TCP_SERVER, tcp
 
-pytestmark = [
-    pytest.mark.lab,
-    pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed (Debian: etcd-server)"),
-]
+pytestmark = [pytest.mark.lab, pytest.mark.etcd]
 
 SUBNET = {1: 1, 2: 1, 3: 2}
 DEVICES = ("vxlan.calico", "vxlan-v6.calico")
