@@ -14,11 +14,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from routed.cli.command import DEFAULT_CONFIG, Commands, ExitStatus, Row, show_one
 from routed.cli.tables import table, terminal_width
 from routed.config import MAX_SIZE, Config, check_config, pod_cidrs
+from routed.datastore.config_lines import place_of_key
 from routed.errors import ConfigError
 from routed.observe.logs import harmless
 
@@ -64,14 +63,16 @@ def _check(arguments: argparse.Namespace) -> int:
             resources, places, wrong = _resources(config.datastore_path)
             errors += wrong
         elif config.datastore_path:
-            errors.append(f"{path}{_line_of(path, 'datastore.path')}: there is no folder {config.datastore_path}")
+            place = place_of_key(path, "datastore.path")
+            errors.append(f"{place}: datastore.path: there is no folder {config.datastore_path}")
         if config.kubeconfig:
             from routed.datastore.kubeconfig import load_kubeconfig  # noqa: PLC0415 - see the module's docstring
 
             try:
                 load_kubeconfig(config.kubeconfig)
             except ConfigError as error:
-                errors.append(f"{path}{_line_of(path, 'kubernetes.kubeconfig')}: {error}")
+                place = place_of_key(path, "kubernetes.kubeconfig")
+                errors.append(f"{place}: kubernetes.kubeconfig: {error}")
     answer: Row = {"path": path, "errors": errors, "resources": len(resources), "plan": None}
     if node is not None:
         answer["plan"], warnings, notes = _plan(node, resources, config)
@@ -118,14 +119,6 @@ def _config(path: str) -> tuple[Config, list[str]]:
         raise ConfigError(path, f"is larger than {MAX_SIZE} octets: this is no routed.yaml")
     config, found = check_config(data, path)
     return config, [str(error) for error in found]
-
-
-def _line_of(path: str, key: str) -> str:
-    """`:LINE: KEY` where a routed.yaml that can be read has a key, or `: KEY`."""
-    node = yaml.compose(_read(path), yaml.SafeLoader)
-    for name in key.split("."):
-        node = next((value for key, value in node.value if key.value == name), None) if node is not None else None
-    return f":{node.start_mark.line + 1}: {key}" if node is not None else f": {key}"
 
 
 def _resources(path: str) -> tuple[list[Any], dict[str, Place], list[str]]:
