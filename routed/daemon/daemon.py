@@ -484,6 +484,7 @@ class Daemon:
             driver,
             (
                 workloads.policy.update,
+                workloads.former_owners.update,  # which asks the pods what was before
                 workloads.pods.update,
                 workloads.update,
                 workloads.pod_keeper.update,
@@ -494,6 +495,7 @@ class Daemon:
             (
                 workloads.in_sync,
                 workloads.policy.in_sync,
+                workloads.former_owners.in_sync,
                 workloads.pod_keeper.in_sync,
                 workloads.tunnel_addresses.in_sync,
                 tell_collector_of_the_cluster,

@@ -257,6 +257,10 @@ class Pods:
         if not keys:
             del self._own[endpoint.container_id]
 
+    def endpoint(self, key: ResourceKey) -> Resource | None:
+        """A WorkloadEndpoint of the cluster, by what is followed."""
+        return self._mirror[WorkloadEndpoint.kind].get(key)
+
     def holder(self, address: bytes, but: Collection[ResourceKey] = ()) -> Holder | None:
         """Who has an address by what is followed, whatever the blocks say; apart from these, and from who is just going."""
         return self._holders.who(address, but, self._leaving) or self._dataplane.own(address)

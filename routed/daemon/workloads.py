@@ -18,6 +18,7 @@ from routed.core.effects import Level
 from routed.daemon.address_collector import AddressCollector
 from routed.daemon.background import Background
 from routed.daemon.cni import CniServer
+from routed.daemon.former_owners import FormerOwners
 from routed.daemon.pod_follower import PodFollower
 from routed.daemon.pod_keeper import PodKeeper
 from routed.daemon.pod_mtu import Uplink, pod_mtu
@@ -108,6 +109,7 @@ class Workloads:
             self if kubernetes is not None else None,
             config.cni.proxy_arp,
         )
+        self.former_owners = FormerOwners(config.node_name, self.pods.endpoint, log, bug)
         self._server = CniServer(self.pods.handle, bug)
         self.tunnels = TunnelKeeper(log, bug, self.policy.until_there)
         self._old_rules = Background()
@@ -168,6 +170,7 @@ class Workloads:
         self.collector.start()
         self.reclaimer.start()
         self.pod_follower.start()
+        self.former_owners.start()
 
     def follow(self, relay: Relay) -> None:
         """Where our own writes go."""
@@ -180,6 +183,7 @@ class Workloads:
         await self.collector.stop()
         await self.reclaimer.stop()
         await self.pod_follower.stop()
+        await self.former_owners.stop()
         await self.tunnel_addresses.stop()
         await self.tunnels.stop()
         await self._old_rules.stop()
