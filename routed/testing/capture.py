@@ -49,7 +49,7 @@ class Capture:
         wanted = f"(tcp port 179 and ({ours})) or ether proto {ETHERTYPE:#x}"
         argv = ("dumpcap", "-q", "-i", interface, "-B", "32", "-f", wanted, "-w", str(self.file))
         self._dumpcap = namespace.start(f"dumpcap-{interface}", *argv)
-        wait_for(lambda: "File:" in self._dumpcap.text(), 10, "the capture runs", state=self._dumpcap.text)
+        wait_for(lambda: "File:" in self._dumpcap.text(), 30, "the capture runs", state=self._dumpcap.text)
 
     def stop(self) -> None:
         """End the capture; the file is complete afterwards."""
@@ -59,7 +59,7 @@ class Capture:
         with self._namespace.entered(), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as last:
             last.bind((self._interface, 0))
             last.send(LAST)
-        wait_for(lambda: LAST in self.file.read_bytes(), 10, "all that was captured is written")
+        wait_for(lambda: LAST in self.file.read_bytes(), 30, "all that was captured is written")
         self._dumpcap.signal(signal.SIGINT)
         self._dumpcap.wait()
 

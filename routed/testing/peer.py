@@ -25,7 +25,7 @@ MARKER = b"\xff" * 16
 AS_TRANS = 23456
 
 #: Seconds an answer may take.
-PATIENCE = 10.0
+PATIENCE = 30.0
 
 
 # ---- octets to send

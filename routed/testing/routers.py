@@ -194,7 +194,7 @@ class Routed(Router):
 
     def ask(self, request: str, **arguments: object) -> Any:
         """An answer from the control socket."""
-        with ControlClient(str(self.folder / "run" / SOCKET_NAME), patience=10) as client:
+        with ControlClient(str(self.folder / "run" / SOCKET_NAME), patience=30) as client:
             return client.ask(request, **arguments)
 
     def stream(self, request: str, **arguments: object) -> Iterator[Any]:

@@ -136,11 +136,11 @@ def test_a_call_that_is_stopped_for_a_while_gets_its_answer_all_the_same(plugin:
         return Path(f"/proc/{process.pid}/stat").read_text().rpartition(") ")[2][0]
 
     def stop_and_go_on() -> None:
-        wait_for(lambda: state() == "S", 20, "it waits for the answer", state=state)
+        wait_for(lambda: state() == "S", 30, "it waits for the answer", state=state)
         process.send_signal(signal.SIGSTOP)
-        wait_for(lambda: state() == "T", 20, "it is stopped", state=state)
+        wait_for(lambda: state() == "T", 30, "it is stopped", state=state)
         process.send_signal(signal.SIGCONT)
-        wait_for(lambda: state() in "SZ", 20, "it waits again, or has given up", state=state)
+        wait_for(lambda: state() in "SZ", 30, "it waits again, or has given up", state=state)
 
     daemon.meanwhile, daemon.answers = stop_and_go_on, [encode_result(0, b"done")]
     environment = {"PATH": "/usr/bin:/bin", "CNI_COMMAND": "DEL"}

@@ -240,7 +240,7 @@ def test_a_client_that_never_reads_holds_nobody_up(path: Path, monkeypatch: pyte
             sleeper.connect(name)
             sleeper.sendall(protocol.encode_request(Request("endless")))
             assert other.ask("echo", n=1) == {"n": 1}
-            assert dropped.wait(10)
+            assert dropped.wait(30)
             return other.ask("echo", n=2)
 
     answer, bugs = served(path, client, {**HANDLERS, "endless": endless})
@@ -262,7 +262,7 @@ def test_a_client_that_goes_in_the_middle_is_no_bug(path: Path) -> None:
     def client(name: str) -> object:
         with ControlClient(name) as asking:
             next(asking.stream("endless"))
-        assert stopped.wait(20), "the stream is given up"
+        assert stopped.wait(30), "the stream is given up"
         return ask("echo", n=2)(name)
 
     answer, bugs = served(path, client, {**HANDLERS, "endless": endless})
@@ -295,7 +295,7 @@ def test_a_feed_is_followed_until_the_client_goes(path: Path, monkeypatch: pytes
             items = control.stream("ticks")
             found = [next(items) for _ in range(3)]
             assert other.ask("echo", n=1) == {"n": 1}
-        assert ticks.closed.wait(10), "the feed is closed with its client"
+        assert ticks.closed.wait(30), "the feed is closed with its client"
         with socket.socket(socket.AF_UNIX) as sock:  # and the heartbeat is an empty batch
             sock.settimeout(60)
             sock.connect(name)

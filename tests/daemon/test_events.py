@@ -30,7 +30,7 @@ def change(count: int, start: int = 0) -> Change:
 
 
 def run(body: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(asyncio.wait_for(body(), 20))
+    asyncio.run(asyncio.wait_for(body(), 30))
 
 
 async def read(follower: Follower, count: int) -> list[dict[str, Any]]:

@@ -137,7 +137,7 @@ class Wiring:
         return self.interfaces.get(name)
 
     def detach_all(self, indexes: list[int]) -> None:
-        assert self.slow.wait(20)
+        assert self.slow.wait(60)
         self.interfaces = {name: each for name, each in self.interfaces.items() if each not in indexes}
 
     def close(self) -> None:

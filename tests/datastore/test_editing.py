@@ -410,7 +410,7 @@ def test_what_who_follows_has_compared_goes_unread_and_no_edit_is_lost(
     following = Folder(str(tmp_path), own=busy.own)
     following.look()
     busy.put(2, "a", "b", "c")
-    wait_for(ticked, 5, "the clock of the file system goes on")
+    wait_for(ticked, 30, "the clock of the file system goes on")
     following.look()
     busy.file("b").write_text(busy.file("b").read_text().replace(":2", ":7"))
     busy.put(3, "c")  # not compared since

@@ -117,7 +117,7 @@ def play(certificates: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Scena
                 )
                 listener = Listener()
                 task = asyncio.create_task(source.run(listener))
-                await asyncio.wait_for(source.in_sync.wait(), 15)
+                await asyncio.wait_for(source.in_sync.wait(), 30)
                 await scenario(api, source, listener)
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
@@ -222,7 +222,7 @@ def test_what_the_api_said_is_there_at_the_next_start(certificates: Path, tmp_pa
             first.begin(listener)
             assert listener.heard == [], "nothing was saved"
             task = asyncio.create_task(first.run(listener))
-            await asyncio.wait_for(first.in_sync.wait(), 15)
+            await asyncio.wait_for(first.in_sync.wait(), 30)
             await api.put(SERVICES.path, "default", "c", **service("c", "10.96.0.3"))
             await api.delete(SERVICES.path, "default", "a")
             await until(lambda: names(listener.heard) == {"a": False, "b": True, "c": True}, "all is heard")
@@ -238,7 +238,7 @@ def test_what_the_api_said_is_there_at_the_next_start(certificates: Path, tmp_pa
             assert not again.in_sync.is_set()
             await api.delete(SERVICES.path, "default", "b")
             task = asyncio.create_task(again.run(listener))
-            await asyncio.wait_for(again.in_sync.wait(), 15)
+            await asyncio.wait_for(again.in_sync.wait(), 30)
             assert names(listener.heard[2:]) == {"b": False}, "only what is different is told"
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -450,7 +450,7 @@ def test_client_certificates(certificates: Path, inline: bool):
             access = load_kubeconfig(kubeconfig(certificates, api.port, user, **cluster))
             source = KubernetesSource(access, (SERVICES,), parse)
             task = asyncio.create_task(source.run(Listener()))
-            await asyncio.wait_for(source.in_sync.wait(), 15)
+            await asyncio.wait_for(source.in_sync.wait(), 30)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 

@@ -41,7 +41,7 @@ class Slow(SavedState):
 
     def rewrite(self, believed: Believed, offset: float, as_of: float, revision: int, counted: Count) -> None:
         self.began.set()
-        assert self.may_end.wait(20)
+        assert self.may_end.wait(60)
         super().rewrite(believed, offset, as_of, revision, counted)
         self.rewritten += 1
 

@@ -118,7 +118,7 @@ def test_a_borrowed_address_that_is_given_back_has_no_tunnel(site: Borrowing) ->
     pod, addresses = site.pods.pop(f"p{borrower}")
     assert site.nodes[borrower].runtime.call("DEL", pod, **DUAL).status == 0
     wait_for(
-        lambda: not any(leads(site, seen_from, address) for address in addresses), 20, "its routes go",
+        lambda: not any(leads(site, seen_from, address) for address in addresses), 30, "its routes go",
         state=site.lab.report,
     )  # fmt: skip
     site.add(borrower, f"later-{borrower}")

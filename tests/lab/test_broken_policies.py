@@ -70,7 +70,7 @@ class Site:
             return {f"{one}>{other}" for (one, other), yes in zip(pairs, pool.map(answered, pairs), strict=True) if yes}
 
     def becomes(self, wanted: set[str], what: str) -> None:
-        wait_for(lambda: self.open() == wanted, 20, what, state=lambda: f"{self.open()} {self.problems()}")
+        wait_for(lambda: self.open() == wanted, 30, what, state=lambda: f"{self.open()} {self.problems()}")
 
     def remains(self, wanted: set[str], what: str) -> None:
         """It is so now, and nothing else is open."""
@@ -205,7 +205,7 @@ def test_a_node_that_starts_beside_a_broken_policy_never_opens_it(site: Site):
     web, (_, db) = site.pods["web"][0], site.pods["db"]
     wait_for(lambda: web.pings(db, timeout=0.02) or site.node.routed.answers(), 30, "it runs again")
     site.node.routed.wait()
-    wait_for(lambda: web.pings(db, timeout=0.02) or len(site.problems()) == 1, 20, "it is told")
+    wait_for(lambda: web.pings(db, timeout=0.02) or len(site.problems()) == 1, 30, "it is told")
     assert not web.pings(db, timeout=0.2)
 
 

@@ -101,7 +101,7 @@ class Node:
 
     def start(self) -> None:
         self.routed.start()
-        wait_for(self.is_ready, 20, "the node takes pods", state=self.lab.report)
+        wait_for(self.is_ready, 30, "the node takes pods", state=self.lab.report)
 
     def is_ready(self) -> bool:
         return self.runtime.call("STATUS", cniVersion="1.1.0").status == 0
@@ -155,7 +155,7 @@ def test_pods_come_and_go(node: Node):
     assert again.output == first.output
     assert node.runtime.call("DEL", one).status == 0
     assert node.runtime.call("DEL", one).status == 0
-    wait_for(lambda: node.interfaces() == [second.output["interfaces"][0]["name"]], 10, "the interface goes")
+    wait_for(lambda: node.interfaces() == [second.output["interfaces"][0]["name"]], 30, "the interface goes")
     assert not one.pings(second.addresses[0], timeout=0.2) and node.namespace.pings(second.addresses[0])
     routes = node.namespace.routes(protocol=120)
     assert first.addresses[0] not in routes and second.addresses[0] in routes
@@ -196,7 +196,7 @@ def test_a_family_that_gets_its_first_pool_later_is_passed_on_too():
         node.routed.put(*(each for each in cluster(1) if each["kind"] != "IPPool"))
         node.routed.start()
         wait_for(
-            lambda: "there is no enabled IPPool" in str(node.runtime.call("STATUS", cniVersion="1.1.0").output), 20,
+            lambda: "there is no enabled IPPool" in str(node.runtime.call("STATUS", cniVersion="1.1.0").output), 30,
             "the datastore was read", state=lab.report,
         )  # fmt: skip
         assert node.namespace.run("sysctl", "-n", *SWITCHES).split() == ["0", "0"]
@@ -204,13 +204,13 @@ def test_a_family_that_gets_its_first_pool_later_is_passed_on_too():
             node.routed.put(pool)
             wait_for(
                 lambda expected=expected: node.namespace.run("sysctl", "-n", *SWITCHES).split() == expected,
-                10,
+                30,
                 f"{pool['metadata']['name']} is passed on",
                 state=lab.report,
             )
         node.namespace.sysctl(SWITCHES[0], "0")
         node.routed.put({**pools[0], "spec": {**pools[0]["spec"], "natOutgoing": True}})
-        wait_for(lambda: "masquerade" in node.namespace.run("nft", "list", "ruleset"), 10, "the change is read")
+        wait_for(lambda: "masquerade" in node.namespace.run("nft", "list", "ruleset"), 30, "the change is read")
         assert node.namespace.run("sysctl", "-n", *SWITCHES).split() == ["0", "1"]
 
 
@@ -248,7 +248,7 @@ except OSError as error:
 @pytest.mark.parametrize("values", [{}, {"attach": "bridge"}], ids=["routed", "bridge"])
 def test_what_listens_on_the_nodes_loopback_is_the_nodes_alone(node: Node, values: dict[str, Any]):
     server = node.namespace.start("server", sys.executable, "-c", LOCALHOST)
-    wait_for(lambda: "listening" in server.text(), 20, "it listens")
+    wait_for(lambda: "listening" in server.text(), 30, "it listens")
     assert "connected" in node.namespace.run(sys.executable, "-c", CONNECTING)
     pod = node.lab.namespace("nosy")
     node.runtime.add(pod, **values)
@@ -279,7 +279,7 @@ def test_policy_is_in_force_when_the_pod_starts(node: Node):
     node.runtime.add(blue, args={"cni": {"labels": [{"key": "app", "value": "blue"}]}})
     node.runtime.add(red, args={"cni": {"labels": [{"key": "app", "value": "red"}]}})
     wait_for(
-        lambda: "only_blue" in node.namespace.run("nft", "list", "table", "inet", "routed"), 10, "the policy is read"
+        lambda: "only_blue" in node.namespace.run("nft", "list", "table", "inet", "routed"), 30, "the policy is read"
     )
     assert blue.pings(database.addresses[0]) and not red.pings(database.addresses[0], timeout=0.3)
     assert node.namespace.pings(database.addresses[0])  # its own node always may
@@ -311,10 +311,10 @@ def test_the_mtu_is_the_uplink_s_less_what_tunnels_need(node: Node):
     assert mtu_of("told", mtu=1280) == 1280
     node.routed.put(resource("IPPool", "tunnels", {"cidr": "10.99.0.0/16", "vxlanMode": "CrossSubnet"}))
     numbers = itertools.count()
-    wait_for(lambda: mtu_of(f"inside-{next(numbers)}") == 1350, 20, "room is left for VXLAN", state=node.lab.report)
+    wait_for(lambda: mtu_of(f"inside-{next(numbers)}") == 1350, 30, "room is left for VXLAN", state=node.lab.report)
     node.namespace.ip("link set eth0 mtu 1380")
     wait_for(
-        lambda: "mtu 1330 " in node.namespace.run("ip", "link", "show", "vxlan.calico", check=False), 15,
+        lambda: "mtu 1330 " in node.namespace.run("ip", "link", "show", "vxlan.calico", check=False), 30,
         "the tunnel follows its uplink", state=node.lab.report,
     )  # fmt: skip
 
@@ -325,7 +325,7 @@ def test_gc_removes_what_the_runtime_forgot(node: Node):
     valid = [{"containerID": f"c-{kept.name}", "ifname": "eth0"}]
     answer = node.runtime.call("GC", cniVersion="1.1.0", **{"cni.dev/valid-attachments": valid})
     assert answer.status == 0, answer.output
-    wait_for(lambda: node.interfaces() == [first.output["interfaces"][0]["name"]], 10, "only one is left")
+    wait_for(lambda: node.interfaces() == [first.output["interfaces"][0]["name"]], 30, "only one is left")
     routes = node.namespace.routes(protocol=120)
     assert first.addresses[0] in routes and second.addresses[0] not in routes
 
@@ -391,9 +391,9 @@ def test_who_gets_an_address_gets_none_of_its_connections(node: Node):
         server = pod.start(
             "server", sys.executable, "-c", SERVER.replace('("", 80)', '("::", 80), family=10, dualstack_ipv6=True')
         )
-        wait_for(lambda server=server: "listening" in server.text(), 20, "a server listens", state=node.lab.report)
+        wait_for(lambda server=server: "listening" in server.text(), 30, "a server listens", state=node.lab.report)
     calls = client.start("client", sys.executable, "-c", CLIENT, *addresses)
-    wait_for(lambda: "connected" in calls.text(), 20, "connections are there", state=node.lab.report)
+    wait_for(lambda: "connected" in calls.text(), 30, "connections are there", state=node.lab.report)
     for words in (
         "table ip service",
         "chain ip service c { type nat hook prerouting priority dstnat; }",
@@ -402,7 +402,7 @@ def test_who_gets_an_address_gets_none_of_its_connections(node: Node):
         node.namespace.run("nft", "add", *words.split())
     for pod, target in ((old, addresses[2]), (client, "192.0.2.80")):  # it calls others, and answers for a service
         others = pod.start("calls", sys.executable, "-c", CLIENT, target)
-        wait_for(lambda others=others: "connected" in others.text(), 20, "so are these", state=node.lab.report)
+        wait_for(lambda others=others: "connected" in others.text(), 30, "so are these", state=node.lab.report)
 
     def tracked() -> list[str]:
         told = node.namespace.run("conntrack", "-L") + node.namespace.run("conntrack", "-L", "-f", "ipv6")

@@ -99,13 +99,13 @@ def test_policy_is_asked_between_two_pods_of_one_bridge(site: Bridged) -> None:
     try:
         site.etcd.put_resource("globalnetworkpolicies", inward)
         for address in of_b:
-            wait_for(lambda address=address: not a.pings(address), 20, "a may not, from the same bridge")
+            wait_for(lambda address=address: not a.pings(address), 30, "a may not, from the same bridge")
             assert not d.pings(address), "d may not, from another node"
             assert c.pings(address), "c may, from beside the bridge"
         assert all(b.pings(address) for address in of_a), "b itself may"
         site.etcd.put_resource("globalnetworkpolicies", outward)
         for address in of_b + site.pods["c"][1] + site.pods["d"][1]:
-            wait_for(lambda address=address: not a.pings(address), 20, "a says nothing to anybody")
+            wait_for(lambda address=address: not a.pings(address), 30, "a says nothing to anybody")
         assert all(c.pings(address) for address in of_a), "but answers"
         said = json.loads(
             site.nodes[1].namespace.run(
@@ -116,7 +116,7 @@ def test_policy_is_asked_between_two_pods_of_one_bridge(site: Bridged) -> None:
     finally:
         for name in ("in", "out"):
             site.routedctl("delete", "globalnetworkpolicy", name)
-    wait_for(lambda: not site.unreachable(), 20, "and all is open again", state=site.unreachable)
+    wait_for(lambda: not site.unreachable(), 30, "and all is open again", state=site.unreachable)
 
 
 def _ctl(site: Bridged, *words: str) -> tuple[str, ...]:
@@ -128,7 +128,7 @@ def test_nobody_speaks_with_the_address_of_another(site: Bridged) -> None:
     _, *of_b = site.of("b")
     c, *of_c = site.of("c")
     heard = c.start("hearing", "tcpdump", "-nli", "eth0", "icmp or icmp6")
-    wait_for(lambda: "listening on" in heard.text(), 20, "it listens")
+    wait_for(lambda: "listening on" in heard.text(), 30, "it listens")
     mac = mac_of(a)
     (foreign,) = {
         each["mac"]
@@ -144,7 +144,7 @@ def test_nobody_speaks_with_the_address_of_another(site: Bridged) -> None:
         assert not a.pings(target), "the MAC address of b with the address of a"
         a.ip("link set eth0 down", f"link set eth0 address {mac}", "link set eth0 up", *_gateways(own_ipv6))
         a.ip(f"address del {stolen}/{128 if ':' in stolen else 32} dev lo")
-    wait_for(lambda: all(a.pings(each) for each in of_c), 20, "with its own it speaks")
+    wait_for(lambda: all(a.pings(each) for each in of_c), 30, "with its own it speaks")
     assert not [line for line in heard.text().splitlines() if any(f" {stolen} > " in line for stolen in of_b)]
     heard.kill()
 
@@ -169,12 +169,12 @@ def test_frames_past_the_gateway_reach_no_neighbour(site: Bridged) -> None:
     b, ipv4, _ = site.of("b")
     mac = mac_of(b)
     heard = b.start("hearing", "tcpdump", "-nlei", "eth0", "icmp")
-    wait_for(lambda: "listening on" in heard.text(), 20, "it listens")
+    wait_for(lambda: "listening on" in heard.text(), 30, "it listens")
     own = mac_of(a)
     a.ip(f"route add {ipv4} dev eth0", f"neigh replace {ipv4} lladdr {mac} dev eth0 nud permanent")
     assert not a.pings(ipv4)
     a.ip(f"neigh del {ipv4} dev eth0", f"route del {ipv4} dev eth0")
-    wait_for(lambda: a.pings(ipv4), 20, "by the gateway it is reached")
+    wait_for(lambda: a.pings(ipv4), 30, "by the gateway it is reached")
     assert own not in heard.text()
     heard.kill()
 
@@ -197,7 +197,7 @@ def test_a_restart_loses_nothing_and_check_sees_what_is_wrong(site: Bridged) -> 
 
     wait_for(is_seen, 60, "CHECK sees what is wrong", state=site.lab.report)
     site.pods["a"] = (a, node.runtime.add(a, **BRIDGED).addresses)  # which puts it right
-    wait_for(lambda: not site.unreachable(), 20, "all is as it was", state=site.unreachable)
+    wait_for(lambda: not site.unreachable(), 30, "all is as it was", state=site.unreachable)
 
 
 def test_what_cannot_be_is_refused_and_what_goes_leaves_nothing(site: Bridged) -> None:
@@ -212,19 +212,19 @@ def test_what_cannot_be_is_refused_and_what_goes_leaves_nothing(site: Bridged) -
     assert (answer.status, answer.output["code"]) == (1, 7)
     assert len(node.interfaces()) == 3 and "routed-b7" not in node.namespace.run("ip", "-br", "link")
     made = site.attach("f", 1, **{**BRIDGED, "bridge": "routed-b7"})
-    wait_for(lambda: not site.unreachable(), 20, "another bridge does as well", state=site.unreachable)
+    wait_for(lambda: not site.unreachable(), 30, "another bridge does as well", state=site.unreachable)
     neighbours = node.namespace.run("ip", "neigh", "show", "dev", "routed-b7") + node.namespace.run(
         "ip", "-6", "neigh", "show", "dev", "routed-b7"
     )
     assert all(address in neighbours for address in made.addresses)
     port = site.port("f")
     assert node.runtime.call("DEL", site.pods.pop("f")[0], **{**BRIDGED, "bridge": "routed-b7"}).status == 0
-    wait_for(lambda: port not in node.interfaces(), 20, "its interface goes")
+    wait_for(lambda: port not in node.interfaces(), 30, "its interface goes")
     neighbours = node.namespace.run("ip", "neigh", "show", "dev", "routed-b7") + node.namespace.run(
         "ip", "-6", "neigh", "show", "dev", "routed-b7"
     )
     assert not any(address in neighbours for address in made.addresses)
-    wait_for(lambda: f"{made.addresses[0]}" not in node.namespace.routes(protocol=120), 20, "and its route")
+    wait_for(lambda: f"{made.addresses[0]}" not in node.namespace.routes(protocol=120), 30, "and its route")
 
     def rules() -> str:
         return node.namespace.run("nft", "list", "table", "inet", "routed")

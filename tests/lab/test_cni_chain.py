@@ -144,7 +144,7 @@ def reached(source: Namespace, address: str, port: int) -> str:
 
 def serve(pod: Namespace) -> None:
     server = pod.start("server", sys.executable, "-c", SERVER)
-    wait_for(lambda: "listening" in server.text(), 20, "the pod's server listens", state=pod.lab.report)
+    wait_for(lambda: "listening" in server.text(), 30, "the pod's server listens", state=pod.lab.report)
 
 
 @pytest.mark.parametrize("version", CHAINED)
@@ -185,7 +185,7 @@ def test_the_list_as_shipped(node: Node, version: str):
 
     containerd.delete(pod)
     assert reached(outside, "10.0.0.1", port) == "ConnectionRefusedError"
-    wait_for(lambda: interface not in node.interfaces(), 10, "the interface goes", state=node.lab.report)
+    wait_for(lambda: interface not in node.interfaces(), 30, "the interface goes", state=node.lab.report)
     assert other not in node.namespace.run("ip", "-br", "link")
     assert f"{port}" not in node.namespace.run("iptables-save", "-t", "nat")
     assert address not in node.namespace.routes(protocol=120)
@@ -202,7 +202,7 @@ def test_a_list_that_fails_further_down_is_undone(node: Node):
     assert len(node.interfaces()) == 1
     containerd.runtime = {}
     containerd.delete(pod)
-    wait_for(lambda: not node.interfaces(), 10, "the interface goes", state=node.lab.report)
+    wait_for(lambda: not node.interfaces(), 30, "the interface goes", state=node.lab.report)
 
 
 def test_ours_further_down_the_list(node: Node):

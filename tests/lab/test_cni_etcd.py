@@ -78,7 +78,7 @@ class Site:
         addresses = self.nodes[number].runtime.add(pod, **DUAL).addresses
         self.pods[name] = (pod, addresses)
         server = pod.start("server", sys.executable, "-c", TCP_SERVER)
-        wait_for(lambda: "listening" in server.text(), 20, "the pod's server listens", state=self.lab.report)
+        wait_for(lambda: "listening" in server.text(), 30, "the pod's server listens", state=self.lab.report)
         return addresses
 
     def unreachable(self) -> list[str]:
@@ -120,7 +120,7 @@ def test_pods_on_three_nodes_and_one_etcd(site: Site) -> None:
             assert tcp(site.pods[source][0], address) == own  # between pods nothing is translated
 
     server = site.outside.start("server", sys.executable, "-c", TCP_SERVER)
-    wait_for(lambda: "listening" in server.text(), 20, "the outside server listens")
+    wait_for(lambda: "listening" in server.text(), 30, "the outside server listens")
     for number in NUMBERS:
         pod = site.pods[f"p{number}a"][0]
         assert tcp(pod, OUTSIDE[0]) == f"10.0.0.{number}"

@@ -49,7 +49,7 @@ def test_etcd_comes_and_goes_and_no_route_does(lab: Lab) -> None:
         return [one["state"] for one in peers] + [f"{one['destination']} {one['gateway']}" for one in routes]
 
     wanted = ["Established", "10.244.1.0/26 N/A", "10.244.2.0/26 10.0.0.2"]
-    wait_for(lambda: told() == wanted, 20, "the node writes its status", state=lab.report)
+    wait_for(lambda: told() == wanted, 30, "the node writes its status", state=lab.report)
     etcd.put("/calico/ipam/v2/host/a/ipv4/block/10.244.9.0-26", {"state": "confirmed"})
     wait_for(lambda: "10.244.9.0/26" in b.run("ip", "route"), 30, "a new block is in the neighbour's kernel")
 
@@ -63,7 +63,7 @@ def test_etcd_comes_and_goes_and_no_route_does(lab: Lab) -> None:
     here.processes[0].stop()
     a.run("ip", "route", "add", "10.99.0.0/24", "via", "10.0.0.2", "proto", "120")  # ours, and nobody asks for it
     here.start()
-    wait_for(lambda: "stale" in here.ctl("status"), 20, "it begins with what was saved", state=lab.report)
+    wait_for(lambda: "stale" in here.ctl("status"), 30, "it begins with what was saved", state=lab.report)
     wait_for(lambda: "Established" in here.ctl("show", "neighbors"), 40, "the session is back", state=lab.report)
     assert both()
     assert "10.244.9.0/26" in b.run("ip", "route")
@@ -74,4 +74,4 @@ def test_etcd_comes_and_goes_and_no_route_does(lab: Lab) -> None:
     assert both()
     wait_for(lambda: here.status()["store"]["heldDeletions"], 30, "the deletion is held again", state=lab.report)
     assert "followed" in here.ctl("confirm")
-    wait_for(lambda: "10.244.1.0/26" not in b.run("ip", "route"), 20, "the deletion is confirmed", state=lab.report)
+    wait_for(lambda: "10.244.1.0/26" not in b.run("ip", "route"), 30, "the deletion is confirmed", state=lab.report)

@@ -54,7 +54,7 @@ def test_what_is_lost_comes_back_and_what_lives_stays(site: Collected) -> None:
         for letter in "ab":
             site.add(number, f"p{number}{letter}")
     wait_for(lambda: not site.unreachable(), 30, "every pod reaches every other", state=site.unreachable)
-    wait_for(site.collector, 20, "a node takes back")
+    wait_for(site.collector, 30, "a node takes back")
     first = site.collector()
     second, third = (number for number in NUMBERS if number != first)
 
@@ -91,7 +91,7 @@ def test_what_is_lost_comes_back_and_what_lives_stays(site: Collected) -> None:
     site.said(second, f"node n{first} runs and its Node is gone: its addresses are kept")
     assert site.held_by(first) and f"p{first}a" in site.handles() and f"p{first}b" in site.handles()
     gone = f"Node n{first} is gone and this node has pods"
-    wait_for(lambda: gone in " ".join(site.nodes[first].routed.problems()), 20, gone, state=site.lab.report)
+    wait_for(lambda: gone in " ".join(site.nodes[first].routed.problems()), 30, gone, state=site.lab.report)
     site.etcd.put_resource("nodes", manifest)
     wait_for(lambda: not site.unreachable(), 60, "all that is left works", state=site.unreachable)
     site.adds_up()

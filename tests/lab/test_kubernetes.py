@@ -31,7 +31,7 @@ class Api:
         self._started = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(namespace, folder), daemon=True)
         self._thread.start()
-        assert self._started.wait(20)
+        assert self._started.wait(60)
 
     def _run(self, namespace: Namespace, folder: Path) -> None:
         async def main() -> None:
@@ -46,13 +46,13 @@ class Api:
             self.loop.run_until_complete(main())
 
     def put(self, path: str, name: str, labels: dict[str, str] | None = None, **body: object) -> None:
-        asyncio.run_coroutine_threadsafe(self.api.put(path, "shop", name, labels, **body), self.loop).result(10)
+        asyncio.run_coroutine_threadsafe(self.api.put(path, "shop", name, labels, **body), self.loop).result(60)
 
     def put_namespace(self, name: str, **labels: str) -> None:
-        asyncio.run_coroutine_threadsafe(self.api.put(NAMESPACES.path, "", name, labels), self.loop).result(10)
+        asyncio.run_coroutine_threadsafe(self.api.put(NAMESPACES.path, "", name, labels), self.loop).result(60)
 
     def delete(self, path: str, name: str) -> None:
-        asyncio.run_coroutine_threadsafe(self.api.delete(path, "shop", name), self.loop).result(10)
+        asyncio.run_coroutine_threadsafe(self.api.delete(path, "shop", name), self.loop).result(60)
 
     def _soon(self, work: Callable[[], object]) -> None:
         """On the stand-in's loop; done when this returns."""
@@ -60,7 +60,7 @@ class Api:
         async def now() -> None:
             work()
 
-        asyncio.run_coroutine_threadsafe(now(), self.loop).result(10)
+        asyncio.run_coroutine_threadsafe(now(), self.loop).result(60)
 
     def refuse(self, status: int) -> None:
         def now() -> None:
@@ -145,7 +145,7 @@ def test_services_come_from_the_api_and_stay_while_it_is_away():
                 "ports": [{"port": 80, "protocol": "TCP"}],
             },
         )
-        wait_for(lambda: "10.96.0.0/16" in routes(routed), 15, "the range is announced", state=lab.report)
+        wait_for(lambda: "10.96.0.0/16" in routes(routed), 30, "the range is announced", state=lab.report)
         assert "10.96.0.10/32" not in routes(routed)  # no endpoint here
         api.put(
             ENDPOINT_SLICES.path,
@@ -155,24 +155,24 @@ def test_services_come_from_the_api_and_stay_while_it_is_away():
             endpoints=[{"addresses": ["10.65.0.1"], "conditions": {"ready": True}, "nodeName": "n1"}],
             ports=[{"port": 80, "protocol": "TCP"}],
         )
-        wait_for(lambda: "10.96.0.10/32" in routes(routed), 15, "the service has an endpoint here", state=lab.report)
+        wait_for(lambda: "10.96.0.10/32" in routes(routed), 30, "the service has an endpoint here", state=lab.report)
         api.refuse(503)
-        wait_for(lambda: any("503" in one for one in routed.ask("status")["problems"]), 15, "it is said")
+        wait_for(lambda: any("503" in one for one in routed.ask("status")["problems"]), 30, "it is said")
         assert routes(routed) >= {"10.96.0.0/16", "10.96.0.10/32"}
         # a node that starts meanwhile has what it had, before it chooses and announces anything
         said = routed.log()
         routed.stop()
         routed.start()
-        wait_for(lambda: routed.ask("status")["inSync"], 15, "it is in sync with the datastore")
+        wait_for(lambda: routed.ask("status")["inSync"], 30, "it is in sync with the datastore")
         wait_for(
-            lambda: routes(routed) >= {"10.96.0.0/16", "10.96.0.10/32"}, 15, "and has the services", state=lab.report
+            lambda: routes(routed) >= {"10.96.0.0/16", "10.96.0.10/32"}, 30, "and has the services", state=lab.report
         )
         used = "the 1 of before the start are used"
-        wait_for(lambda: any(used in one for one in routed.ask("status")["problems"]), 15, "which is said")
+        wait_for(lambda: any(used in one for one in routed.ask("status")["problems"]), 30, "which is said")
         api.refuse(0)
         wait_for(lambda: not any("503" in one for one in routed.ask("status")["problems"]), 30, "the problem is over")
         api.delete(ENDPOINT_SLICES.path, "web-1")
-        wait_for(lambda: "10.96.0.10/32" not in routes(routed), 15, "the endpoint is gone")
+        wait_for(lambda: "10.96.0.10/32" not in routes(routed), 30, "the endpoint is gone")
         assert "warning kubernetes: the Kubernetes API does not give us" in said
         assert "info    kubernetes: put right: " in routed.log()
         assert TOKEN not in said + routed.log()
@@ -207,9 +207,9 @@ def test_an_api_that_hangs_at_the_very_first_start_keeps_nothing_else_waiting():
             peer.put(*resources)
             peer.start()
             routed.start()
-            wait_for(lambda: "10.244.1.0/26" in other.routes(protocol=120), 20, "the block", state=lab.report)
+            wait_for(lambda: "10.244.1.0/26" in other.routes(protocol=120), 30, "the block", state=lab.report)
             assert "10.96.0.0/16" in routes(routed), "and the range of services"
-            wait_for(lambda: "End-of-RIB: it has announced all" in peer.log(), 10, "End-of-RIB", state=lab.report)
+            wait_for(lambda: "End-of-RIB: it has announced all" in peer.log(), 30, "End-of-RIB", state=lab.report)
             assert "10.96.0.10/32" not in routes(routed)
             up = peer.neighbors()["10.0.0.1"]["establishedCount"]
             wait_for(

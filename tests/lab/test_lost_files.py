@@ -43,7 +43,7 @@ class Site:
             before = set(self.node.routed.sessions())
             change()
             wait_for(
-                lambda before=before: set(self.node.routed.sessions()) != before, 20, "the folder is followed",
+                lambda before=before: set(self.node.routed.sessions()) != before, 30, "the folder is followed",
                 state=self.lab.report,
             )  # fmt: skip
 
@@ -78,11 +78,11 @@ def written_again(site: Site, names: list[str], files: set[str]) -> None:
     """All is as it was, and the next pod gets other addresses."""
     wait_for(lambda: site.made() == files, 40, "all files are back", state=site.lab.report)
     lines = [f"{name}-eth0 runs here, and the folder does not have it: written again" for name in names]
-    wait_for(lambda: all(line in site.node.routed.log() for line in lines), 10, "it is told", state=site.lab.report)
-    wait_for(lambda: not site.unreachable(), 20, "every pod answers", state=site.unreachable)
+    wait_for(lambda: all(line in site.node.routed.log() for line in lines), 30, "it is told", state=site.lab.report)
+    wait_for(lambda: not site.unreachable(), 30, "every pod answers", state=site.unreachable)
     site.add(f"after-{names[0]}")
-    wait_for(lambda: not site.unreachable(), 20, "every pod answers", state=site.unreachable)
-    wait_for(lambda: "add up" in site.check(), 10, "all adds up", state=site.check)
+    wait_for(lambda: not site.unreachable(), 30, "every pod answers", state=site.unreachable)
+    wait_for(lambda: "add up" in site.check(), 30, "all adds up", state=site.check)
     site.remove(f"after-{names[0]}")
 
 
@@ -118,7 +118,7 @@ def test_the_folder_is_emptied_and_gets_what_people_write(site: Site, tmp_path: 
     for file in ours:
         shutil.copy(tmp_path / file.name, file)
     written_again(site, ["old", "y1", "y2"], files)
-    wait_for(lambda: not site.node.routed.problems(), 20, "nothing is wrong", state=site.node.routed.problems)
+    wait_for(lambda: not site.node.routed.problems(), 30, "nothing is wrong", state=site.node.routed.problems)
 
 
 def test_an_endpoint_that_somebody_deletes_stays_deleted_and_is_told(site: Site) -> None:
@@ -141,6 +141,6 @@ def test_an_endpoint_that_somebody_deletes_stays_deleted_and_is_told(site: Site)
     site.add("other")
     assert not set(site.pods["other"][1]) & set(addresses)
     site.remove("y1")
-    wait_for(lambda: "add up" in site.check(), 20, "all is given back", state=site.check)
+    wait_for(lambda: "add up" in site.check(), 30, "all is given back", state=site.check)
     wait_for(lambda: not site.node.routed.problems(), 60, "nothing is wrong", state=site.node.routed.problems)
     assert value(site.node.routed, "routed_pods_without_endpoint") == 0

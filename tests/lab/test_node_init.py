@@ -119,24 +119,24 @@ def test_a_folder_from_nothing_and_a_daemon_that_starts_with_it(machine: Machine
     assert "nothing was written" in init(routed)
     assert stored(routed) == found
     routed.start()
-    wait_for(lambda: "64600" in json.dumps(routed.status()), 15, "the node speaks BGP", state=routed.status)
-    wait_for(lambda: not routed.problems(), 15, "nothing is wrong", state=routed.problems)
+    wait_for(lambda: "64600" in json.dumps(routed.status()), 30, "the node speaks BGP", state=routed.status)
+    wait_for(lambda: not routed.problems(), 30, "nothing is wrong", state=routed.problems)
     routed.stop()
 
 
 def test_the_daemon_registers_its_node_once_there_is_an_address(machine: Machine) -> None:
     routed = machine.routed("itself", node={"register": True, "ipv4": "interface=eth9"})
     routed.start()
-    wait_for(lambda: any("not registered yet" in one for one in routed.problems()), 15, "it says that there is none")
+    wait_for(lambda: any("not registered yet" in one for one in routed.problems()), 30, "it says that there is none")
     assert any("by interface=eth9" in one for one in routed.problems())
     machine.lab.link(machine.namespace.port("eth9", "10.9.0.1/24"), machine.lab.namespace("late").port("eth0"))
-    wait_for(lambda: "node-n1" in stored(routed), 20, "the Node is written", state=routed.problems)
-    wait_for(lambda: not routed.problems(), 15, "nothing is wrong any more", state=routed.problems)
-    wait_for(lambda: "64512" in json.dumps(routed.status()), 15, "it speaks BGP", state=routed.status)
+    wait_for(lambda: "node-n1" in stored(routed), 30, "the Node is written", state=routed.problems)
+    wait_for(lambda: not routed.problems(), 30, "nothing is wrong any more", state=routed.problems)
+    wait_for(lambda: "64512" in json.dumps(routed.status()), 30, "it speaks BGP", state=routed.status)
     routed.stop()
     before = stored(routed)
     routed.start()
-    wait_for(lambda: "64512" in json.dumps(routed.status()), 15, "it is the same node again")
+    wait_for(lambda: "64512" in json.dumps(routed.status()), 30, "it is the same node again")
     assert stored(routed) == before
     routed.stop()
 

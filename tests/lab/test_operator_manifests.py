@@ -37,14 +37,14 @@ def test_a_network_a_node_and_an_installation(lab: Lab) -> None:
         }
 
     paste(NETWORK)
-    wait_for(lambda: "default-ipv4-ippool" in a.ctl("get", "ippools"), 10, "the pool is stored")
+    wait_for(lambda: "default-ipv4-ippool" in a.ctl("get", "ippools"), 30, "the pool is stored")
     stays(lambda: not a.sessions(), 1.0, "`bgp: Enabled` does not switch on a mesh that is off")
     paste(NODE)
     wait_for(lambda: a.established("10.0.0.2"), 30, "the mesh is up", state=lab.report)
-    wait_for(lambda: heard() == {"192.168.2.0/26"}, 15, "blocks inside the pool are announced", state=lab.report)
+    wait_for(lambda: heard() == {"192.168.2.0/26"}, 30, "blocks inside the pool are announced", state=lab.report)
     established = next(iter(a.stream("neighbors")))["establishedCount"]
     paste(INSTALLATION)
-    wait_for(lambda: "fd00:10::/48" in a.ctl("get", "ippools"), 10, "the Installation's second pool is stored")
+    wait_for(lambda: "fd00:10::/48" in a.ctl("get", "ippools"), 30, "the Installation's second pool is stored")
     stays(lambda: a.established("10.0.0.2"), 1.0, "and no session is reset")
     assert next(iter(a.stream("neighbors")))["establishedCount"] == established
     assert heard() == {"192.168.2.0/26"}

@@ -16,6 +16,8 @@ pytestmark = pytest.mark.lab
 
 BRIDGED = {**DUAL, "attach": "bridge"}
 NODE_MAC = "ee:ee:ee:ee:ee:ee"
+#: Seconds, less than RESYNC: what is seen only by the next look at all is late.
+AT_ONCE = 25.0
 
 
 class Site:
@@ -77,12 +79,12 @@ def test_the_link_the_mac_address_and_the_mtu_come_back_at_once(site: Site) -> N
         (f"link set {end} mtu 1300", "has an MTU of 1300, not 1400"),
     ):
         site.host.ip(words)
-        wait_for(site.put_right("plain"), 15, f"{words} is undone", state=site.node.lab.report)
+        wait_for(site.put_right("plain"), AT_ONCE, f"{words} is undone", state=site.node.lab.report)
         wait_for(
             lambda told=told: (
                 f"{end} of default/plain was changed by others and put right" in site.log() and told in site.log()
             ),
-            5,
+            AT_ONCE,
             "and told",
         )
 
@@ -98,21 +100,23 @@ def test_an_interface_that_another_endpoint_names_for_a_while_is_kept_after_that
         other["metadata"]["namespace"] = "default"
         site.node.routed.put(other)
         wait_for(
-            lambda: any(f"has the interface {end}, as" in each for each in site.node.routed.problems()), 15, "it is told",
+            lambda: any(f"has the interface {end}, as" in each for each in site.node.routed.problems()),
+            AT_ONCE,
+            "it is told",
             state=site.node.lab.report,
-        )  # fmt: skip
+        )
         site.node.routed.remove("WorkloadEndpoint", name)
         wait_for(
-            lambda: site.pods["other"][0].pings(ipv4, timeout=0.5), 15, "it is reached", state=site.node.lab.report
+            lambda: site.pods["other"][0].pings(ipv4, timeout=0.5), AT_ONCE, "it is reached", state=site.node.lab.report
         )
         site.host.ip(f"link set {end} address 02:00:00:00:00:01")
-        wait_for(site.put_right("plain"), 15, "it is kept", state=site.node.lab.report)
+        wait_for(site.put_right("plain"), AT_ONCE, "it is kept", state=site.node.lab.report)
 
 
 def test_somebodys_bridge_does_not_keep_a_pods_interface(site: Site) -> None:
     _, _, end = site.pods["plain"]
     site.host.ip("link add br7 type bridge", "link set br7 up", f"link set {end} master br7")
-    wait_for(site.put_right("plain"), 15, "it is alone again", state=site.node.lab.report)
+    wait_for(site.put_right("plain"), AT_ONCE, "it is alone again", state=site.node.lab.report)
     site.host.ip("link del br7")
 
 
@@ -121,11 +125,11 @@ def test_routes_neighbours_and_sysctls_come_back_with_the_next_event_or_in_time(
     drops = (f"ip neigh del {ipv4} dev {end}", f"ip neigh del {ipv6} dev {end}", f"ip route del {ipv4}")
     wait_for(
         site.sees("plain", "permanent neighbour", *drops, f"sysctl -qw net.ipv4.conf.{end}.rp_filter=0"),
-        15,
+        AT_ONCE,
         "it is seen",
     )
     site.host.ip(f"link set {end} mtu 1300")  # else within RESYNC
-    wait_for(site.put_right("plain"), 15, "all is there", state=site.node.lab.report)
+    wait_for(site.put_right("plain"), AT_ONCE, "all is there", state=site.node.lab.report)
     assert site.host.run("sysctl", "-n", f"net.ipv4.conf.{end}.rp_filter").strip() == "1"
     assert f"{ipv4} lladdr" in site.host.run("ip", "neigh", "show", "dev", end, "nud", "permanent")
 
@@ -145,18 +149,20 @@ def test_a_port_of_a_bridge_is_guarded_again(site: Site, words: str, told: str) 
     _, _, end = site.pods["at-bridge"]
     site.host.run(*words.format(end=end).split())
     both = [site.put_right(name) for name in ("at-bridge", "beside")]  # what helps one is no harm to another
-    wait_for(lambda: all(right() for right in both), 15, f"{words} is undone", state=site.node.lab.report)
-    wait_for(lambda: told in site.log(), 5, "and told")
+    wait_for(lambda: all(right() for right in both), AT_ONCE, f"{words} is undone", state=site.node.lab.report)
+    wait_for(lambda: told in site.log(), AT_ONCE, "and told")
 
 
 def test_check_sees_what_a_port_lets_in(site: Site) -> None:
     _, _, end = site.pods["at-bridge"]
     (mac,) = (each["mac"] for each in site.made["at-bridge"]["interfaces"] if each.get("sandbox"))
     wait_for(
-        site.sees("at-bridge", f"does not let in {mac}", f"bridge fdb del {mac} dev {end} master"), 15, "it is seen"
+        site.sees("at-bridge", f"does not let in {mac}", f"bridge fdb del {mac} dev {end} master"),
+        AT_ONCE,
+        "it is seen",
     )
     site.host.run("bridge", "link", "set", "dev", end, "isolated", "off")  # an event
-    wait_for(site.put_right("at-bridge"), 15, "it lets its pod in", state=site.node.lab.report)
+    wait_for(site.put_right("at-bridge"), AT_ONCE, "it lets its pod in", state=site.node.lab.report)
 
 
 def test_an_add_again_that_may_not_make_the_pod_anew_leaves_it_alone(site: Site) -> None:
@@ -173,7 +179,7 @@ def test_an_add_again_that_may_not_make_the_pod_anew_leaves_it_alone(site: Site)
     again = site.node.runtime.call("ADD", pod, mtu=1400, **BRIDGED)
     assert again.status == 1 and "somebody else has this name" in again.output["msg"]
     assert end in site.node.interfaces() and "eth0" in pod.run("ip", "-br", "link")
-    wait_for(lambda: "somebody else has this name" in site.node.routed.ctl("status"), 10, "status tells")
+    wait_for(lambda: "somebody else has this name" in site.node.routed.ctl("status"), AT_ONCE, "status tells")
     site.host.ip("link del routed0")
     wait_for(site.put_right("at-bridge"), 40, "all is as it was", state=site.node.lab.report)
 
@@ -212,7 +218,9 @@ def test_an_add_again_repairs_the_pods_own_end(
     assert "ADD again" in site.advice(name)
     again = site.node.runtime.add(pod, mtu=1400, **(BRIDGED if name == "at-bridge" else DUAL))
     assert again.addresses == [ipv4, ipv6]
-    wait_for(site.put_right(name), 15, "all is as it was", state=lambda: (site.check(name), site.node.lab.report()))
+    wait_for(
+        site.put_right(name), AT_ONCE, "all is as it was", state=lambda: (site.check(name), site.node.lab.report())
+    )
 
 
 def test_the_pods_own_end_is_left_to_it_and_what_is_gone_is_told(site: Site) -> None:
@@ -226,13 +234,13 @@ def test_the_pods_own_end_is_left_to_it_and_what_is_gone_is_told(site: Site) -> 
             f"are gone until their runtime makes the pods anew: {end} of default/plain"
             in site.node.routed.ctl("status")
         ),
-        10,
+        AT_ONCE,
         "status says so",
         state=site.node.lab.report,
     )
     assert site.node.runtime.call("DEL", pod, **DUAL).status == 0
     site.host.ip(f"link set {site.pods['other'][2]} mtu 1300")
-    wait_for(lambda: "are gone until" not in site.node.routed.ctl("status"), 10, "and no longer")
+    wait_for(lambda: "are gone until" not in site.node.routed.ctl("status"), AT_ONCE, "and no longer")
 
 
 def test_a_pod_whose_endpoint_is_lost_is_told_of(site: Site) -> None:
@@ -248,7 +256,7 @@ def test_a_pod_whose_endpoint_is_lost_is_told_of(site: Site) -> None:
 
     wait_for(told, 60, "status says so", state=site.node.lab.report, every=1)
     assert site.node.runtime.call("DEL", pod, **BRIDGED).status == 0
-    wait_for(lambda: end not in site.node.interfaces(), 10, "the DEL takes it")
+    wait_for(lambda: end not in site.node.interfaces(), AT_ONCE, "the DEL takes it")
 
 
 def test_an_interface_of_the_nodes_own_that_an_endpoint_names_is_left_alone(site: Site) -> None:
@@ -265,15 +273,19 @@ def test_an_interface_of_the_nodes_own_that_an_endpoint_names_is_left_alone(site
     name = f"{spec['node']}-k8s-evil-eth0"
     site.node.routed.put({**honest, "metadata": {"name": name, "namespace": "default"}, "spec": spec})
     before = site.host.run("ip", "-br", "link", "show", "eth0")
-    wait_for(lambda: f"{name}: eth0 is no pod's interface" in site.node.routed.ctl("status"), 10, "status tells of it")
+    wait_for(
+        lambda: f"{name}: eth0 is no pod's interface" in site.node.routed.ctl("status"), AT_ONCE, "status tells of it"
+    )
     end = site.pods["other"][2]
     count = site.log().count("put right")
     site.host.ip(f"link set {end} down")  # has the daemon look at all
-    wait_for(lambda: site.log().count("put right") > count, 15, "the pod's is put right", state=site.node.lab.report)
+    wait_for(
+        lambda: site.log().count("put right") > count, AT_ONCE, "the pod's is put right", state=site.node.lab.report
+    )
     assert site.host.run("ip", "-br", "link", "show", "eth0") == before
     assert "10.65.9.9" not in site.host.run("ip", "route")
     assert site.node.runtime.call("DEL", evil, name="evil").status == 0
-    wait_for(lambda: "eth0 is no pod's interface by its name, so it is not removed" in site.log(), 10, "and left")
+    wait_for(lambda: "eth0 is no pod's interface by its name, so it is not removed" in site.log(), AT_ONCE, "and left")
     assert site.host.run("ip", "-br", "link", "show", "eth0") == before
 
 
@@ -282,4 +294,4 @@ def test_what_happened_while_the_daemon_was_away(site: Site) -> None:
     site.node.routed.kill()
     site.host.ip("link set routed0 down", f"link set {end} nomaster")
     site.node.start()
-    wait_for(site.put_right("at-bridge"), 20, "it is put right at start", state=site.node.lab.report)
+    wait_for(site.put_right("at-bridge"), AT_ONCE, "it is put right at start", state=site.node.lab.report)

@@ -133,7 +133,7 @@ def test_the_gateway_is_what_the_kernel_makes_of_the_mac(node: Node):
     node.attach(node.pod(1, "10.65.0.1", "fd00:65::1"))
     wait_for(
         lambda: "inet6 fe80::ecee:eeff:feee:eeee/64" in node.namespace.run("ip", "addr", "show", "cali1"),
-        5,
+        30,
         "the node's end has its link-local address",
     )
     assert socket.inet_ntop(socket.AF_INET6, GATEWAYS[V6]) == "fe80::ecee:eeff:feee:eeee"
@@ -249,7 +249,7 @@ def test_what_is_not_as_it_was_made_is_named(node: Node):
         where.ip(back)
         for namespace, device, each, at in permanent:  # they go with a link's state and its MAC address
             namespace.ip(f"neigh replace {each} lladdr {at} dev {device} nud permanent")
-        wait_for(lambda: differences() == [], 5, f"all is well after {back}")
+        wait_for(lambda: differences() == [], 30, f"all is well after {back}")
     outside.sysctl("net.ipv4.conf.cali1.forwarding", "0")
     assert differences() == ["net/ipv4/conf/cali1/forwarding is 0, not 1"]
     outside.ip("link del cali1")

@@ -215,7 +215,7 @@ class Cluster:
         return Pod(made, answer.addresses[0])
 
     def settle(self, condition: Any, what: str) -> None:
-        wait_for(condition, 20, what, state=self.lab.report)
+        wait_for(condition, 30, what, state=self.lab.report)
 
 
 @pytest.fixture(scope="module")

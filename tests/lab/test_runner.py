@@ -88,10 +88,10 @@ def inside(spaces: set[str]) -> list[tuple[int, int]]:
 class TestNode:
     def test_its_main_program_is_the_entrypoint_with_the_command(self, running: Deployment) -> None:
         node = running.nodes["a"]
-        wait_for(lambda: node.log.read_text() == "hello, world on other-name\n", 10, state=node.log.read_text)
-        wait_for(lambda: node.processes() == ["sleep"], 10, "the last of its commands", state=node.processes)
+        wait_for(lambda: node.log.read_text() == "hello, world on other-name\n", 30, state=node.log.read_text)
+        wait_for(lambda: node.processes() == ["sleep"], 30, "the last of its commands", state=node.processes)
         other = running.nodes["b"]
-        wait_for(lambda: other.processes() == ["sleep"], 10, "the image's own command", state=other.processes)
+        wait_for(lambda: other.processes() == ["sleep"], 30, "the image's own command", state=other.processes)
 
     def test_it_sees_what_is_bound_and_the_host_sees_what_it_writes_there_only(self, running: Deployment) -> None:
         node = running.nodes["a"]
@@ -125,13 +125,13 @@ class TestNode:
         assert (rows["eth0"]["mtu"], rows["eth0"]["address"]) == (1400, "02:00:00:00:00:0b")
         assert json.loads(running.nodes["a"].run("ip", "-j", "link", "show", "eth1"))[0]["mtu"] == 9500
         assert set(running.nodes["c"].interfaces()) == {"eth1"}, "no interface appears by itself"
-        wait_for(lambda: running.nodes["a"].pings("10.9.0.2"), 10, "a reaches b through the bridge")
+        wait_for(lambda: running.nodes["a"].pings("10.9.0.2"), 30, "a reaches b through the bridge")
 
     def test_a_network_may_be_shared(self, running: Deployment) -> None:
         assert running.nodes["pod"].interfaces() == running.nodes["b"].interfaces()
         assert running.nodes["pod"].run("hostname").strip() == "pod"
         running.nodes["b"].run("ip", "addr", "add", "10.8.0.1/24", "dev", "br0")
-        wait_for(lambda: running.nodes["c"].pings("10.8.0.1"), 10, "c reaches the bridge inside b")
+        wait_for(lambda: running.nodes["c"].pings("10.8.0.1"), 30, "c reaches the bridge inside b")
 
     def test_a_command_that_fails_is_told_and_the_rest_goes_on(self, running: Deployment) -> None:
         assert running.failures == ("a: `false` failed (1): ",)
@@ -144,7 +144,7 @@ class TestNode:
         assert kernel_routes(node, ipv6=False) == {}
         assert not running.nodes["a"].pings("10.9.0.2", timeout=0.2)
         node.power_on()
-        wait_for(lambda: node.processes() == ["sleep"] and running.nodes["a"].pings("10.9.0.2"), 10, "b is back")
+        wait_for(lambda: node.processes() == ["sleep"] and running.nodes["a"].pings("10.9.0.2"), 30, "b is back")
 
 
 def test_daemons_of_every_image_find_their_configuration(tmp_path: Path) -> None:
@@ -241,22 +241,22 @@ class TestEnd:
         process.wait()
         wait_for(
             lambda: not any(start_time(pid) == started for pid, started in programs),
-            10,
+            30,
             "all in their networks is gone",
         )
         remove_stale()  # the next laboratory does, and one of another test may be at it
-        wait_for(lambda: not Path(folder).exists(), 10, "its folder is removed")
+        wait_for(lambda: not Path(folder).exists(), 30, "its folder is removed")
 
     def test_a_program_that_was_stopped_holds_nobody_up(self, tmp_path: Path) -> None:
         """Who wants to see a hold timer run out stops the daemon: it ends none the less, and so does the node."""
         with deployed(topology(tmp_path)) as lab:
             node = lab.nodes["a"]
             for _ in range(2):
-                wait_for(lambda: "sleep" in node.processes(), 10, "its program runs")
+                wait_for(lambda: "sleep" in node.processes(), 30, "its program runs")
                 node.run("pkill", "-STOP", "sleep")
                 node.kill()
                 node.start()
-            wait_for(lambda: "sleep" in node.processes(), 10, "its program runs")
+            wait_for(lambda: "sleep" in node.processes(), 30, "its program runs")
             node.run("pkill", "-STOP", "sleep")
         assert not node.alive
 
@@ -267,11 +267,11 @@ class TestEnd:
             lab, was_there = leave(made, name)
             assert not was_there
             os.kill(lab.nodes["c"].pid, signal.SIGKILL)
-            wait_for(lambda: find(name) is None, 10, "it is not whole any more")
+            wait_for(lambda: find(name) is None, 30, "it is not whole any more")
             again, was_there = leave(made, name)
             assert not was_there
             assert again.alive
-            wait_for(lambda: not any(node.alive for node in lab.nodes.values()), 10, "what was left of it is gone")
+            wait_for(lambda: not any(node.alive for node in lab.nodes.values()), 30, "what was left of it is gone")
         finally:
             assert end(name)
         assert not (RUNNING / name).exists()
@@ -391,7 +391,7 @@ class TestExpectations:
         made = read_topology(running.file, {})
         (tmp_path / "expect.yaml").write_text(text)
         lab = Deployment(running.name, running.file, running.folder, running.nodes)
-        wait_for(lambda: lab.nodes["a"].pings("10.9.0.2"), 10, "a reaches b")
+        wait_for(lambda: lab.nodes["a"].pings("10.9.0.2"), 30, "a reaches b")
         with pytest.raises(AssertionError, match=sentence):
             check(lab, read_expectation(tmp_path / "expect.yaml", made))
 
@@ -402,7 +402,7 @@ class TestExpectations:
             f"steps: [{{title: cut, do: [link sw p2 down, {SEND}], flows: [a > 10.9.0.2], loses: nothing}}]\n"
         )
         lab = Deployment(running.name, running.file, running.folder, running.nodes)
-        wait_for(lambda: lab.nodes["a"].pings("10.9.0.2"), 10, "a reaches b")
+        wait_for(lambda: lab.nodes["a"].pings("10.9.0.2"), 30, "a reaches b")
         try:
             with pytest.raises(AssertionError, match=r"cut: a > 10\.9\.0\.2: \d+ of \d+ packets lost"):
                 check(lab, read_expectation(tmp_path / "expect.yaml", made))

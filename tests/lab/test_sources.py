@@ -84,7 +84,7 @@ def test_pods_own_sources_are_known_by_their_interface_also_over_a_restart(site:
     name = site.made.output["interfaces"][0]["name"]
     for address in (*site.made.addresses, *site.addresses):
         wait_for(
-            lambda address=address: f". {address}" in site.known(), 10, f"{address} is known", state=site.lab.report
+            lambda address=address: f". {address}" in site.known(), 30, f"{address} is known", state=site.lab.report
         )
     assert all(f'"{name}" . {address}' in site.known() for address in site.made.addresses)
     site.node.routed.kill()
@@ -94,7 +94,7 @@ def test_pods_own_sources_are_known_by_their_interface_also_over_a_restart(site:
 
 def test_only_who_asks_has_them_and_only_these(site: Site) -> None:
     for source in INSIDE:
-        wait_for(lambda source=source: site.arrives(site.asking, source), 10, f"{source} passes", state=site.lab.report)
+        wait_for(lambda source=source: site.arrives(site.asking, source), 30, f"{source} passes", state=site.lab.report)
     assert site.node.runtime.call("CHECK", site.asking, previous=site.made.output, **ASKING).status == 0
     for source in OUTSIDE:
         assert not site.arrives(site.asking, source)
@@ -105,7 +105,7 @@ def test_only_who_asks_has_them_and_only_these(site: Site) -> None:
     assert "allowSpoofedSourcePrefixes" not in site.node.routed.ctl("status")
     site.host.sysctl("net.ipv4.conf.all.rp_filter", "1")
     site.host.ip(f"link set {site.made.output['interfaces'][0]['name']} mtu 1300")  # else within half a minute
-    wait_for(lambda: "net.ipv4.conf.all.rp_filter is 1" in site.node.routed.ctl("status"), 10, "status says so")
+    wait_for(lambda: "net.ipv4.conf.all.rp_filter is 1" in site.node.routed.ctl("status"), 30, "status says so")
     assert not site.arrives(site.asking, INSIDE[0])
     site.host.sysctl("net.ipv4.conf.all.rp_filter", "0")
 
@@ -116,14 +116,14 @@ def test_they_outlive_a_restart_and_go_with_the_setting(site: Site) -> None:
     assert all(site.arrives(site.asking, source) for source in INSIDE)
     site.spoofing("Disabled")
     for source in INSIDE:
-        wait_for(lambda source=source: not site.arrives(site.asking, source), 10, f"{source} is dropped")
+        wait_for(lambda source=source: not site.arrives(site.asking, source), 30, f"{source} is dropped")
     wait_for(
-        lambda: "allowSpoofedSourcePrefixes does nothing" in site.node.routed.ctl("status"), 10, "and status says so",
+        lambda: "allowSpoofedSourcePrefixes does nothing" in site.node.routed.ctl("status"), 30, "and status says so",
         state=site.lab.report,
     )  # fmt: skip
     interface = site.made.output["interfaces"][0]["name"]
     wait_for(
-        lambda: site.host.run("sysctl", "-n", f"net.ipv4.conf.{interface}.rp_filter").strip() == "1", 10,
+        lambda: site.host.run("sysctl", "-n", f"net.ipv4.conf.{interface}.rp_filter").strip() == "1", 30,
         "and the kernel's own check is back", state=site.lab.report,
     )  # fmt: skip
     answer = site.node.runtime.call("ADD", site.lab.namespace("late"), **ASKING)
@@ -137,13 +137,13 @@ def test_policy_is_asked_about_them_as_about_any_packet(site: Site) -> None:
     deny = {"selector": "all()", "types": ["Egress"], "egress": []}
     site.node.routed.put(resource("GlobalNetworkPolicy", "silence", deny))
     for source in INSIDE:
-        wait_for(lambda source=source: not site.arrives(site.asking, source), 10, "policy closes")
+        wait_for(lambda source=source: not site.arrives(site.asking, source), 30, "policy closes")
     site.node.routed.put(resource("GlobalNetworkPolicy", "silence", {**deny, "egress": [{"action": "Allow"}]}))
     for source in INSIDE:
-        wait_for(lambda source=source: site.arrives(site.asking, source), 10, "policy opens")
+        wait_for(lambda source=source: site.arrives(site.asking, source), 30, "policy opens")
 
 
 def test_nothing_of_it_is_left_with_the_pod(site: Site) -> None:
     assert site.node.runtime.call("DEL", site.asking, **ASKING).status == 0
-    wait_for(lambda: "198.51.100.0" not in site.host.run("nft", "list", "ruleset"), 10, "no rule names it")
+    wait_for(lambda: "198.51.100.0" not in site.host.run("nft", "list", "ruleset"), 30, "no rule names it")
     assert not any(f". {address}" in site.known() for address in site.made.addresses)

@@ -114,17 +114,17 @@ def test_nodes_come_move_and_go(machine: Machine, family: Family) -> None:
 def test_what_is_right_is_left_alone(machine: Machine) -> None:
     wanted = tunnel(2, 3)
     assert machine.make(wanted) == []
-    wait_for(machine.is_settled, 20, "the device has settled", state=machine.link)
+    wait_for(machine.is_settled, 30, "the device has settled", state=machine.link)
     watched = machine.node.start("monitor", "ip", "-o", "monitor", "link", "address", "neigh")
     machine.node.ip("link set eth1 mtu 7000")
     wait_for(
         lambda: "eth1" in watched.text() or not machine.node.ip("link set eth1 mtu 7001", "link set eth1 mtu 7000"),
-        10,
+        30,
         "it watches",
     )
     assert machine.make(wanted) == machine.make(wanted) == []
     machine.node.ip("link set eth1 mtu 8000")
-    wait_for(lambda: "mtu 8000" in watched.text(), 10, "what came later is seen", state=watched.text)
+    wait_for(lambda: "mtu 8000" in watched.text(), 30, "what came later is seen", state=watched.text)
     assert "vxlan.calico" not in watched.text()
 
 
@@ -171,7 +171,7 @@ def test_felix_s_own_device_is_taken_over(machine: Machine) -> None:
         "neigh add 10.65.0.2 lladdr 66:00:00:00:00:02 dev vxlan.calico nud permanent",
     )
     machine.node.run("bridge", "fdb", "add", "66:00:00:00:00:02", "dev", "vxlan.calico", "dst", "10.1.0.2", "self")
-    wait_for(machine.is_settled, 20, "the device has settled", state=machine.link)
+    wait_for(machine.is_settled, 30, "the device has settled", state=machine.link)
     before = machine.link()
     assert machine.make(replace(tunnel(2, 3), mtu=1450)) == []
     assert machine.link() == before and set(machine.neighbours()) == {"10.65.0.2", "10.65.0.3"}

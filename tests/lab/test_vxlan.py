@@ -64,7 +64,7 @@ class Site:
         pod = self.lab.namespace(f"p{number}")
         self.pods[number] = (pod, self.nodes[number].runtime.add(pod, **DUAL).addresses)
         server = pod.start("server", sys.executable, "-c", TCP_SERVER)
-        wait_for(lambda: "listening" in server.text(), 20, "the pod's server listens", state=self.lab.report)
+        wait_for(lambda: "listening" in server.text(), 30, "the pod's server listens", state=self.lab.report)
 
     def unreachable(self) -> list[str]:
         return [
@@ -129,7 +129,7 @@ def test_what_stays_in_the_subnet_goes_bare(site: Site) -> None:
 
 def test_what_leaves_the_pools_is_translated_and_nodes_reach_pods(site: Site) -> None:
     server = site.router.start("server", sys.executable, "-c", TCP_SERVER)
-    wait_for(lambda: "listening" in server.text(), 20, "the outside server listens", state=site.lab.report)
+    wait_for(lambda: "listening" in server.text(), 30, "the outside server listens", state=site.lab.report)
     pod = site.pods[1][0]
     assert tcp(pod, "10.2.0.254") == "10.1.0.1" and tcp(pod, "fd02::254") == "fd01::1"
     for number, other in permutations(SUBNET, 2):
@@ -153,7 +153,7 @@ def test_devices_are_as_felix_makes_them(site: Site) -> None:
     handle = site.etcd.ctl("get", "--print-value-only", "/calico/ipam/v2/handle/vxlan-tunnel-addr-n1")
     assert sum(json.loads(handle)["block"].values()) == 1
     wait_for(  # of the node in the same subnet no ping has needed them
-        lambda: len(site.entries(1)) == 4, 20, "two nodes' entries in two families", state=lambda: site.entries(1)
+        lambda: len(site.entries(1)) == 4, 30, "two nodes' entries in two families", state=lambda: site.entries(1)
     )
     assert {address for _, address in site.entries(1)} == {"10.1.0.2", "10.2.0.3", "fd01::2", "fd02::3"}
     shown = json.loads(site.nodes[1].routed.ctl("show", "tunnels", "--json"))
@@ -212,20 +212,20 @@ def test_only_nodes_may_send_into_the_tunnel(site: Site) -> None:
             ),
         )
         wait_for(
-            lambda: not node.pings("10.1.0.254", timeout=0.3), 20, "host policy closes the node", state=site.lab.report
+            lambda: not node.pings("10.1.0.254", timeout=0.3), 30, "host policy closes the node", state=site.lab.report
         )
         assert site.pods[1][0].pings(site.pods[3][1][0]) and site.pods[3][0].pings(site.pods[1][1][1])
         assert not router.pings(pod, timeout=0.3) and stranger.received(node) > before
         site.etcd.put_resource(
             "hostendpoints", resource("HostEndpoint", "n1-all", {"node": "n9", "interfaceName": "*"})
         )
-        wait_for(lambda: node.pings("10.1.0.254"), 20, "the node is open again", state=site.lab.report)
+        wait_for(lambda: node.pings("10.1.0.254"), 30, "the node is open again", state=site.lab.report)
 
 
 def test_a_pool_changes_its_mind(site: Site) -> None:
     into = echoes(site.pods[1][0], site.pods[2][1][0])
     site.pools("Always")
-    wait_for(lambda: count(site, 1, 2) >= 28, 20, "the subnet's packets are in the tunnel too", state=site.lab.report)
+    wait_for(lambda: count(site, 1, 2) >= 28, 30, "the subnet's packets are in the tunnel too", state=site.lab.report)
     assert not site.unreachable()
     assert into.end()[1] == []
     through = echoes(site.pods[1][0], site.pods[2][1][0])
@@ -234,7 +234,7 @@ def test_a_pool_changes_its_mind(site: Site) -> None:
         wait_for(lambda number=number: not site.devices(number), 30, "the devices go", state=site.lab.report)
         assert "ipv4VXLANTunnelAddr" not in site.node(number)["spec"]
     wait_for(  # only what no device has any more is given back
-        lambda: not [key for key in site.etcd.keys("/calico/ipam/v2/handle/") if "vxlan" in key], 20,
+        lambda: not [key for key in site.etcd.keys("/calico/ipam/v2/handle/") if "vxlan" in key], 30,
         "the addresses are given back", state=site.lab.report,
     )  # fmt: skip
     assert through.end()[1] == []
@@ -256,14 +256,14 @@ def test_a_node_that_goes_is_forgotten(site: Site) -> None:
     site.etcd.ctl("del", f"{P}nodes/n3")
     kept = {"10.1.0.2", "fd01::2"}
     wait_for(
-        lambda: {address for _, address in site.entries(1)} == kept, 20, "its entries go", state=lambda: site.entries(1)
+        lambda: {address for _, address in site.entries(1)} == kept, 30, "its entries go", state=lambda: site.entries(1)
     )
     for number in (1, 2):  # and of the others' kernels everything that led to it
         kernel = site.nodes[number].namespace
         for device, family in (("vxlan.calico", "-4"), ("vxlan-v6.calico", "-6")):
             neighbours = ["ip", family, "neigh", "show", "dev", device, "nud", "permanent"]
             wait_for(
-                lambda kernel=kernel, neighbours=neighbours: len(kernel.run(*neighbours).splitlines()) == 1, 20,
+                lambda kernel=kernel, neighbours=neighbours: len(kernel.run(*neighbours).splitlines()) == 1, 30,
                 "its neighbours go", state=site.lab.report,
             )  # fmt: skip
         for ipv6 in (False, True):
@@ -299,6 +299,6 @@ def test_ipip_or_why_not() -> None:
             found = node.namespace.run("ip", "-br", "addr", "show", "tunl0", check=False)
             return "10.65." in found and "UP" in found
 
-        wait_for(settled, 20, "tunl0 is up, or why not is told", state=lab.report)
+        wait_for(settled, 30, "tunl0 is up, or why not is told", state=lab.report)
         written = yaml.safe_load((node.routed.resources / "Node-n1.yaml").read_text())
         assert written["spec"]["bgp"]["ipv4IPIPTunnelAddr"].startswith("10.65.")
