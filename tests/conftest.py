@@ -25,6 +25,9 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "house"))
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
+# daemons that give root up, FRR's and etcd's beside them, read what tests write for them
+os.umask(0o022)
+
 #: The folders of tests that need namespaces, real kernels and other people's daemons.
 LAB_FOLDERS = {"lab", "interop"}
 
