@@ -463,12 +463,17 @@ class Daemon:
             for problem in self._left_rules.problems:
                 self._log.write(Level.WARNING, "policy", problem)
             if not devices_left():
-                return Relay(driver, (node_status.update,), (tell_collector_of_the_cluster,), driver.clock)
+                return Relay(
+                    driver, (node_status.update,), (node_status.in_sync, tell_collector_of_the_cluster), driver.clock
+                )
             left = self._left_tunnels = LeftTunnels(
                 config.node_name, to_write(followed, config), self._log.write, driver.bug
             )
             relay = self._relay = Relay(
-                driver, (left.update, node_status.update), (left.in_sync, tell_collector_of_the_cluster), driver.clock
+                driver,
+                (left.update, node_status.update),
+                (left.in_sync, node_status.in_sync, tell_collector_of_the_cluster),
+                driver.clock,
             )
             left.start(relay.publish)
             return relay
@@ -498,6 +503,7 @@ class Daemon:
                 workloads.former_owners.in_sync,
                 workloads.pod_keeper.in_sync,
                 workloads.tunnel_addresses.in_sync,
+                node_status.in_sync,
                 tell_collector_of_the_cluster,
             ),
             driver.clock,

@@ -61,6 +61,7 @@ class NodeStatusWriter:
         self._wanted: dict[ResourceKey, CalicoNodeStatus] = {}
         self._due: dict[ResourceKey, float] = {}
         self._wake = asyncio.Event()
+        self._synced = asyncio.Event()
         self._problems: dict[ResourceKey, str] = {}
 
     @property
@@ -85,8 +86,13 @@ class NodeStatusWriter:
             self._due[key] = self._clock()
             self._wake.set()
 
+    def in_sync(self) -> None:
+        """The datastore was read: what is written now is of all of it, also what is written once."""
+        self._synced.set()
+
     async def run(self) -> None:
         """Write what is due until cancelled."""
+        await self._synced.wait()
         while True:
             self._wake.clear()
             for key in [key for key, due in self._due.items() if due <= self._clock()]:
@@ -99,8 +105,9 @@ class NodeStatusWriter:
                 continue
 
     async def _report(self, key: ResourceKey) -> None:
+        if self._due.pop(key, None) is None:  # it went while another one was written
+            return
         problem = ""
-        del self._due[key]
         try:
             problem = await self._write(key)
         except StoreError as error:

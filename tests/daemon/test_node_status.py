@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -69,6 +70,7 @@ class Stage:
     def in_sync(self) -> None:
         self.core.in_sync(self.now())
         self.core.flush(self.now())
+        self.writer.in_sync()
 
     def problems(self, _: object) -> None: ...
 
@@ -254,6 +256,69 @@ def test_a_table_that_is_too_large_is_cut_and_told(server: Cluster, monkeypatch:
         assert stage.log == [f"status: {stage.writer.problems[0]}"]
         routes = (await stage.stored())["status"]["routes"]
         assert [one["destination"] for one in routes["routesV4"]] == ["10.244.0.0/26"]
+
+
+@pytest.mark.etcd
+def test_nothing_is_written_of_a_datastore_that_is_half_read(server: Cluster) -> None:
+    """What comes behind it is told later where there is much of it, and period 0 is written once."""
+
+    async def main() -> None:
+        stage = Stage(server)
+        assert stage.store is not None
+        await stage.put(wanted(period=0))
+        stage.update(Update(ResourceKey("CalicoNodeStatus", "mine"), parse_manifest(wanted(period=0))))
+        running = asyncio.create_task(stage.writer.run())
+        for _ in range(100):
+            await stage.store.get(ResourceKey("CalicoNodeStatus", "mine"))
+        assert "status" not in await stage.stored()
+        mine = parse_manifest(node("10.0.0.1/24"))
+        stage.update(Update(mine.key, mine))
+        stage.in_sync()
+
+        async def there() -> bool:
+            return "status" in await stage.stored()
+
+        await stage.until(there, "the status is written")
+        assert (await stage.stored())["status"]["agent"]["birdV4"]["routerID"] == "10.0.0.1"
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await stage.store.close()
+
+    server.delete("--prefix", "")
+    asyncio.run(main())
+
+
+def test_one_that_goes_while_another_is_written_ends_nothing() -> None:
+    """All that are due are gone through; the datastore's news come in between."""
+
+    class Store:
+        """Where reading one object lets the others go."""
+
+        def __init__(self, stage: Stage) -> None:
+            self.stage = stage
+            self.read: list[str] = []
+
+        async def get(self, key: ResourceKey) -> None:
+            self.read.append(key.name)
+            for name in ("one", "two"):
+                self.stage.writer.update(Update(ResourceKey("CalicoNodeStatus", name), None))
+
+    async def main() -> None:
+        stage = Stage(None)
+        store = Store(stage)
+        stage.writer._store = store  # type: ignore[assignment]
+        _tell(stage, parse_manifest(wanted("one")), parse_manifest(wanted("two")))
+        running = asyncio.create_task(stage.writer.run())
+        stage.in_sync()
+        await stage.until(lambda: _is(bool(store.read)), "the first is read")
+        _tell(stage, parse_manifest(wanted("three")))
+        await stage.until(lambda: _is("three" in store.read or running.done()), "the next is read")
+        running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await running
+        assert store.read == ["one", "three"]
+
+    asyncio.run(main())
 
 
 def test_nothing_is_written_into_a_folder_and_that_is_told() -> None:
