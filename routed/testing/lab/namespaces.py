@@ -381,7 +381,7 @@ def start_time(pid: int) -> int:
     """Clock ticks after boot at which a process started; 0 where there is none, or only what is left of it."""
     try:
         words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):  # any other error is ours, and no reason to take a process for gone
         return 0
     return 0 if words[0] in ("Z", "X") else int(words[19])
 
