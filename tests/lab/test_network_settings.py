@@ -13,7 +13,7 @@ from routed.testing.lab import Lab, Namespace, Process, run, wait_for
 from routed.testing.service import Root
 from tests.house.rooms import ROOT
 
-SOON = 20.0
+SOON = 30.0
 NETWORKD = "/usr/lib/systemd/systemd-networkd"
 SYSCTL = "/usr/lib/systemd/systemd-sysctl"
 

@@ -6,12 +6,14 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml
 
+from routed.testing.lab import LabError, wait_for
 from routed.testing.lab.clab import read_topology
 from routed.testing.lab.deploy import Deployment, deployed
 from routed.testing.lab.expect import FILE, check, read_expectation
@@ -125,9 +127,16 @@ def run_pages(lab: Deployment, folder: Path) -> None:
     for page in pages(folder):
         commands = list(typed(page, folder.name, lab.nodes))
         assert commands or page.parent != folder, f"{page} has people type nothing"
-        for node, command, shown in commands:
-            said = [plain(line) for line in lab.nodes[node].run("sh", "-c", command).splitlines()]
-            for line in shown:
-                assert any(plain(line) in each for each in said), (
-                    f"{page.name}: {node}# {command}: no {line!r} in {said}"
-                )
+        for typed_there in commands:
+            lacking = partial(lacks, lab, *typed_there)
+            node, command, _ = typed_there
+            wait_for(lambda lacking=lacking: not lacking(), 30, f"{page.name}: {node}# {command}", state=lacking)  # type: ignore[misc]
+
+
+def lacks(lab: Deployment, node: str, command: str, shown: list[str]) -> str:
+    """What there is against a command's answer: why it failed, or the first line the page shows and it has not."""
+    try:
+        said = [plain(line) for line in lab.nodes[node].run("sh", "-c", command).splitlines()]
+    except LabError as error:
+        return str(error)
+    return next((f"no {line!r} in {said}" for line in shown if not any(plain(line) in each for each in said)), "")
