@@ -12,12 +12,10 @@ Nothing is fetched, and the same sources and environment make the same package.
 
 from __future__ import annotations
 
-import compileall
 import gzip
 import hashlib
 import importlib.metadata
 import os
-import py_compile
 import re
 import shutil
 import subprocess
@@ -161,13 +159,9 @@ def copy(distribution: importlib.metadata.Distribution, target: Path) -> None:
 
 def _compile(folder: Path) -> None:
     """Byte code beside the sources: whom the daemon runs as may not write there, and a restart should be quick."""
-    compileall.compile_dir(
-        folder,
-        quiet=1,
-        stripdir=str(folder),
-        prependdir=f"/{PRIVATE}",
-        invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
-    )
+    # in a process of its own: how a name is written depends on whether something else in the process has it too
+    prepended = ("-s", str(folder), "-p", f"/{PRIVATE}", "--invalidation-mode", "unchecked-hash")
+    subprocess.run([sys.executable, "-I", "-m", "compileall", "-q", *prepended, str(folder)], check=True)
 
 
 def _programs(tree: Path) -> None:
