@@ -268,7 +268,7 @@ def measure(
     nodes: int, blocks: int, pods: int, count: int, rounds: int, *, everything: bool = False
 ) -> list[dict[str, float]]:
     """What each of the processes found that follow one etcd, one after the other."""
-    with tempfile.TemporaryDirectory() as folder, cluster(Path(folder)) as etcd:
+    with tempfile.TemporaryDirectory() as folder, cluster(Path(folder), durable=True) as etcd:
         began = time.perf_counter()
         written, octets = asyncio.run(fill(etcd.endpoints, keys(nodes, blocks, pods)))
         sys.stdout.write(f"{written:,} keys, {octets / 1e6:.1f} MB written in {time.perf_counter() - began:.1f} s\n")

@@ -103,7 +103,9 @@ def run(changes: int) -> dict[str, list[float]]:
     with Lab() as lab:
         a, b = lab.namespace("a"), lab.namespace("b")
         lab.link(a.port("eth0", "10.0.0.1/24"), b.port("eth0", "10.0.0.2/24"))
-        etcd = Cluster(a.folder, host="10.0.0.1", inside=("nsenter", f"--net={NETNS}/{a.full_name}", "--"))
+        etcd = Cluster(
+            a.folder, host="10.0.0.1", inside=("nsenter", f"--net={NETNS}/{a.full_name}", "--"), durable=True
+        )
         nodes = [Routed(a), Routed(b)]
         for node in nodes:
             node.configure(datastore={"type": "etcd", "endpoints": list(etcd.endpoints)}, log={"level": "info"})

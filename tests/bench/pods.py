@@ -101,7 +101,7 @@ class Site:
     def __init__(self, lab: Lab, *, etcd: bool) -> None:
         self.lab = lab
         self.node = lab.namespace("node", forward=True)
-        self.etcd = Etcd(self.node) if etcd else None
+        self.etcd = Etcd(self.node, durable=True) if etcd else None
         self.node.ip("link add eth0 type bridge", "link set eth0 up")
         self.node.address("eth0", "10.0.0.1/24")
         self.socket = str(self.node.folder / "cni.sock")

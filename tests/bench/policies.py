@@ -188,7 +188,7 @@ def of_daemon(pods: int, policies: int, *, etcd: bool, heavy: bool = False) -> d
         node = lab.namespace("node", forward=True)
         daemon = Routed(node, "n1", cni={"enabled": True, "socket": str(node.folder / "cni.sock")}, log=None)
         if etcd:
-            store = Etcd(node)
+            store = Etcd(node, durable=True)
             store.start()
             daemon.configure(datastore={"type": "etcd", "endpoints": [store.url]})
             words = ("--fill", store.url, f"--pods={pods}", f"--policies={policies}", *(["--heavy"] if heavy else ()))

@@ -13,17 +13,21 @@ from pathlib import Path
 
 from routed.testing.lab import Namespace, Process, wait_for
 from routed.testing.routers import Json
-from tests.datastore.etcd_server import P
+from tests.datastore.etcd_server import NO_SYNC, P
 
 PEER = "http://127.0.0.1:2380"
 
 
 class Etcd:
-    """`url` is where it is reached, by an `address` of its namespace. It ends with the laboratory, or by `kill`."""
+    """`url` is where it is reached, by an `address` of its namespace. It ends with the laboratory, or by `kill`.
 
-    def __init__(self, namespace: Namespace, address: str = "127.0.0.1") -> None:
+    `durable`: as in production, each write is on disk before it is answered.
+    """
+
+    def __init__(self, namespace: Namespace, address: str = "127.0.0.1", *, durable: bool = False) -> None:
         self.namespace = namespace
         self.url = f"http://{address}:2379"
+        self._options = () if durable else NO_SYNC
         self._process: Process | None = None
 
     def start(self) -> None:
@@ -31,7 +35,7 @@ class Etcd:
         self._process = self.namespace.start(
             "etcd", "etcd", "--data-dir", str(self.namespace.folder / "etcd-data"), "--listen-client-urls", self.url,
             "--advertise-client-urls", self.url, "--listen-peer-urls", PEER, "--initial-advertise-peer-urls", PEER,
-            "--initial-cluster", f"default={PEER}",
+            "--initial-cluster", f"default={PEER}", *self._options,
         )  # fmt: skip
         wait_for(self._answers, 30, "etcd is up", state=self.namespace.lab.report)
 
