@@ -23,10 +23,11 @@ from routed.errors import ConfigError, StoreError
 from routed.model import kubernetes
 from routed.model.bgp import ONLY_IN_DEFAULT
 from routed.model.deletion import announced, is_announced
+from routed.model.fields import shown
 from routed.model.kubernetes import calico_form, other_keys
 from routed.model.operator import fold, merge, translate
 from routed.model.paths import ALLOCATOR_KINDS, TIERED_KINDS, Layout, encode
-from routed.model.policies import DEFAULT_ALLOW, DEFAULT_TIER
+from routed.model.policies import DEFAULT_ALLOW, DEFAULT_TIER, Tier
 from routed.model.resources import BGPConfiguration, IPPool, JsonObject, JsonValue, Resource, ResourceKey
 from routed.model.schema import KIND_TABLE, parse_manifest, parse_stored
 from routed.model.shape import with_unknown
@@ -277,10 +278,16 @@ def _with_any_tier(contents: Contents, key: ResourceKey) -> list[ResourceKey]:
 def check_beside(wanted: Iterable[Wanted], contents: Contents) -> list[str]:
     """What is wrong with writing resources that may each be stored, and beside the others that will be there."""
     errors: list[str] = []
+    wanted = list(wanted)
     pools = {key: one.resource for key, one in contents.resources.items() if isinstance(one.resource, IPPool)}
+    keys = {one.resource.key for one in wanted} | contents.resources.keys() | contents.unreadable.keys()
+    tiers = {DEFAULT_TIER} | {key.name for key in keys if key.kind == Tier.kind}
     for one in wanted:
         new = one.resource
         errors.extend(one.refused)
+        tier = _tier_of(one)
+        if tier not in tiers:
+            errors.append(f"{one.where}: spec.tier: there is no Tier {shown(tier)}; make it before, or with the policy")
         if isinstance(new, BGPConfiguration) and new.name != "default":
             only = [field for field in ONLY_IN_DEFAULT if _spec_of(one).get(field) not in (None, "")]
             errors.extend(
@@ -304,7 +311,15 @@ def check_beside(wanted: Iterable[Wanted], contents: Contents) -> list[str]:
 
 def kinds_of(wanted: Iterable[Wanted]) -> set[str]:
     """The kinds that have to be read to write these."""
-    return {one.resource.kind for one in wanted}
+    wanted = list(wanted)
+    beside = {Tier.kind} if any(_tier_of(one) != DEFAULT_TIER for one in wanted) else set()
+    return {one.resource.kind for one in wanted} | beside
+
+
+def _tier_of(one: Wanted) -> str:
+    """That of a policy; of what is none, the one that is always there."""
+    said = _spec_of(one).get("tier") if one.resource.kind in TIERED_KINDS else None
+    return said if isinstance(said, str) and said else DEFAULT_TIER
 
 
 def merged_with(one: Wanted, stored: Stored | None, *, exact: bool, stamp: bool) -> Resource:

@@ -522,6 +522,19 @@ def test_what_kubernetes_refuses_is_refused_as_it_was_written(request: pytest.Fi
     )
 
 
+@pytest.mark.parametrize("where", ["files", pytest.param("etcd", marks=pytest.mark.etcd)])
+def test_a_policy_of_a_tier_that_is_not_there_is_refused(request: pytest.FixtureRequest, where: str) -> None:
+    desk: Desk = request.getfixturevalue("etcd_desk" if where == "etcd" else "desk")
+    head = "apiVersion: projectcalico.org/v3\n"
+    policy = f"{head}kind: NetworkPolicy\nmetadata: {{name: a}}\nspec: {{tier: front}}\n"
+    ran = desk.run("apply", "-f", "-", stdin=policy)
+    assert (ran.status, ran.out) == (65, "")
+    assert ran.err == 'standard input:1: spec.tier: there is no Tier "front"; make it before, or with the policy\n'
+    tier = f"{head}kind: Tier\nmetadata: {{name: front}}\nspec: {{order: 1}}\n"
+    assert desk.run("apply", "-f", "-", stdin=f"{policy}---\n{tier}").status == 0
+    assert desk.run("apply", "-f", "-", stdin=policy.replace("spec: {", "spec: {order: 1, ")).status == 0
+
+
 def test_a_manifest_that_asks_for_nothing_says_so(desk: Desk) -> None:
     text = "apiVersion: operator.tigera.io/v1\nkind: Installation\nspec: {calicoNetwork: {ipPools: []}}\n"
     ran = desk.run("apply", "-f", "-", stdin=text)
@@ -738,7 +751,8 @@ def test_from_files_to_etcd_and_back(
 def test_every_command_knows_every_kind(request: pytest.FixtureRequest, where: str) -> None:
     """apply, diff, get, delete: what was applied is found by its kind and name, is no difference, and can be deleted."""
     desk: Desk = request.getfixturevalue("etcd_desk" if where == "etcd" else "desk")
-    for kind, made in sorted(ALL.items()):
+    assert desk.run("apply", "-f", desk.file(yaml.safe_dump(ALL["Tier"]))).status == 0  # some policies are of it
+    for kind, made in sorted((ALL | {"Tier": {**ALL["Tier"], "metadata": {"name": "other"}}}).items()):
         file = desk.file(yaml.safe_dump(made))
         ran = desk.run("apply", "-f", file)
         assert ran.status == 0, (kind, ran.err)
@@ -755,6 +769,7 @@ def test_every_command_knows_every_kind(request: pytest.FixtureRequest, where: s
         ran = desk.run("delete", "-f", file)
         assert ran.out == f"{key}: deleted\n", (kind, ran.err)
         assert desk.run("get", stored_kind, name, *place).status == 1, kind
+    assert desk.run("delete", "tier", "security").status == 0
     assert desk.run("get", "all", "-A", "-o", "name").out == "Profile/projectcalico-default-allow\n"
     assert desk.run("get", "all", "-A").out.startswith("Profile:\n")
     assert desk.run("get", "profiles").out.startswith("name")

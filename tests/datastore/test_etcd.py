@@ -391,6 +391,7 @@ def test_a_policy_of_a_tier_is_changed_and_deleted_by_the_name_it_was_applied_wi
         f"{P}clusterinformations/default",
         head | {"kind": "ClusterInformation", "metadata": {"name": "default"}, "spec": spec},
     )
+    server.put(f"{P}tiers/t0", head | {"kind": "Tier", "metadata": {"name": "t0"}, "spec": {"order": 1}})
     config = tmp_path / "routed.yaml"
     config.write_text(json.dumps({"datastore": {"type": "etcd", "endpoints": list(server.endpoints)}}))
     file = tmp_path / "policy.yaml"
