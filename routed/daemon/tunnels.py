@@ -36,6 +36,7 @@ class TunnelKeeper:
         self._bug = bug
         self._guarded = guarded
         self._wanted: tuple[Tunnel, ...] | None = None
+        self._synced = False
         self._there: dict[str, tuple[int, bool]] = {}
         self._due = asyncio.Event()
         self._settled = asyncio.Event()
@@ -57,6 +58,13 @@ class TunnelKeeper:
         self._wanted = tunnels
         self._settled.clear()
         self._due.set()
+
+    def in_sync(self) -> None:
+        """The datastore was read. Before that a device stays that nobody asks for: it may be younger than what was saved."""
+        if not self._synced:
+            self._synced = True
+            self._settled.clear()
+            self._due.set()
 
     def interfaces(self, interfaces: Mapping[int, Interface]) -> None:
         """What the kernel has: somebody may have taken a device away."""
@@ -87,7 +95,7 @@ class TunnelKeeper:
                 async with asyncio.timeout(pause):
                     await self._due.wait()
             self._due.clear()
-            wanted = self._wanted
+            wanted, synced = self._wanted, self._synced
             if wanted is None:
                 continue
             if wanted and not guarded:
@@ -96,12 +104,12 @@ class TunnelKeeper:
                 self._due.set()
                 continue
             try:
-                states, problems = await asyncio.shield(asyncio.to_thread(self._kernel.make, wanted))
+                states, problems = await asyncio.shield(asyncio.to_thread(self._kernel.make, wanted, remove=synced))
             except Exception as error:
                 self._bug("the tunnel devices", error)
                 states, problems = [], ["the tunnel devices: an internal error; the log has it"]
             self._report(tuple(states), tuple(problems))
-            if wanted is self._wanted:
+            if wanted is self._wanted and synced is self._synced:
                 self._settled.set()
 
     def _report(self, states: tuple[DeviceState, ...], problems: tuple[str, ...]) -> None:

@@ -200,6 +200,7 @@ class Workloads:
     def in_sync(self) -> None:
         """The datastore was read."""
         self._read = True
+        self.tunnels.in_sync()
         self._forward()
 
     def update(self, update: Update) -> None:

@@ -77,17 +77,17 @@ class TunnelKernel:
         """The devices stay."""
         self._kernel.close()
 
-    def make(self, tunnels: Sequence[Tunnel]) -> tuple[list[DeviceState], list[str]]:
-        """Make the devices these and no others. What is there now, and what is wrong, a sentence each."""
+    def make(self, tunnels: Sequence[Tunnel], *, remove: bool = True) -> tuple[list[DeviceState], list[str]]:
+        """Make the devices these and (`remove`) no others. What is there now, and what is wrong, a sentence each."""
         states, problems = [], []
         wanted = {tunnel.device: tunnel for tunnel in tunnels}
         for device, kind in KINDS.items():
             tunnel = wanted.get(device)
             try:
-                if tunnel is None:
-                    self._remove(device, kind)
-                else:
+                if tunnel is not None:
                     states.append(self._make(tunnel))
+                elif remove:
+                    self._remove(device, kind)
             except (KernelError, _CannotBeError) as error:
                 problems.append(str(error))
         return states, problems

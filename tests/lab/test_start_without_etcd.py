@@ -97,6 +97,27 @@ def test_a_boot_makes_the_rules_from_what_was_saved(site: Site) -> None:
     assert site.received() == 0
 
 
+def test_a_tunnel_that_was_not_saved_yet_stays(site: Site) -> None:
+    """The daemon was killed a moment after it had made the device: whether a pool wants it only etcd can tell."""
+    site.node.routed.kill()
+    site.etcd.kill()
+    kernel, made = site.node.namespace, stranger.device(site.node.namespace)
+    assert made is not None
+    (saved,) = [
+        path for path in (site.node.routed.folder / "state").iterdir() if b"VXLANTunnelAddr" in path.read_bytes()
+    ]
+    saved.write_bytes(b"".join(line for line in saved.open("rb") if b"VXLANTunnelAddr" not in line))
+    site.node.routed.start()
+    said = "starting with what was last saved"
+    wait_for(lambda: said in site.node.routed.log(), 30, said, state=site.lab.report)
+    same = lambda: (stranger.device(kernel) or {}).get("ifindex") == made["ifindex"]  # noqa: E731
+    stays(same, 3.0, "the device is there")
+    site.etcd.start()
+    wait_for(site.node.is_ready, 60, "the node takes pods", state=site.lab.report)
+    stays(same, 1.0, "the device is there")
+    assert site.received() == 0
+
+
 def test_the_rules_of_before_are_left_alone_while_there_are_any(site: Site) -> None:
     site.node.routed.kill()
     site.etcd.kill()
