@@ -169,7 +169,7 @@ def open_link_monitor() -> NetlinkSocket:
 
 
 def open_nftables(*, groups: int = 0) -> NetlinkSocket:
-    """To nf_tables. A batch is one send, however large, and every message of it is answered."""
+    """To nf_tables. A batch is one send, however large; answered are messages that are refused, and the last."""
     return NetlinkSocket(
         receive_buffer=_MONITOR_BUFFER, groups=groups, protocol=NETLINK_NETFILTER, send_buffer=_BATCH_BUFFER
     )

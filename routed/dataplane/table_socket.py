@@ -94,20 +94,19 @@ class TableSocket:
         self._drain()
         self._socket.send(batch.encode())
         refusal: Refusal | None = None
-        answered = 0
-        while answered < len(batch):
+        while True:
             for message in messages(self._wait()):
                 if message.type != NLMSG_ERROR:
                     continue
                 answer = parse_error(message)
                 if not message.sequence or answer.errno in (errno.ENOBUFS, errno.ENOMEM):
                     return refusal or Refusal(os.strerror(answer.errno))
-                answered += 1
                 if answer.errno and refusal is None:
                     subject = batch.about(message.sequence) if answer.errno in _NEVER else ""
                     said = f" ({answer.text})" if answer.text else ""
                     refusal = Refusal(f"{os.strerror(answer.errno)}{said}", subject)
-        return refusal
+                if message.sequence == len(batch):
+                    return refusal
 
     def _wait(self) -> bytes:
         while True:

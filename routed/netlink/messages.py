@@ -89,6 +89,12 @@ def without_ack(asked: bytes) -> bytes:
     return asked[:6] + _FLAGS.pack(flags & ~NLM_F_ACK) + asked[8:]
 
 
+def with_ack(asked: bytes) -> bytes:
+    """The same request, of which the kernel also tells that it was taken."""
+    flags: int = _FLAGS.unpack_from(asked, 6)[0]
+    return asked[:6] + _FLAGS.pack(flags | NLM_F_ACK) + asked[8:]
+
+
 def fence(sequence: int) -> bytes:
     """A message that does nothing but be acknowledged, after everything sent before it was handled.
 

@@ -18,7 +18,7 @@ import functools
 import struct
 from collections.abc import Iterable, Iterator
 
-from routed.netlink.messages import HEADER_LENGTH, Message, attribute, attributes, request
+from routed.netlink.messages import HEADER_LENGTH, Message, attribute, attributes, request, with_ack
 from routed.netlink.nft_expressions import NFPROTO_INET, Verdict, cut, data_value, data_verdict, nested, text, u32
 from routed.netlink.numbers import NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL
 from routed.values import dataclass
@@ -177,10 +177,15 @@ class Batch:
         return self._size + sum(each.size for each in (self._before, self._after) if each is not None)
 
     def encode(self) -> bytes:
-        """The whole batch, to be sent by one call. The end is acknowledged, so that silence never means success."""
+        """The whole batch, to be sent by one call.
+
+        Each message that is refused is answered, and the last one in any case, so that silence never means success: answers
+        to hundreds of thousands of rules would not fit into the socket that they are read from afterwards.
+        """
         begin = attribute(1, u32(self._generation)) if self._generation is not None else b""
         head = request(_BATCH_BEGIN, 0, 0, _HEADER.pack(0, 0, 10) + begin)
-        return b"".join((head, *self._messages, request(_BATCH_END, 0, self._sequence + 1, _HEADER.pack(0, 0, 10))))
+        end = request(_BATCH_END, 0, self._sequence + 1, _HEADER.pack(0, 0, 10))
+        return b"".join((head, *self._messages[:-1], *map(with_ack, self._messages[-1:]), end))
 
     # ---- tables
 
@@ -292,7 +297,7 @@ class Batch:
         self._sequence += 1
         body = _HEADER.pack(NFPROTO_INET, 0, 0) + b"".join(parts)
         self._subjects.append(self.subject)
-        self._messages.append(request(_SUBSYSTEM | kind, flags | NLM_F_ACK, self._sequence, body))
+        self._messages.append(request(_SUBSYSTEM | kind, flags, self._sequence, body))
         self._size += len(body)
         return self._sequence
 

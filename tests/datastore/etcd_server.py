@@ -145,7 +145,7 @@ class Cluster:
             member.kill()
 
     def ctl(self, *words: str, stdin: str = "") -> str:
-        done = self._run(*words, stdin=stdin)
+        done = self._run(*words, stdin=stdin, patience=60)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -176,13 +176,13 @@ class Cluster:
         status = json.loads(self.ctl("endpoint", "status", "-w", "json"))
         self.ctl("compact", str(max(one["Status"]["header"]["revision"] for one in status)))
 
-    def _run(self, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    def _run(self, *words: str, stdin: str = "", patience: int = 8) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [
                 *self._inside,
                 "etcdctl",
                 f"--endpoints={','.join(self.endpoints)}",
-                "--command-timeout=8s",
+                f"--command-timeout={patience}s",
                 *self._ctl,
                 *words,
             ],

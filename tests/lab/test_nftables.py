@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import re
 import socket
 import struct
@@ -12,6 +13,7 @@ from dataclasses import replace
 
 import pytest
 
+from routed.dataplane.table_socket import TableSocket
 from routed.netlink import nft_expressions as nft
 from routed.netlink.messages import Message, messages, parse_error
 from routed.netlink.nft_expressions import Base, Compare, CtState, Meta, Verdict
@@ -67,13 +69,14 @@ class Nft:
     def commit(self, batch: Batch) -> list[tuple[int, int]]:
         """(number of the message, errno) of every refusal."""
         self._socket.send(batch.encode())
-        refused, answered = [], 0
-        while answered < len(batch):
+        refused = []
+        answered = -1
+        while answered not in (0, len(batch)):  # the first of all is about the batch as such
             for message in messages(self._socket.recv(1 << 20)):
                 assert message.type == NLMSG_ERROR
-                answered += 1
+                answered = message.sequence
                 if error := parse_error(message).errno:
-                    refused.append((message.sequence, error))
+                    refused.append((answered, error))
         return refused
 
     def ask(self, question: bytes) -> list[Message]:
@@ -281,6 +284,28 @@ def test_a_change_by_somebody_else_is_noticed(kernel: Nft):
     batch.add_chain("one")
     assert errno.ERESTART in {error for _, error in kernel.commit(batch)}
     assert kernel.ask(dump_chains("routed", 1)) == []
+
+
+def test_a_batch_is_taken_whose_answers_would_not_fit_into_the_socket(kernel: Nft):
+    with kernel.namespace.entered():
+        table = TableSocket("routed")
+    try:
+        with socket.socket(fileno=os.dup(table._socket.fileno())) as small:
+            small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
+        batch = new_table()
+        batch.add_chain("chain")
+        for number in range(2000):
+            batch.add_rule("chain", nft.counter(), f"rule {number}")
+        assert table.commit(batch) is None
+        assert len(table.read(dump_rules("routed", 1), decode_rule)) == 2000
+        refused = Batch("routed")
+        for number in range(2000):
+            refused.add_rule("chain" if number != 1234 else "nowhere", nft.counter())
+        refusal = table.commit(refused)
+        assert refusal is not None and refusal.text.startswith("No such file or directory")
+        assert len(table.read(dump_rules("routed", 1), decode_rule)) == 2000
+    finally:
+        table.close()
 
 
 def test_what_is_read_back(kernel: Nft):
