@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 
 from routed.testing.lab import Lab, Namespace, wait_for
 from tests.lab.test_cni_etcd import Site
 
-pytestmark = [
-    pytest.mark.lab,
-    pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed (Debian: etcd-server)"),
-]
+pytestmark = [pytest.mark.lab, pytest.mark.etcd]
 
 OTHERS = ("10.65.77.7", "fd00:65::77:7")
 

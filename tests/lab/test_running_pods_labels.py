@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import Any
 
 import pytest
@@ -13,10 +12,7 @@ from tests.lab.etcd import Etcd
 from tests.lab.test_cni import Node
 from tests.lab.test_kubernetes import PODS, Api, pod_object, start_api
 
-pytestmark = [
-    pytest.mark.lab,
-    pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed (Debian: etcd-server)"),
-]
+pytestmark = [pytest.mark.lab, pytest.mark.etcd]
 
 GUARDED = {
     "selector": "role == 'db'",
