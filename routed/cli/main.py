@@ -6,6 +6,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from functools import cache
 
 from routed.cli import check, completion, events, neighbors, node, policy, recordings, resources, routes, tunnels
 from routed.cli.command import Commands, ExitStatus, UsageError
@@ -40,8 +41,9 @@ which `routedctl help COMMAND` shows, too.
 exit status: """
 
 
+@cache
 def commands() -> Commands:
-    """All commands of routedctl."""
+    """All commands of routedctl; who calls `main` many times declares them once."""
     statuses = "; ".join(f"{status.value} {status.meaning}" for status in ExitStatus)
     made = Commands("Ask the routed daemon on this node.", EXAMPLES + statuses)
     for module in MODULES:
