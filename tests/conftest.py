@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Generator, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -36,10 +37,15 @@ HERE = Path(__file__).parent
 ETCD_INSTALLED = shutil.which("etcd") is not None
 
 
+@cache
+def in_the_lab(module: Path) -> bool:
+    return module.is_relative_to(HERE) and module.relative_to(HERE).parts[0] in LAB_FOLDERS
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.is_relative_to(HERE) and item.path.relative_to(HERE).parts[0] in LAB_FOLDERS:
+        if in_the_lab(item.path):
             item.add_marker(pytest.mark.lab)
         if item.get_closest_marker("lab") is not None and os.geteuid() != 0:
             item.add_marker(pytest.mark.skip(reason="needs root, for network namespaces"))

@@ -506,7 +506,7 @@ items:
 """
 
 
-@pytest.mark.parametrize("where", ["files", "etcd"])
+@pytest.mark.parametrize("where", ["files", pytest.param("etcd", marks=pytest.mark.etcd)])
 def test_what_kubernetes_refuses_is_refused_as_it_was_written(request: pytest.FixtureRequest, where: str) -> None:
     """Line, field and reason are of what was handed over, in etcd too, where Calico's form of it would be stored."""
     desk: Desk = request.getfixturevalue("etcd_desk" if where == "etcd" else "desk")

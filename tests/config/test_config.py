@@ -192,13 +192,13 @@ def test_table_names_are_those_of_iproute2(tmp_path: Path, monkeypatch: pytest.M
         ("a: 1\n---\nb: 2", ":2", "is not YAML: "),
         ("\x1b[31m", "", "is not YAML"),
         (DATASTORE + '"\\e[31m": 1', ":2", "\\x1b[31m: unknown key"),
-        ("[" * 5000, "", "is not"),
+        ("[" * 1000, "", "is not"),
     ],
 )
 def test_mistakes(text: str, place: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse(text)
-    assert caught.value.path == f"/etc/routed/routed.yaml{place}" or text.startswith("[" * 5000)
+    assert caught.value.path == f"/etc/routed/routed.yaml{place}" or text.startswith("[" * 1000)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value) and "\x1b" not in str(caught.value)
 
