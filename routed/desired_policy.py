@@ -77,14 +77,14 @@ class Side:
     port_sets: tuple[str, ...] = ()
     not_ports: tuple[tuple[int, int], ...] = ()
     not_port_sets: tuple[str, ...] = ()
+    net: bytes = b""
+    """The address is in this network, a wire prefix of the rule's family; empty: in any. Several are a set."""
+    not_net: bytes = b""
+    """The address is not in this one."""
 
     @property
     def asks_for_ports(self) -> bool:
         return bool(self.ports or self.port_sets or self.not_ports or self.not_port_sets)
-
-    @property
-    def names_sets(self) -> bool:
-        return bool(self.sets or self.not_sets or self.port_sets or self.not_port_sets)
 
 
 ANY = Side()
@@ -104,7 +104,7 @@ class Rule:
 
     action: Action
     family: Family | None = None
-    """None: both. A rule that names sets has the family of its sets."""
+    """None: both. A rule that names sets or networks has their family."""
     protocol: int | None = None
     """IP protocol number. A rule that asks for ports has one."""
     not_protocol: int | None = None

@@ -153,15 +153,16 @@ def in_net(family: Family | None, net: bytes, where: dict[Family, tuple[int, int
     """An address in a wire prefix; no family: in any."""
     if family is None:
         return b""
+    load = nft.payload(Base.NETWORK, *where[family])
+    return nft.meta(Meta.NFPROTO) + nft.compare(PROTO[family]) + load + _is_within(family, net, Compare.EQUAL)
+
+
+def _is_within(family: Family, net: bytes, operator: Compare) -> bytes:
+    """What was loaded, in or outside a wire prefix."""
     bits, width = net[0], family.max_length
     mask = ((1 << bits) - 1 << (width - bits)).to_bytes(family.address_length, "big")
-    return (
-        nft.meta(Meta.NFPROTO)
-        + nft.compare(PROTO[family])
-        + nft.payload(Base.NETWORK, *where[family])
-        + nft.bitwise(mask)
-        + nft.compare(net[1:].ljust(family.address_length, b"\x00"))
-    )
+    masked = nft.bitwise(mask) if bits < width else b""
+    return masked + nft.compare(net[1:].ljust(family.address_length, b"\x00"), operator)
 
 
 def is_translated() -> bytes:
@@ -231,15 +232,16 @@ def has_icmp(icmp: Icmp, operator: Compare) -> bytes:
 
 
 def has_addresses(side: Side, family: Family | None, where: dict[Family, tuple[int, int]]) -> bytes:
-    if not side.sets and not side.not_sets:
+    if not (side.sets or side.not_sets or side.net or side.not_net):
         return b""
     if family is None:
-        raise ValueError("a rule that names sets has a family")
+        raise ValueError("a rule that names sets or networks has a family")
     load = nft.payload(Base.NETWORK, *where[family])
-    return b"".join(
-        [load + nft.lookup(name) for name in side.sets]
-        + [load + nft.lookup(name, inverted=True) for name in side.not_sets]
-    )
+    asked = [load + _is_within(family, side.net, Compare.EQUAL)] if side.net else []
+    asked += [load + _is_within(family, side.not_net, Compare.NOT_EQUAL)] if side.not_net else []
+    asked += [load + nft.lookup(name) for name in side.sets]
+    asked += [load + nft.lookup(name, inverted=True) for name in side.not_sets]
+    return b"".join(asked)
 
 
 def has_port_in(offset: int, low: int, high: int, operator: Compare = Compare.EQUAL) -> bytes:

@@ -323,7 +323,9 @@ class FirewallModel:
             )
 
         return (
-            all(self._contains(name, address) for name in side.sets)
+            (not side.net or _covers(side.net, address))
+            and not (side.not_net and _covers(side.not_net, address))
+            and all(self._contains(name, address) for name in side.sets)
             and not any(self._contains(name, address) for name in side.not_sets)
             and (not (side.ports or side.port_sets) or in_ports(side.ports, side.port_sets))
             and not in_ports(side.not_ports, side.not_port_sets)

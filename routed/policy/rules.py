@@ -172,6 +172,7 @@ class _Compiler:
         entity = self.entity
         sets: list[str] = []
         not_sets: list[str] = []
+        net = not_net = b""
         ports, port_sets = self._ports(entity.ports)
         not_ports, not_port_sets = self._ports(entity.not_ports)
         selector = peers(entity, self.namespace)
@@ -181,12 +182,18 @@ class _Compiler:
             own = self._own(entity.nets)
             if not own:
                 return None
-            sets.append(self.name(FixedNetworks(own), self.family))
+            if len(own) == 1:
+                (net,) = own
+            else:
+                sets.append(self.name(FixedNetworks(own), self.family))
         if entity.not_nets:
             own = self._own(entity.not_nets)
             if not own:
                 return None
-            not_sets.append(self.name(FixedNetworks(own), self.family))
+            if len(own) == 1:
+                (not_net,) = own
+            else:
+                not_sets.append(self.name(FixedNetworks(own), self.family))
         excepted = strangers(entity, self.namespace)
         if excepted is not None:
             not_sets.append(self.name(SelectedAddresses(excepted), self.family))
@@ -197,6 +204,8 @@ class _Compiler:
         return Side(
             sets=tuple(sets),
             not_sets=tuple(not_sets),
+            net=net,
+            not_net=not_net,
             ports=ports,
             port_sets=tuple(port_sets),
             not_ports=not_ports,

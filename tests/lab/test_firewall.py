@@ -50,7 +50,7 @@ from routed.desired_policy import (
 )
 from routed.net.addresses import parse_address
 from routed.net.families import Family
-from routed.net.prefixes import parse_prefix
+from routed.net.prefixes import make_prefix, parse_prefix
 from routed.netlink.messages import messages
 from routed.netlink.nft_expressions import same
 from routed.netlink.nftables import Batch, decode_chain, decode_rule
@@ -430,9 +430,16 @@ def random_rule(rng: random.Random, sets: list[SetSpec]) -> Rule:
             made = [(80, 80), (80, 81), (443, 443), (1024, 30000), (30000, 65535)]
             return tuple(rng.sample(made, rng.randint(1, 2))) if rng.random() < chance else ()
 
+        def net(chance: float) -> bytes:
+            if family is None or rng.random() >= chance:
+                return b""
+            address = parse_address(rng.choice([each[family] for each in (*PODS.values(), OUTSIDE)]))
+            return make_prefix(address, rng.choice((0, 1, 16, 25, 8 * len(address) - 1, 8 * len(address))))
+
         return Side(
-            some(names, 0.5), some(names, 0.2), ranges(0.3), some(ports_of, 0.2), ranges(0.1), some(ports_of, 0.1)
-        )
+            some(names, 0.5), some(names, 0.2), ranges(0.3), some(ports_of, 0.2), ranges(0.1), some(ports_of, 0.1),
+            net(0.2), net(0.1),
+        )  # fmt: skip
 
     source, destination = side(), side()
     ports = source.asks_for_ports or destination.asks_for_ports

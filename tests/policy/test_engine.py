@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from routed.desired_policy import Place
+from routed.desired_policy import Place, SetKind, Side
 from routed.model.resources import Resource, Update
 from routed.model.schema import parse_manifest
 from routed.model.workloads import WorkloadEndpoint
@@ -322,6 +322,37 @@ def test_a_slice_is_bounded_by_policies_walks_and_members():
     assert len(batch.chains) == 200 + 2  # and the two of the profile
     # everybody is in one set, which is made once however many policies name it
     assert max(len(update.added) for update in batch.sets) == 3_000
+
+
+def test_networks_that_rules_name_one_by_one_are_no_sets():
+    """The kernel looks for a set by walking through all there are, and published lists of networks are long."""
+    here = Endpoint("pod", "a", "red", {"app": "a"}, "n1", ("10.0.0.1", "fd00::1"))
+    blocks = [{"ipBlock": {"cidr": f"20.0.{n}.0/24", "except": [f"20.0.{n}.0/30"]}} for n in range(100)]
+    spec = {"podSelector": {}, "ingress": [{"from": blocks}, {"from": [{"ipBlock": {"cidr": "fd00::/8"}}]}]}
+    manifest = {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "spec": spec}
+    several = {"source": {"nets": ["30.0.0.0/8", "31.0.0.0/8"]}, "action": "Allow"}
+    calico = {
+        "apiVersion": "projectcalico.org/v3",
+        "kind": "GlobalNetworkPolicy",
+        "metadata": {"name": "several"},
+        "spec": {"selector": "all()", "ingress": [several], "types": ["Ingress"]},
+    }
+    engine = PolicyEngine("n1")
+    for made in (
+        profile("red", {}),
+        workload(here, "cali0"),
+        policy({**manifest, "metadata": {"name": "p", "namespace": "red"}}),
+        parse_manifest(calico),
+    ):
+        engine.update(Update(made.key, made))
+    while engine.work():
+        pass
+    batch = engine.flush()
+    assert batch is not None
+    assert [(update.spec.kind, len(update.added)) for update in batch.sets] == [(SetKind.NETS, 2)]
+    (rules,) = (each.chain.rules for each in batch.chains if each.chain and len(each.chain.rules) == 101)
+    assert rules[7].source == Side(net=bytes([24, 20, 0, 7]), not_net=bytes([30, 20, 0, 7, 0]))
+    assert rules[100].source == Side(net=bytes([8, 0xFD]))
 
 
 def test_what_only_a_set_loses_is_in_the_program_without_another_slice():
