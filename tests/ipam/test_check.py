@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from routed.ipam.allocator import (
     Cluster,
     Found,
+    Get,
     assign_addresses,
     claim,
     recount_handle,
@@ -21,6 +23,7 @@ from routed.ipam.allocator import (
     release_node,
 )
 from routed.ipam.check import Finding, Problem, check, state_of, unchanged
+from routed.model.ipam import IPAMBlock
 from routed.model.resources import Cidr, Node
 from routed.model.schema import parse_manifest
 from routed.net.addresses import format_address, parse_address
@@ -170,6 +173,23 @@ def test_a_node_that_is_gone_gives_all_back_also_what_it_borrowed():
     released = site.store.run(release_node(site.cluster, "n1", site.clock()))
     assert {format_address(each) for each in released} >= set(kept)
     assert site.store.items == {}
+
+
+def test_blocks_that_have_nothing_of_a_gone_node_are_not_asked_for():
+    """In a large cluster that is nearly all of them, for each node."""
+    site = Site()
+    site.assign(demand("n1", "a", 13))
+    site.assign(demand("n2", "b", 2))
+    there = {block.key for block in site.store.blocks.values() if "n2" in block.nodes_of_addresses().values()}
+    asked = set()
+    procedure, answer = release_node(site.cluster, "n2", site.clock()), None
+    with contextlib.suppress(StopIteration):
+        while True:
+            request = procedure.send(answer)
+            if isinstance(request, Get) and request.key.kind == IPAMBlock.kind:
+                asked.add(request.key)
+            answer = site.store.answer(request)
+    assert asked == there and 0 < len(there) < len(site.store.blocks)
 
 
 STEPS = st.lists(st.tuples(st.sampled_from(["n1", "n2", "n3"]), st.booleans(), st.integers(0, 30)), max_size=12)
