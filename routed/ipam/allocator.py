@@ -368,13 +368,16 @@ def assign_addresses(cluster: Cluster, demand: Demand, clock: Clock) -> Procedur
             reason = f"no block is free in {', '.join(pool.name for pool in pools)}"
             break
         held += 1
+        usable.append(claimed)
         given += yield from _from_block(cluster, claimed, demand, demand.count - len(given), reserved, clock, own=True)
     if len(given) < demand.count and not cluster.config.strict_affinity:
         given += yield from _borrow(cluster, pools, demand, demand.count - len(given), reserved, clock)
     if len(given) >= demand.count:
         reason = ""
-    elif cluster.config.strict_affinity:
-        reason += "; addresses of other nodes' blocks are not given out (strictAffinity)"
+    else:
+        if cluster.config.strict_affinity:
+            reason += "; addresses of other nodes' blocks are not given out (strictAffinity)"
+        reason += yield from _not_given(cluster, usable, reserved)
     return Outcome(tuple(given), tuple(_pools_of(pools, demand.family, given)), reason)
 
 
@@ -487,6 +490,29 @@ def _kept_back(cluster: Cluster) -> Callable[[bytes], bool]:
         return any(cidr.family is family and covers(cidr.prefix, host) for cidr in cluster.reserved)
 
     return is_kept_back
+
+
+def _not_given(cluster: Cluster, own: Iterable[Cidr], is_kept_back: Callable[[bytes], bool]) -> Procedure[str]:
+    """What is in a node's blocks that nobody has and nobody is given now, for people; empty where nothing is."""
+    cooling: list[str] = []
+    kept = 0
+    for cidr in own:
+        found = yield Get(block_key(cidr))
+        if isinstance(found, Found):
+            block = _block(found)
+            released = [each.released_at for each in block.attributes]
+            indices = (index for index in block.allocations if index is not None and index < len(released))
+            cooling += filter(None, (released[index] for index in indices))
+            kept += sum(is_kept_back(address_at(block, each)) for each in block.unallocated)
+    said = ""
+    if cooling:
+        said += (
+            f"; {len(cooling)} of the node's addresses cool down for {cluster.config.ip_cooldown:g} s (ipCooldownSeconds), "
+            f"the first since {min(cooling)}"
+        )
+    if kept:
+        said += f"; {kept} are reserved or in use elsewhere (IPReservation, or `routedctl ipam check`)"
+    return said
 
 
 def _is_lived_in(cluster: Cluster, cidr: Cidr, node: str) -> bool:

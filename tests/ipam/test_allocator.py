@@ -201,6 +201,18 @@ def test_nothing_left_is_said():
     assert site.reason == "no block is free in small"
 
 
+def test_addresses_that_nobody_has_and_nobody_is_given_are_said():
+    site = Site(config=replace(STRICT, ip_cooldown=300.0), reserved=(Cidr(*parse_prefix("10.0.0.0/31")),))
+    assert len(site.assign(demand("n1", "a", 3))) == 3
+    assert len(site.assign(demand("n1", "b", 20))) == 11
+    site.release("a")
+    assert site.assign(demand("n1", "c")) == []
+    first, *others = site.reason.split("; ")
+    assert first == "no block is free in small" and "strictAffinity" in others[0]
+    assert others[1].startswith("3 of the node's addresses cool down for 300 s (ipCooldownSeconds), the first since 20")
+    assert others[2].startswith("2 are reserved or in use elsewhere")
+
+
 def test_limits_of_blocks():
     site = Site(config=replace(STRICT, max_blocks_per_host=1))
     assert len(site.assign(demand("n1", "a", 6))) == 4
