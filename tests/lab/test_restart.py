@@ -5,13 +5,12 @@
 from __future__ import annotations
 
 import contextlib
-import re
-import signal
 from collections.abc import Iterator
 
 import pytest
 
 from routed.testing.lab import Lab, Namespace, wait_for
+from routed.testing.lab.echoes import echoes
 from routed.testing.routers import Bird, Routed, resource
 from tests.lab.topology import CLUSTER_AS, RECONNECT, SOON, Rack, address, block, cluster, pod, start
 
@@ -65,18 +64,11 @@ def is_whole(routed: Routed, number: int) -> bool:
 
 @contextlib.contextmanager
 def nothing_lost(namespace: Namespace, destination: str, source: str) -> Iterator[None]:
-    """Twenty pings a second go out for as long as the block runs, and each is answered."""
-    ping = namespace.start("ping", "ping", "-n", "-i", "0.05", "-I", source, destination)
-    before = len(ping.text())
-    wait_for(lambda: "icmp_seq=3" in ping.text()[before:], SOON, "pings are answered")
+    """Twenty pings a second go out for as long as the block runs, and each is answered, one more after it too."""
+    asked = echoes(namespace, destination, 0.05, source)
     yield
-    seen = ping.text().count("icmp_seq=")
-    wait_for(lambda: ping.text().count("icmp_seq=") >= seen + 10, SOON, "pings are still answered")
-    ping.signal(signal.SIGINT)
-    ping.wait()
-    sent, received = map(int, re.findall(r"(\d+) packets transmitted, (\d+) received", ping.text())[-1])
-    # the last one may be on its way when ping is told to stop
-    assert received >= sent - 1, f"{sent - received} of {sent} pings from {source} to {destination} were lost"
+    sent, lost = asked.end()
+    assert not lost, f"{lost} of {sent} pings from {source} to {destination} were lost"
 
 
 @pytest.mark.parametrize("how", ["stop", "kill"])

@@ -28,6 +28,7 @@ import yaml
 from package import completions, deb, wheel
 from routed import __version__
 from routed.testing.lab import Lab, Namespace, wait_for
+from routed.testing.lab.echoes import echoes
 from routed.testing.lab.namespaces import NETNS
 from routed.testing.routers import Bird, resource
 from routed.testing.service import Root, Service
@@ -518,18 +519,12 @@ def test_a_datastore_it_may_not_write_is_said_at_the_start(pod_node: Service) ->
 
 @contextlib.contextmanager
 def flood(namespace: Namespace) -> Iterator[None]:
-    """Two hundred pings a second from the pod to the client while the block runs, and each is answered."""
-    name = f"flood-{time.monotonic_ns()}"
-    ping = namespace.start(name, "ping", "-n", "-i", "0.005", CLIENT)
-    answered = lambda: ping.text().count("icmp_seq=")  # noqa: E731
-    wait_for(lambda: answered() >= 50, SOON, "pings are answered")
+    """Two hundred pings a second from the pod to the client while the block runs, and each is answered, one more after it
+    too."""
+    asked = echoes(namespace, CLIENT, 0.005)
     yield
-    before = answered()
-    wait_for(lambda: answered() >= max(before + 50, 300), SOON, "pings are still answered")
-    ping.signal(signal.SIGINT)
-    ping.wait()
-    ((sent, received),) = re.findall(r"(\d+) packets transmitted, (\d+) received", ping.text())
-    assert int(received) >= int(sent) - 1, f"{int(sent) - int(received)} of {sent} pings were lost"  # one is on its way
+    sent, lost = asked.end()
+    assert not lost, f"{lost} of {sent} pings were lost"
 
 
 @pytest.mark.parametrize("how", ["restart", "kill"])

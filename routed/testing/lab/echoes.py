@@ -53,8 +53,10 @@ class Echoes:
         return last, [gap for gap in gaps if gap]
 
 
-def echoes(namespace: Namespace, address: str, interval: float = 0.01) -> Echoes:
-    """Requests from a namespace to an address from now on, this many seconds between two."""
+def echoes(namespace: Namespace, address: str, interval: float = 0.01, source: str = "") -> Echoes:
+    """Requests from a namespace (from `source`) to an address from now on, this many seconds between two."""
     name = f"ping-{address}-{next(_numbers)}"
-    process = namespace.start(name, "ping", "-n", "-O", "-i", f"{interval:g}", address)
+    process = namespace.start(
+        name, "ping", "-n", "-O", "-i", f"{interval:g}", *(("-I", source) if source else ()), address
+    )
     return Echoes(process.log, process.kill, f"{namespace.name} > {address}")
