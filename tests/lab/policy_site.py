@@ -37,7 +37,7 @@ PLACES = {
 PORTS = (80, 81, 443)
 NODE_MAC = "ee:ee:ee:ee:ee:ee"
 #: Seconds a connection that should be made may take, and in which one that should not be must not have been.
-PATIENCE, QUIET = 10.0, 0.2
+PATIENCE, QUIET = 30.0, 0.2
 
 
 def in_both_families(world: World) -> World:
