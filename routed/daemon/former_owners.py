@@ -2,7 +2,8 @@
 
 A pod's own node removes them before the pod begins to speak (`pods`). On others they would stay until they time out, and
 who gets the address would be let through as the former pod was: datagrams from the port that one used, for as long as they
-keep coming. So every node removes them when the datastore tells it of the new pod, which is about when it begins to speak.
+keep coming. So every node removes them when the datastore has told it of both and its rules follow, about when the new pod
+begins to speak: under rules that still let the former one through, its next datagram would have them tracked again.
 
 The kernel walks through its whole table for one address, so only addresses are looked for that somebody else had before:
 the allocator gives out last what was given back last, so in a cluster with room in its blocks these are few.
@@ -14,7 +15,7 @@ addresses are remembered is bounded.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
 from routed.core.effects import Level
 from routed.daemon.background import Background
@@ -37,13 +38,15 @@ class FormerOwners:
         self,
         node_name: str,
         before: Callable[[ResourceKey], Resource | None],
+        in_force: Callable[[], Awaitable[None]],
         log: Callable[[Level, str, str], None],
         bug: Callable[[str, Exception], None],
         forget: Callable[[Iterable[bytes]], str] | None = None,
     ) -> None:
-        """`before`: the endpoint as it is until `update` has returned."""
+        """`before`: the endpoint as it is until `update` has returned. `in_force`: until the rules follow what was told."""
         self._node_name = node_name
         self._before = before
+        self._in_force = in_force
         self._log = log
         self._bug = bug
         self._connections = FormerConnections()
@@ -52,6 +55,9 @@ class FormerOwners:
         """Who had an address last that nobody has, the longest gone first."""
         self._came: dict[bytes, _Owner] = {}
         """Who has an address that may have been another's."""
+        self._early: dict[bytes, _Owner] = {}
+        """Who got an address that nobody is known to have had, the longest ago first: that the former one went may be told
+        later, where a deletion is put off."""
         self._synced = False
         self._due = asyncio.Event()
         self._work = Background()
@@ -75,28 +81,35 @@ class FormerOwners:
         old, new = _owned(self._before(update.key)), _owned(update.value)
         for address, owner in old.items():
             if new.get(address) != owner:
-                self._left.pop(address, None)
-                self._left[address] = owner
-                if len(self._left) > REMEMBERED:
-                    del self._left[next(iter(self._left))]
+                _remember(self._left, address, owner)
+                early = self._early.pop(address, None)
+                if early is not None and early != owner:
+                    self._came[address] = early
+                    self._due.set()
         here = isinstance(update.value, WorkloadEndpoint) and update.value.node == self._node_name
         for address, owner in new.items():
             if old.get(address) == owner:
                 continue
             if here:
                 self._left.pop(address, None)
-            else:  # that who had it went may be told a moment later
+            else:
                 self._came[address] = owner
                 self._due.set()
 
     async def look(self) -> None:
         """Remove what is tracked of the addresses that went to another pod since the last look."""
         came, self._came = self._came, {}
+        passed_on = []
         for address, owner in came.items():
             former = self._left.get(address)
-            if former is None or former == owner:
-                continue
-            del self._left[address]
+            if former is None:
+                _remember(self._early, address, owner)
+            elif former != owner:
+                del self._left[address]
+                passed_on.append(address)
+        if passed_on:
+            await self._in_force()
+        for address in passed_on:
             problem = await asyncio.to_thread(self._forget, (address,))
             if problem and problem != self._said:
                 self._said = problem
@@ -110,6 +123,13 @@ class FormerOwners:
                 await self.look()
             except Exception as error:
                 self._bug("removing a former pod's connections", error)
+
+
+def _remember(owners: dict[bytes, _Owner], address: bytes, owner: _Owner) -> None:
+    owners.pop(address, None)
+    owners[address] = owner
+    if len(owners) > REMEMBERED:
+        del owners[next(iter(owners))]
 
 
 def _owned(endpoint: Resource | None) -> dict[bytes, _Owner]:

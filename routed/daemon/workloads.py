@@ -109,7 +109,7 @@ class Workloads:
             self if kubernetes is not None else None,
             config.cni.proxy_arp,
         )
-        self.former_owners = FormerOwners(config.node_name, self.pods.endpoint, log, bug)
+        self.former_owners = FormerOwners(config.node_name, self.pods.endpoint, self.policy.settled, log, bug)
         self._server = CniServer(self.pods.handle, bug)
         self.tunnels = TunnelKeeper(log, bug, self.policy.until_there)
         self._old_rules = Background()

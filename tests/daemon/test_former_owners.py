@@ -49,8 +49,11 @@ def forgotten(*turns: list[Update], answer: str = "", said: list[str] | None = N
         assert level is Level.WARNING
         lines.append(f"{subject}: {text}")
 
+    async def in_force() -> None:
+        pass
+
     async def run() -> None:
-        owners = FormerOwners("n1", known.get, log, lambda *_: None, forget)
+        owners = FormerOwners("n1", known.get, in_force, log, lambda *_: None, forget)
         owners.in_sync()
         for turn in turns:
             for update in turn:
@@ -73,6 +76,43 @@ def test_in_whatever_order_both_are_told_at_once():
     before = [there(endpoint("a", A))]
     for both in ([gone(endpoint("a")), there(endpoint("b", A))], [there(endpoint("b", A)), gone(endpoint("a"))]):
         assert forgotten(before, both) == [A]
+
+
+def test_that_the_former_pod_went_may_be_told_last():
+    """A deletion may be put off, for it might be an accident."""
+    before = [there(endpoint("a", A))]
+    assert forgotten(before, [there(endpoint("b", A))], [gone(endpoint("a"))]) == [A]
+    other = [there(endpoint("b", A, node="n1"))]
+    assert forgotten(before, other, [gone(endpoint("a"))]) == [], "the node's own was looked after"
+
+
+def test_what_lets_the_former_pod_through_is_out_of_force_first():
+    """A datagram in between would have its connection tracked again, for as long as others follow."""
+    order: list[str] = []
+
+    async def in_force() -> None:
+        await asyncio.sleep(0)
+        order.append("in force")
+
+    def forget(addresses: Iterable[bytes]) -> str:
+        order.extend(map(format_address, addresses))
+        return ""
+
+    async def run() -> None:
+        known: dict[ResourceKey, Resource] = {}
+        owners = FormerOwners("n1", known.get, in_force, lambda *_: None, lambda *_: None, forget)
+        owners.in_sync()
+        one = endpoint("a", A)
+        owners.update(there(one))
+        await owners.look()
+        assert order == [], "nobody waits for what concerns nobody"
+        known[one.key] = one
+        owners.update(gone(one))
+        owners.update(there(endpoint("b", A)))
+        await owners.look()
+
+    asyncio.run(run())
+    assert order == ["in force", A]
 
 
 def test_an_address_nobody_had_is_not_looked_for():
