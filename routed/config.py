@@ -366,6 +366,14 @@ def check_config(data: bytes, path: str) -> tuple[Config, list[ConfigError]]:
         ),
         cluster_defaults=_cluster_defaults(defaults, nat_outgoing=pods_are_ours),
     )
+    if pods_are_ours and not config.kernel.program_routes:
+        kernel.fail(
+            "programRoutes", "cannot be false with cni.enabled: nobody else makes the routes to this node's pods"
+        )
+    if pods_are_ours and config.kernel.table != DEFAULT_TABLE:
+        kernel.fail(
+            "table", "must be main with cni.enabled: that is where packets to this node's pods look for their routes"
+        )
     return config, sorted(found, key=_line)
 
 

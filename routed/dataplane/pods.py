@@ -48,6 +48,7 @@ from routed.netlink.messages import Message
 from routed.netlink.numbers import (
     DEVCONF_ACCEPT_DAD,
     DEVCONF_ACCEPT_RA,
+    DEVCONF_DISABLE_IPV6,
     DEVCONF_FORWARDING,
     IPV4_DEVCONF_FORWARDING,
     IPV4_DEVCONF_PROXY_ARP,
@@ -117,11 +118,12 @@ NODE_SYSCTLS = (
     ("ipv6/conf/{}/accept_ra", "0"),
 )
 
-#: There, where the pod has IPv6. For one that has none the node's end has no link-local address either, which the kernel
-#: would have to make, announce and take away again.
+#: There, where the pod has IPv6, whatever the node says of interfaces that are made later. For one that has none the node's
+#: end has no link-local address either, which the kernel would have to make, announce and take away again.
 IPV6_SYSCTLS = (
     ("ipv6/conf/{}/forwarding", "1"),
     ("ipv6/conf/{}/accept_dad", "0"),
+    ("ipv6/conf/{}/disable_ipv6", "0"),
 )
 
 #: Of these, what the kernel tells with a link, by its place there.
@@ -129,6 +131,7 @@ _TOLD = {
     "ipv6/conf/{}/forwarding": DEVCONF_FORWARDING,
     "ipv6/conf/{}/accept_ra": DEVCONF_ACCEPT_RA,
     "ipv6/conf/{}/accept_dad": DEVCONF_ACCEPT_DAD,
+    "ipv6/conf/{}/disable_ipv6": DEVCONF_DISABLE_IPV6,
 }
 
 #: What it also takes in a message: a file is several calls into it, and each waits for a turn.

@@ -145,6 +145,16 @@ def test_table_names_are_those_of_iproute2(tmp_path: Path, monkeypatch: pytest.M
         (DATASTORE + "runDir:", ":2", "runDir: must be text, not nothing; put it in quotes"),
         (DATASTORE + 'stateDir: ""', ":2", "stateDir: must be the path of a folder"),
         (
+            DATASTORE + "cni: {enabled: true}\nkernel: {programRoutes: false}",
+            ":3",
+            "kernel.programRoutes: cannot be false with cni.enabled",
+        ),
+        (
+            DATASTORE + "kernel:\n  table: 100\ncni: {enabled: true}",
+            ":3",
+            "kernel.table: must be main with cni.enabled",
+        ),
+        (
             DATASTORE + "kernel: {programRoutes: maybe}",
             ":2",
             "kernel.programRoutes: must be true or false, not 'maybe'",

@@ -70,7 +70,7 @@ class Node:
             index = self.wiring.attach(pod.port, pod.descriptor, pod.inside)
         for family, _ in pod.port.addresses:
             address = next(each for each in self._texts(pod, family))
-            self.namespace.ip(f"route add {address} dev {pod.port.interface}")
+            self.namespace.ip(f"route add {address} dev {pod.port.bridge or pod.port.interface}")
         return index
 
     def _texts(self, pod: Pod, family: Family) -> Iterator[str]:
@@ -150,6 +150,17 @@ def test_the_node_s_end_of_a_pod_without_ipv6_has_none_and_hears_no_router(node:
     small.port = replace(small.port, mtu=1000)  # where the kernel has no IPv6 to be kept quiet
     node.attach(small)
     assert small.namespace.pings("10.65.0.1")
+
+
+@pytest.mark.parametrize("bridge", ["", "br0"])
+def test_a_pod_has_ipv6_where_the_node_turns_it_off_for_interfaces_to_come(node: Node, bridge: str):
+    node.namespace.sysctl("net.ipv6.conf.default.disable_ipv6", 1)
+    pod = node.pod(1, "10.65.0.1", "fd00:65::1")
+    pod.port = replace(pod.port, bridge=bridge)
+    node.attach(pod)
+    assert node.namespace.pings("fd00:65::1") and pod.namespace.pings("fd00:65::1")
+    with node.namespace.entered():
+        assert node.wiring.differences(pod.port, pod.inside) == []
 
 
 def test_a_second_interface_takes_nothing_from_the_first(node: Node):
