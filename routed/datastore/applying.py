@@ -13,7 +13,7 @@ import enum
 import os
 import sys
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from routed.datastore.documents import Document, read_documents
@@ -31,7 +31,7 @@ from routed.model.policies import DEFAULT_ALLOW, DEFAULT_TIER, Tier
 from routed.model.resources import BGPConfiguration, IPPool, JsonObject, JsonValue, Resource, ResourceKey
 from routed.model.schema import KIND_TABLE, parse_manifest, parse_stored
 from routed.model.shape import with_unknown
-from routed.model.writing import refusals
+from routed.model.writing import TIER_ORDERS, refusals
 from routed.net.prefixes import covers
 from routed.values import dataclass
 
@@ -432,10 +432,30 @@ def deletable(wanted: Iterable[Wanted], contents: Contents) -> tuple[list[Resour
 
 
 async def delete(store: Store, keys: Iterable[ResourceKey], *, dry_run: bool = False) -> list[Outcome]:
-    """Delete each of these, under the other name it may be stored by where nothing is called so."""
+    """Delete each of these, under the other name it may be stored by where nothing is called so. Tiers go last."""
     keys = list(keys)
     contents = await store.read({one.kind for key in keys for one in (key, *other_keys(key))})
-    return [await _delete_one(store, key, contents, dry_run) for key in keys]
+    others = [key for key in keys if key.kind != Tier.kind]
+    outcomes = {key: await _delete_one(store, key, contents, dry_run) for key in others}
+    if len(others) < len(keys):
+        gone = {each.key for each in outcomes.values() if not each.error}
+        policies = {key: each for key, each in (await store.read(TIERED_KINDS)).resources.items() if key not in gone}
+        for key in keys:
+            if key.kind == Tier.kind:
+                why = _why_tier_stays(key.name, policies)
+                outcomes[key] = Outcome(key, "failed", why) if why else await _delete_one(store, key, contents, dry_run)
+    return [outcomes[key] for key in keys]
+
+
+def _why_tier_stays(name: str, policies: Mapping[ResourceKey, Stored]) -> str:
+    """Why a tier cannot be deleted, as Calico sees it: its policies would be asked by nobody; empty where it can."""
+    if name in TIER_ORDERS:
+        return "this tier is Calico's own and stays"
+    of_tier = sorted(str(key) for key, each in policies.items() if getattr(each.resource, "tier", "") == name)
+    if not of_tier:
+        return ""
+    more = f" and {len(of_tier) - 3} more" if len(of_tier) > 3 else ""
+    return f"{', '.join(of_tier[:3])}{more} would be in no tier, and asked by nobody; delete or move them first"
 
 
 async def _delete_one(store: Store, key: ResourceKey, contents: Contents, dry_run: bool) -> Outcome:

@@ -32,7 +32,7 @@ _ONLY_DEFAULT = ("ClusterInformation", "IPAMConfiguration", "KubeControllersConf
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _INTERFACE = re.compile(r"\*|[a-zA-Z0-9_.-]{1,15}")
 _WITH_PORTS = frozenset(("TCP", "UDP", "SCTP", 6, 17, 132, "6", "17", "132"))
-_TIER_ORDERS: Mapping[str, int] = {
+TIER_ORDERS: Mapping[str, int] = {
     "default": 1_000_000,
     "kube-admin": 1_000,
     "kube-baseline": 10_000_000,
@@ -90,7 +90,7 @@ def _of_kind(resource: Resource, spec: Fields) -> Iterator[ConfigError]:
 def _tier(name: str, spec: Fields) -> Iterator[ConfigError]:
     if not (_LABEL.fullmatch(name) and len(name) <= 63):
         yield ConfigError("metadata.name", f"must be at most 63 of a-z, 0-9 and '-', with no dot, not {shown(name)}")
-    wanted = _TIER_ORDERS.get(name)
+    wanted = TIER_ORDERS.get(name)
     if wanted is not None and spec.number("order") != wanted:
         yield spec.error("order", f"must be {wanted} for the tier {name}, which Calico has there")
 

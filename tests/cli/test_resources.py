@@ -533,6 +533,11 @@ def test_a_policy_of_a_tier_that_is_not_there_is_refused(request: pytest.Fixture
     tier = f"{head}kind: Tier\nmetadata: {{name: front}}\nspec: {{order: 1}}\n"
     assert desk.run("apply", "-f", "-", stdin=f"{policy}---\n{tier}").status == 0
     assert desk.run("apply", "-f", "-", stdin=policy.replace("spec: {", "spec: {order: 1, ")).status == 0
+    ran = desk.run("delete", "tier", "front")
+    assert ran.status == 1 and "Tier front: NetworkPolicy" in ran.err and "would be in no tier" in ran.err
+    assert "Tier front: deleted" in desk.run("delete", "-f", "-", stdin=f"{tier}---\n{policy}").out
+    desk.run("apply", "-f", "-", stdin=tier.replace("front", "default").replace("1}", "1000000}"))
+    assert "is Calico's own and stays" in desk.run("delete", "tier", "default").err
 
 
 def test_a_manifest_that_asks_for_nothing_says_so(desk: Desk) -> None:
