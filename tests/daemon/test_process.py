@@ -312,7 +312,7 @@ def test_a_datastore_that_is_not_reachable(tmp_path: Path, capsys: pytest.Captur
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # and nobody listens
         etcd = f"{{type: etcd, endpoints: ['http://127.0.0.1:{closed.getsockname()[1]}']}}"
-        config.write_text(f"nodeName: n1\ndatastore: {etcd}\nstateDir: state\n")
+        config.write_text(f"nodeName: n1\nnode: {{ipv4: 10.0.0.1/24}}\ndatastore: {etcd}\nstateDir: state\n")
         assert main(["node", "init", "--config", str(config)]) == 69
     error = capsys.readouterr().err
     assert error.startswith("routed: etcd http://127.0.0.1:") and error.count("\n") == 1
