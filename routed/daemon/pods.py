@@ -162,6 +162,10 @@ class Dataplane(Protocol):
     def limited(self) -> str:
         """Why pods that are there may not be reached, or empty."""
 
+    @property
+    def not_ours(self) -> str:
+        """Why what goes by this node's name may be another machine's, or empty."""
+
     async def until_ready(self) -> str:
         """Wait while a restart is nearly over; why pods cannot be added then, or empty."""
 
@@ -485,6 +489,8 @@ class Pods:
         if request.valid_attachments is None:
             return
         self._must_know()
+        if problem := self._dataplane.not_ours:
+            raise CniError(TRY_AGAIN, problem)
         valid = {handle_of(request.network, *each) for each in request.valid_attachments}
         for endpoint in list(self._endpoints()):
             handle = handle_of(request.network, endpoint.container_id, endpoint.endpoint)

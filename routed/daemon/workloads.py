@@ -19,6 +19,7 @@ from routed.daemon.address_collector import AddressCollector
 from routed.daemon.background import Background
 from routed.daemon.cni import CniServer
 from routed.daemon.former_owners import FormerOwners
+from routed.daemon.namesake import Namesake
 from routed.daemon.pod_follower import PodFollower
 from routed.daemon.pod_keeper import PodKeeper
 from routed.daemon.pod_mtu import Uplink, pod_mtu
@@ -119,6 +120,7 @@ class Workloads:
         self.tunnel_addresses = TunnelAddresses(
             config.node_name, store, self.publish, self._tunnel_gone, self.pods.holder, log, bug
         )
+        self.namesake = Namesake(config.node_name, store, log, bug)
         self.collector = AddressCollector(
             config.node_name,
             store,
@@ -167,6 +169,7 @@ class Workloads:
         self.pod_keeper.start()
         self.tunnels.start()
         self.tunnel_addresses.start()
+        self.namesake.start()
         self.collector.start()
         self.reclaimer.start()
         self.pod_follower.start()
@@ -181,6 +184,7 @@ class Workloads:
         await self._server.stop()
         await self.pod_keeper.stop()
         await self.collector.stop()
+        await self.namesake.stop()
         await self.reclaimer.stop()
         await self.pod_follower.stop()
         await self.former_owners.stop()
@@ -233,6 +237,7 @@ class Workloads:
             *self.pod_keeper.problems,
             *self.tunnels.problems,
             *self.tunnel_addresses.problems,
+            *self.namesake.problems,
             *self.collector.problems,
             *self.reclaimer.problems,
             *self.pod_follower.problems,
@@ -304,7 +309,11 @@ class Workloads:
             return "routed has not read the datastore yet; try again"
         if self._core.restart.deferring:
             return "routed restarts and waits for its peers; try again"
-        return ""
+        return self.not_ours
+
+    @property
+    def not_ours(self) -> str:
+        return self.namesake.why_not
 
     @property
     def workload_prefixes(self) -> tuple[str, ...]:
@@ -321,7 +330,7 @@ class Workloads:
     async def until_ready(self) -> str:
         loop = asyncio.get_running_loop()
         until = loop.time() + SETTLE
-        while self.synced and self._core.restart.deferring and loop.time() < until:
+        while self.synced and (self._core.restart.deferring or self.namesake.asks) and loop.time() < until:
             await asyncio.sleep(_LOOK_AGAIN)
         return self.ready
 

@@ -787,9 +787,9 @@ class EtcdStore:
         found = stored.resource if stored is not None else None
         return isinstance(found, ClusterInformation) and (found.release or (0, 0)) < TIER_LEFT_OUT
 
-    def lease(self, name: str, node: str) -> Lease:
+    def lease(self, name: str, node: str, run: str = "") -> Lease:
         """A key of ours that one of many has, for `node` to take."""
-        return Lease(self.client, f"{self.layout.root}/routed/v1/{name}", node)
+        return Lease(self.client, f"{self.layout.root}/routed/v1/{name}", node, run)
 
     async def close(self) -> None:
         """Give back the connection."""

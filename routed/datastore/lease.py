@@ -15,10 +15,11 @@ from routed.datastore.etcd_client import Client
 class Lease:
     """See the module's docstring."""
 
-    def __init__(self, client: Client, path: str, node: str) -> None:
+    def __init__(self, client: Client, path: str, node: str, run: str = "") -> None:
+        """`run`: what tells who takes it from all others; empty: this run of the daemon."""
         self._client = client
         self._path = path
-        self._value = json.dumps({"node": node, "run": secrets.token_hex(8)}).encode()
+        self._value = json.dumps({"node": node, "run": run or secrets.token_hex(8)}).encode()
         self.held = False
 
     async def take(self, ttl: float) -> bool:
@@ -34,6 +35,14 @@ class Lease:
     async def taken(self) -> bool:
         """Whether anybody has it. Raises StoreError."""
         return await self._client.get(self._path) is not None
+
+    async def holder(self) -> str:
+        """The `run` of who has it; empty where nobody has. Raises StoreError."""
+        there = await self._client.get(self._path)
+        try:
+            return str(json.loads(there.value or b"")["run"]) if there is not None else ""
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return "?"
 
     async def give_up(self) -> None:
         """Let another have it at once. Raises StoreError."""

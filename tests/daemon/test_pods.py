@@ -148,7 +148,7 @@ class Dataplane:
     def __init__(self) -> None:
         self.published: list[Update] = []
         self.problem = ""
-        self.ready = ""
+        self.ready = self.not_ours = ""
         self.limited = ""
         self.source_spoofing = False
         self.workload_prefixes = ("cali",)
