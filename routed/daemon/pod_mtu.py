@@ -1,9 +1,10 @@
 """The MTU of a pod's interface: the uplink's, less what the tunnels of the cluster's pools put around packets.
 
-One MTU for both families, since a link has one. The smallest that any pool leaves fits all of them; where that is too little
-for IPv6 because of an IPv4 tunnel, a pod with IPv6 gets what IPv6 takes at least, and its IPv4 packets find the tunnel's MTU
-out by themselves (RFC 1191). Where it is IPv6's own tunnel that leaves too little, no pod can have IPv6: the kernel drops
-what does not fit into an IPv6 tunnel, and takes no smaller MTU.
+One MTU for both families, since a link has one; each family's pools leave what the uplink of that family has room for. The
+smallest that any pool leaves fits all of them; where that is too little for IPv6 because of an IPv4 tunnel, a pod with IPv6
+gets what IPv6 takes at least, and its IPv4 packets find the tunnel's MTU out by themselves (RFC 1191). Where it is IPv6's
+own tunnel that leaves too little, no pod can have IPv6: the kernel drops what does not fit into an IPv6 tunnel, and takes no
+smaller MTU.
 """
 
 from __future__ import annotations
@@ -26,24 +27,24 @@ class Uplink:
 
 
 def pod_mtu(
-    uplink: Uplink,
+    uplinks: Mapping[Family, Uplink],
     pools: Collection[IPPool],
     said: Mapping[tuple[TunnelKind, Family], int],
     families: Collection[Family],
 ) -> tuple[int, str]:
     """Of a pod with addresses of these families, and why it cannot have them, or empty.
 
-    `said`: MTUs of tunnels that FelixConfiguration names.
+    `uplinks` has both families; `said`: MTUs of tunnels that FelixConfiguration names.
     """
     enabled = [pool for pool in pools if not pool.disabled]
-    left = [(_within(pool, uplink.mtu, said), pool) for pool in enabled]
-    mtu = min((octets for octets, _ in left), default=uplink.mtu)
+    left = [(_within(pool, uplinks[pool.cidr.family].mtu, said), pool) for pool in enabled]
+    mtu = min((octets for octets, _ in left), default=min(each.mtu for each in uplinks.values()))
     if mtu >= LEAST_MTU_OF_IPV6 or Family.IPV6_UNICAST not in families:
         return mtu, ""
     tight = [(octets, pool.name, pool) for octets, pool in left if pool.cidr.family is Family.IPV6_UNICAST]
     for octets, name, pool in sorted(tight, key=lambda each: each[:2]):
         if octets < LEAST_MTU_OF_IPV6:
-            return mtu, _too_little(uplink, octets, name, _kind(pool))
+            return mtu, _too_little(uplinks[Family.IPV6_UNICAST], octets, name, _kind(pool))
     return LEAST_MTU_OF_IPV6, ""
 
 

@@ -52,6 +52,7 @@ if TYPE_CHECKING:  # gRPC and httpx are imported by who needs them: see `datasto
 #: Of the uplink, where it cannot be told.
 DEFAULT_MTU = 1500
 _LOOPBACK = "lo"
+_FAMILIES = (Family.IPV4_UNICAST, Family.IPV6_UNICAST)
 _VIRTUAL = re.compile("|".join(f"(?:{each})" for each in VIRTUAL))
 #: Seconds the Kubernetes API may take to say what a pod is.
 API = 5.0
@@ -336,14 +337,23 @@ class Workloads:
 
     def mtu(self, families: Collection[Family]) -> tuple[int, str]:
         said = {(tunnel.kind, tunnel.family): tunnel.mtu for tunnel in self._core.plan.tunnels or ()}
-        return pod_mtu(self._uplink(), list(self.pods.pools()), said, families)
+        return pod_mtu(self._uplinks(), list(self.pods.pools()), said, families)
 
-    def _uplink(self) -> Uplink:
-        """The interface with the node's address; where that is on the loopback, the real one with the smallest MTU."""
+    def _uplinks(self) -> dict[Family, Uplink]:
+        """By family: the two may leave by different ones. A family without an address here has what the other one has."""
         speaker = self._core.plan.speaker
-        own = {speaker.ipv4_address, speaker.ipv6_address} - {b""} if speaker is not None else set()
+        own = {}
+        if speaker is not None:
+            own = {Family.IPV4_UNICAST: speaker.ipv4_address, Family.IPV6_UNICAST: speaker.ipv6_address}
+        found = {family: self._uplink(address) for family, address in own.items() if address}
+        named = [each for each in found.values() if each.name]
+        other = min(named, key=lambda each: each.mtu, default=Uplink("", DEFAULT_MTU))
+        return {family: each if (each := found.get(family, other)).name else other for family in _FAMILIES}
+
+    def _uplink(self, own: bytes) -> Uplink:
+        """The interface with this address; where that is on the loopback, the real one with the smallest MTU."""
         there = [found for index in self._followed if (found := self._core.interfaces.get(index)) is not None]
-        with_own = [each.name for each in there if any(address in own for address, _ in each.addresses)]
+        with_own = [each.name for each in there if any(address == own for address, _ in each.addresses)]
         name = next((each for each in with_own if each != _LOOPBACK), "")
         if not name and with_own:
             real = [
