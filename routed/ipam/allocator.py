@@ -66,6 +66,8 @@ from routed.values import dataclass
 RETRIES = 100
 #: Blocks a node takes in one go where nothing else limits it.
 DEFAULT_BLOCK_LIMIT = 20
+#: Pools an error names that nothing is drawn from: it is one line of a runtime's log.
+SAID = 5
 #: Seconds an empty block of another node must have been claimed before it may be taken from it.
 RECLAIM_AFTER = 60.0
 
@@ -205,7 +207,9 @@ def usable_pools(cluster: Cluster, demand: Demand) -> tuple[list[IPPool], str]:
         for name in demand.pools:
             found = next((pool for pool in enabled if name in (pool.name, str(pool.cidr))), None)
             if found is None:
-                return [], f"the pool asked for, {name}, is no enabled one of this family and for this use"
+                there = next((pool for pool in cluster.pools if name in (pool.name, str(pool.cidr))), None)
+                why = _why_not(there, demand) if there is not None else "not there"
+                return [], f"the pool asked for, {name}, is {why}"
             if found not in asked:
                 asked.append(found)
         return asked, ""
@@ -218,9 +222,37 @@ def usable_pools(cluster: Cluster, demand: Demand) -> tuple[list[IPPool], str]:
     ]
     if chosen:
         return chosen, ""
-    if not enabled:
-        return [], "there is no enabled pool of this family for this use"
-    return [], f"no pool's selectors fit this node and namespace ({', '.join(pool.name for pool in enabled)})"
+    return [], "there is no enabled pool of this family for it" + _passed_over(cluster, demand)
+
+
+def _why_not(pool: IPPool, demand: Demand) -> str:
+    """Why a demand draws nothing from a pool that it does not ask for, or empty; for people, after `it is`."""
+    if pool.cidr.family is not demand.family:
+        return "of the other family"
+    if pool.disabled:
+        return "disabled"
+    if demand.use not in pool.allowed_uses:
+        return "for other uses (allowedUses)"
+    if pool.assignment_mode is not AssignmentMode.AUTOMATIC:
+        return "only for who asks for it (assignmentMode)"
+    if not pool.node_selector.matches(demand.node_labels):
+        return "for other nodes (nodeSelector)"
+    if pool.namespace_selector is not None and not pool.namespace_selector.matches(demand.namespace_labels):
+        return "for other namespaces (namespaceSelector)"
+    return ""
+
+
+def _passed_over(cluster: Cluster, demand: Demand) -> str:
+    """The pools of its family that a demand draws nothing from, for people; empty where it asked for some by name."""
+    if demand.pools:
+        return ""
+    others = [
+        f"{pool.name} is {why}"
+        for pool in sorted(cluster.pools, key=lambda pool: pool.name)
+        if pool.cidr.family is demand.family and (why := _why_not(pool, demand))
+    ]
+    more = f" and {len(others) - SAID} more" if len(others) > SAID else ""
+    return f"; {', '.join(others[:SAID])}{more}" if others else ""
 
 
 def pool_of(pools: Iterable[IPPool], family: Family, address: bytes) -> IPPool | None:
@@ -361,7 +393,8 @@ def assign_addresses(cluster: Cluster, demand: Demand, clock: Clock) -> Procedur
             reason = "the cluster's IPAM configuration forbids new blocks (autoAllocateBlocks)"
             break
         if held >= limit:
-            reason = f"node {demand.node} has {held} blocks of {', '.join(pool.name for pool in pools)}, the limit"
+            names = ", ".join(pool.name for pool in pools)
+            reason = f"node {demand.node} has {held} blocks of {names}, the limit (maxBlocksPerHost)"
             break
         claimed = yield from _claim_next(cluster, pools, demand.node, known, clock)
         if claimed is None:
@@ -378,6 +411,7 @@ def assign_addresses(cluster: Cluster, demand: Demand, clock: Clock) -> Procedur
         if cluster.config.strict_affinity:
             reason += "; addresses of other nodes' blocks are not given out (strictAffinity)"
         reason += yield from _not_given(cluster, usable, reserved)
+        reason += _passed_over(cluster, demand)
     return Outcome(tuple(given), tuple(_pools_of(pools, demand.family, given)), reason)
 
 

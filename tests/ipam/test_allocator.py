@@ -173,9 +173,9 @@ def test_pools_asked_for_are_tried_in_their_order_and_all_must_be_there():
     assert first.startswith("10.0.1.")
     (second,) = site.assign(demand("n2", "two", pools=("10.0.0.0/30", "b")))
     assert second.startswith("10.0.0.")
-    for wrong in ("off", "nope"):
+    for wrong, why in (("off", "disabled"), ("nope", "not there")):
         assert site.assign(demand("n1", "four", pools=("a", wrong))) == []
-        assert site.reason == f"the pool asked for, {wrong}, is no enabled one of this family and for this use"
+        assert site.reason == f"the pool asked for, {wrong}, is {why}"
 
 
 def test_the_limit_of_blocks_counts_those_of_the_pools_in_question():
@@ -211,6 +211,32 @@ def test_addresses_that_nobody_has_and_nobody_is_given_are_said():
     assert first == "no block is free in small" and "strictAffinity" in others[0]
     assert others[1].startswith("3 of the node's addresses cool down for 300 s (ipCooldownSeconds), the first since 20")
     assert others[2].startswith("2 are reserved or in use elsewhere")
+
+
+def test_pools_that_nothing_is_drawn_from_are_said_with_the_reason():
+    elsewhere = parse_selector("rack == 'other'")
+    others = (
+        pool("a", "10.1.0.0/28", 30, disabled=True),
+        pool("b", "10.2.0.0/28", 30, allowed_uses=(AllowedUse.TUNNEL,)),
+        pool("c", "10.3.0.0/28", 30, assignment_mode=AssignmentMode.MANUAL),
+        pool("d", "10.4.0.0/28", 30, node_selector=elsewhere),
+        pool("e", "10.5.0.0/28", 30, namespace_selector=elsewhere),
+        pool("v6", "fd00:244::/120", 122, disabled=True),
+    )
+    said = (
+        "a is disabled, b is for other uses (allowedUses), c is only for who asks for it (assignmentMode), "
+        "d is for other nodes (nodeSelector), e is for other namespaces (namespaceSelector)"
+    )
+    site = Site(*others)
+    assert site.assign(demand("n1", "x")) == []
+    assert site.reason == f"there is no enabled pool of this family for it; {said}"
+    site = Site(*others, SMALL)
+    assert len(site.assign(demand("n1", "x", 17))) == 16
+    assert site.reason == f"no block is free in small; {said}"
+    site = Site(*(pool(f"p{each}", f"10.{each}.0.0/28", 30, disabled=True) for each in range(1, 9)))
+    assert site.assign(demand("n1", "x")) == [] and site.reason.endswith("p5 is disabled and 3 more")
+    site = Site(pool("v6", "fd00:244::/120", 122, disabled=True))
+    assert site.assign(demand("n1", "x")) == [] and site.reason == "there is no enabled pool of this family for it"
 
 
 def test_limits_of_blocks():
@@ -590,5 +616,5 @@ def test_empty_blocks_are_given_up_where_no_pool_at_all_is_for_the_node():
     site.release("a")
     assert len(site.store.blocks) == 1
     site.cluster = Cluster((pool("small", "10.0.0.0/28", 30, node_selector=parse_selector("rack == 'other'")),))
-    assert site.assign(demand("n1", "b")) == [] and "no pool's selectors fit" in site.reason
+    assert site.assign(demand("n1", "b")) == [] and "small is for other nodes (nodeSelector)" in site.reason
     assert not site.store.blocks and not site.store.affinities
