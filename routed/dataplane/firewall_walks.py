@@ -73,7 +73,8 @@ class WalkRules:
                 rules.append((words.denied(mirror.host, f"{origin}: {asked}" if asked else origin), origin))
             whole.append((nft.verdict(Verdict.JUMP, chain), ""))
             whole.append((words.has_mark(layout.ALLOWED) + self._allowed(place), ""))
-        whole.append((self._undecided(place, "the last tier" if stages else "no policy"), ""))
+        origin = "end of the last tier" if stages else "end of no policy"
+        whole.append((self._undecided(place, origin), "" if place in layout.OPEN_ENDED else origin))
         return found | {name: whole}
 
     # ---- inside
@@ -114,4 +115,4 @@ class WalkRules:
     def _undecided(self, place: Place, origin: str) -> bytes:
         if place in layout.OPEN_ENDED:
             return nft.verdict(Verdict.RETURN)
-        return words.denied(self._mirror.host, f"end of {origin}")
+        return words.denied(self._mirror.host, origin)
