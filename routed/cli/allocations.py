@@ -125,15 +125,15 @@ def _complete(contents: Contents) -> State:
     return state_of(each.resource for each in contents.resources.values())
 
 
-def _allocation(state: State, text: str) -> Finding:
+def _allocation(state: State, text: str, option: str = "--ip") -> Finding:
     """An address that is to be released though it may not have leaked. Raises UsageError where somebody has it."""
     try:
         address = parse_address(text)
     except ValueError:
-        raise UsageError(f"--ip: not an address: {text!r:.60}") from None
+        raise UsageError(f"{option}: not an address: {text!r:.60}") from None
     who = holders(state).get(address)
     if who:
-        raise UsageError(f"--ip: {format_address(address)} is that of {who[0]}; remove that first")
+        raise UsageError(f"{option}: {format_address(address)} is that of {who[0]}; remove that first")
     for block in state.blocks:
         if not covers_address(block.cidr, address):
             continue
@@ -147,12 +147,12 @@ def _allocation(state: State, text: str) -> Finding:
                     handle=owner.handle_id or "",
                     sequence=block.sequence_number_for_allocation.get(ordinal, -1),
                 )
-    raise UsageError(f"--ip: {format_address(address)} is not given out")
+    raise UsageError(f"{option}: {format_address(address)} is not given out")
 
 
 def _under_handle(state: State, handle: str) -> list[Finding]:
     found = [
-        _allocation(state, format_address(address_at(block, ordinal)))
+        _allocation(state, format_address(address_at(block, ordinal)), "--handle")
         for block in state.blocks
         for ordinal, owner in allocations(block)
         if owner.handle_id == handle

@@ -178,6 +178,8 @@ def parse_request(call: Call) -> Request:
     for name, kind, what in _PARTS:
         if previous is not None and not isinstance(previous.get(name), kind | None):
             raise CniError(DECODE_FAILURE, f"prevResult.{name}: must be {what}")
+    if previous is not None:
+        _refuse_members(previous)
     if command == "CHECK" and previous is None:
         raise CniError(INVALID_CONFIGURATION, "prevResult: is required to check an attachment")
     arguments = _arguments(environment.get("CNI_ARGS", ""))
@@ -332,6 +334,26 @@ def as_object(of: JsonObject, name: str) -> JsonObject:
     if not isinstance(value, dict):
         raise CniError(INVALID_CONFIGURATION, f"{name}: must be an object")
     return value
+
+
+def _refuse_members(previous: JsonObject) -> None:
+    """What lists of a `prevResult` have is in our result too, which the runtime must be able to read. Raises CniError."""
+    interfaces, ips, routes = (
+        each if isinstance(each := previous.get(name), list) else [] for name in ("interfaces", "ips", "routes")
+    )
+    for number, each in enumerate(interfaces):
+        if not isinstance(each, dict) or not isinstance(each.get("name"), str):
+            raise CniError(DECODE_FAILURE, f"prevResult.interfaces[{number}]: must be an object with a name")
+    for number, each in enumerate(ips):
+        if not isinstance(each, dict):
+            raise CniError(DECODE_FAILURE, f"prevResult.ips[{number}]: must be an object")
+        as_address(f"prevResult.ips[{number}].address", each.get("address"))
+        if type(each.get("interface", 0)) is not int:
+            raise CniError(DECODE_FAILURE, f"prevResult.ips[{number}].interface: must be a number")
+    for number, each in enumerate(routes):
+        if not isinstance(each, dict):
+            raise CniError(DECODE_FAILURE, f"prevResult.routes[{number}]: must be an object")
+        as_address(f"prevResult.routes[{number}].dst", each.get("dst"))
 
 
 def _texts(of: JsonObject, where: str) -> dict[str, str]:

@@ -163,6 +163,10 @@ class Dataplane(Protocol):
         """Why pods that are there may not be reached, or empty."""
 
     @property
+    def away(self) -> str:
+        """The datastore has not answered for so long that nobody should be sent here, and why; or empty."""
+
+    @property
     def not_ours(self) -> str:
         """Why what goes by this node's name may be another machine's, or empty."""
 
@@ -816,7 +820,7 @@ class Pods:
     def _not_ready(self) -> str:
         if not any(not pool.disabled for pool in self.cluster().pools):
             return self._dataplane.ready or "there is no enabled IPPool"
-        return self._dataplane.ready or self.lock
+        return self._dataplane.ready or self.lock or self._dataplane.away
 
     @property
     def lock(self) -> str:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import os
 import re
+import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from typing import TYPE_CHECKING
 
@@ -54,6 +55,8 @@ DEFAULT_MTU = 1500
 _LOOPBACK = "lo"
 _FAMILIES = (Family.IPV4_UNICAST, Family.IPV6_UNICAST)
 _VIRTUAL = re.compile("|".join(f"(?:{each})" for each in VIRTUAL))
+#: Seconds for which the datastore may be away before STATUS says so: what is short should not take a node out of use.
+AWAY = 60.0
 #: Seconds the Kubernetes API may take to say what a pod is.
 API = 5.0
 _POLL = 0.001
@@ -101,6 +104,7 @@ class Workloads:
             named_policies,
         )
         self._kubernetes = kubernetes
+        self._health = followed.health
         self._wiring = PodWiring()
         self.pods = Pods(
             config.node_name,
@@ -311,6 +315,13 @@ class Workloads:
         if self._core.restart.deferring:
             return "routed restarts and waits for its peers; try again"
         return self.not_ours
+
+    @property
+    def away(self) -> str:
+        health = self._health
+        if health.connected or health.as_of is None or time.time() - health.as_of < AWAY:
+            return ""
+        return f"the datastore has not answered for {AWAY:g} s: {health.problem}"
 
     @property
     def not_ours(self) -> str:

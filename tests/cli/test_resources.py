@@ -311,7 +311,8 @@ def test_ipam_release_takes_nothing_that_somebody_has(desk: Desk, tmp_path: Path
     before = desk.run("ipam", "show").out
     ran = desk.run("ipam", "release", "--ip", "10.244.1.2")
     assert ran.status == 2 and "is that of WorkloadEndpoint" in ran.err
-    assert desk.run("ipam", "release", "--handle", "k8s-pod-network.Ab_12").status == 2
+    ran = desk.run("ipam", "release", "--handle", "k8s-pod-network.Ab_12")
+    assert ran.status == 2 and "--handle: 10.244.1.2 is that of WorkloadEndpoint" in ran.err
     assert "is not given out" in desk.run("ipam", "release", "--ip", "10.244.1.1").err
     assert "no report" in desk.run("ipam", "release", "--from-report", desk.file("{}", "report.json")).err
     report = str(tmp_path / "report.json")

@@ -148,7 +148,7 @@ class Dataplane:
     def __init__(self) -> None:
         self.published: list[Update] = []
         self.problem = ""
-        self.ready = self.not_ours = ""
+        self.ready = self.not_ours = self.away = ""
         self.limited = ""
         self.source_spoofing = False
         self.workload_prefixes = ("cali",)
@@ -413,6 +413,11 @@ def test_not_ready_is_try_again(store: Store, runner: asyncio.Runner):
             assert raised.value.code == code
         node.dataplane.ready = ""
         await node.call("STATUS")
+        node.dataplane.away = "the datastore has not answered for 60 s"
+        with pytest.raises(CniError, match="has not answered for 60 s") as raised:
+            await node.call("STATUS")
+        assert raised.value.code == 50
+        await node.call("ADD")  # who asks for it all the same finds out himself
         await node.close()
 
     runner.run(main())
