@@ -45,11 +45,19 @@ class Listening:
         finally:
             os.umask(old)
 
+    @property
+    def is_there(self) -> bool:
+        """The path still leads here."""
+        try:
+            return os.stat(self.path).st_ino == self._inode
+        except OSError:
+            return False
+
     def close(self) -> None:
         """Also from its folder, if it is still ours there."""
         self.socket.close()
-        with contextlib.suppress(OSError):
-            if os.stat(self.path).st_ino == self._inode:
+        if self.is_there:
+            with contextlib.suppress(OSError):
                 os.unlink(self.path)
 
 

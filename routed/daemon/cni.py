@@ -24,12 +24,15 @@ from routed.cni.call import (
 from routed.cni.protocol import MAX_CALL, MAX_MESSAGE, SYSCTLS_DONE, encode_result, encode_sysctls, parse_call
 from routed.cni.results import format_error
 from routed.control.listening import Listening
+from routed.daemon.background import Background
 from routed.errors import CniError, ConfigError, RoutedError
 
 #: Calls handled at once; more wait in the socket's queue.
 BACKLOG = 512
 #: Seconds the plugin may take to write sysctls.
 PATIENCE = 10.0
+#: Seconds between two looks whether the socket is still where the plugin looks for it.
+LOOK = 5.0
 _DESCRIPTORS = 2
 #: What the plugin opens, so that the kernel need not be asked what it is.
 _NETLINK = (socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
@@ -105,24 +108,47 @@ class CniServer:
         self._handler = handler
         self._bug = bug
         self._listening: Listening | None = None
+        self._looking = Background()
+        self.problem = ""
+        """Why no call arrives; empty where they do."""
         self._calls: set[asyncio.Task[None]] = set()
 
     def start(self, path: str) -> None:
-        """Listen at `path`, for root alone. Raises ConfigError."""
+        """Listen at `path`, for root alone, also where somebody removes it. Raises ConfigError."""
         self._loop = asyncio.get_running_loop()
-        self._listening = Listening(path, socket.SOCK_SEQPACKET, 0o600, BACKLOG, "cni.socket")
-        self._loop.add_reader(self._listening.socket.fileno(), self._accept)
+        self._listen(path)
+        self._looking.start(self._look(path))
 
     async def stop(self) -> None:
         """No more calls; those under way are ended."""
-        if self._listening is None:
-            return
-        self._loop.remove_reader(self._listening.socket.fileno())
-        self._listening.close()
-        self._listening = None
+        await self._looking.stop()
+        self._end_listening()
         for call in self._calls:
             call.cancel()
         await asyncio.gather(*self._calls, return_exceptions=True)
+
+    def _listen(self, path: str) -> None:
+        self._listening = Listening(path, socket.SOCK_SEQPACKET, 0o600, BACKLOG, "cni.socket")
+        self._loop.add_reader(self._listening.socket.fileno(), self._accept)
+
+    def _end_listening(self) -> None:
+        if self._listening is not None:
+            self._loop.remove_reader(self._listening.socket.fileno())
+            self._listening.close()
+            self._listening = None
+
+    async def _look(self, path: str) -> None:
+        """The plugin would find nobody at a path that leads nowhere, and nobody here would know."""
+        while True:
+            await asyncio.sleep(LOOK)
+            if self._listening is None or not self._listening.is_there:
+                self._end_listening()
+                try:
+                    self._listen(path)
+                except ConfigError as error:
+                    self.problem = f"no CNI call arrives: {error}"
+                else:
+                    self.problem = ""
 
     def _accept(self) -> None:
         assert self._listening is not None

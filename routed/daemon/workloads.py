@@ -237,7 +237,10 @@ class Workloads:
     def problems(self) -> tuple[str, ...]:
         return (
             *self._not_forwarding(),
-            *filter(None, (self._problem, self._api_problem, self.pods.problem, self.pods.who.problem)),
+            *filter(
+                None,
+                (self._server.problem, self._problem, self._api_problem, self.pods.problem, self.pods.who.problem),
+            ),
             *self.policy.problems,
             *self.pod_keeper.problems,
             *self.tunnels.problems,

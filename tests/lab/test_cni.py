@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -317,6 +318,21 @@ def test_the_mtu_is_the_uplink_s_less_what_tunnels_need(node: Node):
         lambda: "mtu 1330 " in node.namespace.run("ip", "link", "show", "vxlan.calico", check=False), 30,
         "the tunnel follows its uplink", state=node.lab.report,
     )  # fmt: skip
+
+
+def test_a_socket_whose_file_somebody_removes_is_listened_at_again(node: Node):
+    path = Path(node.runtime.socket)
+    path.unlink()
+    wait_for(node.is_ready, 30, "the plugin finds the daemon again", state=node.lab.report)
+    path.unlink()
+    path.mkdir()
+    wait_for(
+        lambda: "no CNI call arrives" in node.routed.ctl("status"), 30, "where it cannot, it says so",
+        state=node.lab.report,
+    )  # fmt: skip
+    path.rmdir()
+    wait_for(node.is_ready, 30, "and listens as soon as it can", state=node.lab.report)
+    assert "no CNI call arrives" not in node.routed.ctl("status")
 
 
 def test_gc_removes_what_the_runtime_forgot(node: Node):
