@@ -27,7 +27,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from routed.model.deletion import is_announced, is_given_back
-from routed.model.ipam import IPAMBlock, IPAMHandle
+from routed.model.ipam import IPAMBlock, IPAMConfig, IPAMHandle, IPReservation
 from routed.model.kubernetes import KubernetesNetworkPolicy
 from routed.model.policies import (
     GlobalNetworkPolicy,
@@ -56,7 +56,8 @@ POLICY = frozenset(
 
 
 #: Kinds of which there may well be none left, and no packet goes by them: deletions are followed at once, however many.
-HARMLESS = frozenset({CalicoNodeStatus.kind, IPAMHandle.kind})
+#: Addresses are given by what the store has, whatever is believed: to hold what is asked about them there would do nothing.
+HARMLESS = frozenset({CalicoNodeStatus.kind, IPAMConfig.kind, IPAMHandle.kind, IPReservation.kind})
 
 #: Seconds after which it is told that something is held: where the last of a kind goes on purpose, the rest of the same
 #: write says so a moment later.

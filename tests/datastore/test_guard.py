@@ -229,6 +229,24 @@ def test_without_a_guard_all_is_followed_at_once() -> None:
     assert names(guard.changes([gone("p0")], 1.0)) == ["p0"]
 
 
+def test_what_only_the_allocator_asks_about_goes_at_once_and_alarms_nobody() -> None:
+    """Addresses are given by what the store has: the only reservation, and the one configuration."""
+    guard = full(1)
+    known = [
+        parse_manifest(
+            {"apiVersion": "projectcalico.org/v3", "kind": kind, "metadata": {"name": "default"}, "spec": spec}
+        )
+        for kind, spec in (("IPReservation", {"reservedCIDRs": ["10.65.0.0/28"]}), ("IPAMConfig", {}))
+    ]
+    guard.changes([Change(each.key, each, 1) for each in known], 0.0)
+    for each in known:
+        assert guard.changes([Change(each.key, None)], 10.0) == [Update(each.key, None)]
+    assert guard.due() is None and not guard.held and guard.sentences(100.0) == []
+    guard.changes([Change(each.key, each, 2) for each in known], 20.0)
+    assert len(guard.changes([gone("p0"), *(Change(each.key, None) for each in known)], 30.0)) == 2
+    assert [key.kind for key in guard.held] == ["BGPPeer"]  # an accident of which they are part is none the less one
+
+
 def test_own_deletions_are_followed_however_many_and_count_as_nothing() -> None:
     guard = full(10)
     own = [peer(f"p{number}").key for number in range(8)]
