@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable
 from routed.core.effects import Level, problem_lines
 from routed.daemon.background import Background
 from routed.daemon.pods import Pods
-from routed.dataplane.forwarding import filters_sources
+from routed.dataplane.forwarding import filters_sources, translates_on_bridges
 from routed.dataplane.pod_state import NodeState
 from routed.dataplane.pods import NODE_MAC, PodPort, PodWiring, pods_ends
 from routed.dataplane.sockets import is_overflow, open_link_monitor
@@ -274,6 +274,8 @@ class PodKeeper:
         self._mtus = {index: self._mtus.get(index, mtu) for index, mtu in there.items()}
         if any(self._pods.spoofs(each.allow_spoofed_source_prefixes) for each in self._by_interface.values()):
             problems += filter(None, (filters_sources(),))
+        if any(each.bridge for each in self._by_interface.values()):
+            problems += filter(None, (translates_on_bridges(),))
         missing = [each for each in self._by_interface.values() if each.interface_name not in node.links]
         there_are = [each for each in self._by_interface.values() if self._may_be_mended(each, node)]
         for endpoint in await asyncio.to_thread(lambda: [each for each in there_are if self._wrong(each, node)]):

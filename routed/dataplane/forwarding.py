@@ -14,6 +14,9 @@ from routed.net.families import Family
 
 ROOT = "/proc/sys/net"
 
+#: What br_netfilter, where it is loaded, asks before it hands frames on a bridge to rules for IP packets.
+_OF_BRIDGES = ("bridge/bridge-nf-call-iptables", "bridge/bridge-nf-call-ip6tables")
+
 _SWITCHES = {Family.IPV4_UNICAST: "ipv4/ip_forward", Family.IPV6_UNICAST: "ipv6/conf/all/forwarding"}
 
 
@@ -59,6 +62,21 @@ def filters_sources(root: str = ROOT) -> str:
     return (
         "net.ipv4.conf.all.rp_filter is 1, so what pods send from allowSpoofedSourcePrefixes is dropped: "
         "sysctl -w net.ipv4.conf.all.rp_filter=0"
+    )
+
+
+def translates_on_bridges(root: str = ROOT) -> str:
+    """Why a pod at a bridge does not reach its neighbours there by a translated address, or empty.
+
+    br_netfilter translates the destination while the frame is on the bridge, finds that the bridge itself is the way out,
+    and sends the frame on to the other port, which is isolated; the node never routes it.
+    """
+    on = ["net." + each.replace("/", ".") for each in _OF_BRIDGES if _read(os.path.join(root, each)) not in ("", "0")]
+    if not on:
+        return ""
+    return (
+        f"{' and '.join(on)} {'is' if len(on) == 1 else 'are'} 1, so a pod at a bridge reaches no Service and no host port "
+        f"whose pod is at the same bridge: sysctl -w {' '.join(f'{each}=0' for each in on)}, or attach pods without a bridge"
     )
 
 

@@ -6,6 +6,7 @@ Real packets: what is allowed and what policy forbids, stolen addresses, stolen 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from itertools import permutations
@@ -17,7 +18,7 @@ from routed.testing.lab import Lab, Namespace, wait_for
 from routed.testing.lab.echoes import echoes
 from routed.testing.routers import resource
 from tests.lab.test_cni import DUAL, Answer
-from tests.lab.test_cni_etcd import Site
+from tests.lab.test_cni_etcd import TCP_SERVER, Site
 
 pytestmark = [pytest.mark.lab, pytest.mark.etcd]
 
@@ -177,6 +178,63 @@ def test_frames_past_the_gateway_reach_no_neighbour(site: Bridged) -> None:
     wait_for(lambda: a.pings(ipv4), 30, "by the gateway it is reached")
     assert own not in heard.text()
     heard.kill()
+
+
+SERVICES = ("10.96.0.10", "fd00:96::10")
+OF_BRIDGES = ("net.bridge.bridge-nf-call-iptables", "net.bridge.bridge-nf-call-ip6tables")
+CONNECT = "import socket, sys; print(socket.create_connection((sys.argv[1], 80), 3).recv(100).decode())"
+
+
+@pytest.mark.skipif(
+    not os.path.exists("/proc/sys/net/bridge"), reason="the kernel has no br_netfilter, or it is not loaded"
+)
+def test_services_of_the_same_bridge_take_bridges_that_do_not_translate_and_status_says_so(site: Bridged) -> None:
+    """As kube-proxy and portmap translate: the destination, and the source too of who is its own server."""
+    node, routed = site.nodes[1].namespace, site.nodes[1].routed
+    (a, *of_a), (b, *of_b), c = site.of("a"), site.of("b"), site.pods["c"][0]
+    server = b.start("server", sys.executable, "-c", TCP_SERVER)
+    wait_for(lambda: "listening" in server.text(), 30, "the server listens")
+    for family, service, address in zip(("ip", "ip6"), SERVICES, of_b, strict=True):
+        to = f"[{address}]:8080" if family == "ip6" else f"{address}:8080"
+        node.run(
+            "nft",
+            f"add table {family} services;"
+            f"add chain {family} services pre {{ type nat hook prerouting priority -100; }};"
+            f"add rule {family} services pre {family} daddr {service} tcp dport 80 dnat to {to};"
+            f"add chain {family} services post {{ type nat hook postrouting priority 100; }};"
+            f"add rule {family} services post {family} saddr {address} {family} daddr {address} masquerade",
+        )
+    closed = resource("GlobalNetworkPolicy", "in", {"selector": "pod == 'b'", "types": ["Ingress"], "ingress": []})
+
+    def reaches(source: Namespace, service: str) -> str:
+        return source.run(sys.executable, "-c", CONNECT, service, check=False).strip()
+
+    def told() -> bool:
+        return "a pod at a bridge reaches no Service" in routed.ctl("status")
+
+    try:
+        node.run("sysctl", "-w", *(f"{each}=1" for each in OF_BRIDGES))
+        wait_for(told, 60, "status tells of it", state=lambda: routed.ctl("status"))
+        assert all(each in routed.ctl("status") for each in OF_BRIDGES)
+        assert all(reaches(c, service) for service in SERVICES), "who is beside the bridge is not concerned"
+        assert not any(reaches(a, service) for service in SERVICES), "else status would complain of nothing"
+        node.run("sysctl", "-w", *(f"{each}=0" for each in OF_BRIDGES))
+        for own, service in zip(of_a, SERVICES, strict=True):
+            assert reaches(a, service) == own
+            assert reaches(b, service), "and itself"
+        wait_for(lambda: not told(), 60, "status tells of it no more", state=lambda: routed.ctl("status"))
+        site.etcd.put_resource("globalnetworkpolicies", closed)
+        for service in SERVICES:
+            wait_for(
+                lambda service=service: not reaches(a, service), 30, "policy is asked of it", state=site.lab.report
+            )
+    finally:
+        site.routedctl("delete", "globalnetworkpolicy", "in", check=False)
+        node.run("sysctl", "-w", *(f"{each}=1" for each in OF_BRIDGES))
+        for family in ("ip", "ip6"):
+            node.run("nft", "delete", "table", family, "services")
+        server.kill()
+    wait_for(lambda: not site.unreachable(), 30, "and all is open again", state=site.unreachable)
 
 
 def test_a_restart_loses_nothing_and_check_sees_what_is_wrong(site: Bridged) -> None:
