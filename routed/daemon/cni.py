@@ -128,7 +128,12 @@ class CniServer:
         await asyncio.gather(*self._calls, return_exceptions=True)
 
     def _listen(self, path: str) -> None:
-        self._listening = Listening(path, socket.SOCK_SEQPACKET, 0o600, BACKLOG, "cni.socket")
+        """Raises ConfigError."""
+        try:
+            os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+            self._listening = Listening(path, socket.SOCK_SEQPACKET, 0o600, BACKLOG, "cni.socket")
+        except OSError as error:  # of the folder, or there is no descriptor for another socket
+            raise ConfigError(path, f"cni.socket: cannot listen there: {error.strerror}") from None
         self._loop.add_reader(self._listening.socket.fileno(), self._accept)
 
     def _end_listening(self) -> None:

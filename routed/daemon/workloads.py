@@ -165,12 +165,7 @@ class Workloads:
                 f"cni.enabled: pods' addresses and endpoints are written to the datastore, and routed may not write to "
                 f"{folder}; put datastore.path where it may, as below /var/lib/routed",
             )
-        path = self._config.cni.socket
-        try:
-            os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-        except OSError as error:
-            raise ConfigError("", f"cni.socket: cannot listen at {path}: {error.strerror}") from None
-        self._server.start(path)
+        self._server.start(self._config.cni.socket)
         self.pod_keeper.start()
         self.tunnels.start()
         self.tunnel_addresses.start()
