@@ -347,13 +347,23 @@ def _refuse_members(previous: JsonObject) -> None:
     for number, each in enumerate(ips):
         if not isinstance(each, dict):
             raise CniError(DECODE_FAILURE, f"prevResult.ips[{number}]: must be an object")
-        as_address(f"prevResult.ips[{number}].address", each.get("address"))
-        if type(each.get("interface", 0)) is not int:
+        _refuse_no_network(f"prevResult.ips[{number}].address", each.get("address"))
+        place = each.get("interface")
+        if "interface" in each and type(place) is not int:
             raise CniError(DECODE_FAILURE, f"prevResult.ips[{number}].interface: must be a number")
+        if isinstance(place, int) and not 0 <= place < len(interfaces):
+            where = f"prevResult.ips[{number}].interface"
+            raise CniError(INVALID_CONFIGURATION, f"{where}: {place} is the place of none of prevResult.interfaces")
     for number, each in enumerate(routes):
         if not isinstance(each, dict):
             raise CniError(DECODE_FAILURE, f"prevResult.routes[{number}]: must be an object")
-        as_address(f"prevResult.routes[{number}].dst", each.get("dst"))
+        _refuse_no_network(f"prevResult.routes[{number}].dst", each.get("dst"))
+
+
+def _refuse_no_network(where: str, value: JsonValue) -> None:
+    as_address(where, value)
+    if "/" not in str(value):
+        raise CniError(INVALID_CONFIGURATION, f"{where}: {value!r} has no length, as 10.0.0.1/24 has")
 
 
 def _texts(of: JsonObject, where: str) -> dict[str, str]:

@@ -58,6 +58,12 @@ def test_ranges_are_pools():
             6,
             r"prevResult.ips\[0\].interface: must be a number",
         ),
+        (
+            {"prevResult": {"ips": [{"address": "10.0.0.1/24", "interface": 1}], "interfaces": [{"name": "a"}]}},
+            7,
+            r"prevResult.ips\[0\].interface: 1 is the place of none of prevResult.interfaces",
+        ),
+        ({"prevResult": {"ips": [{"address": "10.0.0.1"}]}}, 7, r"prevResult.ips\[0\].address: '10.0.0.1' has no length"),
         ({"prevResult": {"interfaces": [{}]}}, 6, r"prevResult.interfaces\[0\]: must be an object with a name"),
         ({"prevResult": {"routes": [{"dst": 7}]}}, 7, r"prevResult.routes\[0\].dst: 7 is no address"),
         ({"ipam": {"type": "host-local", "ranges": [[{"subnet": "10.1.0.0/24"}]]}}, 7, "ipam.type: 'host-local'"),
