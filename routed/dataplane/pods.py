@@ -56,6 +56,7 @@ from routed.netlink.numbers import (
     IPV4_DEVCONF_RP_FILTER,
     RT_TABLE_MAIN,
 )
+from routed.netlink.routes import Flow, RouteDecoder, ask_way
 from routed.netlink.tunnels import change_link, remove_neighbour
 from routed.netlink.veth import (
     Pair,
@@ -81,8 +82,9 @@ from routed.netlink.veth import (
 from routed.values import dataclass
 
 _SIOCGIFMTU = 0x8921
-#: Seconds in which the kernel should have seen that a pair's other end is up, and between two looks.
+#: Seconds in which the kernel should have seen that a pair's other end is up, or made routes, and between two looks.
 _CARRIER, _LOOK_AGAIN = 5.0, 0.002
+_RTN_LOCAL = 2
 #: The index of `lo` in every network namespace.
 _LOOPBACK = 1
 #: A link with a smaller MTU has no IPv6 (RFC 8200 5).
@@ -243,6 +245,7 @@ class PodWiring:
                 answers = self._node.ask_all([*acquaint, get_link(self._node.next(), port.interface)], what)
             if not _passes(answers):
                 self._await_carrier(port.interface, what)
+            self._await_addresses(port, Exchange(inside))
             return pair.index
         except BaseException:
             made = self.index_of(port.interface)
@@ -525,6 +528,17 @@ class PodWiring:
                 raise KernelError(errno.ENETDOWN, "the kernel does not see that its other end is up", what)
             time.sleep(_LOOK_AGAIN)
 
+    def _await_addresses(self, port: PodPort, inside: Exchange) -> None:
+        """Until the pod takes what is for its IPv6 addresses. The kernel says that it has them, and makes the routes to them
+        later, among its other work; what comes before is no packet of the pod's."""
+        until = time.monotonic() + _CARRIER
+        for family, address in port.addresses:
+            while family is Family.IPV6_UNICAST and not _is_at_home(inside, address):
+                if time.monotonic() > until:
+                    what = f"interface {port.pod_interface} inside the pod ({format_address(address)})"
+                    raise KernelError(errno.EADDRNOTAVAIL, "the kernel makes no route to its address", what)
+                time.sleep(_LOOK_AGAIN)
+
     def _write_sysctls(self, interface: str, values: Iterable[tuple[str, str]], told: Sequence[int] = ()) -> None:
         """`told`: what the kernel said of the interface's IPv6."""
         for template, value in values:
@@ -563,6 +577,18 @@ def _passes(answers: Iterable[Message]) -> bool:
     """Whether a link, by what the kernel says of it, hands packets on."""
     links = [decode_link(answer.data) for answer in answers]
     return any(link is not None and link.up and link.running for link in links)
+
+
+def _is_at_home(inside: Exchange, address: bytes) -> bool:
+    """Whether packets to an address are for who is asked."""
+    try:
+        (answer,) = inside.ask(ask_way(Flow(address), inside.next()), f"the way to {format_address(address)}")
+    except KernelError as error:
+        if error.errno not in (errno.ENETUNREACH, errno.EHOSTUNREACH):
+            raise
+        return False
+    found = RouteDecoder().decode(answer.data)
+    return found is not None and found[2].kind == _RTN_LOCAL
 
 
 def _speaks_ipv6(port: PodPort) -> bool:

@@ -524,8 +524,16 @@ class RouteSync:
                 yield entry
 
     def entry(self, family: Family, prefix: bytes) -> FibEntry | None:
-        """One route of ours, or None."""
-        return self._tables[family].entry(prefix, self._watch, self.problem)
+        """One route of ours, or None. What is on its way to the kernel is not there before the kernel says so."""
+        table = self._tables[family]
+        entry = table.entry(prefix, self._watch, self.problem)
+        if entry is not None and entry.state == "installed" and self._is_on_its_way(table, prefix):
+            return FibEntry(family, prefix, entry.route, "pending")
+        return entry
+
+    def _is_on_its_way(self, table: OwnRoutes, prefix: bytes) -> bool:
+        segments = (segment for chunk in self._in_flight for segment in chunk.segments)
+        return any(segment.table is table and prefix in segment for segment in segments)
 
     # ---- inside: writing
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from functools import partial
 
 import pytest
 
@@ -315,6 +316,21 @@ def test_the_engine_needs_no_kernel_to_say_what_it_wants():
     engine.start(5.0)
     assert engine.next_timer() == 5.0
     assert engine.take_dump(5.0)
+
+
+def test_what_is_on_its_way_is_not_there_before_the_kernel_says_so(started):
+    """Who waits for a pod's route must not be told while a thread that writes it has not had its turn."""
+    prefix = parse_prefix("10.1.0.1/32")
+    started.apply("10.1.0.1/32", dev=started.eth0)
+    now = started.driver.now
+    (data,) = iter(partial(started.engine.take_write, now), None)
+    assert data and started.engine.routes.entry(*prefix).state == "pending"
+    writer = started.driver._writer
+    writer.send(data)
+    assert started.engine.routes.entry(*prefix).state == "pending"
+    for answer in iter(writer.receive, None):
+        started.engine.writer_data(answer, now)
+    assert started.engine.routes.entry(*prefix).state == "installed" and "10.1.0.1/32" in started.ours()
 
 
 def test_a_conflict_that_ends_is_noticed_however_long_it_lasted(started):

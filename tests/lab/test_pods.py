@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from routed.dataplane import pods as wiring_module
+from routed.dataplane.exchange import Exchange
 from routed.dataplane.pods import (
     GATEWAYS,
     IPV6_SYSCTLS,
@@ -150,6 +152,16 @@ def test_the_node_s_end_of_a_pod_without_ipv6_has_none_and_hears_no_router(node:
     small.port = replace(small.port, mtu=1000)  # where the kernel has no IPv6 to be kept quiet
     node.attach(small)
     assert small.namespace.pings("10.65.0.1")
+
+
+def test_an_address_counts_once_its_packets_are_the_pod_s(node: Node, monkeypatch: pytest.MonkeyPatch):
+    """The kernel makes the route to an IPv6 address some time after it has said that the address is there."""
+    pod = node.pod(1, "10.65.0.1", "fd00:65::1")
+    node.attach(pod)
+    pod.namespace.ip("-6 route del local fd00:65::1 dev eth0 table local")
+    monkeypatch.setattr(wiring_module, "_CARRIER", 0.1)
+    with node.namespace.entered(), pytest.raises(KernelError, match=r"eth0 inside the pod \(fd00:65::1\)"):
+        node.wiring._await_addresses(pod.port, Exchange(pod.inside))
 
 
 @pytest.mark.parametrize("bridge", ["", "br0"])
