@@ -13,6 +13,8 @@ Invariants: this process never enters a namespace. What is inside is done throug
 there. `attach` either does all or leaves nothing behind. The kernel takes tens of milliseconds to delete a pair, and lets
 nobody change or look at links meanwhile: so all but `index_of` and `mtu_of` belongs into threads, any number of them.
 
+Long for one idea: what is made at both ends, what waits until it is so, and what compares it later go through one list.
+
 Not here: the pod's routes on the node (they go with all others, through `routes`), addresses (`ipam`), policy.
 """
 

@@ -158,7 +158,7 @@ def test_an_address_counts_once_its_packets_are_the_pod_s(node: Node, monkeypatc
     """The kernel makes the route to an IPv6 address some time after it has said that the address is there."""
     pod = node.pod(1, "10.65.0.1", "fd00:65::1")
     node.attach(pod)
-    pod.namespace.ip("-6 route del local fd00:65::1 dev eth0 table local")
+    pod.namespace.ip("route del local fd00:65::1 dev eth0 table local")
     monkeypatch.setattr(wiring_module, "_CARRIER", 0.1)
     with node.namespace.entered(), pytest.raises(KernelError, match=r"eth0 inside the pod \(fd00:65::1\)"):
         node.wiring._await_addresses(pod.port, Exchange(pod.inside))
