@@ -4,11 +4,12 @@ What a node has in the datastore goes by its name. A second machine that is call
 name) would give out addresses of the first one's blocks, which lead to the first, and to its container runtime all pods of
 the first are garbage. So whoever takes pods says in etcd which machine it is, under its node's name, anew in time.
 
-Which machine it is: the boot and the network namespace, so that a daemon that is killed goes on at once. After a boot, or
-where the daemon is in a container that was made anew, what the one before said is waited for, `TTL` at most; a daemon that
-ends takes it back.
+Which machine it is: the boot and the network namespace, so that a daemon that is started again, for whatever reason, goes
+on at once. After a boot, or where the daemon is in a container that was made anew, what the one before said is waited for,
+`TTL` at most. A daemon that ends does not take it back: the second would be the node before the first is started again.
 
-Invariants: where etcd cannot be asked, nobody is kept from anything. A folder of files is one node's.
+Invariants: where etcd cannot be asked, nobody is kept from anything that was not kept from it before. A folder of files is
+one node's.
 """
 
 from __future__ import annotations
@@ -79,13 +80,12 @@ class Namesake:
             self._work.start(self._run())
 
     async def stop(self) -> None:
-        """Whoever comes next need not wait."""
+        """See the module's docstring. That the second one runs too is over."""
         await self._work.stop()
-        for each in (self._own, self._other):
-            with contextlib.suppress(StoreError, TimeoutError):
-                async with asyncio.timeout(1):
-                    if each is not None:
-                        await each.give_up()
+        with contextlib.suppress(StoreError, TimeoutError):
+            async with asyncio.timeout(1):
+                if self._other is not None:
+                    await self._other.give_up()
 
     # ---- inside
 
@@ -95,10 +95,11 @@ class Namesake:
             try:
                 pause = await self._look()
             except StoreError:  # whoever asks the datastore for anything says so
-                self.why_not = ""
+                pass
             except Exception as error:
-                self.why_not = ""
                 self._bug("looking for another machine of this name", error)
+            if self.asks and not self.problems:
+                self.why_not = ""
             self.asks = False
             await asyncio.sleep(pause)
 

@@ -40,8 +40,17 @@ def test_the_second_of_a_name_takes_no_pods_and_collects_none(lab: Lab) -> None:
     first.routed.start()
     wait_for(first.is_ready, 30, "it is the same machine", state=lab.report)
     site.add(1, "p1b")
-    # it ends, and the second is the node now
+    # it is stopped and started again: the second has not become the node meanwhile
     first.routed.stop()
-    wait_for(second.is_ready, 60, "it is no longer taken", state=lab.report)
+    looks = second.routed.ctl("status")
+    assert "so this machine takes no pods" in looks
+    # nor does it where etcd is away for a while
+    site.etcd.kill()
+    wait_for(lambda: told("3", "failed to connect"), 60, "it is told that etcd is away", state=lab.report)
+    site.etcd.start()
     first.routed.start()
-    wait_for(lambda: told("1", "so this machine takes no pods"), 30, "now the first is the second", state=lab.report)
+    wait_for(first.is_ready, 60, "the first goes on", state=lab.report)
+    wait_for(lambda: told("1", "runs as node n1 too"), 60, "and is told again", state=lab.report)
+    refused = second.runtime.call("GC", cniVersion="1.1.0", **{"cni.dev/valid-attachments": []})
+    assert refused.output["code"] == 11
+    assert not site.unreachable()
