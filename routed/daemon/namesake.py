@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # gRPC is imported by who needs it: see `datastores`
 
 #: Seconds a machine that died is waited for; it says that it runs three times in that.
 TTL = 60.0
-#: Seconds between two questions of the second one: it may go on soon after the first has ended.
+#: Seconds between two questions while there are two, or where etcd did not answer.
 _AGAIN = 5.0
 _BOOT = "/proc/sys/kernel/random/boot_id"
 
@@ -56,7 +56,6 @@ class Namesake:
         store: EtcdStore | FolderStore,
         log: Callable[[Level, str, str], None],
         bug: Callable[[str, Exception], None],
-        machine: str | None = None,
     ) -> None:
         self._node_name = node_name
         self._log = log
@@ -69,7 +68,7 @@ class Namesake:
         self._work = Background()
         self._own = self._other = None
         if not isinstance(store, FolderStore):
-            run = machine or this_machine()
+            run = this_machine()
             self._own = store.lease(f"runs/{node_name}", node_name, run)
             self._other = store.lease(f"runs-too/{node_name}", node_name, run)
             self.why_not = "it is not known yet whether another machine runs as this node; try again"
