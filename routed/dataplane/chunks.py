@@ -96,6 +96,10 @@ class Chunk:
         self.size += len(data)
         self._out.append(data)
 
+    def changes(self, table: OwnRoutes, prefix: bytes) -> bool:
+        """Whether a message in it is about this route."""
+        return any(segment.table is table and prefix in segment for segment in self.segments)
+
     def finish(self) -> bytes:
         """The octets to send, once."""
         data = b"".join((*self._out, fence(self.sequence)))

@@ -33,6 +33,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from routed.dataplane.exchange import Exchange, open_exchange
 from routed.dataplane.pod_state import NodeState, look, permanent, read_node, ways
 from routed.dataplane.sysctls import ROOT, Sysctls
+from routed.dataplane.way import is_at_home
 from routed.errors import KernelError
 from routed.net.addresses import format_address
 from routed.net.families import Family
@@ -58,7 +59,6 @@ from routed.netlink.numbers import (
     IPV4_DEVCONF_RP_FILTER,
     RT_TABLE_MAIN,
 )
-from routed.netlink.routes import Flow, RouteDecoder, ask_way
 from routed.netlink.tunnels import change_link, remove_neighbour
 from routed.netlink.veth import (
     Pair,
@@ -86,7 +86,6 @@ from routed.values import dataclass
 _SIOCGIFMTU = 0x8921
 #: Seconds in which the kernel should have seen that a pair's other end is up, or made routes, and between two looks.
 _CARRIER, _LOOK_AGAIN = 5.0, 0.002
-_RTN_LOCAL = 2
 #: The index of `lo` in every network namespace.
 _LOOPBACK = 1
 #: A link with a smaller MTU has no IPv6 (RFC 8200 5).
@@ -535,9 +534,9 @@ class PodWiring:
         later, among its other work; what comes before is no packet of the pod's."""
         until = time.monotonic() + _CARRIER
         for family, address in port.addresses:
-            while family is Family.IPV6_UNICAST and not _is_at_home(inside, address):
+            what = f"interface {port.pod_interface} inside the pod ({format_address(address)})"
+            while family is Family.IPV6_UNICAST and not is_at_home(inside, address, what):
                 if time.monotonic() > until:
-                    what = f"interface {port.pod_interface} inside the pod ({format_address(address)})"
                     raise KernelError(errno.EADDRNOTAVAIL, "the kernel makes no route to its address", what)
                 time.sleep(_LOOK_AGAIN)
 
@@ -579,18 +578,6 @@ def _passes(answers: Iterable[Message]) -> bool:
     """Whether a link, by what the kernel says of it, hands packets on."""
     links = [decode_link(answer.data) for answer in answers]
     return any(link is not None and link.up and link.running for link in links)
-
-
-def _is_at_home(inside: Exchange, address: bytes) -> bool:
-    """Whether packets to an address are for who is asked."""
-    try:
-        (answer,) = inside.ask(ask_way(Flow(address), inside.next()), f"the way to {format_address(address)}")
-    except KernelError as error:
-        if error.errno not in (errno.ENETUNREACH, errno.EHOSTUNREACH):
-            raise
-        return False
-    found = RouteDecoder().decode(answer.data)
-    return found is not None and found[2].kind == _RTN_LOCAL
 
 
 def _speaks_ipv6(port: PodPort) -> bool:

@@ -527,13 +527,13 @@ class RouteSync:
         """One route of ours, or None. What is on its way to the kernel is not there before the kernel says so."""
         table = self._tables[family]
         entry = table.entry(prefix, self._watch, self.problem)
-        if entry is not None and entry.state == "installed" and self._is_on_its_way(table, prefix):
+        if (
+            entry is not None
+            and entry.state == "installed"
+            and any(chunk.changes(table, prefix) for chunk in self._in_flight)
+        ):
             return FibEntry(family, prefix, entry.route, "pending")
         return entry
-
-    def _is_on_its_way(self, table: OwnRoutes, prefix: bytes) -> bool:
-        segments = (segment for chunk in self._in_flight for segment in chunk.segments)
-        return any(segment.table is table and prefix in segment for segment in segments)
 
     # ---- inside: writing
 
@@ -706,9 +706,8 @@ class RouteSync:
             chunk.denied = True
             self._denied_until = now + DENIED_RETRY
         index = self._in_flight.index(chunk)
-        for later in islice(self._in_flight, index + 1, None):
-            if any(other.table is table and prefix in other for other in later.segments):
-                return  # what is on its way decides
+        if any(later.changes(table, prefix) for later in islice(self._in_flight, index + 1, None)):
+            return  # what is on its way decides
         if segment.operation is Operation.DELETE and prefix in table.installed:
             self.suspect = True  # a change in two steps, the first of which failed
             return

@@ -5,10 +5,14 @@ The kernel answers such a question at once, without the lock that changes of rou
 
 from __future__ import annotations
 
-from routed.dataplane.exchange import open_exchange
+import errno
+
+from routed.dataplane.exchange import Exchange, open_exchange
 from routed.desired import Gateway
 from routed.errors import KernelError
-from routed.netlink.routes import Flow, RouteDecoder, ask_way
+from routed.netlink.routes import Flow, RouteDecoder, RouteFacts, ask_way
+
+_RTN_LOCAL = 2
 
 
 def way_of(flow: Flow) -> Gateway | None:
@@ -22,11 +26,26 @@ def way_of(flow: Flow) -> Gateway | None:
     except OSError as error:
         raise KernelError(error.errno or 0, "", what) from None
     try:
-        answers = exchange.ask(ask_way(flow, exchange.next()), what)
+        found = _asked(exchange, flow, what)
     finally:
         exchange.close()
-    for answer in answers:
+    return found.gateways[0] if found is not None and found.gateways else None
+
+
+def is_at_home(exchange: Exchange, address: bytes, what: str) -> bool:
+    """Whether packets to an address are for who is asked. Raises KernelError where he cannot be."""
+    try:
+        found = _asked(exchange, Flow(address), what)
+    except KernelError as error:
+        if error.errno not in (errno.ENETUNREACH, errno.EHOSTUNREACH):
+            raise
+        return False
+    return found is not None and found.kind == _RTN_LOCAL
+
+
+def _asked(exchange: Exchange, flow: Flow, what: str) -> RouteFacts | None:
+    for answer in exchange.ask(ask_way(flow, exchange.next()), what):
         decoded = RouteDecoder().decode(answer.data)
-        if decoded is not None and decoded[2].gateways:
-            return decoded[2].gateways[0]
+        if decoded is not None:
+            return decoded[2]
     return None
